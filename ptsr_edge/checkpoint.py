@@ -1,0 +1,224 @@
+"""Checkpoints: safetensors with configuration, preprocessing, labels and provenance inside.
+
+Nothing that can execute is ever loaded: pickled files are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ptsr_edge.config import LABELS, ModelConfig, Preprocess, named_model
+from ptsr_edge.errors import InputError
+from ptsr_edge.model import Model, Vit, build_model
+from ptsr_edge.schema import Record, parse
+from ptsr_edge.storage import sha256_of, write_whole
+
+METADATA_KEY = "ptsr_edge"
+EMBEDDED = Path(__file__).parent / "weights"
+
+
+class CheckpointInfo(Record):
+    """What a checkpoint says of itself.
+
+    `provenance` holds at least `kind` ("trained" or "random") and, where trained, the data's name and
+    hash, the subjects seen, the recipe, the seed, the command and the versions of the tools.
+    """
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    model: ModelConfig
+    preprocess: Preprocess
+    labels: list[str]
+    provenance: dict[str, Any]
+
+
+def save_checkpoint(path: Path, model: Model, info: CheckpointInfo, half: bool = False) -> None:
+    """Writes a checkpoint, whole or not at all; `half` stores the weights as float16."""
+    tensors = {
+        name: (value.half() if half and value.is_floating_point() else value).contiguous()
+        for name, value in model.state_dict().items()
+    }
+    metadata = {METADATA_KEY: info.model_dump_json(by_alias=True)}
+    write_whole(path, save(tensors, metadata))
+
+
+def load_checkpoint(path: Path) -> tuple[Model, CheckpointInfo]:
+    """Reads a checkpoint into a float32 model in evaluation mode.
+
+    Raises:
+        InputError: the file is missing, is no safetensors file, was not written by this toolkit, or its
+            weights are not those of its configuration.
+    """
+    tensors, metadata = _read(path)
+    if METADATA_KEY not in metadata:
+        raise InputError(
+            f"{path} holds weights but no ptsr-edge configuration; weights of other projects' ViTs are "
+            "taken by `train --init`"
+        )
+    try:
+        data = json.loads(metadata[METADATA_KEY])
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: its {METADATA_KEY} metadata is not JSON: {error}") from None
+    info = parse(CheckpointInfo, data, str(path))
+    model = build_model(info.model)
+    _fill(model, tensors, str(path))
+    return model, info
+
+
+def read_info(path: Path) -> CheckpointInfo:
+    """What a checkpoint says of itself, without its weights; raises as `load_checkpoint` does."""
+    return load_checkpoint(path)[1]
+
+
+def embedded_checkpoint(name: str) -> Path | None:
+    """The checkpoint of a named model that ships in the package, or None."""
+    path = EMBEDDED / f"{name}.safetensors"
+    return path if path.is_file() else None
+
+
+def resolve(checkpoint: Path | None, name: str | None) -> tuple[Model, CheckpointInfo, str]:
+    """The model to work on, what it says of itself, and the hash of its weights.
+
+    A checkpoint, else the embedded weights of the named model, else seeded random ones, whose
+    provenance says so. With both arguments the checkpoint must be of the named model.
+
+    Raises:
+        InputError: unknown model, unreadable checkpoint, or a checkpoint of another model.
+    """
+    path = checkpoint if checkpoint is not None else embedded_checkpoint(named_model(name or "").name)
+    if path is not None:
+        model, info = load_checkpoint(path)
+        if name is not None and info.model.name != name:
+            raise InputError(f"{path} is a checkpoint of {info.model.name}, not of {name}")
+        return model, info, sha256_of(path)
+    config = named_model(name or "")
+    info = CheckpointInfo(
+        model=config,
+        preprocess=Preprocess(image_size=config.image_size),
+        labels=list(LABELS),
+        provenance={
+            "kind": "random",
+            "seed": 0,
+            "card": "seeded random weights: for speed and size studies only, its answers mean nothing",
+        },
+    )
+    return build_model(config, seed=0), info, f"random-{config.name}-seed0"
+
+
+def load_vit(model: Vit, path: Path) -> None:
+    """Fills the baseline from a safetensors file in timm's, DeiT's or Hugging Face's layout.
+
+    Raises:
+        InputError: unreadable file, another layout, or shapes that do not fit the geometry.
+    """
+    tensors, _ = _read(path)
+    load_vit_state(model, tensors, str(path))
+
+
+def load_vit_state(model: Vit, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Fills the baseline from a state dict in timm's, DeiT's or Hugging Face's layout.
+
+    Raises:
+        InputError: another layout, or shapes that do not fit the geometry.
+    """
+    state = {name.removeprefix("model."): value for name, value in tensors.items()}
+    if any(name.startswith("vit.") for name in state):
+        try:
+            state = _from_transformers(state, model.config.depth)
+        except KeyError as error:
+            raise InputError(
+                f"{where} lacks {error}: not the layout of a ViTForImageClassification of depth "
+                f"{model.config.depth}"
+            ) from None
+    distilled = [name for name in ("dist_token", "head_dist.weight") if name in state]
+    if distilled:
+        raise InputError(
+            f"{where} is a distilled DeiT (it has {distilled[0]}); accepted are the plain layouts of timm, "
+            "DeiT and Hugging Face's ViTForImageClassification"
+        )
+    _fill(model, state, where)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint at {path}")
+    try:
+        with safe_open(path, framework="pt") as stream:
+            return {name: stream.get_tensor(name) for name in stream.keys()}, stream.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is not a safetensors file ({error}); only safetensors are read, pickled files can execute"
+        ) from None
+
+
+def _fill(model: Model, tensors: Mapping[str, Tensor], where: str) -> None:
+    wanted = model.state_dict()
+    name = model.config.name
+    for kind, names in (("lacks", wanted.keys() - tensors.keys()), ("has", tensors.keys() - wanted.keys())):
+        if names:
+            first = f"{where} does not fit {name}: it {kind} {min(names)!r}"
+            raise InputError(f"{first} and {len(names) - 1} more" if len(names) > 1 else first)
+    for key, value in wanted.items():
+        if tensors[key].shape != value.shape:
+            raise InputError(
+                f"{where} does not fit {name}: {key} is {tuple(tensors[key].shape)}, "
+                f"wanted {tuple(value.shape)}"
+            )
+    model.load_state_dict({key: tensors[key].to(value.dtype) for key, value in wanted.items()})
+    broken = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    if broken:
+        raise InputError(f"{where}: {broken[0]} holds NaN or infinite values")
+
+
+_TRANSFORMERS_BLOCK = {
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "attention.o_proj": "attn.proj",
+    "attention.output.dense": "attn.proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+
+
+def _from_transformers(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
+    """Hugging Face's names (of both transformers 4 and 5) to timm's; query, key, value fused."""
+    renamed = {
+        "cls_token": state["vit.embeddings.cls_token"],
+        "pos_embed": state["vit.embeddings.position_embeddings"],
+    }
+    outer = {
+        "vit.embeddings.patch_embeddings.projection": "patch_embed.proj",
+        "vit.layernorm": "norm",
+        "classifier": "head",
+    }
+    for theirs, ours in outer.items():
+        for part in ("weight", "bias"):
+            renamed[f"{ours}.{part}"] = state[f"{theirs}.{part}"]
+    stem = "vit.layers" if "vit.layers.0.layernorm_before.weight" in state else "vit.encoder.layer"
+    for index in range(depth):
+        block = f"{stem}.{index}."
+        for theirs, ours in _TRANSFORMERS_BLOCK.items():
+            for part in ("weight", "bias"):
+                if f"{block}{theirs}.{part}" in state:
+                    renamed[f"blocks.{index}.{ours}.{part}"] = state[f"{block}{theirs}.{part}"]
+        for part in ("weight", "bias"):
+            parts = [_first_of(state, block, letter, part) for letter in ("query", "key", "value")]
+            renamed[f"blocks.{index}.attn.qkv.{part}"] = torch.cat(parts)
+    return renamed
+
+
+def _first_of(state: Mapping[str, Tensor], block: str, letter: str, part: str) -> Tensor:
+    for name in (f"attention.attention.{letter}", f"attention.{letter[0]}_proj"):
+        if f"{block}{name}.{part}" in state:
+            return state[f"{block}{name}.{part}"]
+    raise KeyError(f"{block}attention.{letter}.{part}")

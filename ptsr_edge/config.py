@@ -1,0 +1,168 @@
+"""The named models and how their input is made: pure data, validated once.
+
+Budgets are given as a keep rate in (0, 1] and turned into a token count by `ModelConfig.tokens_at`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ptsr_edge.errors import InputError
+from ptsr_edge.schema import Record
+
+LABELS = ("negative", "positive", "surprise")
+"""The classes of the MEGC2019 composite, in the order of its label numbers 0, 1, 2."""
+
+Score = Literal["class-attention", "rollout", "strain", "random"]
+
+
+class ModelConfig(Record):
+    """Geometry of a PTSR or of its full-token ViT baseline.
+
+    `select_block` counts from 0 and is read only by the scores that need attention
+    (`class-attention`, `rollout`); `strain` and `random` select before the embedding.
+    """
+
+    name: str
+    kind: Literal["ptsr", "vit"]
+    image_size: int = Field(gt=0)
+    patch_size: int = Field(gt=0)
+    channels: int = Field(default=3, gt=0)
+    dim: int = Field(gt=0)
+    depth: int = Field(ge=1)
+    heads: int = Field(gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    classes: int = Field(default=len(LABELS), ge=2)
+    norm_eps: float = Field(default=1e-6, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    layer_scale: float | None = Field(default=None, gt=0)
+    token_norm: Literal["layer", "batch"] = "layer"
+    score: Score = "class-attention"
+    select_block: int = Field(default=0, ge=0)
+    local_readout: bool = True
+
+    @model_validator(mode="after")
+    def _check_geometry(self) -> ModelConfig:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"patch_size must divide image_size, got {self.patch_size} for {self.image_size}"
+            )
+        if self.dim % self.heads:
+            raise ValueError(f"heads must divide dim, got {self.heads} for {self.dim}")
+        if self.kind == "ptsr" and self.patch_size % 2:
+            raise ValueError(f"patch_size must be even for half-patch shifts, got {self.patch_size}")
+        if self.select_block >= self.depth:
+            raise ValueError(
+                f"select_block must be in [0, {self.depth - 1}] for depth {self.depth}, "
+                f"got {self.select_block}"
+            )
+        return self
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        """Patch tokens of the full model, N."""
+        return self.grid**2
+
+    @property
+    def mlp_dim(self) -> int:
+        """Width of the hidden layer of each block's MLP."""
+        return int(self.dim * self.mlp_ratio)
+
+    @property
+    def selects_before_embedding(self) -> bool:
+        """Whether the selection needs nothing but the input."""
+        return self.score in ("strain", "random")
+
+    def tokens_at(self, keep_rate: float) -> int:
+        """The number of patch tokens kept at a keep rate: ceil(rate x N).
+
+        Raises:
+            InputError: the rate is not a number in (0, 1].
+        """
+        if not 0 < keep_rate <= 1:
+            raise InputError(f"a budget is a keep rate in (0, 1], got {keep_rate:g}")
+        return max(1, math.ceil(keep_rate * self.patches - 1e-9))
+
+    def check_tokens(self, tokens: int) -> int:
+        """Returns `tokens` if a static variant can keep that many.
+
+        Raises:
+            InputError: fewer than 1 or more than there are.
+        """
+        if not 1 <= tokens <= self.patches:
+            raise InputError(
+                f"a static variant of {self.name} keeps 1 to {self.patches} tokens, got {tokens}"
+            )
+        return tokens
+
+
+class Preprocess(Record):
+    """How two frames become the input of a model. Travels with every checkpoint and bundle.
+
+    Attributes:
+        image_size: side of the square input, in pixels.
+        flow: method of the optical flow from onset to apex; `published` means that the data came
+            as flow fields and that the method is their publisher's.
+        global_motion: what is removed before the flow is measured.
+        strain: formula and derivative of the third channel.
+        normalise: what is done per image and channel before the network.
+    """
+
+    image_size: int = Field(gt=0)
+    channels: tuple[str, str, str] = ("u", "v", "strain")
+    flow: Literal["dis-medium", "published"] = "dis-medium"
+    global_motion: Literal["similarity", "none"] = "similarity"
+    strain: Literal["sobel3"] = "sobel3"
+    normalise: Literal["median-std"] = "median-std"
+
+
+_TINY = dict(image_size=112, patch_size=8, dim=192, depth=6, heads=3)
+_SMALL = dict(image_size=224, patch_size=16, dim=384, depth=12, heads=6)
+_NANO = dict(
+    image_size=28, patch_size=4, dim=24, depth=1, heads=2, mlp_ratio=1.0, dropout=0.5, layer_scale=0.1
+)
+
+MODELS: dict[str, ModelConfig] = {
+    config.name: config
+    for config in (
+        ModelConfig(name="ptsr-nano", kind="ptsr", token_norm="batch", score="strain", **_NANO),  # type: ignore[arg-type]
+        ModelConfig(name="ptsr-tiny", kind="ptsr", score="strain", **_TINY),  # type: ignore[arg-type]
+        ModelConfig(name="ptsr-small", kind="ptsr", score="class-attention", select_block=1, **_SMALL),  # type: ignore[arg-type]
+        ModelConfig(name="vit-nano", kind="vit", **_NANO),  # type: ignore[arg-type]
+        ModelConfig(name="vit-tiny", kind="vit", **_TINY),  # type: ignore[arg-type]
+        ModelConfig(name="vit-small", kind="vit", **_SMALL),  # type: ignore[arg-type]
+    )
+}
+
+DEFAULT_MODEL = "ptsr-tiny"
+
+
+def named_model(name: str) -> ModelConfig:
+    """The configuration of a named model.
+
+    Raises:
+        InputError: there is no model of that name; the message lists them and the nearest.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
+    raise InputError(f"unknown model {name!r}; known: {', '.join(MODELS)} (nearest: {near})")
+
+
+def baseline_of(config: ModelConfig) -> ModelConfig:
+    """The plain full-token ViT of the same depth, width, heads and patch."""
+    if config.kind == "vit":
+        return config
+    kept = {"image_size", "patch_size", "channels", "dim", "depth", "heads", "mlp_ratio", "classes",
+            "norm_eps", "dropout", "layer_scale"}  # fmt: skip
+    name = config.name.replace("ptsr", "vit") if "ptsr" in config.name else f"vit-of-{config.name}"
+    return ModelConfig(name=name, kind="vit", **{key: getattr(config, key) for key in kept})

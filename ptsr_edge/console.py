@@ -1,0 +1,103 @@
+"""What every command shares: one-line errors, exit codes, progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import click
+
+from ptsr_edge.errors import InputError, PtsrError
+
+T = TypeVar("T")
+log = logging.getLogger("ptsr_edge")
+
+
+class Verb(click.Command):
+    """A subcommand: adds `--debug`, turns a `PtsrError` into one line and an exit code.
+
+    Exit codes: 0 done, 1 the job failed, 2 the call was wrong.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(
+                ["--debug"],
+                is_flag=True,
+                expose_value=False,
+                is_eager=True,
+                callback=_remember_debug,
+                help="Show the full traceback of an error.",
+            )
+        )
+
+    def invoke(self, ctx: click.Context) -> Any:
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+        try:
+            return super().invoke(ctx)
+        except PtsrError as error:
+            if ctx.meta.get("ptsr_edge.debug"):
+                traceback.print_exc()
+            line = " ".join(str(error).split())
+            click.echo(f"ptsr-edge {ctx.info_name}: {line}", err=True)
+            sys.exit(error.exit_code)
+
+
+def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    ctx.meta["ptsr_edge.debug"] = value
+
+
+def run(verb: click.Command, name: str) -> None:
+    """Runs a verb as `python -m ptsr_edge.NAME`."""
+    verb.main(prog_name=name)
+
+
+def say(text: str) -> None:
+    """One line of progress, on stderr."""
+    click.echo(text, err=True)
+
+
+def finish(record: dict[str, Any], lines: Iterable[str], as_json: bool) -> None:
+    """Prints the result on stdout: the lines (the last is the path of what was made), or the record."""
+    if as_json:
+        click.echo(json.dumps(record, indent=2, ensure_ascii=False))
+        return
+    for line in lines:
+        click.echo(line)
+
+
+def progress(items: Iterable[T], label: str, length: int | None = None) -> Iterator[T]:
+    """Yields the items behind a progress bar on stderr; silent where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    with click.progressbar(items, length=length, label=label, file=sys.stderr) as bar:
+        yield from bar
+
+
+def comma_separated(parse: Callable[[str], T], what: str) -> Callable[..., list[T] | None]:
+    """A click callback for lists such as `1.0,0.5,0.25`.
+
+    Raises:
+        InputError: an entry cannot be read; the message names it.
+    """
+
+    def callback(_ctx: click.Context, _param: click.Parameter, value: str | None) -> list[T] | None:
+        if value is None:
+            return None
+        entries = []
+        for text in value.split(","):
+            try:
+                entries.append(parse(text.strip()))
+            except InputError:
+                raise
+            except ValueError as error:
+                raise InputError(f"{what}: cannot read {text.strip()!r} in {value!r}") from error
+        return entries
+
+    return callback

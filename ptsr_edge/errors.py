@@ -1,0 +1,54 @@
+"""Everything that ptsr-edge raises on purpose.
+
+    PtsrError
+    ├── InputError      what was asked for or handed in is not acceptable   (exit code 2)
+    └── JobError        the request was fine, doing it failed               (exit code 1)
+        ├── ParityError        an artifact departs from its reference
+        └── MissingExtraError  a package that the job needs is not installed
+
+A message is one line for the person who reads it: what was wrong, what was found, what is accepted.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class PtsrError(Exception):
+    """Base of all errors that ptsr-edge raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(PtsrError, ValueError):
+    """An argument, file or array that is not acceptable; nothing was started."""
+
+    exit_code = 2
+
+
+class JobError(PtsrError, RuntimeError):
+    """A job that was started in good order and could not be finished."""
+
+
+class ParityError(JobError):
+    """An exported artifact departs from its reference by more than its limit."""
+
+
+class MissingExtraError(JobError, ImportError):
+    """A package that the job needs is not installed."""
+
+
+def require(module: str, extra: str, purpose: str) -> ModuleType:
+    """Imports `module`, or says which extra brings it.
+
+    Raises:
+        MissingExtraError: the module is not installed; the message holds the `pip install` line.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{purpose} needs the package {module.partition('.')[0]!r}, which is not installed "
+            f"({error}): pip install 'ptsr-edge[{extra}]'"
+        ) from error

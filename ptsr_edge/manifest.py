@@ -1,0 +1,127 @@
+"""`bundle.json`: what a bundle holds, where it comes from and what was proven about it."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from ptsr_edge.config import ModelConfig, Preprocess
+from ptsr_edge.errors import InputError
+from ptsr_edge.schema import Record, read_record
+from ptsr_edge.storage import sha256_of, write_json
+
+SCHEMA = 1
+MANIFEST = "bundle.json"
+
+Target = Literal["cpu", "openvino", "trt"]
+TARGETS: tuple[Target, ...] = ("cpu", "openvino", "trt")
+
+
+class BundleFile(Record):
+    """A file of a variant: its path relative to the bundle, its size and its SHA-256."""
+
+    path: str
+    bytes: int = Field(ge=0)
+    sha256: str
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, value: str) -> str:
+        path = PurePosixPath(value)
+        if path.is_absolute() or ".." in path.parts or "\\" in value or not path.parts:
+            raise ValueError("a path must be relative and stay inside the bundle")
+        return value
+
+
+class Parity(Record):
+    """How far an artifact departs from the eager fp32 model on calibration samples.
+
+    Attributes:
+        reference: what it was compared with.
+        samples: how many inputs were compared.
+        max_abs: largest absolute difference of a logit.
+        top1_agreement: share of inputs with the same top class.
+        kept_agreement: mean overlap of the selected tokens, as sets (1.0: identical).
+        limit: the largest `max_abs` that the gate lets through.
+    """
+
+    reference: str
+    samples: int = Field(ge=0)
+    max_abs: float
+    top1_agreement: float
+    kept_agreement: float = 1.0
+    limit: float
+
+
+class Variant(Record):
+    """One static token budget in one precision for one target."""
+
+    id: str
+    target: Target
+    keep_rate: float = Field(gt=0, le=1)
+    tokens: int = Field(ge=1)
+    precision: str
+    artifact: str
+    files: list[BundleFile]
+    macs: int = Field(ge=0)
+    parameters: int = Field(ge=0)
+    parity: Parity
+    built_with: dict[str, Any]
+    runs_on: dict[str, Any]
+
+
+class Bundle(Record):
+    """The manifest of a bundle; `target` is the first target it was exported for."""
+
+    schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
+    name: str
+    target: Target
+    model: ModelConfig
+    labels: list[str]
+    preprocess: Preprocess
+    provenance: dict[str, Any]
+    variants: list[Variant] = Field(min_length=1)
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Reads a bundle's manifest.
+
+    Raises:
+        InputError: the folder is not there, is no bundle, or its manifest is of another schema.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; a bundle is a folder with a {MANIFEST}")
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder} holds no {MANIFEST}: not a bundle made by `ptsr-edge export`")
+    return read_record(Bundle, folder / MANIFEST)
+
+
+def write_bundle(folder: Path, bundle: Bundle) -> None:
+    """Writes the manifest of a bundle."""
+    write_json(folder / MANIFEST, bundle.model_dump(mode="json", by_alias=True))
+
+
+def describe_file(folder: Path, path: Path) -> BundleFile:
+    """The manifest's entry for a file of the bundle at `folder`."""
+    return BundleFile(
+        path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=sha256_of(path)
+    )
+
+
+def check_files(folder: Path, variant: Variant) -> None:
+    """Makes sure that a variant's files are the ones that were proven.
+
+    Raises:
+        InputError: a file is missing or has changed since the export.
+    """
+    for entry in variant.files:
+        path = folder / entry.path
+        if not path.is_file():
+            raise InputError(f"{path} is missing: export the bundle again")
+        if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
+            raise InputError(
+                f"{path} has changed since it was exported (its SHA-256 is not the manifest's): "
+                "export the bundle again"
+            )

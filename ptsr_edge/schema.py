@@ -1,0 +1,73 @@
+"""Strict records: frozen, typed, validated once at the border; an unknown key names the nearest one."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ptsr_edge.errors import InputError
+
+
+class Record(BaseModel):
+    """Base of all configurations, manifests and reports."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), ser_json_inf_nan="null")
+
+
+R = TypeVar("R", bound=Record)
+
+
+def parse(kind: type[R], data: Any, where: str) -> R:
+    """Validates `data` as a record of `kind`.
+
+    Raises:
+        InputError: the first thing that is wrong, with its place, the value found and the rule;
+            an unknown key is answered with the nearest known one.
+    """
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_first_fault(kind, error)}") from None
+
+
+def read_record(kind: type[R], path: Path) -> R:
+    """Reads a JSON file as a record of `kind`.
+
+    Raises:
+        InputError: the file is not there, is not JSON, or is not such a record.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not a readable JSON file: {error}") from None
+    return parse(kind, data, str(path))
+
+
+def _first_fault(kind: type[Record], error: ValidationError) -> str:
+    fault = error.errors()[0]
+    place = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        key = str(fault["loc"][-1])
+        known = _known_keys(kind)
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+        return f"unknown key {place!r}; the nearest known key is {near[0]!r}"
+    message = fault["msg"].removeprefix("Value error, ")
+    if not place:
+        return message
+    return f"{place}: {message} (found {fault['input']!r})"[:400]
+
+
+def _known_keys(kind: type[BaseModel]) -> list[str]:
+    keys: list[str] = []
+    for name, field in kind.model_fields.items():
+        keys.append(name)
+        for part in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(part, type) and issubclass(part, BaseModel) and part is not kind:
+                keys += _known_keys(part)
+    return keys
