@@ -1,0 +1,256 @@
+"""From two face frames to the input of a network: the one preprocessing of training, calibration,
+evaluation and the camera.
+
+    frames (H, W) uint8  --flow_sample-->  (S, S, 3) float32: u, v, strain  --to_input-->  (B, 3, S, S)
+
+u and v are in pixels of the frames that were measured, +x to the right and +y down.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptsr_edge.errors import InputError, require
+
+if TYPE_CHECKING:
+    from ptsr_edge.config import Preprocess
+
+Float = NDArray[np.float32]
+Frame = NDArray[np.uint8]
+
+MIN_FRAME = 16
+"""Side in pixels below which DIS has no pyramid level to work on."""
+
+_MOVING = ((0.08, 0.15, 0.92, 0.45), (0.20, 0.62, 0.80, 0.95))
+"""Boxes (x0, y0, x1, y1) in fractions of an aligned face crop that expressions move: brows and eyes,
+mouth and chin. The head's own motion is read outside of them."""
+
+_GRID = 16
+_INLIER_PX_PER_SIDE = 0.25 / 112
+_FLAT = 1e-6
+
+
+def optical_flow(onset: Frame, apex: Frame, preprocess: Preprocess) -> Float:
+    """Measures the motion from `onset` to `apex` by dense inverse search.
+
+    With `global_motion` "similarity", translation, rotation and scale of the head are estimated by
+    RANSAC on a first flow over the parts of the face that expressions move least, the apex is warped
+    back, and the flow is measured again. Equal inputs give equal bits.
+
+    Args:
+        onset: (H, W) uint8, gray.
+        apex: (H, W) uint8, gray.
+        preprocess: which flow and which global motion.
+
+    Returns:
+        (H, W, 2) float32: u and v in pixels.
+
+    Raises:
+        InputError: the frames are no two gray uint8 images of one size, or `preprocess.flow` is
+            "published": how such fields were measured is their publisher's knowledge.
+        MissingExtraError: OpenCV is not installed.
+
+    Source: Kroeger et al., Fast Optical Flow using Dense Inverse Search, ECCV 2016 (OpenCV's
+    implementation, medium preset).
+    """
+    if preprocess.flow != "dis-medium":
+        raise InputError(
+            "flow from frames is measured with 'dis-medium'; this preprocessing says "
+            f"{preprocess.flow!r}, flow fields that came ready-made"
+        )
+    _check_frames(onset, apex)
+    first = _dis(onset, apex)
+    if preprocess.global_motion == "none":
+        return first
+    motion = _head_motion(first)
+    if motion is None:
+        return first
+    cv2 = _cv2()
+    height, width = onset.shape
+    steadied = cv2.warpAffine(
+        apex,
+        motion,
+        (width, height),
+        flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return _dis(onset, steadied)
+
+
+def optical_strain(flow: Float) -> Float:
+    """The magnitude of the strain tensor: sqrt(ux^2 + vy^2 + (uy + vx)^2 / 2).
+
+    Derivatives are Sobel 3x3 over 8 with a replicated border, so a field that is linear in x and y has
+    its exact derivatives everywhere but at the border.
+
+    Args:
+        flow: (H, W, 2) float32: u, v in pixels.
+
+    Returns:
+        (H, W) float32, dimensionless, never negative.
+
+    Source: Shreve et al., Macro- and micro-expression spotting in long videos using spatio-temporal
+    strain, FG 2011.
+    """
+    padded = np.pad(flow.astype(np.float32, copy=False), ((1, 1), (1, 1), (0, 0)), mode="edge")
+    smooth_y = padded[:-2] + 2 * padded[1:-1] + padded[2:]  # (H, W + 2, 2)
+    smooth_x = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]  # (H + 2, W, 2)
+    along_x = (smooth_y[:, 2:] - smooth_y[:, :-2]) / 8  # (H, W, 2): ux, vx
+    along_y = (smooth_x[2:] - smooth_x[:-2]) / 8  # (H, W, 2): uy, vy
+    shear = along_y[..., 0] + along_x[..., 1]
+    strain: Float = np.sqrt(along_x[..., 0] ** 2 + along_y[..., 1] ** 2 + shear**2 / 2)
+    return strain
+
+
+def flow_sample(onset: Frame, apex: Frame, preprocess: Preprocess) -> Float:
+    """Measures flow and strain at the frames' own size and brings them to the model's size.
+
+    Args:
+        onset: (H, W) uint8, gray, an aligned face crop.
+        apex: (H, W) uint8, gray, cropped alike.
+        preprocess: the model's preprocessing; `image_size` is S.
+
+    Returns:
+        (S, S, 3) float32: u, v in pixels of the frames, and strain.
+
+    Raises:
+        InputError: as `optical_flow`.
+    """
+    flow = optical_flow(onset, apex, preprocess)
+    return resize(np.dstack([flow, optical_strain(flow)]), preprocess.image_size)
+
+
+def resize(fields: Float, size: int) -> Float:
+    """Resamples (H, W, C) float32 to (size, size, C): area average to shrink, bilinear to enlarge."""
+    height, width = fields.shape[:2]
+    if (height, width) == (size, size):
+        return fields
+    cv2 = _cv2()
+    method = cv2.INTER_AREA if min(height, width) >= size else cv2.INTER_LINEAR
+    resized: Float = cv2.resize(np.ascontiguousarray(fields), (size, size), interpolation=method)
+    return resized
+
+
+def normalise(flow: Float) -> Float:
+    """Takes location and scale out of each image.
+
+    u and v lose their own median and are divided by their common standard deviation, the root of the
+    mean of both variances, so that directions stay true. Strain is divided by its own standard
+    deviation and not centred: it stays non-negative, which the selection by strain relies on. What is
+    flat becomes zero.
+
+    Args:
+        flow: (..., H, W, 3) float32: u, v, strain.
+
+    Returns:
+        (..., H, W, 3) float32. Each image comes out the same alone and in a batch.
+    """
+    *lead, height, width, _ = flow.shape
+    flat = np.moveaxis(flow.reshape(-1, height * width, 3), -1, 1)  # (B, 3, H W)
+    channels = np.array(flat, dtype=np.float64, order="C")
+    motion, strain = channels[:, :2], channels[:, 2:]
+    motion -= np.median(motion, axis=-1, keepdims=True)
+    spread = np.sqrt(motion.var(axis=-1, keepdims=True).mean(axis=1, keepdims=True))  # (B, 1, 1)
+    _divide(motion, spread)
+    _divide(strain, strain.std(axis=-1, keepdims=True))
+    normalised = np.moveaxis(channels, 1, -1).reshape(*lead, height, width, 3)
+    return np.ascontiguousarray(normalised, dtype=np.float32)
+
+
+def to_input(flow: Float) -> Float:
+    """Flow samples as the network takes them.
+
+    Args:
+        flow: (H, W, 3) or (B, H, W, 3) float32: u, v, strain.
+
+    Returns:
+        (B, 3, H, W) float32, normalised, contiguous; B is 1 for a single sample.
+    """
+    batch = flow[None] if flow.ndim == 3 else flow
+    return np.ascontiguousarray(np.moveaxis(normalise(batch), -1, 1))
+
+
+def check_flow(flow: Any, image_size: int) -> None:
+    """Makes sure that something is a flow sample of a model.
+
+    Raises:
+        InputError: it is not (image_size, image_size, 3) float32 or holds NaN or infinity.
+    """
+    accepted = f"a flow sample must be ({image_size}, {image_size}, 3) float32: u, v, strain"
+    if not isinstance(flow, np.ndarray):
+        raise InputError(f"{accepted}; found {type(flow).__name__}")
+    if flow.shape != (image_size, image_size, 3) or flow.dtype != np.float32:
+        raise InputError(f"{accepted}; found {flow.shape} {flow.dtype}")
+    bad = int(flow.size - np.isfinite(flow).sum())
+    if bad:
+        raise InputError(f"{accepted}, all finite; found {bad} values that are NaN or infinite")
+
+
+def _cv2() -> Any:
+    return require("cv2", "camera", "measuring optical flow")
+
+
+def _check_frames(onset: Frame, apex: Frame) -> None:
+    for name, frame in (("onset", onset), ("apex", apex)):
+        if not isinstance(frame, np.ndarray) or frame.ndim != 2 or frame.dtype != np.uint8:
+            found = (
+                f"{frame.shape} {frame.dtype}"
+                if isinstance(frame, np.ndarray)
+                else type(frame).__name__
+            )
+            raise InputError(f"the {name} frame must be (H, W) uint8, gray; found {found}")
+    if onset.shape != apex.shape:
+        raise InputError(f"onset and apex must be of one size; found {onset.shape} and {apex.shape}")
+    if min(onset.shape) < MIN_FRAME:
+        raise InputError(f"frames must be at least {MIN_FRAME} pixels a side; found {onset.shape}")
+
+
+def _dis(onset: Frame, apex: Frame) -> Float:
+    cv2 = _cv2()
+    method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    flow: Float = method.calc(np.ascontiguousarray(onset), np.ascontiguousarray(apex), None)
+    return flow
+
+
+def _head_motion(flow: Float) -> NDArray[np.float64] | None:
+    """The similarity (2, 3) from onset to apex, or None where the stable parts agree on none."""
+    cv2 = _cv2()
+    height, width = flow.shape[:2]
+    points = _stable_points(height, width)
+    columns, rows = points[:, 0].astype(np.intp), points[:, 1].astype(np.intp)
+    moved = points + flow[rows, columns]
+    # OpenCV's RANSAC draws from a generator of the process: without a seed, history would show.
+    cv2.setRNGSeed(0)
+    motion, _ = cv2.estimateAffinePartial2D(
+        points,
+        moved,
+        method=cv2.RANSAC,
+        ransacReprojThreshold=_INLIER_PX_PER_SIDE * max(height, width),
+        maxIters=500,
+        confidence=0.99,
+    )
+    if motion is None or not np.isfinite(motion).all():
+        return None
+    similarity: NDArray[np.float64] = np.asarray(motion, dtype=np.float64)
+    return similarity
+
+
+@cache
+def _stable_points(height: int, width: int) -> Float:
+    """(n, 2) float32: x, y of grid points outside of what expressions move."""
+    centres = (np.arange(_GRID) + 0.5) / _GRID
+    x, y = (part.ravel() for part in np.meshgrid(centres, centres))
+    stable = np.ones(x.shape, dtype=bool)
+    for x0, y0, x1, y1 in _MOVING:
+        stable &= ~((x > x0) & (x < x1) & (y > y0) & (y < y1))
+    points = np.stack([np.floor(x[stable] * width), np.floor(y[stable] * height)], axis=1)
+    return points.astype(np.float32)
+
+
+def _divide(values: NDArray[np.float64], spread: NDArray[np.float64]) -> None:
+    """In place; what has no spread becomes zero."""
+    values *= np.where(spread > _FLAT, 1 / np.maximum(spread, _FLAT), 0.0)

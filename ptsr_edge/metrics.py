@@ -1,0 +1,166 @@
+"""UF1 and UAR as the MEGC challenges define them, and what a difference of them is worth.
+
+A class that no true label names is left out of both means: its recall is not defined, and an F1 of 0
+for what could not be found would punish a small test set for being small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ptsr_edge.errors import InputError
+
+Counts = NDArray[np.int64]
+Metric = Callable[[Counts], float]
+
+
+def confusion(true: ArrayLike, predicted: ArrayLike, classes: int) -> Counts:
+    """Counts how often each true class was predicted as each class.
+
+    Args:
+        true: (n,) integers in [0, classes).
+        predicted: (n,) integers in [0, classes).
+        classes: how many classes there are.
+
+    Returns:
+        (classes, classes) int64: rows are true classes, columns predicted ones.
+
+    Raises:
+        InputError: the two differ in length, are no integers, or a class is out of range.
+    """
+    true_labels, predicted_labels = (
+        _labels(true, classes, "true"),
+        _labels(predicted, classes, "predicted"),
+    )
+    if true_labels.shape != predicted_labels.shape:
+        raise InputError(
+            "true and predicted labels must be as many; "
+            f"found {true_labels.size} and {predicted_labels.size}"
+        )
+    cells = np.bincount(true_labels * classes + predicted_labels, minlength=classes**2)
+    return cells.reshape(classes, classes).astype(np.int64)
+
+
+def uf1(counts: Counts) -> float:
+    """Unweighted F1: mean over the classes of 2 TP / (2 TP + FP + FN), counts pooled over all folds.
+
+    Args:
+        counts: (classes, classes) of `confusion`; leading axes are not accepted.
+
+    Raises:
+        InputError: there is no sample.
+
+    Source: See et al., MEGC 2019, FG 2019.
+    """
+    hits, present = np.diag(counts), _present(counts)
+    f1 = 2 * hits[present] / (counts.sum(axis=0) + counts.sum(axis=1))[present]
+    return float(f1.mean())
+
+
+def uar(counts: Counts) -> float:
+    """Unweighted average recall: the mean over the classes of TP / (TP + FN).
+
+    Raises:
+        InputError: there is no sample.
+
+    Source: See et al., MEGC 2019, FG 2019.
+    """
+    return float(np.nanmean(per_class_recall(counts)))
+
+
+def per_class_recall(counts: Counts) -> NDArray[np.float64]:
+    """(classes,) TP / (TP + FN); NaN for a class that has no sample.
+
+    Raises:
+        InputError: there is no sample.
+    """
+    present = _present(counts)
+    recall = np.full(len(counts), np.nan)
+    recall[present] = np.diag(counts)[present] / counts.sum(axis=1)[present]
+    return recall
+
+
+def paired_bootstrap(
+    true: ArrayLike,
+    predicted_a: ArrayLike,
+    predicted_b: ArrayLike,
+    subjects: Sequence[str] | NDArray[np.str_],
+    metric: Metric = uar,
+    resamples: int = 2000,
+    seed: int = 0,
+    classes: int | None = None,
+) -> tuple[float, float, float]:
+    """The difference metric(a) - metric(b) with a 95 % interval from resampling subjects.
+
+    Clips of one person are no independent draws: whole subjects are drawn with replacement, and both
+    models are judged on the same draw.
+
+    Args:
+        true: (n,) integers.
+        predicted_a: (n,) integers.
+        predicted_b: (n,) integers.
+        subjects: (n,) names.
+        metric: `uar`, `uf1`, or any other function of a confusion matrix.
+        resamples: how many draws.
+        seed: of the draws.
+        classes: how many there are; by default one more than the highest label.
+
+    Returns:
+        (difference, low, high): the difference on all subjects, and its 2.5 % and 97.5 % percentiles.
+
+    Raises:
+        InputError: lengths differ, there is no sample, or fewer than 1 resample is asked for.
+    """
+    labels = [np.asarray(values) for values in (true, predicted_a, predicted_b)]
+    names = np.asarray(subjects)
+    if len({values.shape for values in (*labels, names)}) != 1 or names.ndim != 1 or not names.size:
+        raise InputError(
+            "true, both predictions and subjects must be as many, at least 1; found "
+            + ", ".join(str(values.shape) for values in (*labels, names))
+        )
+    if resamples < 1:
+        raise InputError(f"resamples must be at least 1, got {resamples}")
+    if classes is None:
+        classes = int(max(values.max() for values in labels)) + 1
+    _, owner = np.unique(names, return_inverse=True)
+    per_subject = [
+        np.stack(
+            [
+                confusion(labels[0][owner == s], pred[owner == s], classes)
+                for s in range(owner.max() + 1)
+            ]
+        )
+        for pred in labels[1:]
+    ]  # two of (subjects, classes, classes)
+    difference = metric(per_subject[0].sum(axis=0)) - metric(per_subject[1].sum(axis=0))
+    draws = np.random.default_rng(seed).integers(0, owner.max() + 1, size=(resamples, owner.max() + 1))
+    spread = [
+        metric(per_subject[0][d].sum(axis=0)) - metric(per_subject[1][d].sum(axis=0)) for d in draws
+    ]
+    low, high = np.percentile(spread, [2.5, 97.5])
+    return float(difference), float(low), float(high)
+
+
+def _labels(values: ArrayLike, classes: int, name: str) -> Counts:
+    labels = np.asarray(values)
+    if labels.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"{name} labels must be (n,) integers; found {labels.shape} {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise InputError(
+            f"{name} labels must be in [0, {classes - 1}]; found {labels.min()} to {labels.max()}"
+        )
+    return labels.astype(np.int64)
+
+
+def _present(counts: Counts) -> NDArray[np.bool_]:
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
+        raise InputError(f"a confusion matrix must be (classes, classes); found {counts.shape}")
+    present: NDArray[np.bool_] = counts.sum(axis=1) > 0
+    if not present.any():
+        raise InputError("a confusion matrix without a sample has no UF1 or UAR")
+    return present
