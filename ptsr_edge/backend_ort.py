@@ -32,7 +32,7 @@ class OrtRunner:
             self._session: Any = ort.InferenceSession(
                 str(artifact), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # noqa: BLE001  (onnxruntime's exceptions share no public base)
+        except Exception as error:
             raise JobError(f"ONNX Runtime {ort.__version__} cannot load {artifact.name}: {error}") from error
         self._outputs = [output.name for output in self._session.get_outputs()]
 

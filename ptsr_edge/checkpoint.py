@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ptsr_edge.config import LABELS, ModelConfig, Preprocess, named_model
-from ptsr_edge.errors import InputError
+from ptsr_edge.errors import InputError, JobError
 from ptsr_edge.model import Model, Vit, build_model
 from ptsr_edge.schema import Record, parse
 from ptsr_edge.storage import sha256_of, write_whole
@@ -41,11 +41,20 @@ class CheckpointInfo(Record):
 
 
 def save_checkpoint(path: Path, model: Model, info: CheckpointInfo, half: bool = False) -> None:
-    """Writes a checkpoint, whole or not at all; `half` stores the weights as float16."""
+    """Writes a checkpoint, whole or not at all; `half` stores the weights as float16.
+
+    Raises:
+        JobError: a weight is not finite (training diverged, or float16 cannot hold it), or the file
+            cannot be written.
+    """
     tensors = {
         name: (value.half() if half and value.is_floating_point() else value).contiguous()
         for name, value in model.state_dict().items()
     }
+    broken = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
+    if broken:
+        kind = "float16" if half else "float32"
+        raise JobError(f"{path} was not written: as {kind}, {broken[0]} holds NaN or infinite values")
     metadata = {METADATA_KEY: info.model_dump_json(by_alias=True)}
     write_whole(path, save(tensors, metadata))
 
@@ -155,7 +164,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: stream.get_tensor(name) for name in stream.keys()}, stream.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{path} is not a safetensors file ({error}); only safetensors are read, pickled files can execute"
+            f"{path} is not a safetensors file ({error}); nothing else is read: pickled files can execute"
         ) from None
 
 
@@ -214,7 +223,8 @@ def _from_transformers(state: Mapping[str, Tensor], depth: int) -> dict[str, Ten
         for part in ("weight", "bias"):
             parts = [_first_of(state, block, letter, part) for letter in ("query", "key", "value")]
             renamed[f"blocks.{index}.attn.qkv.{part}"] = torch.cat(parts)
-    return renamed
+    # Weights of a further block keep their names, for `_fill` to refuse them.
+    return renamed | {name: state[name] for name in state if name.startswith(f"{stem}.{depth}.")}
 
 
 def _first_of(state: Mapping[str, Tensor], block: str, letter: str, part: str) -> Tensor:

@@ -73,6 +73,11 @@ class ModelConfig(Record):
         return self.grid**2
 
     @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, S, S) of one input."""
+        return self.channels, self.image_size, self.image_size
+
+    @property
     def mlp_dim(self) -> int:
         """Width of the hidden layer of each block's MLP."""
         return int(self.dim * self.mlp_ratio)
@@ -134,12 +139,12 @@ _NANO = dict(
 MODELS: dict[str, ModelConfig] = {
     config.name: config
     for config in (
-        ModelConfig(name="ptsr-nano", kind="ptsr", token_norm="batch", score="strain", **_NANO),  # type: ignore[arg-type]
-        ModelConfig(name="ptsr-tiny", kind="ptsr", score="strain", **_TINY),  # type: ignore[arg-type]
-        ModelConfig(name="ptsr-small", kind="ptsr", score="class-attention", select_block=1, **_SMALL),  # type: ignore[arg-type]
-        ModelConfig(name="vit-nano", kind="vit", **_NANO),  # type: ignore[arg-type]
-        ModelConfig(name="vit-tiny", kind="vit", **_TINY),  # type: ignore[arg-type]
-        ModelConfig(name="vit-small", kind="vit", **_SMALL),  # type: ignore[arg-type]
+        ModelConfig(name="ptsr-nano", kind="ptsr", token_norm="batch", score="strain", **_NANO),
+        ModelConfig(name="ptsr-tiny", kind="ptsr", score="strain", **_TINY),
+        ModelConfig(name="ptsr-small", kind="ptsr", score="class-attention", select_block=1, **_SMALL),
+        ModelConfig(name="vit-nano", kind="vit", **_NANO),
+        ModelConfig(name="vit-tiny", kind="vit", **_TINY),
+        ModelConfig(name="vit-small", kind="vit", **_SMALL),
     )
 }
 

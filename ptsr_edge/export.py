@@ -1,38 +1,53 @@
 """A checkpoint becomes a bundle: static token-budget variants, each proven before it is written.
 
-    python -m ptsr_edge.export --target cpu
+python -m ptsr_edge.export --target cpu
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from onnx import ModelProto
 
-from ptsr_edge.backend_ort import OrtRunner
-from ptsr_edge.checkpoint import CheckpointInfo, embedded_checkpoint, resolve
+from ptsr_edge.calibration import calibration_side, draw
+from ptsr_edge.checkpoint import CheckpointInfo, resolve
 from ptsr_edge.config import DEFAULT_MODEL, MODELS
 from ptsr_edge.console import Verb, comma_separated, finish, progress, run, say
-from ptsr_edge.data import DATA_NAMES, load
+from ptsr_edge.data import DATA_NAMES
 from ptsr_edge.errors import InputError
 from ptsr_edge.flops import count_macs
-from ptsr_edge.manifest import Bundle, Variant, describe_file, write_bundle
+from ptsr_edge.flow import to_input
+from ptsr_edge.manifest import MANIFEST, Bundle, Variant, describe_file, write_bundle
 from ptsr_edge.model import Model, count_parameters
-from ptsr_edge.onnx_graph import OPSET, add_metadata, trace, write_sharing_weights
+from ptsr_edge.onnx_graph import add_metadata, trace, write_sharing_weights
 from ptsr_edge.parity import eager_reference, measure_parity, require_parity
 from ptsr_edge.static import to_static
 from ptsr_edge.storage import staged_folder
+from ptsr_edge.target import BuildRequest, Target, variant_id
+from ptsr_edge.target_cpu import CpuTarget
 
 BUDGETS = (1.0, 0.5, 0.25)
-PRECISIONS = {"cpu": ("fp32",)}
-CALIBRATION_CLIPS = 32
-WEIGHTS = "weights.bin"
+TARGETS: dict[str, Target] = {target.name: target for target in (CpuTarget(),)}
+CALIBRATION_SAMPLES = 32
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call of `export`, checked: what is exported, into what, and on which samples it is proven."""
+
+    model: Model
+    info: CheckpointInfo
+    rates: Sequence[float]
+    target: Target
+    flows: NDArray[np.float32]
 
 
 def export_bundle(
@@ -52,7 +67,7 @@ def export_bundle(
         out: the bundle's folder; one that stands there is replaced only when all variants are proven.
         model: a named model; with `checkpoint`, the name that it must have.
         checkpoint: by default the embedded weights, or seeded random ones where none are embedded.
-        target: see `PRECISIONS`.
+        target: one of `TARGETS`.
         budgets: keep rates in (0, 1]; by default 1, .5 and .25 for PTSR and 1 for a baseline.
         precisions: by default all that the target has.
         calibration: folder of the data to prove on; `synthetic` needs none.
@@ -64,90 +79,124 @@ def export_bundle(
         ParityError: a variant misses its limit; nothing was written.
         JobError: anything else failed; nothing was written.
     """
-    chosen = _check_target(target, precisions)
+    _check_out(out)
+    builder, chosen = check_target(target, precisions)
     loaded, info, digest = resolve(checkpoint, model or (None if checkpoint else DEFAULT_MODEL))
-    rates = _check_budgets(info, budgets)
-    flows, clips = calibration_flows(info, calibration, calibration_data)
-    with staged_folder(out) as stage:
-        variants = _write_variants(stage, loaded, info, rates, chosen, flows)
+    rates = check_budgets(info, budgets)
+    side = calibration_side(info, calibration, calibration_data, CALIBRATION_SAMPLES)
+    samples, record = draw(side, CALIBRATION_SAMPLES)
+    job = Job(loaded, info, rates, builder, samples.flows)
+    with staged_folder(out) as stage, TemporaryDirectory(prefix="ptsr-edge-") as scratch:
+        graphs, macs = trace_budgets(job, Path(scratch))
+        variants = [
+            variant
+            for precision in chosen
+            for variant in build_and_prove(job, precision, graphs, macs, stage)
+        ]
         bundle = Bundle(
-            schema=1, name=info.model.name, target="cpu", model=info.model, labels=info.labels,
-            preprocess=info.preprocess, provenance=_provenance(info, digest, clips), variants=variants,
-        )  # fmt: skip
+            name=info.model.name,
+            target=builder.name,
+            model=info.model,
+            labels=info.labels,
+            preprocess=info.preprocess,
+            provenance={"checkpoint_sha256": digest, **info.provenance, "calibration": record.model_dump()},
+            variants=variants,
+        )
         write_bundle(stage, bundle)
     return bundle
 
 
-def _write_variants(
-    stage: Path, model: Model, info: CheckpointInfo, rates: Sequence[float], precisions: Sequence[str],
-    flows: NDArray[np.float32],
-) -> list[Variant]:  # fmt: skip
-    config = info.model
+def trace_budgets(job: Job, folder: Path) -> tuple[dict[int, Path], dict[int, int]]:
+    """Writes one fp32 graph a token count, with shared weights; their paths and their MACs."""
+    config = job.info.model
+    models: dict[Path, ModelProto] = {}
     graphs, macs = {}, {}
-    for rate in progress(rates, "exporting graphs"):
-        static = to_static(model, config.tokens_at(rate))
-        path = stage / f"{variant_id(config.name, 'cpu', 'fp32', config.tokens_at(rate))}.onnx"
-        graphs[path] = trace(static, config)
-        add_metadata(graphs[path], info.labels, info.preprocess)
-        example = torch.zeros(1, config.channels, config.image_size, config.image_size)
-        macs[path] = count_macs(static, (example,)).total
-    write_sharing_weights(graphs, stage / WEIGHTS)
-    weights = describe_file(stage, stage / WEIGHTS)
+    for rate in progress(job.rates, "tracing graphs"):
+        tokens = config.tokens_at(rate)
+        static = to_static(job.model, tokens)
+        graphs[tokens] = folder / f"{config.name}-k{tokens}.onnx"
+        models[graphs[tokens]] = trace(static, config)
+        add_metadata(models[graphs[tokens]], job.info.labels, job.info.preprocess)
+        macs[tokens] = count_macs(static, (torch.zeros(1, *config.input_shape),)).total
+    write_sharing_weights(models, folder / "weights.bin")
+    return graphs, macs
+
+
+def build_and_prove(
+    job: Job, precision: str, graphs: Mapping[int, Path], macs: Mapping[int, int], stage: Path
+) -> list[Variant]:
+    """Builds all budgets in one precision and compares each with the eager model.
+
+    Raises:
+        ParityError: a variant misses its limit.
+        JobError: the target's tools refuse a graph.
+    """
+    info, target = job.info, job.target
+    request = BuildRequest(
+        info.model.name, graphs, precision, stage, info.labels, info.preprocess, to_input(job.flows)
+    )
+    artifacts = target.build(request)
     variants = []
-    for rate, path in progress(list(zip(rates, graphs, strict=True)), "proving variants"):
-        reference = eager_reference(model, config.tokens_at(rate), flows)
-        parity = measure_parity(reference, OrtRunner(path, threads=1).run, "fp32")
-        require_parity(parity, path.stem)
+    for rate in progress(job.rates, f"proving {target.name} {precision}"):
+        tokens = info.model.tokens_at(rate)
+        artifact = artifacts[tokens]
+        name = variant_id(info.model.name, target.name, precision, tokens)
+        runner = target.runner(artifact, threads=1)
+        parity = None
+        if runner is not None:
+            parity = measure_parity(eager_reference(job.model, tokens, job.flows), runner.run, precision)
+            require_parity(parity, name)
         variants.append(
             Variant(
-                id=path.stem, target="cpu", keep_rate=rate, tokens=config.tokens_at(rate), precision="fp32",
-                artifact=path.name, files=[describe_file(stage, path), weights], macs=macs[path],
-                parameters=count_parameters(model), parity=parity,
-                built_with={"opset": OPSET} | {p: version(p) for p in ("torch", "onnx", "onnxruntime")},
-                runs_on={"runtime": "onnxruntime", "device": "any CPU"},
+                id=name,
+                target=target.name,
+                keep_rate=rate,
+                tokens=tokens,
+                precision=precision,
+                artifact=artifact.path.relative_to(stage).as_posix(),
+                files=[describe_file(stage, path) for path in artifact.files],
+                macs=macs[tokens],
+                parameters=count_parameters(job.model),
+                parity=parity,
+                built_with={"torch": version("torch"), **artifact.built_with},
+                runs_on=artifact.runs_on,
             )
-        )  # fmt: skip
+        )
     return variants
 
 
-def variant_id(model: str, target: str, precision: str, tokens: int) -> str:
-    """The name of a variant, unique within a bundle and telling outside of it."""
-    return f"{model}-{target}-{precision}-k{tokens}"
-
-
-def calibration_flows(
-    info: CheckpointInfo, root: Path | None, name: str | None
-) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """Samples (n, S, S, 3) to prove on, from subjects of the training side, and what they are.
+def _check_out(out: Path) -> None:
+    """Only a bundle, or an empty folder, may be replaced: `--out .` must not remove somebody's work.
 
     Raises:
-        InputError: unknown data, or a folder that does not hold them.
+        InputError: something else stands there.
     """
-    trained_on = info.provenance.get("data")
-    if name is None:
-        usable = trained_on in DATA_NAMES and (trained_on == "synthetic" or root is not None)
-        name = str(trained_on) if usable else "synthetic"
-    size = info.model.image_size
-    known = info.provenance.get("train_subjects", []) if trained_on == name else []
-    data = load(name, root, image_size=size, subjects=known[:8] or None, limit=4)
-    spread = np.linspace(0, len(data) - 1, min(CALIBRATION_CLIPS, len(data))).round().astype(np.intp)
-    chosen = data.subset(spread)
-    record = {"data": name, "samples": len(chosen), "sha256": chosen.digest(), "training_side": bool(known)}
-    return chosen.flows, record
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
+        found = "a file" if out.is_file() else "a folder that is no bundle"
+        raise InputError(f"{out} is {found}; accepted: a new folder, an empty one, or a bundle to replace")
 
 
-def _check_target(target: str, precisions: Sequence[str] | None) -> list[str]:
-    if target not in PRECISIONS:
-        raise InputError(f"unknown target {target!r}; accepted: {', '.join(PRECISIONS)}")
-    have = PRECISIONS[target]
+def check_target(target: str, precisions: Sequence[str] | None) -> tuple[Target, list[str]]:
+    """The target's builder and the precisions to build, all it has by default.
+
+    Raises:
+        InputError: an unknown target, or a precision that it lacks.
+    """
+    if target not in TARGETS:
+        raise InputError(f"unknown target {target!r}; accepted: {', '.join(TARGETS)}")
+    have = TARGETS[target].precisions
     for precision in precisions or ():
         if precision not in have:
             raise InputError(f"target {target} has no precision {precision!r}; it has: {', '.join(have)}")
-    return list(dict.fromkeys(precisions or have))
+    return TARGETS[target], list(dict.fromkeys(precisions or have))
 
 
-def _check_budgets(info: CheckpointInfo, budgets: Sequence[float] | None) -> list[float]:
-    """Keep rates from the largest down, each token count once."""
+def check_budgets(info: CheckpointInfo, budgets: Sequence[float] | None) -> list[float]:
+    """Keep rates from the largest down, each token count once.
+
+    Raises:
+        InputError: an empty list, a rate outside (0, 1], or any but 1 for the full-token baseline.
+    """
     config = info.model
     if budgets is None:
         budgets = BUDGETS if config.kind == "ptsr" else (1.0,)
@@ -155,15 +204,14 @@ def _check_budgets(info: CheckpointInfo, budgets: Sequence[float] | None) -> lis
         raise InputError("no budget given; a budget is a keep rate in (0, 1]")
     rates = {config.tokens_at(rate): rate for rate in sorted(budgets)}
     if config.kind == "vit" and set(rates) != {config.patches}:
-        raise InputError(f"{config.name} is the full-token baseline: its only budget is 1, got {list(budgets)}")
+        raise InputError(
+            f"{config.name} is the full-token baseline: its only budget is 1, got {list(budgets)}"
+        )
     return [rates[tokens] for tokens in sorted(rates, reverse=True)]
 
 
-def _provenance(info: CheckpointInfo, digest: str, calibration: dict[str, Any]) -> dict[str, Any]:
-    return {"checkpoint_sha256": digest, **info.provenance, "calibration": calibration}
-
-
-def _parse_budget(text: str) -> float:
+def parse_budget(text: str) -> float:
+    """Reads a keep rate; raises InputError outside of (0, 1]."""
     rate = float(text)
     if not 0 < rate <= 1:
         raise InputError(f"a budget is a keep rate in (0, 1], got {text}")
@@ -171,10 +219,10 @@ def _parse_budget(text: str) -> float:
 
 
 @click.command(cls=Verb, epilog="Example: python -m ptsr_edge.export --target cpu --budgets 1.0,0.5,0.25")
-@click.option("--target", default="cpu", show_default=True, help=f"One of {', '.join(PRECISIONS)}.")
+@click.option("--target", default="cpu", show_default=True, help=f"One of {', '.join(TARGETS)}.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="A .safetensors file made by `train`.")
 @click.option("--model", help=f"One of {', '.join(MODELS)}: its embedded weights, or seeded random ones.")
-@click.option("--budgets", callback=comma_separated(_parse_budget, "--budgets"),
+@click.option("--budgets", callback=comma_separated(parse_budget, "--budgets"),
               help="Keep rates in (0, 1]; default 1.0,0.5,0.25.")  # fmt: skip
 @click.option("--precision", "precisions", callback=comma_separated(str, "--precision"),
               help="Default: all that the target has.")  # fmt: skip
@@ -188,8 +236,6 @@ def main(
     as_json: bool,
 ) -> None:  # fmt: skip
     """Turn a checkpoint into a bundle of proven, static token-budget variants."""
-    if checkpoint is None and embedded_checkpoint(model or DEFAULT_MODEL) is None:
-        say(f"{model}: no weights are embedded, exporting seeded random ones (for speed studies only)")
     name = model or (checkpoint.stem if checkpoint else DEFAULT_MODEL)
     out = out or Path("out") / f"{name}-{target}"
     bundle = export_bundle(
@@ -203,10 +249,15 @@ def main(
 def summary(bundle: Bundle) -> list[str]:
     """A line a variant: budget, cost, size and what was proven."""
     return [
-        f"{v.id:28} {v.keep_rate:6.1%} {v.tokens:4d} tokens {v.macs / 1e6:9.1f} MMACs  "
-        f"max |logit difference| {v.parity.max_abs:.1e} on {v.parity.samples} samples"
+        f"{v.id:28} {v.keep_rate:6.1%} {v.tokens:4d} tokens {v.macs / 1e6:9.1f} MMACs  {_proof(v)}"
         for v in bundle.variants
     ]
+
+
+def _proof(variant: Variant) -> str:
+    if variant.parity is None:
+        return "built, not run here"
+    return f"max |logit difference| {variant.parity.max_abs:.1e} on {variant.parity.samples} samples"
 
 
 if __name__ == "__main__":

@@ -5,18 +5,14 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ptsr_edge.config import ModelConfig, Preprocess
 from ptsr_edge.errors import InputError
 from ptsr_edge.schema import Record, read_record
 from ptsr_edge.storage import sha256_of, write_json
 
-SCHEMA = 1
 MANIFEST = "bundle.json"
-
-Target = Literal["cpu", "openvino", "trt"]
-TARGETS: tuple[Target, ...] = ("cpu", "openvino", "trt")
 
 
 class BundleFile(Record):
@@ -56,10 +52,13 @@ class Parity(Record):
 
 
 class Variant(Record):
-    """One static token budget in one precision for one target."""
+    """One static token budget in one precision for one target.
+
+    `parity` is null where the artifact could be built but not run on the machine that exported it.
+    """
 
     id: str
-    target: Target
+    target: str
     keep_rate: float = Field(gt=0, le=1)
     tokens: int = Field(ge=1)
     precision: str
@@ -67,17 +66,25 @@ class Variant(Record):
     files: list[BundleFile]
     macs: int = Field(ge=0)
     parameters: int = Field(ge=0)
-    parity: Parity
+    parity: Parity | None
     built_with: dict[str, Any]
     runs_on: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _checks_what_it_runs(self) -> Variant:
+        # What is not among the files has no hash to check, and may lie anywhere.
+        paths = [entry.path for entry in self.files]
+        if self.artifact not in paths:
+            raise ValueError(f"artifact must be one of the variant's files {paths}, got {self.artifact!r}")
+        return self
 
 
 class Bundle(Record):
     """The manifest of a bundle; `target` is the first target it was exported for."""
 
-    schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal[1] = Field(default=1, alias="schema")
     name: str
-    target: Target
+    target: str
     model: ModelConfig
     labels: list[str]
     preprocess: Preprocess

@@ -126,9 +126,13 @@ def require_parity(parity: Parity, variant: str) -> None:
         )
 
 
-def _eager_with(reference: Reference, one: NDArray[np.float32], kept: NDArray[np.int64]) -> NDArray[np.float32]:
+def _eager_with(
+    reference: Reference, one: NDArray[np.float32], kept: NDArray[np.int64]
+) -> NDArray[np.float32]:
     model = reference.model
     assert isinstance(model, Ptsr)
     with torch.no_grad():
         forced: Tensor = torch.from_numpy(kept[None])
-        return model(torch.from_numpy(one[None]), reference.tokens, forced).logits[0].numpy()
+        logits: Tensor = model(torch.from_numpy(one[None]), reference.tokens, forced).logits
+    expected: NDArray[np.float32] = logits[0].numpy()
+    return expected

@@ -9,7 +9,6 @@ from pydantic import Field
 
 from ptsr_edge.schema import Record, read_record
 
-SCHEMA = 1
 PROFILE = "profile.json"
 
 
@@ -74,7 +73,7 @@ class Measured(Record):
     throughput_per_s: float | None = None
     accuracy: Accuracy | None = None
     raw_samples: str | None = None
-    notes: list[str] = []
+    notes: list[str] = Field(default_factory=list)
 
 
 class KeptPatches(Record):
@@ -96,7 +95,7 @@ class KeptPatches(Record):
 class Profile(Record):
     """The record of one `profile` run; `command` reproduces it."""
 
-    schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal[1] = Field(default=1, alias="schema")
     command: str
     created: str
     model: str

@@ -1,7 +1,7 @@
 """What an application calls: a bundle in, predictions out. Needs numpy and one runtime.
 
-    session = Session.open("bundle", budget=0.25)
-    prediction = session.predict(flow)
+session = Session.open("bundle", budget=0.25)
+prediction = session.predict(flow)
 """
 
 from __future__ import annotations

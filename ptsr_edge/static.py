@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ptsr_edge.errors import InputError
 from ptsr_edge.model import (
     Block,
     LocalGlobalHead,
@@ -27,11 +28,9 @@ from ptsr_edge.model import (
     Output,
     Ptsr,
     ShiftedPatchTokenization,
-    rollout_scores,
-    static_selection,
-    strain_scores,
 )
 from ptsr_edge.rewrite import block_table, fold_temperature, fold_tokenizer
+from ptsr_edge.selection import rollout_scores, static_selection, strain_scores
 
 MASKED = -3e4
 """Stands for minus infinity: far below any logit, and inside float16's range."""
@@ -43,7 +42,7 @@ class StaticTokenizer(nn.Module):
     def __init__(self, tokenizer: ShiftedPatchTokenization, grid: int) -> None:
         super().__init__()
         folded = fold_tokenizer(tokenizer)
-        self.half = tokenizer.patch // 2
+        self.half_patch = tokenizer.patch // 2
         self.grid = grid
         self.eps = folded.eps
         self.needs_statistics = folded.cell_map is not None
@@ -76,7 +75,7 @@ class StaticTokenizer(nn.Module):
 
     def _cells(self, image: Tensor) -> Tensor:
         """The zero-padded image cut into blocks of 2 x 2 cells: ((grid + 1)^2, 4, C half^2)."""
-        side, half = self.grid + 1, self.half
+        side, half = self.grid + 1, self.half_patch
         padded = F.pad(image, (half, half, half, half))
         parts = padded.view(-1, side, 2, half, side, 2, half)  # (C, by, cy, y, bx, cx, x)
         return parts.permute(1, 4, 2, 5, 0, 3, 6).reshape(side * side, 4, -1)
@@ -293,7 +292,10 @@ def to_static(model: Model, tokens: int) -> nn.Module:
     Raises:
         InputError: more tokens than there are, or fewer than 1; for the baseline, any but all.
     """
-    model.config.check_tokens(tokens)
+    config = model.config
+    config.check_tokens(tokens)
+    if config.kind == "vit" and tokens != config.patches:
+        raise InputError(f"{config.name} keeps all of its {config.patches} tokens, got a budget of {tokens}")
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     static = StaticPtsr(frozen, tokens) if isinstance(frozen, Ptsr) else frozen
     return static.eval().requires_grad_(False)

@@ -1,0 +1,227 @@
+"""Training: one readable loop for PTSR and for its baseline.
+
+Every random draw of a step comes from (seed, step) alone, so a run that was killed and resumed ends with
+the weights of one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ptsr_edge.augment import Augmentation, augment
+from ptsr_edge.config import ModelConfig
+from ptsr_edge.data import FlowData
+from ptsr_edge.errors import InputError
+from ptsr_edge.flow import to_input
+from ptsr_edge.model import Model, Ptsr, build_model
+from ptsr_edge.schema import Record
+from ptsr_edge.storage import write_whole
+
+
+class Recipe(Record):
+    """How a model is trained; the same for PTSR and its baseline.
+
+    `budgets` are keep rates: PTSR draws one for each batch, which is why one set of weights serves all.
+    """
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    ema: float = Field(default=0.99, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    budgets: tuple[float, ...] = (1.0, 0.5, 0.25, 0.12)
+    bfloat16: bool = False
+    augmentation: Augmentation = Augmentation()
+
+
+RECIPES = {
+    "nano": Recipe(epochs=60, batch_size=48, lr=3e-3, ema=0.98, budgets=(1.0, 0.5, 0.5, 0.25)),
+    "tiny": Recipe(epochs=12, batch_size=32, lr=1e-3),
+    "small": Recipe(epochs=12, batch_size=32, lr=5e-4),
+}
+
+
+def recipe_for(config: ModelConfig) -> Recipe:
+    """The default recipe of a named model's size; that of `tiny` for others."""
+    return RECIPES.get(config.name.rpartition("-")[2], RECIPES["tiny"])
+
+
+@dataclass
+class State:
+    """What a run needs to go on: weights, their moving average, the optimiser, and the next step."""
+
+    model: Model
+    average: Model
+    optimizer: torch.optim.AdamW
+    step: int = 0
+
+
+def fit(
+    config: ModelConfig,
+    data: FlowData,
+    recipe: Recipe,
+    seed: int,
+    *,
+    initial: Model | None = None,
+    state_file: Path | None = None,
+    resume: bool = False,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Model:
+    """Trains on all samples of `data` and returns the moving average of the weights.
+
+    Args:
+        config: what to train.
+        data: the training side only: nothing held out may be in it.
+        recipe: how.
+        seed: of the weights and of every draw.
+        initial: weights to start from; by default seeded random ones.
+        state_file: where the state is kept after each epoch, removed at the end; None keeps none.
+        resume: go on from `state_file` where there is one.
+        on_step: called with the number of steps done and of all steps.
+
+    Raises:
+        InputError: a class without a sample, or a state file of another run.
+    """
+    if len(data) == 0:
+        raise InputError("there is nothing to train on: the data are empty")
+    inputs, labels = torch.from_numpy(to_input(data.flows)), torch.from_numpy(data.labels)
+    per_epoch = max(1, len(data) // recipe.batch_size)
+    total = recipe.epochs * per_epoch
+    weights = class_weights(labels, config.classes)
+    state = _start(initial or build_model(config, seed), recipe)
+    identity = json.dumps([config.model_dump(), recipe.model_dump(), seed, data.digest()], sort_keys=True)
+    if resume and state_file is not None and state_file.is_file():
+        _restore(state, state_file, identity)
+    while state.step < total:
+        epoch, within = divmod(state.step, per_epoch)
+        order = torch.randperm(len(data), generator=_generator(seed, 0, epoch))
+        batch = order[within * recipe.batch_size : (within + 1) * recipe.batch_size]
+        for group in state.optimizer.param_groups:
+            group["lr"] = recipe.lr * schedule(state.step, total, recipe.warmup)
+        _train_step(state, inputs[batch], labels[batch], weights, recipe, seed)
+        state.step += 1
+        if on_step is not None:
+            on_step(state.step, total)
+        if state_file is not None and state.step % per_epoch == 0 and state.step < total:
+            _keep(state, state_file, identity)
+    if state_file is not None:
+        state_file.unlink(missing_ok=True)
+    return state.average.eval()
+
+
+def _train_step(
+    state: State, inputs: Tensor, labels: Tensor, weights: Tensor, recipe: Recipe, seed: int
+) -> None:
+    generator = _generator(seed, 1, state.step)
+    torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))  # dropout, random selection
+    batch = augment(inputs, recipe.augmentation, generator)
+    tokens = None
+    if isinstance(state.model, Ptsr):
+        drawn = int(torch.randint(len(recipe.budgets), (1,), generator=generator))
+        tokens = state.model.config.tokens_at(recipe.budgets[drawn])
+    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
+        logits = state.model(batch, tokens).logits
+    loss = F.cross_entropy(logits.float(), labels, weights, label_smoothing=recipe.label_smoothing)
+    state.optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
+    state.optimizer.step()
+    _average(state, min(recipe.ema, (1 + state.step) / (10 + state.step)))
+
+
+def schedule(step: int, total: int, warmup: float) -> float:
+    """The share of the peak learning rate at a step: linear warm-up, then cosine to 0."""
+    rising = warmup * total
+    if step < rising:
+        return (step + 1) / max(1.0, rising)
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1.0, total - rising)))
+
+
+def class_weights(labels: Tensor, classes: int) -> Tensor:
+    """Weights (classes,) that fall with the square root of a class's frequency, mean 1.
+
+    Raises:
+        InputError: a class has no sample.
+    """
+    counts = torch.bincount(labels, minlength=classes).float()
+    if bool((counts == 0).any()):
+        raise InputError(
+            f"every class needs a sample to train on; samples per class: {counts.int().tolist()}"
+        )
+    weights = counts.rsqrt()
+    return weights / weights.mean()
+
+
+def _generator(*key: int) -> torch.Generator:
+    mixed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch.Generator().manual_seed(mixed)
+
+
+def _start(model: Model, recipe: Recipe) -> State:
+    decayed = [p for name, p in model.named_parameters() if p.ndim >= 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim < 2 or "embed" in name]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=recipe.lr,
+    )
+    return State(model.train(), copy.deepcopy(model).requires_grad_(False), optimizer)
+
+
+@torch.no_grad()
+def _average(state: State, decay: float) -> None:
+    for mean, value in zip(state.average.parameters(), state.model.parameters(), strict=True):
+        mean.lerp_(value, 1 - decay)
+    for kept, current in zip(state.average.buffers(), state.model.buffers(), strict=True):
+        kept.copy_(current)
+
+
+def _keep(state: State, path: Path, identity: str) -> None:
+    tensors: dict[str, Tensor] = {}
+    for part, model in (("model", state.model), ("average", state.average)):
+        tensors |= {f"{part}.{name}": value.contiguous() for name, value in model.state_dict().items()}
+    for index, slots in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
+    write_whole(path, save(tensors, {"step": str(state.step), "identity": identity}))
+
+
+def _restore(state: State, path: Path, identity: str) -> None:
+    try:
+        with safe_open(path, framework="pt") as stream:
+            metadata = stream.metadata() or {}
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is not a readable training state ({error}): remove it to start anew"
+        ) from None
+    if metadata.get("identity") != identity:
+        raise InputError(
+            f"{path} is the state of another run (model, recipe, seed or data differ): "
+            "remove it to start anew"
+        )
+    for part, model in (("model", state.model), ("average", state.average)):
+        model.load_state_dict(
+            {name.removeprefix(f"{part}."): v for name, v in tensors.items() if name.startswith(f"{part}.")}
+        )
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, slot = name.split(".")
+            slots.setdefault(int(index), {})[slot] = value
+    groups = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+    state.step = int(metadata["step"])

@@ -1,0 +1,92 @@
+"""What every deployment target has in common: how it is asked to build, and what it hands back.
+
+The pipeline makes one fp32 ONNX graph a token budget; a target turns each into its own artifact in a
+precision that it has, and says how the artifact can be run here, if at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptsr_edge.config import Preprocess
+
+
+class Runner(Protocol):
+    """A loaded artifact."""
+
+    def run(self, flow: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
+        """Normalised flow (1, C, S, S) -> logits (k,) and kept patches (K,), None where all are kept."""
+        ...
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """One precision of one model, at all of its budgets.
+
+    Attributes:
+        name: the model's name; artifacts are named `variant_id(name, target, precision, tokens)`.
+        graphs: fp32 ONNX graphs by token count, opset 20, batch 1, their weights in a file beside them.
+        precision: one that the target has.
+        folder: where the artifacts go.
+        labels: of the classes, in order.
+        preprocess: how the input is made.
+        calibration: (n, C, S, S) float32 normalised inputs from the training side.
+        options: what the target alone understands (compute capabilities, scheme, threads, ...).
+    """
+
+    name: str
+    graphs: Mapping[int, Path]
+    precision: str
+    folder: Path
+    labels: list[str]
+    preprocess: Preprocess
+    calibration: NDArray[np.float32]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What was built at one budget.
+
+    Attributes:
+        path: the file that a runtime opens, inside the request's folder.
+        files: every file that belongs to it, `path` among them; files may be shared between artifacts.
+        built_with: tool versions and build settings.
+        runs_on: what the artifact needs (runtime, its version, device class).
+    """
+
+    path: Path
+    files: list[Path]
+    built_with: dict[str, Any]
+    runs_on: dict[str, Any]
+
+
+class Target(Protocol):
+    """A deployment target."""
+
+    name: str
+    precisions: tuple[str, ...]
+
+    def build(self, request: BuildRequest) -> dict[int, Artifact]:
+        """Artifacts by token count.
+
+        Raises:
+            MissingExtraError: the tool chain is not installed.
+            JobError: the tool chain refuses a graph, or built another precision than was asked for.
+        """
+        ...
+
+    def runner(self, artifact: Artifact, threads: int | None) -> Runner | None:
+        """The artifact, loaded; None where it cannot run on this machine."""
+        ...
+
+
+def variant_id(model: str, target: str, precision: str, tokens: int) -> str:
+    """The name of a variant, unique within a bundle and telling outside of it."""
+    return f"{model}-{target}-{precision}-k{tokens}"
