@@ -1,0 +1,46 @@
+"""The main job once, end to end: export, prove, profile against the full-token ViT, judge, report.
+
+    python -m ptsr_edge.demo --out out/demo
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from ptsr_edge.config import DEFAULT_MODEL
+from ptsr_edge.console import Verb, finish, run, say
+from ptsr_edge.export import export_bundle, summary
+from ptsr_edge.profile import Setting, profile_bundles, table
+from ptsr_edge.report import write_report
+
+BUDGETS = (1.0, 0.5, 0.25)
+
+
+@click.command(cls=Verb, epilog="Example: python -m ptsr_edge.demo --out out/demo")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
+@click.option("--duration-s", type=click.FloatRange(min=0, min_open=True), default=4.0, show_default=True,
+              help="Least timed duration of each variant.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the result record.")
+def main(out: Path, duration_s: float, as_json: bool) -> None:
+    """Export the embedded default for the CPU, profile it against its full-token ViT, and report."""
+    started = time.monotonic()
+    say(f"1/3  exporting {DEFAULT_MODEL} at budgets {', '.join(f'{rate:.0%}' for rate in BUDGETS)}")
+    bundle = export_bundle(out=out / "bundle", model=DEFAULT_MODEL, target="cpu", budgets=BUDGETS)
+    for line in summary(bundle):
+        say(f"     {line}")
+    say("2/3  profiling it, interleaved with the full-token ViT, and judging held-out subjects")
+    profile = profile_bundles(
+        [out / "bundle"], out=out / "profile", data="synthetic", setting=Setting(duration_s=duration_s)
+    )
+    say("3/3  writing the report")
+    report = write_report([out / "profile"], out)
+    say(f"     done in {time.monotonic() - started:.0f} s")
+    record = {"report": str(report), "profile": profile.model_dump(mode="json", by_alias=True)}
+    finish(record, [*table(profile), str(report)], as_json)
+
+
+if __name__ == "__main__":
+    run(main, "python -m ptsr_edge.demo")
