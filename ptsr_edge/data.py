@@ -162,9 +162,7 @@ def _load_synthetic(
     # Threads, not processes: NumPy and OpenCV release the interpreter where the time goes, and a
     # caller's script needs no guard around its main part.
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        rendered = pool.map(
-            lambda number: synthetic.render_subject(number, clips, preprocess, seed), numbers
-        )
+        rendered = pool.map(lambda number: synthetic.render_subject(number, clips, preprocess, seed), numbers)
         for place, parts in enumerate(progress(rendered, "rendering faces", len(numbers))):
             flows[place], labels[place] = parts
     return FlowData(
@@ -222,8 +220,7 @@ def _read_table(root: Path) -> list[_Row]:
             absent = [column for column in _MEGC_COLUMNS if column not in columns]
             if absent:
                 raise InputError(
-                    f"{table} has no column {', '.join(absent)}; "
-                    f"found: {', '.join(columns) or 'nothing'}"
+                    f"{table} has no column {', '.join(absent)}; found: {', '.join(columns) or 'nothing'}"
                 )
             return [_parse_row(table, line, cells) for line, cells in enumerate(reader, start=2)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -241,9 +238,7 @@ def _parse_row(table: Path, line: int, cells: dict[str, str | None]) -> _Row:
         )
     # The blank before the dot is the publisher's.
     image = table.parent / MEGC_FOLDER / f"{subject}_{clip} .png"
-    return _Row(
-        line, data_set, f"{data_set}/{subject}", f"{data_set}/{subject}/{clip}", int(label), image
-    )
+    return _Row(line, data_set, f"{data_set}/{subject}", f"{data_set}/{subject}/{clip}", int(label), image)
 
 
 def _present_rows(root: Path, rows: list[_Row]) -> list[_Row]:
@@ -253,9 +248,7 @@ def _present_rows(root: Path, rows: list[_Row]) -> list[_Row]:
         of_set = [row for row in rows if row.data_set == data_set]
         missing = [row for row in of_set if not row.image.is_file()]
         if len(missing) == len(of_set):
-            log.info(
-                "megc-flow: %s is not in %s: its %d clips are left out", data_set, root, len(of_set)
-            )
+            log.info("megc-flow: %s is not in %s: its %d clips are left out", data_set, root, len(of_set))
         elif missing:
             row = missing[0]
             raise InputError(
@@ -265,9 +258,7 @@ def _present_rows(root: Path, rows: list[_Row]) -> list[_Row]:
         else:
             present += of_set
     if not present:
-        raise InputError(
-            f"{root} holds none of the {len(rows)} images that its table lists; {_MEGC_LAYOUT}"
-        )
+        raise InputError(f"{root} holds none of the {len(rows)} images that its table lists; {_MEGC_LAYOUT}")
     return present
 
 

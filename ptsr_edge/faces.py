@@ -175,7 +175,7 @@ def turn_moves(yaw: float, pitch: float) -> NDArray[np.float64]:
     Returns:
         (n, 2): displacement of each landmark in pixels at the reference size.
     """
-    moves: NDArray[np.float64] = REFERENCE_SIZE * np.outer(_DEPTHS, (math.sin(yaw), math.sin(pitch)))
+    moves: NDArray[np.float64] = np.outer(REFERENCE_SIZE * _DEPTHS, (math.sin(yaw), math.sin(pitch)))
     return moves
 
 

@@ -197,11 +197,7 @@ def _cv2() -> Any:
 def _check_frames(onset: Frame, apex: Frame) -> None:
     for name, frame in (("onset", onset), ("apex", apex)):
         if not isinstance(frame, np.ndarray) or frame.ndim != 2 or frame.dtype != np.uint8:
-            found = (
-                f"{frame.shape} {frame.dtype}"
-                if isinstance(frame, np.ndarray)
-                else type(frame).__name__
-            )
+            found = f"{frame.shape} {frame.dtype}" if isinstance(frame, np.ndarray) else type(frame).__name__
             raise InputError(f"the {name} frame must be (H, W) uint8, gray; found {found}")
     if onset.shape != apex.shape:
         raise InputError(f"onset and apex must be of one size; found {onset.shape} and {apex.shape}")

@@ -37,8 +37,7 @@ def confusion(true: ArrayLike, predicted: ArrayLike, classes: int) -> Counts:
     )
     if true_labels.shape != predicted_labels.shape:
         raise InputError(
-            "true and predicted labels must be as many; "
-            f"found {true_labels.size} and {predicted_labels.size}"
+            f"true and predicted labels must be as many; found {true_labels.size} and {predicted_labels.size}"
         )
     cells = np.bincount(true_labels * classes + predicted_labels, minlength=classes**2)
     return cells.reshape(classes, classes).astype(np.int64)
@@ -128,18 +127,13 @@ def paired_bootstrap(
     _, owner = np.unique(names, return_inverse=True)
     per_subject = [
         np.stack(
-            [
-                confusion(labels[0][owner == s], pred[owner == s], classes)
-                for s in range(owner.max() + 1)
-            ]
+            [confusion(labels[0][owner == s], pred[owner == s], classes) for s in range(owner.max() + 1)]
         )
         for pred in labels[1:]
     ]  # two of (subjects, classes, classes)
     difference = metric(per_subject[0].sum(axis=0)) - metric(per_subject[1].sum(axis=0))
     draws = np.random.default_rng(seed).integers(0, owner.max() + 1, size=(resamples, owner.max() + 1))
-    spread = [
-        metric(per_subject[0][d].sum(axis=0)) - metric(per_subject[1][d].sum(axis=0)) for d in draws
-    ]
+    spread = [metric(per_subject[0][d].sum(axis=0)) - metric(per_subject[1][d].sum(axis=0)) for d in draws]
     low, high = np.percentile(spread, [2.5, 97.5])
     return float(difference), float(low), float(high)
 

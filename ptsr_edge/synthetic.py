@@ -32,7 +32,7 @@ PEAK_PX = (0.4, 1.8)
 """Range of the largest displacement of the expression, in pixels at 112."""
 
 DISTRACTOR_SHARES = (0.25, 0.45, 0.3)
-"""How often no, one or two other units are mixed in, whatever class they speak for."""
+"""How often no, one or two units of other classes are mixed in."""
 
 DISTRACTOR_REACH = (0.15, 0.4)
 """How strong those are, as a share of the expression's peak."""
@@ -93,29 +93,34 @@ class Recipe:
 RECIPES: tuple[tuple[Recipe, ...], ...] = (
     (
         Recipe((4,), (7, 17)),
-        Recipe((9,), (4, 7)),
+        Recipe((4, 7), (5, 17)),
+        Recipe((9,), (4, 7, 17)),
         Recipe((1, 4), (15, 17)),
-        Recipe((15, 17), (4, 7)),
-        Recipe((1, 2, 4), (5, 20)),
-        Recipe((1, 2, 4), (7, 25)),
+        Recipe((1, 2, 4), (5, 20, 25)),
+        Recipe((15,), (4, 17)),
         Recipe((12,), (14,), one_sided=True),
         Recipe((14,), (12,), one_sided=True),
-        Recipe((1, 2), (5,), one_sided=True),
-        Recipe((12, 15), (17,)),
-        Recipe((12, 4), (7,)),
-        Recipe((20, 25), (1,)),
+        Recipe((2,), (4, 7), one_sided=True),
+        Recipe((20,), (1, 25)),
+        Recipe((17,), (7, 15)),
+        Recipe((12, 15), (4, 17)),
+        Recipe((12, 17), (4, 14)),
     ),
     (
-        Recipe((6, 12), (25,)),
-        Recipe((12,), (6, 14)),
+        Recipe((6, 12), (25, 7)),
+        Recipe((12,), (6, 25)),
+        Recipe((6, 12), (2, 26)),
+        Recipe((12, 14), (6,)),
         Recipe((1, 2, 12), (6, 25)),
-        Recipe((12, 26), (6,)),
+        Recipe((12, 26), (1, 2)),
     ),
     (
         Recipe((1, 2), (5, 25)),
         Recipe((1, 2, 5), (26,)),
+        Recipe((2,), (1, 5)),
+        Recipe((5, 26), (1, 2)),
         Recipe((1, 2, 26), (5,)),
-        Recipe((5, 26), (25,)),
+        Recipe((25, 26), (5,)),
     ),
 )
 """Per class of LABELS."""
@@ -184,7 +189,7 @@ def draw_expression(who: Person, label: int, rng: np.random.Generator) -> Expres
     peak_px = float(np.exp(rng.uniform(*np.log(PEAK_PX))))
     moves *= peak_px / np.hypot(moves[:, 0], moves[:, 1]).max()
     for _ in range(rng.choice(3, p=DISTRACTOR_SHARES)):
-        unit = int(rng.choice([unit for unit in ACTION_UNITS if unit not in (BLINK, *units)]))
+        unit = int(rng.choice(_distractors(label)))
         moves += peak_px * rng.uniform(*DISTRACTOR_REACH) * _lopsided(rng, who.habits[unit])
     blink = bool(rng.random() < BLINK_SHARE)
     if blink:
@@ -210,6 +215,11 @@ def draw_views(who: Person, rng: np.random.Generator) -> tuple[View, View]:
     return onset, apex
 
 
+def clip_label(subject: int, clip: int, seed: int = 0) -> int:
+    """The class of a clip, an index into LABELS, without rendering it."""
+    return _draw_label(_generator(seed, subject, clip))
+
+
 def render_clip(
     subject: int, clip: int, size: int, seed: int = 0
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
@@ -229,7 +239,7 @@ def render_clip(
     """
     who = person(subject, seed)
     rng = _generator(seed, subject, clip)
-    label = int(rng.choice(len(LABELS), p=CLASS_SHARES))
+    label = _draw_label(rng)
     expression = draw_expression(who, label, rng)
     before, after = draw_views(who, rng)
     turn = turn_moves(*rng.normal(0, TURN, 2))
@@ -269,6 +279,10 @@ def _generator(seed: int, *numbers: int) -> np.random.Generator:
     return np.random.default_rng([len(numbers), seed, *numbers])
 
 
+def _draw_label(rng: np.random.Generator) -> int:
+    return int(rng.choice(len(LABELS), p=CLASS_SHARES))
+
+
 def _habit(rng: np.random.Generator, moves: Moves) -> NDArray[np.float64]:
     """(n, 2): a unit as one person shows it: turned, and stronger here than there."""
     habit = np.zeros((len(LANDMARKS), 2))
@@ -293,6 +307,13 @@ def _lopsided(
     sides = {"left": left, "right": right, "": (left + right) / 2}
     lopsided: NDArray[np.float64] = habit * np.array([[sides[side]] for side in _SIDES])
     return lopsided
+
+
+def _distractors(label: int) -> list[int]:
+    """Units that other classes are made of and this one never shows."""
+    own = {unit for recipe in RECIPES[label] for unit in recipe.core + recipe.options}
+    others = {unit for recipes in RECIPES for recipe in recipes for unit in recipe.core}
+    return sorted(others - own)
 
 
 def _pair(values: NDArray[np.floating]) -> tuple[float, float]:
