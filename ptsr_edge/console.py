@@ -7,7 +7,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -36,16 +36,27 @@ class Verb(click.Command):
             )
         )
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            _give_up(ctx, error.format_message(), error.exit_code)
+        except PtsrError as error:
+            _give_up(ctx, str(error), error.exit_code)
+
     def invoke(self, ctx: click.Context) -> Any:
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
         try:
             return super().invoke(ctx)
         except PtsrError as error:
-            if ctx.meta.get("ptsr_edge.debug"):
-                traceback.print_exc()
-            line = " ".join(str(error).split())
-            click.echo(f"ptsr-edge {ctx.info_name}: {line}", err=True)
-            sys.exit(error.exit_code)
+            _give_up(ctx, str(error), error.exit_code)
+
+
+def _give_up(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
+    if ctx.meta.get("ptsr_edge.debug"):
+        traceback.print_exc()
+    click.echo(f"{ctx.command_path}: {' '.join(message.split())}", err=True)
+    sys.exit(exit_code)
 
 
 def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:

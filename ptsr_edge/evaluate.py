@@ -18,11 +18,11 @@ from ptsr_edge.config import MODELS, ModelConfig, named_model
 from ptsr_edge.console import Verb, comma_separated, finish, progress, run, say
 from ptsr_edge.data import DATA_NAMES, FlowData, load
 from ptsr_edge.errors import InputError
-from ptsr_edge.export import parse_budget
 from ptsr_edge.fit import recipe_for
 from ptsr_edge.inference import predict_logits
 from ptsr_edge.manifest import read_bundle
 from ptsr_edge.model import Model
+from ptsr_edge.plan import parse_budget
 from ptsr_edge.protocol import PROTOCOLS, figures, folds, run_protocol, unseen_subjects
 from ptsr_edge.runtime import Session
 from ptsr_edge.storage import write_json
@@ -109,14 +109,40 @@ def evaluate_protocol(
     return records
 
 
+def _evaluate_trained(
+    bundle: Path | None, checkpoint: Path | None, data_name: str, root: Path | None, subjects: str,
+    budgets: list[float] | None, threads: int | None,
+) -> tuple[list[dict[str, Any]], str]:  # fmt: skip
+    """Judges a bundle, a checkpoint, or a bundle beside its checkpoint; the records and whom they are of."""
+    loaded = load_checkpoint(checkpoint) if checkpoint is not None else None
+    manifest = read_bundle(bundle) if bundle is not None else None
+    source = manifest or (loaded[1] if loaded else None)
+    assert source is not None
+    config = source.model
+    if loaded is not None and loaded[1].model != config:
+        raise InputError(f"{bundle} holds {config.name}, {checkpoint} is {loaded[1].model.name}")
+    everything = load(data_name, root, image_size=config.image_size)
+    data, chosen = judged_samples(everything, source.provenance, subjects == "all")
+    if bundle is not None:
+        return evaluate_bundle(bundle, data, loaded[0] if loaded else None, threads), chosen
+    assert loaded is not None
+    return evaluate_checkpoint(loaded[0], data, budgets or default_rates(config)), chosen
+
+
+def default_rates(config: ModelConfig) -> list[float]:
+    """The keep rates that are judged where none are named."""
+    return [1.0, 0.5, 0.25] if config.kind == "ptsr" else [1.0]
+
+
 def lines_of(records: Sequence[dict[str, Any]]) -> list[str]:
-    """A line a record, and the confusion matrix of the last."""
+    """A line a record."""
     lines = []
     for record in records:
         agreement = record.get("agrees_with_eager")
         tail = f"  same class as eager on {agreement} of {record['n']}" if agreement is not None else ""
         lines.append(
-            f"{record['id']:28} {record['keep_rate']:6.1%}  UF1 {record['uf1']:.3f}  UAR {record['uar']:.3f}  "
+            f"{record['id']:28} {record['keep_rate']:6.1%}  "
+            f"UF1 {record['uf1']:.3f}  UAR {record['uar']:.3f}  "
             f"(n = {record['n']}, {record['subjects']} subjects){tail}"
         )
     return lines
@@ -150,32 +176,19 @@ def main(
     """Judge a bundle's artifacts, a checkpoint, or a model trained afresh in each fold."""
     if (bundle or checkpoint or model_name) is None:
         raise InputError("nothing to evaluate: give --bundle DIR, --checkpoint FILE or --model NAME")
-    if model_name is not None and (bundle or checkpoint):
-        raise InputError("--model trains afresh in each fold; it does not go with --bundle or --checkpoint")
-    model, chosen = None, ""
     if model_name is not None:
+        if bundle or checkpoint:
+            raise InputError(
+                "--model trains afresh in each fold; it does not go with --bundle or --checkpoint"
+            )
         config = named_model(model_name)
         data = load(data_name, root, image_size=config.image_size)
-        rates = budgets or ([1.0, 0.5, 0.25] if config.kind == "ptsr" else [1.0])
         chosen = protocol or "loso"
-        records = evaluate_protocol(config, data, chosen, seeds, rates, epochs)
+        records = evaluate_protocol(config, data, chosen, seeds, budgets or default_rates(config), epochs)
     else:
-        if checkpoint is not None:
-            model, info = load_checkpoint(checkpoint)
-            config, provenance = info.model, info.provenance
-        if bundle is not None:
-            manifest = read_bundle(bundle)
-            if model is not None and manifest.model != config:
-                raise InputError(f"{bundle} holds {manifest.model.name}, {checkpoint} is {config.name}")
-            config, provenance = manifest.model, manifest.provenance
-        everything = load(data_name, root, image_size=config.image_size)
-        data, chosen = judged_samples(everything, provenance, subjects == "all")
-        rates = budgets or ([1.0, 0.5, 0.25] if config.kind == "ptsr" else [1.0])
-        if bundle is not None:
-            records = evaluate_bundle(bundle, data, model, threads)
-        else:
-            assert model is not None
-            records = evaluate_checkpoint(model, data, rates)
+        if protocol is not None:
+            raise InputError("--protocol trains afresh in each fold: it goes with --model")
+        records, chosen = _evaluate_trained(bundle, checkpoint, data_name, root, subjects, budgets, threads)
     say(f"{data_name}: {chosen}")
     record = {"data": data_name, "protocol": chosen, "results": records}
     lines = lines_of(records)

@@ -7,6 +7,7 @@ the weights of one that was not.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -51,8 +52,8 @@ class Recipe(Record):
 
 RECIPES = {
     "nano": Recipe(epochs=60, batch_size=48, lr=3e-3, ema=0.98, budgets=(1.0, 0.5, 0.5, 0.25)),
-    "tiny": Recipe(epochs=12, batch_size=32, lr=1e-3),
-    "small": Recipe(epochs=12, batch_size=32, lr=5e-4),
+    "tiny": Recipe(epochs=10, batch_size=32, lr=4e-4),
+    "small": Recipe(epochs=10, batch_size=32, lr=3e-4),
 }
 
 
@@ -95,7 +96,7 @@ def fit(
         on_step: called with the number of steps done and of all steps.
 
     Raises:
-        InputError: a class without a sample, or a state file of another run.
+        InputError: no data, a class without a sample, or a state file of another run.
     """
     if len(data) == 0:
         raise InputError("there is nothing to train on: the data are empty")
@@ -103,8 +104,10 @@ def fit(
     per_epoch = max(1, len(data) // recipe.batch_size)
     total = recipe.epochs * per_epoch
     weights = class_weights(labels, config.classes)
-    state = _start(initial or build_model(config, seed), recipe)
-    identity = json.dumps([config.model_dump(), recipe.model_dump(), seed, data.digest()], sort_keys=True)
+    start = initial or build_model(config, seed)
+    run = [config.model_dump(), recipe.model_dump(), seed, data.digest(), _digest(start)]
+    identity = json.dumps(run, sort_keys=True)
+    state = _start(start, recipe)
     if resume and state_file is not None and state_file.is_file():
         _restore(state, state_file, identity)
     while state.step < total:
@@ -172,6 +175,13 @@ def _generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
+def _digest(model: Model) -> str:
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _start(model: Model, recipe: Recipe) -> State:
     decayed = [p for name, p in model.named_parameters() if p.ndim >= 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim < 2 or "embed" in name]
@@ -210,7 +220,7 @@ def _restore(state: State, path: Path, identity: str) -> None:
         ) from None
     if metadata.get("identity") != identity:
         raise InputError(
-            f"{path} is the state of another run (model, recipe, seed or data differ): "
+            f"{path} is the state of another run (model, first weights, recipe, seed or data differ): "
             "remove it to start anew"
         )
     for part, model in (("model", state.model), ("average", state.average)):

@@ -9,8 +9,10 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, external_data_helper
 from torch import nn
 
@@ -19,6 +21,8 @@ from ptsr_edge.errors import JobError
 from ptsr_edge.storage import write_whole
 
 OPSET = 20
+PRODUCTS = ("MatMul", "Gemm", "Conv")
+
 ALIGNMENT = 4096
 """Where a shared tensor starts: a page, so that a runtime can map it."""
 
@@ -54,7 +58,37 @@ def trace(static: nn.Module, config: ModelConfig) -> onnx.ModelProto:
         del value.metadata_props[:]
     for tensor in model.graph.initializer:
         del tensor.metadata_props[:]
+    name_products(model, static)
     return model
+
+
+def name_products(model: onnx.ModelProto, static: nn.Module) -> None:
+    """Names each product by the layer that its weights belong to, so that names hold across budgets.
+
+    `blocks.2.mlp.fc1`, for a second product by the same weights `blocks.2.mlp.fc1/2`. Weights are found by
+    their content, as torch stores them or transposed.
+    """
+    layers: dict[bytes, str] = {}
+    for name, value in static.named_parameters():
+        if value.ndim >= 2:
+            layer = name.removesuffix(".weight").removesuffix("_weight")
+            for array in (value.numpy(), value.numpy().T):
+                layers.setdefault(_content(array), layer)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    seen: dict[str, int] = {}
+    for node in model.graph.node:
+        weights = [constants[name] for name in node.input if name in constants]
+        if node.op_type not in PRODUCTS or not weights:
+            continue
+        found = [layers.get(_content(onnx.numpy_helper.to_array(tensor))) for tensor in weights]
+        known = [layer for layer in found if layer is not None]
+        if known:
+            seen[known[0]] = seen.get(known[0], 0) + 1
+            node.name = known[0] if seen[known[0]] == 1 else f"{known[0]}/{seen[known[0]]}"
+
+
+def _content(array: NDArray[np.floating]) -> bytes:
+    return repr(array.shape).encode() + hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
 
 
 def add_metadata(model: onnx.ModelProto, labels: list[str], preprocess: Preprocess) -> None:

@@ -6,16 +6,24 @@ prediction = session.predict(flow)
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.backend_ort import OrtRunner
 from ptsr_edge.errors import InputError, JobError
 from ptsr_edge.flow import check_flow, to_input
 from ptsr_edge.manifest import Bundle, Variant, check_files, read_bundle
+from ptsr_edge.target import Runner
+
+RUNNERS = {
+    "cpu": ("ptsr_edge.backend_ort", "OrtRunner"),
+    "openvino": ("ptsr_edge.backend_openvino", "OpenVinoRunner"),
+    "trt": ("ptsr_edge.backend_trt", "TrtRunner"),
+}
+"""Who runs a target's artifacts: module and class, imported when an artifact is opened."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +46,18 @@ class Prediction:
 
 
 class Session:
-    """One variant of a bundle, loaded. Not thread-safe: open one session a thread."""
+    """A bundle, one of its variants at work. Not thread-safe: open one session a thread.
+
+    Budgets can be switched without loading again: each variant is loaded once and kept.
+    """
 
     def __init__(self, bundle: Bundle, folder: Path, variant: Variant, threads: int | None) -> None:
         """Use `Session.open`."""
-        check_files(folder, variant)
         self.bundle = bundle
-        self.variant = variant
-        self._runner = OrtRunner(folder / variant.artifact, threads)
+        self._folder = folder
+        self._threads = threads
+        self._loaded: dict[str, Runner] = {}
+        self._use(variant)
 
     @classmethod
     def open(
@@ -77,6 +89,23 @@ class Session:
         manifest = read_bundle(folder)
         return cls(manifest, folder, choose_variant(manifest, budget, target, precision), threads)
 
+    def switch(self, budget: float) -> None:
+        """Answers at another budget from now on, in the same target and precision.
+
+        The first switch to a budget loads its graph; later ones cost nothing.
+
+        Raises:
+            InputError: the bundle has no such variant.
+        """
+        self._use(choose_variant(self.bundle, budget, self.variant.target, self.variant.precision))
+
+    def _use(self, variant: Variant) -> None:
+        if variant.id not in self._loaded:
+            check_files(self._folder, variant)
+            self._loaded[variant.id] = open_artifact(variant, self._folder, self._threads)
+        self.variant = variant
+        self._runner = self._loaded[variant.id]
+
     def predict(self, flow: NDArray[np.float32]) -> Prediction:
         """Classifies one sample.
 
@@ -106,6 +135,24 @@ class Session:
         """The network alone: normalised (1, 3, H, W) float32 -> logits (k,), kept patches (K,)."""
         logits, kept = self._runner.run(flow)
         return logits, np.arange(self.bundle.model.patches) if kept is None else kept
+
+
+def open_artifact(variant: Variant, folder: Path, threads: int | None) -> Runner:
+    """Loads a variant by the runtime of its target.
+
+    Raises:
+        InputError: a target that this version does not know.
+        MissingExtraError: the runtime is not installed.
+        JobError: the runtime refuses the artifact.
+    """
+    if variant.target not in RUNNERS:
+        raise InputError(
+            f"{variant.id} is for target {variant.target!r}, which this version cannot run; "
+            f"it runs: {', '.join(RUNNERS)}"
+        )
+    module, name = RUNNERS[variant.target]
+    runner: Runner = getattr(importlib.import_module(module), name)(folder / variant.artifact, threads)
+    return runner
 
 
 def choose_variant(

@@ -100,6 +100,11 @@ def main(
     recipe = recipe_for(config)
     changes: dict[str, Any] = {"bfloat16": bf16} | ({"epochs": epochs} if epochs else {})
     recipe = recipe.model_copy(update=changes)
+    initial = build_model(config, seed)
+    if init is not None:
+        if not isinstance(initial, Vit):
+            raise InputError(f"--init fills a baseline (vit-*), not {config.name}")
+        load_vit(initial, init)
     data = load(data_name, root, image_size=config.image_size)
     seen, held = split_subjects(data.subjects, holdout, seed=0) if holdout else (data.subject_names, [])
     training = data.of_subjects(seen)
@@ -107,11 +112,6 @@ def main(
         f"training {config.name} on {len(training)} clips of {len(seen)} subjects, "
         f"{len(held)} subjects held out"
     )
-    initial = build_model(config, seed)
-    if init is not None:
-        if not isinstance(initial, Vit):
-            raise InputError(f"--init fills a baseline (vit-*), not {config.name}")
-        load_vit(initial, init)
     model = _fit_with_bar(config, training, recipe, seed, initial, out, resume)
     figures = held_out_figures(model, data.of_subjects(held), recipe.budgets) if held else {}
     provenance = {
@@ -144,9 +144,12 @@ def main(
 
 def _command(root: Path | None) -> str:
     """The command that reproduces the checkpoint, without the paths of this machine."""
-    words = [
-        "DIR" if word == str(root) else Path(word).name if "/" in word else word for word in sys.argv[1:]
-    ]
+    words = []
+    for word in sys.argv[1:]:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if value == str(root):
+            value = "DIR"
+        words.append(option + equals + (Path(value).name if "/" in value else value))
     return f"python -m ptsr_edge.train {shlex.join(words)}"
 
 

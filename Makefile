@@ -1,0 +1,48 @@
+# Needs Python >= 3.10 with venv, and a package registry. The commands that CI runs are these.
+
+PYTHON ?= python3
+VENV ?= .venv
+# More for pip, such as the address of an index with CPU builds of torch.
+PIP_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/setup.stamp
+
+.PHONY: help setup demo test lint bench clean
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: $(STAMP)  ## Install everything into .venv; again only when pyproject.toml or constraints.txt changed
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "setup: needs Python >= 3.10, found " + sys.version.split()[0])'
+	@test -x $(BIN)/python || { echo "setup: creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "setup: installing ptsr-edge with all extras (2 GB; a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+demo: setup  ## Export, judge, profile and report on synthetic data, into out/demo
+	@echo "demo: running"
+	@$(BIN)/python -m ptsr_edge.demo --out out/demo
+
+test: lint  ## All checks: lint, types, tests
+	@echo "test: pytest"
+	@$(BIN)/python -m pytest
+
+lint: setup  ## Format, style and types
+	@echo "lint: ruff format"
+	@$(BIN)/ruff format --check .
+	@echo "lint: ruff check"
+	@$(BIN)/ruff check .
+	@echo "lint: mypy"
+	@$(BIN)/mypy
+
+bench: setup  ## Benchmarks of the project's own code
+	@echo "bench: pytest-benchmark"
+	@$(BIN)/python -m pytest benchmarks --benchmark-only
+
+clean:  ## Remove what was made, .venv included
+	@echo "clean: $(VENV) out caches"
+	@rm -rf $(VENV) out dist .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	@find ptsr_edge tests -name __pycache__ -type d -exec rm -rf {} +

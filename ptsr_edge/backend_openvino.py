@@ -1,0 +1,219 @@
+"""OpenVINO on the CPU, behind the interface that every runtime has here.
+
+Left alone, OpenVINO chooses the precision of the arithmetic by the CPU (bfloat16 where there is some), and
+takes bfloat16 even where float16 is asked for and missing. So the precision is always asked for, and read
+back: of the compiled model's configuration, and of each of its matrix products.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.telemetry import require_silenced
+
+DEVICE = "CPU"
+RT_SECTION = "ptsr_edge"
+"""Where an IR's `rt_info` says how it wants to be run: `precision`, `inference_precision`."""
+
+CAPABILITY = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}
+"""What OpenVINO calls the ability of a device to calculate in a type."""
+
+MATRIX_LAYERS = ("FullyConnected", "MatMul", "Convolution", "Gemm")
+INT8 = ("i8", "u8")
+
+
+class OpenVinoRunner:
+    """One compiled IR: `run` takes (1, C, S, S) float32, gives logits (k,) and kept patches or None.
+
+    Attributes:
+        inference_precision: the type that everything is calculated in that is not quantized.
+        matrix_products: how many matrix products run in which type, read back from the compiled model.
+    """
+
+    def __init__(self, artifact: Path, threads: int | None = None) -> None:
+        """Reads and compiles an IR; `threads` by default OpenVINO's choice.
+
+        Raises:
+            MissingExtraError: openvino is not installed.
+            JobError: OpenVINO refuses the file, or would calculate in another precision than the IR asks for.
+        """
+        ov = load_openvino()
+        core = ov.Core()
+        model = read_ir(core, artifact)
+        wanted = rt_entry(model, "inference_precision", artifact).split()
+        precision = choose_precision(wanted, core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"), artifact.name)
+        compiled = compile_ir(core, model, precision, threads, artifact.name)
+        self.inference_precision = precision
+        self.matrix_products = matrix_products(compiled)
+        quantized = rt_entry(model, "precision", artifact) == "int8"
+        check_precision(compiled, precision, quantized, self.matrix_products, artifact.name)
+        self._request = compiled.create_infer_request()
+        self._shape = tuple(compiled.inputs[0].shape)
+        names = [output.get_any_name() for output in compiled.outputs]
+        self._classes = tuple(compiled.outputs[names.index("logits")].shape)
+        self._logits = self._request.get_output_tensor(names.index("logits"))
+        self._kept = self._request.get_output_tensor(names.index("kept")) if "kept" in names else None
+
+    def run(self, flow: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
+        """flow (1, C, S, S) -> logits (k,) and kept (K,), None where the graph keeps all.
+
+        Raises:
+            InputError: another shape or type than the model's.
+            JobError: the answer has another shape than the model's, as from a miscompiled graph.
+        """
+        if flow.shape != self._shape or flow.dtype != np.float32:
+            raise InputError(f"the model takes float32 {self._shape}, got {flow.dtype} {flow.shape}")
+        self._request.infer([flow], share_inputs=True, share_outputs=True)
+        answer = self._logits.data
+        if answer.shape != self._classes:
+            raise JobError(f"OpenVINO answered with logits {answer.shape}; the model's are {self._classes}")
+        logits: NDArray[np.float32] = answer[0].copy()  # the next answer is written into the same memory
+        return logits, None if self._kept is None else self._kept.data[0].astype(np.int64)
+
+
+def load_openvino() -> ModuleType:
+    """The module `openvino`, its telemetry off.
+
+    Raises:
+        MissingExtraError: openvino is not installed.
+    """
+    return require_silenced("openvino", "openvino", "running a bundle of target openvino")
+
+
+def weights_of(artifact: Path) -> Path:
+    """The weights of an IR: under its own name beside it, or what all budgets of its precision share.
+
+    `m-openvino-int8-k49.xml` reads `m-openvino-int8.bin` unless there is a `m-openvino-int8-k49.bin`.
+    """
+    own = artifact.with_suffix(".bin")
+    shared = artifact.with_name(re.sub(r"-k\d+$", "", artifact.stem) + ".bin")
+    return own if own.is_file() else shared
+
+
+def read_ir(core: Any, artifact: Path) -> Any:
+    """Reads an IR with its weights, which are mapped and not copied.
+
+    Raises:
+        JobError: a file is missing or is no IR.
+    """
+    weights = weights_of(artifact)
+    for path in (artifact, weights):
+        if not path.is_file():
+            raise JobError(f"{path} is missing: export the bundle again")
+    try:
+        return core.read_model(artifact, weights)
+    except RuntimeError as error:
+        raise JobError(f"OpenVINO cannot read {artifact.name}: {last_line(error)}") from error
+
+
+def rt_entry(model: Any, key: str, artifact: Path) -> str:
+    """An entry of the IR's own section of `rt_info`.
+
+    Raises:
+        JobError: it is not there.
+    """
+    path = [RT_SECTION, key]
+    if not model.has_rt_info(path):
+        raise JobError(
+            f"{artifact.name} has no rt_info {'/'.join(path)}: not an IR made by `ptsr-edge export`"
+        )
+    return str(model.get_rt_info(path).astype(str))
+
+
+def choose_precision(wanted: Sequence[str], capabilities: Sequence[str], name: str) -> str:
+    """The first of the wanted types that the device can calculate in.
+
+    Raises:
+        JobError: it can do none of them.
+    """
+    for precision in wanted:
+        if CAPABILITY.get(precision) in capabilities:
+            return precision
+    raise JobError(
+        f"{name} is to be calculated in {' or '.join(wanted)}; OpenVINO on this CPU offers "
+        f"{', '.join(capabilities)}: take another precision of the bundle"
+    )
+
+
+def can_calculate(wanted: Sequence[str]) -> bool:
+    """Whether this CPU can calculate in one of the wanted types.
+
+    Raises:
+        MissingExtraError: openvino is not installed.
+    """
+    capabilities = load_openvino().Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+    return any(CAPABILITY.get(precision) in capabilities for precision in wanted)
+
+
+def compile_ir(core: Any, model: Any, precision: str, threads: int | None, name: str) -> Any:
+    """Compiles for one synchronous stream of the least latency, at an explicit precision.
+
+    Raises:
+        JobError: OpenVINO refuses the model.
+    """
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,
+        "CACHE_DIR": "",
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    try:
+        return core.compile_model(model, DEVICE, settings)
+    except RuntimeError as error:
+        raise JobError(
+            f"OpenVINO cannot compile {name} for {precision} on this CPU: {last_line(error)}"
+        ) from error
+
+
+def matrix_products(compiled: Any) -> dict[str, int]:
+    """How many matrix products of a compiled model take activations of which type: {"u8": 48, "f32": 3}.
+
+    The activations tell: weights may be kept in a smaller type and widened on the way, which OpenVINO then
+    gives as the `runtimePrecision`. Products that the runtime fused with what surrounds them are not counted.
+    """
+    counts: Counter[str] = Counter()
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        if node.get_rt_info()["layerType"].astype(str) in MATRIX_LAYERS:
+            counts[node.input(0).get_element_type().get_type_name()] += 1
+    return dict(sorted(counts.items()))
+
+
+def check_precision(
+    compiled: Any, precision: str, quantized: bool, products: dict[str, int], name: str
+) -> None:
+    """Makes sure that a compiled model calculates in what it was asked to.
+
+    Raises:
+        JobError: the configuration or a matrix product says otherwise, or none is quantized that should be.
+    """
+    effective = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if effective != precision:
+        raise JobError(f"{name} was to be calculated in {precision}; OpenVINO made it {effective}")
+    # A product may stay in float32 where the runtime has no faster kernel for it; never in less than asked.
+    accepted = {precision, "f32", *(INT8 if quantized else ())}
+    foreign = {kind: count for kind, count in products.items() if kind not in accepted}
+    if foreign:
+        raise JobError(f"{name} was to be calculated in {precision}; OpenVINO runs matrix products as {foreign}")
+    due = INT8 if quantized else (precision,)
+    if not any(products.get(kind) for kind in due):
+        raise JobError(
+            f"{name} was to run its matrix products in {' or '.join(due)}; OpenVINO on this CPU runs {products}"
+        )
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of OpenVINO's message: the first ones name its own source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,168 @@
+"""Graphs are traced once a budget, built for a target in a precision, and proven."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from ptsr_edge.checkpoint import CheckpointInfo
+from ptsr_edge.console import progress
+from ptsr_edge.data import FlowData
+from ptsr_edge.flops import count_macs
+from ptsr_edge.flow import to_input
+from ptsr_edge.inference import predict_logits
+from ptsr_edge.manifest import Variant, describe_file
+from ptsr_edge.metrics import confusion, uar
+from ptsr_edge.model import Model, count_parameters
+from ptsr_edge.onnx_graph import add_metadata, trace, write_sharing_weights
+from ptsr_edge.parity import Reference, eager_reference, measure_parity, require_parity
+from ptsr_edge.repair import build_within, uar_of
+from ptsr_edge.sensitivity import rank_layers
+from ptsr_edge.static import to_static
+from ptsr_edge.target import Artifact, BuildRequest, Target, variant_id
+
+PROOF_SAMPLES = 32
+JUDGED_SAMPLES = 400
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is exported, and on which samples it is calibrated, proven and judged.
+
+    Attributes:
+        model: the eager fp32 model.
+        info: what it says of itself.
+        rates: keep rates, from the largest down.
+        calibration: samples that ranges are taken from; `PROOF_SAMPLES` of them prove every variant.
+        judged: other samples of the training side, on which the loss of int8 is measured.
+        options: what targets understand; see their `build`.
+        max_uar_drop: the largest loss of UAR of int8 against fp32 on `judged`; None: not judged.
+    """
+
+    model: Model
+    info: CheckpointInfo
+    rates: Sequence[float]
+    calibration: FlowData
+    judged: FlowData
+    options: Mapping[str, Any] = field(default_factory=dict)
+    max_uar_drop: float | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        """Token counts, in the order of the rates."""
+        return [self.info.model.tokens_at(rate) for rate in self.rates]
+
+    @cached_property
+    def references(self) -> dict[int, Reference]:
+        """What eager fp32 says of the proof's samples, by token count."""
+        places = np.linspace(0, len(self.calibration) - 1, min(PROOF_SAMPLES, len(self.calibration)))
+        flows = self.calibration.flows[places.round().astype(np.intp)]
+        return {tokens: eager_reference(self.model, tokens, flows) for tokens in self.tokens}
+
+    @cached_property
+    def calibration_inputs(self) -> NDArray[np.float32]:
+        """(n, C, S, S) float32, normalised."""
+        return to_input(self.calibration.flows)
+
+
+def trace_budgets(job: Job, folder: Path) -> tuple[dict[int, Path], dict[int, int]]:
+    """Writes one fp32 graph a token count, with shared weights; their paths and their MACs."""
+    config = job.info.model
+    models: dict[Path, ModelProto] = {}
+    graphs, macs = {}, {}
+    for tokens in progress(job.tokens, "tracing graphs"):
+        static = to_static(job.model, tokens)
+        graphs[tokens] = folder / f"{config.name}-k{tokens}.onnx"
+        models[graphs[tokens]] = trace(static, config)
+        add_metadata(models[graphs[tokens]], job.info.labels, job.info.preprocess)
+        macs[tokens] = count_macs(static, (torch.zeros(1, *config.input_shape),)).total
+    write_sharing_weights(models, folder / "weights.bin")
+    return graphs, macs
+
+
+def build_and_prove(
+    job: Job, target: Target, precision: str, graphs: Mapping[int, Path], macs: Mapping[int, int], stage: Path
+) -> list[Variant]:
+    """Builds all budgets in one precision and compares each with the eager model.
+
+    Raises:
+        ParityError: a variant misses its limit.
+        JobError: the target's tools refuse a graph, or int8 loses more than `max_uar_drop`.
+    """
+    info = job.info
+    artifacts, repaired = _build(job, target, precision, graphs, stage)
+    variants = []
+    for rate, tokens in progress(list(zip(job.rates, job.tokens, strict=True)), f"{target.name} {precision}"):
+        artifact = artifacts[tokens]
+        name = variant_id(info.model.name, target.name, precision, tokens)
+        runner = target.runner(artifact, threads=1)
+        parity = None
+        if runner is not None:
+            parity = measure_parity(job.references[tokens], runner.run, precision)
+            require_parity(parity, name, precision)
+        built_with = {"torch": version("torch"), **artifact.built_with}
+        variants.append(
+            Variant(
+                id=name,
+                target=target.name,
+                keep_rate=rate,
+                tokens=tokens,
+                precision=precision,
+                artifact=artifact.path.relative_to(stage).as_posix(),
+                files=[describe_file(stage, path) for path in artifact.files],
+                macs=macs[tokens],
+                parameters=count_parameters(job.model),
+                parity=parity,
+                built_with=built_with if repaired is None else {**built_with, "accuracy": repaired},
+                runs_on=artifact.runs_on,
+            )
+        )
+    return variants
+
+
+def _build(
+    job: Job, target: Target, precision: str, graphs: Mapping[int, Path], stage: Path
+) -> tuple[Mapping[int, Artifact], dict[str, Any] | None]:
+    """The artifacts; with `max_uar_drop`, int8 ones that hold it, and the record of what that took."""
+    info = job.info
+
+    def build(kept: Sequence[str]) -> Mapping[int, Artifact]:
+        options = {**job.options, **({"keep_float": list(kept)} if kept else {})}
+        return target.build(
+            BuildRequest(
+                name=info.model.name,
+                graphs=graphs,
+                precision=precision,
+                folder=stage,
+                labels=info.labels,
+                preprocess=info.preprocess,
+                calibration=job.calibration_inputs,
+                options=options,
+            )
+        )
+
+    if precision != "int8" or job.max_uar_drop is None:
+        return build(()), None
+    judged, classes = job.judged, len(info.labels)
+    inputs = to_input(judged.flows)
+    expected = {}
+    for tokens in job.tokens:
+        answers = predict_logits(job.model, judged.flows, tokens)[0].argmax(axis=1)
+        expected[tokens] = uar(confusion(judged.labels, answers, classes))
+    return build_within(
+        job.max_uar_drop,
+        build,
+        lambda artifact: target.runner(artifact, threads=1),
+        expected,
+        lambda runner: uar_of(runner, inputs, judged.labels, classes),
+        lambda: rank_layers(graphs[min(graphs)], job.calibration_inputs, progress),
+    )

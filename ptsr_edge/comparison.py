@@ -1,0 +1,294 @@
+"""Profiles side by side: the rows of a report, under names that tell them apart.
+
+A latency is compared only within the profile it was measured in; an accuracy only with others on the
+same data under the same protocol.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptsr_edge.errors import InputError
+from ptsr_edge.profile_record import PROFILE, Measured, Profile, read_profile
+
+_PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8", "int4")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A profile, the folder it lies in, and a name for it that no other source has."""
+
+    name: str
+    folder: Path
+    profile: Profile
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One variant of one profile; `name` tells it from every other row in as few words as will do."""
+
+    name: str
+    source: Source
+    measured: Measured
+    is_baseline: bool
+
+    @property
+    def p50_ms(self) -> float | None:
+        """Median latency, or None where it was not measured."""
+        return self.measured.latency_ms.p50 if self.measured.latency_ms else None
+
+    @property
+    def uar(self) -> float | None:
+        """Unweighted average recall, or None where it was not measured."""
+        return self.measured.accuracy.uar if self.measured.accuracy else None
+
+    @property
+    def uar_drop(self) -> float | None:
+        """The baseline's UAR minus this one's, or None where it was not measured."""
+        return self.measured.accuracy.uar_drop if self.measured.accuracy else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows of all sources: sources in the order given, baselines first, then by falling budget."""
+
+    sources: tuple[Source, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def model(self) -> str:
+        """The model that all sources are of."""
+        return self.sources[0].profile.model
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes, in the order of the confusion matrices."""
+        return self.sources[0].profile.labels
+
+    def reference(self, row: Row) -> Row | None:
+        """The full-token baseline that `row` was measured against, if it is among the rows."""
+        ratio = row.measured.ratio
+        wanted = (ratio.against if ratio else None, row.source.profile.baseline)
+        near = [other for other in self.rows if other.source is row.source and other.is_baseline]
+        for name in wanted:
+            for other in near:
+                if other.measured.id == name:
+                    return other
+        return near[0] if len(near) == 1 else None
+
+    def comparable(self) -> list[Row]:
+        """The rows whose accuracy is on the same data under the same protocol: the largest group."""
+        judged = [row for row in self.rows if row.measured.accuracy]
+        groups = Counter(accuracy_key(row) for row in judged)
+        if not groups:
+            return []
+        chosen = groups.most_common(1)[0][0]
+        return [row for row in judged if accuracy_key(row) == chosen]
+
+
+def read_sources(folders: Sequence[Path]) -> list[Source]:
+    """Reads profiles that may stand in one report, under names that differ.
+
+    Raises:
+        InputError: none, the same twice, one that cannot be read, or profiles of different models.
+    """
+    if not folders:
+        raise InputError("no profile given: --profile DIR names a folder that `ptsr-edge profile` wrote")
+    seen: set[Path] = set()
+    sources: list[Source] = []
+    for folder in folders:
+        place = folder.resolve()
+        if place in seen:
+            raise InputError(f"{folder} was given twice")
+        seen.add(place)
+        profile = read_profile(folder)
+        _check_numbers(profile, folder)
+        stem = place.name or "profile"
+        taken = {source.name for source in sources}
+        names = [stem, *(f"{stem}-{number}" for number in range(2, len(folders) + 2))]
+        sources.append(Source(next(name for name in names if name not in taken), folder, profile))
+    first = sources[0]
+    for source in sources[1:]:
+        if source.profile.model != first.profile.model:
+            raise InputError(
+                f"{source.folder} profiles {source.profile.model!r} and {first.folder} "
+                f"{first.profile.model!r}: one report is about one model"
+            )
+        if source.profile.labels != first.profile.labels:
+            raise InputError(
+                f"{source.folder} has the classes {', '.join(source.profile.labels)} and {first.folder} "
+                f"{', '.join(first.profile.labels)}: they cannot stand in one report"
+            )
+    return sources
+
+
+def _check_numbers(profile: Profile, folder: Path) -> None:
+    """Figures that no measurement can give would make pictures that nobody can trust."""
+    for place, number in _floats(profile.model_dump(mode="python"), ""):
+        if not math.isfinite(number):
+            raise InputError(f"{folder / PROFILE}: {place} must be a finite number, got {number}")
+    for variant in profile.variants:
+        if variant.latency_ms and variant.latency_ms.p50 <= 0:
+            raise InputError(
+                f"{folder / PROFILE}: latency_ms.p50 of {variant.id} must be above 0, "
+                f"got {variant.latency_ms.p50:g}"
+            )
+        matrix = variant.accuracy.confusion if variant.accuracy else None
+        size = len(profile.labels)
+        if matrix is not None and (len(matrix) != size or any(len(line) != size for line in matrix)):
+            raise InputError(
+                f"{folder / PROFILE}: the confusion matrix of {variant.id} must be "
+                f"{size} x {size}, one line for each of {', '.join(profile.labels)}"
+            )
+    _check_patches(profile, folder)
+
+
+def _check_patches(profile: Profile, folder: Path) -> None:
+    patches = profile.kept_patches
+    if patches is None:
+        return
+    count = len(patches.strain)
+    lengths = [len(patches.names), len(patches.labels), *map(len, patches.kept.values())]
+    square = all({len(line) for line in image} == {len(image)} for image in patches.strain)
+    inside = all(
+        0 <= index < patches.grid**2 for budget in patches.kept.values() for kept in budget for index in kept
+    )
+    if any(length != count for length in lengths) or not square or not inside:
+        raise InputError(
+            f"{folder / PROFILE}: kept_patches must have one name, one label, one square image and "
+            f"one list of patches below {patches.grid**2} for each of its samples"
+        )
+
+
+def _floats(data: Any, place: str) -> Iterator[tuple[str, float]]:
+    if isinstance(data, float):
+        yield place, data
+    elif isinstance(data, dict | list):
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+            yield from _floats(value, f"{place}.{key}" if place else str(key))
+
+
+def compare(sources: Sequence[Source]) -> Comparison:
+    """Puts the variants of all sources side by side under short names that differ."""
+    rows = [
+        Row("", source, measured, _is_baseline(source.profile, measured))
+        for source in sources
+        for measured in source.profile.variants
+    ]
+    order = {source.name: place for place, source in enumerate(sources)}
+    rows.sort(
+        key=lambda row: (
+            order[row.source.name],
+            not row.is_baseline,
+            -row.measured.tokens,
+            precision_rank(row.measured.precision),
+            row.measured.target,
+            row.measured.id,
+        )
+    )
+    return Comparison(tuple(sources), tuple(_named(rows)))
+
+
+def precision_rank(precision: str) -> tuple[int, str]:
+    """Sorts precisions from wide to narrow, unknown ones last."""
+    known = precision in _PRECISIONS
+    return (_PRECISIONS.index(precision) if known else len(_PRECISIONS), precision)
+
+
+def budget_text(keep_rate: float) -> str:
+    """A keep rate as a share of the tokens: `25 %`."""
+    return f"{round(100 * keep_rate, 1):g} %"
+
+
+def pareto(rows: Iterable[Row]) -> list[Row]:
+    """The rows that no other row beats in both latency (p50) and UAR, by rising latency."""
+    known = [(row.p50_ms, -row.uar, row) for row in rows if row.p50_ms is not None and row.uar is not None]
+    front: list[Row] = []
+    best = float("inf")
+    for _, loss, row in sorted(known, key=lambda entry: entry[:2]):
+        if loss < best:
+            front.append(row)
+            best = loss
+    return front
+
+
+def raw_samples(row: Row) -> tuple[NDArray[np.float64] | None, str]:
+    """The latency samples of a row in milliseconds, or None and the reason why there are none.
+
+    Samples whose median is not the recorded p50 (within 2 %) are not those of the record, or are in
+    another unit: they are refused.
+    """
+    stored = row.measured.raw_samples
+    if stored is None or row.measured.latency_ms is None:
+        return None, "no raw samples were recorded"
+    path = (row.source.folder / stored).resolve()
+    if not path.is_relative_to(row.source.folder.resolve()):
+        return None, f"{stored} lies outside the profile's folder"
+    if not path.is_file():
+        return None, f"{stored} is not beside profile.json"
+    try:
+        samples = _read_samples(path, row.measured.id)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        return None, f"{stored} cannot be read ({error})"
+    p50 = row.measured.latency_ms.p50
+    if samples.size == 0 or not np.all(samples > 0) or abs(np.median(samples) / p50 - 1) > 0.02:
+        return None, f"{stored} does not hold the samples of the record: their median is not its p50"
+    return samples, ""
+
+
+def accuracy_key(row: Row) -> tuple[str, str] | None:
+    """What an accuracy must share with another to be compared with it: its data and its protocol."""
+    accuracy = row.measured.accuracy
+    return (accuracy.data, accuracy.protocol) if accuracy else None
+
+
+def _is_baseline(profile: Profile, measured: Measured) -> bool:
+    against = {other.ratio.against for other in profile.variants if other.ratio}
+    return measured.bundle is None or measured.id == profile.baseline or measured.id in against
+
+
+def _named(rows: list[Row]) -> list[Row]:
+    def differ(values: Iterable[object]) -> bool:
+        return len(set(values)) > 1
+
+    precisions = differ(row.measured.precision for row in rows)
+    targets = differ(row.measured.target for row in rows)
+    bundles = differ(row.measured.bundle for row in rows if not row.is_baseline)
+    sources = differ(row.source.name for row in rows)
+    names = []
+    for row in rows:
+        measured = row.measured
+        parts = ["full ViT" if row.is_baseline else budget_text(measured.keep_rate)]
+        parts += [measured.precision] if precisions else []
+        parts += [measured.target] if targets else []
+        parts += [PurePath(measured.bundle).name] if bundles and measured.bundle else []
+        parts += [row.source.name] if sources else []
+        names.append(" ".join(parts))
+    twice = {name for name, count in Counter(names).items() if count > 1}
+    return [
+        replace(row, name=f"{name} ({row.measured.id})" if name in twice else name)
+        for row, name in zip(rows, names, strict=True)
+    ]
+
+
+def _read_samples(path: Path, variant: str) -> NDArray[np.float64]:
+    """Milliseconds from an array in milliseconds or an archive; there, a name ending in `_ns` tells."""
+    with path.open("rb") as stream:
+        stored = np.load(stream, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            return stored.astype(np.float64).ravel()
+        wanted = (variant, "samples_ns", "samples_ms")
+        key = next((name for name in wanted if name in stored.files), None)
+        if key is None:
+            raise ValueError(f"it holds none of the arrays {', '.join(wanted)}")
+        samples = np.asarray(stored[key], dtype=np.float64).ravel()
+    return samples / 1e6 if key.endswith("_ns") else samples

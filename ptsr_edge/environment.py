@@ -1,0 +1,216 @@
+"""What machine this is, as far as a timing depends on it. Never a host name, a user or a path.
+
+Everything is read from the standard places of Linux (`/proc`, `/sys`, `/etc/os-release`); what a system
+does not tell is null. Needs no package, not even numpy.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+TELLING_FLAGS: dict[str, str] = {
+    "avx2": "avx2",
+    "fma": "fma",
+    "f16c": "f16c",
+    "avx_vnni": "avx_vnni",
+    "avx512f": "avx512f",
+    "avx512_vnni": "avx512_vnni",
+    "avx512_bf16": "avx512_bf16",
+    "avx512_fp16": "avx512_fp16",
+    "amx_tile": "amx_tile",
+    "amx_int8": "amx_int8",
+    "amx_bf16": "amx_bf16",
+    "neon": "neon",
+    "asimd": "asimd",
+    "asimdhp": "fp16",
+    "asimddp": "dotprod",
+    "i8mm": "i8mm",
+    "bf16": "bf16",
+    "sve": "sve",
+    "sve2": "sve2",
+    "sme": "sme",
+}
+"""Flags of `/proc/cpuinfo` that decide which kernels a runtime picks, and what they are called here."""
+
+TOOLS = (
+    "ptsr-edge",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "nncf",
+    "tensorrt",
+    "tensorrt-cu12",
+    "tensorrt-cu13",
+    "tensorrt-rtx",
+    "tensorrt-rtx-cu12",
+    "tensorrt-rtx-cu13",
+    "torch",
+    "onnx",
+    "onnxscript",
+    "fvcore",
+    "opencv-python-headless",
+)
+"""Distributions whose version can change a figure."""
+
+_GPU_FIELDS = ("name", "driver_version", "compute_cap", "clocks.sm", "clocks.max.sm", "power.limit")
+
+
+def describe_environment(root: Path = Path("/")) -> dict[str, Any]:
+    """The machine, its load just now and the tools, ready for JSON.
+
+    Args:
+        root: where `proc`, `sys` and `etc` are found.
+
+    Returns:
+        `cpu` (model, board, architecture, flags, visible and physical cores, cgroup limit in cores,
+        governor, whether virtual), `gpus`, `memory_bytes`, `load_average` (1, 5, 15 minutes), `os`,
+        `kernel`, `python`, `packages` (name to version, installed ones only).
+    """
+    return {
+        "cpu": describe_cpu(root),
+        "gpus": describe_gpus(),
+        "memory_bytes": _memory_bytes(root),
+        "load_average": _load_average(root),
+        "os": _operating_system(root),
+        "kernel": platform.release(),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "packages": installed(TOOLS),
+    }
+
+
+def describe_cpu(root: Path = Path("/")) -> dict[str, Any]:
+    """Processor, its instruction sets, and how much of it this process may use."""
+    facts = _cpuinfo(root)
+    flags = (facts.get("flags") or facts.get("Features") or "").split()
+    return {
+        "model": facts.get("model name") or _arm_part(facts) or platform.processor() or None,
+        "board": _text(root / "proc/device-tree/model"),
+        "architecture": platform.machine(),
+        "flags": [TELLING_FLAGS[flag] for flag in TELLING_FLAGS if flag in flags],
+        "cores_visible": len(visible_cpus()),
+        "cores_physical": _physical_cores(root),
+        "cgroup_limit_cores": _cgroup_limit(root),
+        "governor": _governor(root),
+        "virtual": "hypervisor" in flags,
+    }
+
+
+def describe_gpus() -> list[dict[str, str]]:
+    """What `nvidia-smi` says of each GPU: name, driver, compute capability, clocks, power limit."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    call = [tool, f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(call, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = (line.split(", ") for line in answer.stdout.splitlines() if line.strip())
+    return [dict(zip(_GPU_FIELDS, row, strict=False)) for row in rows]
+
+
+def visible_cpus() -> list[int]:
+    """Numbers of the CPUs that this process may run on, ascending."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def installed(distributions: Iterable[str]) -> dict[str, str]:
+    """Versions of those of the distributions that are installed; nothing is imported."""
+    versions = {}
+    for name in distributions:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n") or None
+    except OSError:
+        return None
+
+
+def _cpuinfo(root: Path) -> dict[str, str]:
+    """The first value of each key of `/proc/cpuinfo`."""
+    facts: dict[str, str] = {}
+    for line in (_text(root / "proc/cpuinfo") or "").splitlines():
+        key, colon, value = line.partition(":")
+        if colon:
+            facts.setdefault(key.strip(), value.strip())
+    return facts
+
+
+def _arm_part(facts: dict[str, str]) -> str | None:
+    """ARM kernels name no model: the implementer and part numbers identify the core."""
+    if "CPU part" not in facts:
+        return None
+    return f"ARM implementer {facts.get('CPU implementer', '?')} part {facts['CPU part']}"
+
+
+def _physical_cores(root: Path) -> int | None:
+    cores = set()
+    for number in visible_cpus():
+        topology = root / f"sys/devices/system/cpu/cpu{number}/topology"
+        core = (_text(topology / "physical_package_id"), _text(topology / "core_id"))
+        if None in core:
+            return None
+        cores.add(core)
+    return len(cores)
+
+
+def _governor(root: Path) -> str | None:
+    found = {
+        _text(root / f"sys/devices/system/cpu/cpu{number}/cpufreq/scaling_governor")
+        for number in visible_cpus()
+    }
+    return ", ".join(sorted(name for name in found if name)) or None
+
+
+def _cgroup_limit(root: Path) -> float | None:
+    """CPU quota over period of the tightest group above this process, in cores; null: no limit."""
+    limits = []
+    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            base, names = root / "sys/fs/cgroup", ["cpu.max"]
+        elif "cpu" in controllers.split(","):
+            base, names = root / "sys/fs/cgroup/cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        else:
+            continue
+        inside = Path(group.lstrip("/"))
+        for folder in (inside, *inside.parents):
+            words = " ".join(_text(base / folder / name) or "" for name in names).split()
+            if len(words) == 2 and words[0].isdigit():
+                limits.append(int(words[0]) / int(words[1]))
+    return round(min(limits), 3) if limits else None
+
+
+def _memory_bytes(root: Path) -> int | None:
+    for line in (_text(root / "proc/meminfo") or "").splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _load_average(root: Path) -> list[float] | None:
+    words = (_text(root / "proc/loadavg") or "").split()
+    return [float(word) for word in words[:3]] if len(words) >= 3 else None
+
+
+def _operating_system(root: Path) -> str:
+    for line in (_text(root / "etc/os-release") or "").splitlines():
+        if line.startswith("PRETTY_NAME="):
+            return line.partition("=")[2].strip('"')
+    return platform.system()

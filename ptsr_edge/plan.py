@@ -1,0 +1,94 @@
+"""A call of `export`, checked before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from ptsr_edge.checkpoint import CheckpointInfo
+from ptsr_edge.config import ModelConfig
+from ptsr_edge.errors import InputError
+from ptsr_edge.manifest import MANIFEST
+from ptsr_edge.target import Target
+
+BUDGETS = (1.0, 0.5, 0.25)
+
+
+def check_targets(
+    names: Sequence[str], precisions: Sequence[str] | None, known: Mapping[str, Target]
+) -> list[tuple[Target, list[str]]]:
+    """Each target's builder and the precisions to build for it, by default all that it has.
+
+    Raises:
+        InputError: an unknown target, or a precision that none of the targets, or the only one, has.
+    """
+    for name in names:
+        if name not in known:
+            raise InputError(f"unknown target {name!r}; accepted: {', '.join(known)}")
+    chosen = [known[name] for name in dict.fromkeys(names)]
+    if not chosen:
+        raise InputError(f"no target given; accepted: {', '.join(known)}")
+    for precision in precisions or ():
+        if not any(precision in target.precisions for target in chosen):
+            have = "; ".join(f"target {t.name} has: {', '.join(t.precisions)}" for t in chosen)
+            raise InputError(f"no precision {precision!r}: {have}")
+    plan = []
+    for target in chosen:
+        wanted = [p for p in dict.fromkeys(precisions or target.precisions) if p in target.precisions]
+        if not wanted:
+            raise InputError(
+                f"target {target.name} has no precision {', '.join(precisions or ())}; "
+                f"it has: {', '.join(target.precisions)}"
+            )
+        plan.append((target, wanted))
+    return plan
+
+
+def check_budgets(
+    info: CheckpointInfo, budgets: Sequence[float] | Literal["auto"] | None
+) -> list[float] | Literal["auto"]:
+    """Keep rates from the largest down, each token count once.
+
+    Raises:
+        InputError: an empty list, a rate outside (0, 1], or any but 1 for the full-token baseline.
+    """
+    config = info.model
+    if budgets == "auto":
+        if config.kind == "vit":
+            raise InputError(f"{config.name} keeps all tokens: `--budgets auto` needs a PTSR")
+        return "auto"
+    if budgets is None:
+        budgets = BUDGETS if config.kind == "ptsr" else (1.0,)
+    if not budgets:
+        raise InputError("no budget given; a budget is a keep rate in (0, 1]")
+    rates = {config.tokens_at(rate): rate for rate in sorted(budgets)}
+    if config.kind == "vit" and set(rates) != {config.patches}:
+        raise InputError(
+            f"{config.name} is the full-token baseline: its only budget is 1, got {list(budgets)}"
+        )
+    return [rates[tokens] for tokens in sorted(rates, reverse=True)]
+
+
+def rates_of(config: ModelConfig, tokens: Sequence[int]) -> list[float]:
+    """Keep rates that stand for token counts, from the largest down."""
+    return [count / config.patches for count in sorted(set(tokens), reverse=True)]
+
+
+def check_out(out: Path) -> None:
+    """Only a bundle, or an empty folder, may be replaced: `--out .` must not remove somebody's work.
+
+    Raises:
+        InputError: something else stands there.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
+        found = "a file" if out.is_file() else "a folder that is no bundle"
+        raise InputError(f"{out} is {found}; accepted: a new folder, an empty one, or a bundle to replace")
+
+
+def parse_budget(text: str) -> float:
+    """Reads a keep rate; raises InputError outside of (0, 1]."""
+    rate = float(text)
+    if not 0 < rate <= 1:
+        raise InputError(f"a budget is a keep rate in (0, 1], got {text}")
+    return rate

@@ -1,0 +1,367 @@
+"""What each variant of one or more bundles costs and is worth, beside the full-token ViT.
+
+python -m ptsr_edge.profile --bundle out/ptsr-tiny-cpu --data synthetic --out out/profile
+"""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from ptsr_edge import measure
+from ptsr_edge.console import Verb, finish, run, say
+from ptsr_edge.environment import describe_environment
+from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.judge import is_random, judge, judged_data, kept_patches
+from ptsr_edge.manifest import Bundle
+from ptsr_edge.measure import measure_interleaved
+from ptsr_edge.profile_entries import (
+    Entry,
+    check_same_model,
+    entries_of,
+    exported_baseline,
+    given_baseline,
+    read_bundles,
+    shown_path,
+)
+from ptsr_edge.profile_notes import operator_macs, timing_notes
+from ptsr_edge.profile_record import PROFILE, Accuracy, KeptPatches, Measured, Profile
+from ptsr_edge.statistics import latency_summary, ratio_interval
+from ptsr_edge.storage import staged_folder, write_json
+from ptsr_edge.worker import SETTLE_RUNS, Job, RawTiming
+
+if TYPE_CHECKING:
+    from ptsr_edge.data import FlowData
+
+SAMPLES = "samples"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How long and how to time; see `measure.measure_interleaved`."""
+
+    duration_s: float = 5.0
+    min_runs: int = 100
+    block: int = 5
+    threads: int = 1
+    pin: bool = False
+    seed: int = 0
+
+
+def profile_bundles(
+    folders: Sequence[Path],
+    *,
+    out: Path,
+    baseline: Path | None = None,
+    data: str | None = None,
+    root: Path | None = None,
+    setting: Setting = Setting(),
+) -> Profile:
+    """Profiles every variant of the bundles, interleaved with the full-token ViT, and writes the record.
+
+    Args:
+        folders: bundles of one model with one set of weights.
+        out: folder for `profile.json` and the raw samples; one that `profile` wrote before is replaced.
+        baseline: a bundle of the full-token ViT; by default one is exported for this run alone.
+        data: name of the data to judge accuracy on; None: accuracy is not measured.
+        root: folder of the data.
+        setting: of the timing.
+
+    Raises:
+        InputError: something in the call is not acceptable; nothing was started.
+        JobError: the baseline cannot be run, or a measuring process died; nothing was written.
+    """
+    measure.check_setting(
+        duration_s=setting.duration_s, min_runs=setting.min_runs, block=setting.block,
+        threads=setting.threads, pin=setting.pin,
+    )  # fmt: skip
+    check_out(out)
+    bundles = read_bundles(folders)
+    first = check_same_model(bundles)
+    with ExitStack() as stack:
+        reference = (
+            given_baseline(baseline, first)
+            if baseline is not None
+            else exported_baseline(first, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        )
+        entries = [reference, *entries_of(bundles, reference)]
+        samples = _samples(first, reference.bundle, data, root)
+        environment = describe_environment()
+        timings, refusals = _time(entries, setting)
+        accuracies = _accuracies(entries, samples, refusals, setting.threads)
+        stage = stack.enter_context(staged_folder(out))
+        profile = Profile(
+            schema=1,
+            command=command_of(folders, out, baseline, data, root, setting),
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            model=first.name,
+            model_card=str(first.provenance.get("card", "its provenance says nothing about these weights")),
+            labels=first.labels,
+            environment=environment,
+            method=method_of(setting, timings),
+            baseline=reference.id,
+            variants=[
+                _measured(entry, reference, timings, refusals, accuracies, data, setting) for entry in entries
+            ],
+            kept_patches=_kept(first, entries[1:], refusals, samples),
+        )
+        for name, timing in timings.items():
+            write_samples(stage / samples_file(name), timing)
+        write_json(stage / PROFILE, profile.model_dump(mode="json", by_alias=True))
+    return profile
+
+
+def check_out(out: Path) -> None:
+    """The folder is replaced as a whole: it must be new, empty or an earlier profile.
+
+    Raises:
+        InputError: it is a file, or holds anything else.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; --out names a folder")
+    if out.is_dir() and not (out / PROFILE).is_file() and any(out.iterdir()):
+        raise InputError(f"{out} holds other files and would be replaced; name a new folder")
+
+
+def samples_file(name: str) -> str:
+    """Where a variant's raw samples lie, relative to the profile."""
+    return f"{SAMPLES}/{name.replace('/', '--')}.npz"
+
+
+def write_samples(path: Path, timing: RawTiming) -> None:
+    """Writes (n,) `samples_ns` int64 and (n,) `round` int32."""
+    path.parent.mkdir(exist_ok=True)
+    np.savez_compressed(path, samples_ns=timing.samples_ns, round=timing.rounds.astype(np.int32))
+
+
+def _time(entries: Sequence[Entry], setting: Setting) -> tuple[dict[str, RawTiming], dict[str, str]]:
+    """Timings by id, and why others could not be run here; the baseline must."""
+    refusals: dict[str, str] = {}
+    reference = entries[0].id
+
+    def refused(job: Job, error: JobError) -> None:
+        if job.id == reference:
+            raise error
+        say(f"left out: {error}")
+        # Runtimes name whole paths, which have no place in a record.
+        refusals[job.id] = str(error).removeprefix(f"{job.id}: ").replace(f"{job.bundle}/", "")
+
+    jobs = [Job(entry.id, entry.folder, entry.variant.id) for entry in entries]
+    timings = measure_interleaved(
+        jobs, duration_s=setting.duration_s, min_runs=setting.min_runs, block=setting.block,
+        threads=setting.threads, pin=setting.pin, seed=setting.seed, refused=refused,
+    )  # fmt: skip
+    return timings, refusals
+
+
+def _samples(
+    first: Bundle, reference: Bundle, data: str | None, root: Path | None
+) -> tuple[FlowData, str] | None:
+    """What to judge on and how that choice is named; None where there is nothing to judge."""
+    if data is None:
+        return None
+    if is_random(first):
+        say(f"accuracy is not measured: the weights of {first.name} are random")
+        return None
+    return judged_data(data, root, [first] if is_random(reference) else [first, reference])
+
+
+def _kept(
+    first: Bundle, entries: Sequence[Entry], refusals: Mapping[str, str], samples: tuple[FlowData, str] | None
+) -> KeptPatches | None:
+    if samples is None:
+        return None
+    runnable = {entry.id: (entry.folder, entry.variant) for entry in entries if entry.id not in refusals}
+    return kept_patches(first, runnable, samples[0])
+
+
+def _accuracies(
+    entries: Sequence[Entry], samples: tuple[FlowData, str] | None, refusals: Mapping[str, str], threads: int
+) -> dict[str, Accuracy]:
+    if samples is None:
+        return {}
+    data, protocol = samples
+    say(f"judging on {data.source}, {protocol}: {len(data)} samples of {len(data.subject_names)} subjects")
+    found: dict[str, Accuracy] = {}
+    for entry in entries:
+        if entry.id not in refusals and not is_random(entry.bundle):
+            found[entry.id] = judge(entry.folder, entry.variant, data, protocol, threads)
+    base = found.get(entries[0].id)
+    if base is None:
+        return found
+    return {
+        name: accuracy.model_copy(update={"uar_drop": base.uar - accuracy.uar})
+        for name, accuracy in found.items()
+    }
+
+
+def _measured(
+    entry: Entry,
+    reference: Entry,
+    timings: Mapping[str, RawTiming],
+    refusals: Mapping[str, str],
+    accuracies: Mapping[str, Accuracy],
+    data: str | None,
+    setting: Setting,
+) -> Measured:
+    variant = entry.variant
+    by_operator, notes = operator_macs(entry.folder / variant.artifact, variant.macs)
+    accuracy = accuracies.get(entry.id)
+    notes += _accuracy_notes(entry, reference, accuracy, data)
+    figures: dict[str, Any] = {}
+    if entry.id in refusals:
+        notes.insert(0, f"could not be run here, so nothing was timed: {refusals[entry.id]}")
+    else:
+        timing, base = timings[entry.id], timings[reference.id]
+        ratio = None
+        if entry is not reference:
+            ratio = ratio_interval(base.blocks_ns, timing.blocks_ns, against=reference.id, seed=setting.seed)
+        figures = {
+            "load_ms": timing.load_ms,
+            "first_ms": timing.first_ms,
+            "latency_ms": latency_summary(timing.samples_ns),
+            "ratio": ratio,
+            "peak_rss_bytes": timing.peak_rss_bytes,
+            "raw_samples": samples_file(entry.id),
+        }
+        notes = timing_notes(timing, base, variant.target, setting.threads) + notes
+    return Measured(
+        id=entry.id,
+        bundle=entry.shown,
+        target=variant.target,
+        precision=variant.precision,
+        keep_rate=variant.keep_rate,
+        tokens=variant.tokens,
+        macs=variant.macs,
+        macs_by_operator=by_operator,
+        parameters=variant.parameters,
+        size_bytes=sum(file.bytes for file in variant.files),
+        accuracy=accuracy,
+        notes=notes,
+        **figures,
+    )
+
+
+def _accuracy_notes(entry: Entry, reference: Entry, accuracy: Accuracy | None, data: str | None) -> list[str]:
+    if is_random(entry.bundle):
+        return ["accuracy was not measured: the weights are random"]
+    if data is None:
+        return ["accuracy was not measured: no --data was given"]
+    if accuracy is not None and accuracy.uar_drop is None:
+        return [f"no drop of UAR: the weights of the baseline {reference.bundle.name} are random"]
+    return []
+
+
+def method_of(setting: Setting, timings: Mapping[str, RawTiming]) -> dict[str, Any]:
+    """How the figures were made, for the record."""
+    some = next(iter(timings.values()))
+    return {
+        "timed": "Session.infer, synchronous, batch 1: the network alone on a normalised input",
+        "clock": "time.perf_counter_ns around each call",
+        "processes": "one for each variant, all loaded, one running at a time",
+        "interleaving": f"{len(some.blocks_ns)} rounds; in each, every variant runs one block, in an order "
+        f"drawn anew; a block has at least {setting.block} runs and takes the same time for all",
+        "warm_up": f"at least {measure.WARM_UP_S:g} s and {measure.WARM_UP_RUNS} runs, and "
+        f"{SETTLE_RUNS} untimed runs at the start of each block",
+        "least_duration_s": setting.duration_s,
+        "least_runs": setting.min_runs,
+        "threads": setting.threads,
+        "pinned": setting.pin,
+        "seed": setting.seed,
+        "outliers": "none removed; all samples lie beside this file",
+        "ratio": "median over rounds of (block median of the baseline / block median of the variant), 95 % "
+        "percentile bootstrap over rounds",
+        "load": "Session.open: manifest, SHA-256 of all files, loading or compiling; the import comes before",
+        "memory": "VmHWM of the process that runs one variant, Python and runtime included",
+        "macs": "one multiply-add counts as one; matrix products and convolutions only",
+        "accuracy": "through the same artifacts, one sample at a time",
+    }
+
+
+def command_of(
+    folders: Sequence[Path],
+    out: Path,
+    baseline: Path | None,
+    data: str | None,
+    root: Path | None,
+    setting: Setting,
+) -> str:
+    """What reproduces the run; folders as `shown_path` names them."""
+    words = [word for folder in folders for word in ("--bundle", shown_path(folder))]
+    if baseline is not None:
+        words += ["--baseline", shown_path(baseline)]
+    if data is not None:
+        words += ["--data", data]
+    if root is not None:
+        words += ["--root", shown_path(root)]
+    for name, value in (
+        ("--duration-s", setting.duration_s),
+        ("--min-runs", setting.min_runs),
+        ("--threads", setting.threads),
+        ("--seed", setting.seed),
+    ):
+        words += [name, f"{value:g}"]
+    words += ["--pin"] if setting.pin else []
+    return shlex.join(["python", "-m", "ptsr_edge.profile", *words, "--out", shown_path(out)])
+
+
+def table(profile: Profile) -> list[str]:
+    """A line a variant, the baseline first."""
+    head = (
+        f"{'variant':32} {'tokens':>6} {'MMACs':>8} {'MB':>7} {'p50 ms':>8}  {'times as fast':22} {'UAR':>5}"
+    )
+    lines = [head]
+    for row in profile.variants:
+        p50 = f"{row.latency_ms.p50:.3f}" if row.latency_ms else "-"
+        ratio = f"{row.ratio.median:.2f} [{row.ratio.low:.2f}, {row.ratio.high:.2f}]" if row.ratio else "-"
+        ratio = "baseline" if row.id == profile.baseline else ratio
+        uar = f"{row.accuracy.uar:.3f}" if row.accuracy else "-"
+        lines.append(
+            f"{row.id:32} {row.tokens:6d} {row.macs / 1e6:8.1f} {row.size_bytes / 1e6:7.2f} {p50:>8}  "
+            f"{ratio:22} {uar:>5}"
+        )
+    return lines
+
+
+@click.command(
+    cls=Verb,
+    epilog="Example: python -m ptsr_edge.profile --bundle out/ptsr-tiny-cpu --data synthetic "
+    "--out out/profile",
+)
+@click.option("--bundle", "bundles", type=click.Path(path_type=Path), multiple=True, help="May be repeated.")
+@click.option("--baseline", type=click.Path(path_type=Path),
+              help="A bundle of the full-token ViT; default: one is exported for this run.")  # fmt: skip
+@click.option("--data", help="Judge accuracy on this data; default: not measured.")
+@click.option("--root", type=click.Path(path_type=Path), help="Folder of the data; synthetic needs none.")
+@click.option("--duration-s", type=float, default=5.0, show_default=True,
+              help="Least timed duration of each variant.")  # fmt: skip
+@click.option("--min-runs", type=int, default=100, show_default=True, help="Least samples of each variant.")
+@click.option("--threads", type=int, default=1, show_default=True, help="CPU threads of an artifact.")
+@click.option("--pin", is_flag=True, help="Bind all variants to the same cores.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the order and the bootstrap.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/profile"), show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the record.")
+def main(
+    bundles: tuple[Path, ...], baseline: Path | None, data: str | None, root: Path | None, duration_s: float,
+    min_runs: int, threads: int, pin: bool, seed: int, out: Path, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure MACs, latency, memory, size and accuracy of every variant beside the full-token ViT."""
+    setting = Setting(duration_s=duration_s, min_runs=min_runs, threads=threads, pin=pin, seed=seed)
+    profile = profile_bundles(
+        bundles, out=out, baseline=baseline, data=data, root=root,
+        setting=setting,
+    )  # fmt: skip
+    finish(profile.model_dump(mode="json", by_alias=True), [*table(profile), str(out / PROFILE)], as_json)
+
+
+if __name__ == "__main__":
+    run(main, "python -m ptsr_edge.profile")

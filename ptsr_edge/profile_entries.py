@@ -1,0 +1,125 @@
+"""Which variants stand in a profile, under which names, and what they are measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ptsr_edge.config import baseline_of
+from ptsr_edge.console import say
+from ptsr_edge.errors import InputError, require
+from ptsr_edge.manifest import Bundle, Variant, read_bundle
+
+GEOMETRY = ("image_size", "patch_size", "channels", "dim", "depth", "heads", "mlp_ratio", "classes")
+"""What a baseline has in common with its model."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A variant in the run: `id` is unique in it, `shown` how its bundle is named in the record."""
+
+    id: str
+    folder: Path
+    bundle: Bundle
+    variant: Variant
+    shown: str | None
+
+
+def read_bundles(folders: Sequence[Path]) -> dict[Path, Bundle]:
+    """The manifests of some bundles, in their order.
+
+    Raises:
+        InputError: none was given, one was given twice, or one is no bundle.
+    """
+    if not folders:
+        raise InputError("no bundle given: --bundle DIR names a folder that `ptsr-edge export` made")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise InputError(f"a bundle was given twice: {', '.join(map(str, folders))}")
+    return {folder: read_bundle(folder) for folder in folders}
+
+
+def check_same_model(bundles: Mapping[Path, Bundle]) -> Bundle:
+    """The first bundle, when all are of one model: geometry, classes, input and weights.
+
+    Raises:
+        InputError: one differs; the message says in what.
+    """
+    (first_folder, first), *others = bundles.items()
+    for folder, bundle in others:
+        for what, mine, its in (
+            ("model", first.name, bundle.name),
+            ("geometry", first.model, bundle.model),
+            ("labels", first.labels, bundle.labels),
+            ("preprocessing", first.preprocess, bundle.preprocess),
+            ("weights", *(b.provenance.get("checkpoint_sha256") for b in (first, bundle))),
+        ):
+            if mine != its:
+                told = f": {mine} and {its}" if what in ("model", "labels", "weights") else ""
+                raise InputError(
+                    f"{first_folder} and {folder} differ in their {what}{told}; one profile is about one "
+                    "model"
+                )
+    return first
+
+
+def entries_of(bundles: Mapping[Path, Bundle], reference: Entry) -> list[Entry]:
+    """All variants of the bundles, under ids that differ.
+
+    Raises:
+        InputError: two bundles lie in folders of one name and have the same variants.
+    """
+    found = [(folder, bundle, variant) for folder, bundle in bundles.items() for variant in bundle.variants]
+    names = [reference.id, *(variant.id for _, _, variant in found)]
+    entries = []
+    for folder, bundle, variant in found:
+        name = variant.id if names.count(variant.id) == 1 else f"{folder.resolve().name}/{variant.id}"
+        entries.append(Entry(name, folder, bundle, variant, shown_path(folder)))
+    ids = [entry.id for entry in entries]
+    if len(set(ids)) < len(ids):
+        raise InputError(
+            f"two bundles of one folder name have the same variants: {', '.join(map(str, bundles))}"
+        )
+    return entries
+
+
+def given_baseline(folder: Path, first: Bundle) -> Entry:
+    """The full-token ViT out of a bundle: fp32 on the bundles' target where it has that.
+
+    Raises:
+        InputError: it is no bundle, or not of the ViT that the model is measured against.
+    """
+    bundle = read_bundle(folder)
+    wanted = baseline_of(first.model)
+    alike = all(getattr(bundle.model, field) == getattr(wanted, field) for field in GEOMETRY)
+    if bundle.model.kind != "vit" or not alike:
+        raise InputError(
+            f"{folder} holds {bundle.name}; the baseline of {first.name} is {wanted.name}, the full-token "
+            "ViT of the same geometry"
+        )
+    if bundle.labels != first.labels:
+        raise InputError(
+            f"{folder} answers {', '.join(bundle.labels)}; {first.name} answers {', '.join(first.labels)}"
+        )
+    variant = min(bundle.variants, key=lambda v: (v.target != first.target, v.precision != "fp32"))
+    return Entry(variant.id, folder, bundle, variant, shown_path(folder))
+
+
+def exported_baseline(first: Bundle, folder: Path) -> Entry:
+    """The full-token ViT in fp32 on the bundle's target, exported into `folder`."""
+    require("torch", "train", "exporting the baseline (or give one: --baseline DIR)")
+    from ptsr_edge.export import export_bundle
+
+    name = baseline_of(first.model).name
+    say(f"exporting the baseline {name} for {first.target}")
+    bundle = export_bundle(
+        out=folder / name, model=name, target=first.target, budgets=[1.0], precisions=["fp32"]
+    )
+    variant = bundle.variants[0]
+    return Entry(variant.id, folder / name, bundle, variant, None)
+
+
+def shown_path(folder: Path) -> str:
+    """A folder as the record names it: relative to here, or by its name alone; never a whole path."""
+    place, here = folder.resolve(), Path.cwd()
+    return place.relative_to(here).as_posix() if place.is_relative_to(here) else place.name

@@ -1,0 +1,86 @@
+"""What stands beside a figure: how far it can be trusted, and why another one is missing."""
+
+from __future__ import annotations
+
+import math
+from importlib.util import find_spec
+from pathlib import Path
+
+from ptsr_edge.errors import InputError
+from ptsr_edge.statistics import CV_LIMIT, lag_one_correlation, latency_summary, round_ratios
+from ptsr_edge.worker import RawTiming
+
+CPU_SHARE_LIMIT = 0.97
+"""A single-threaded process that had its core for less of the timed time was not alone."""
+
+TAIL_SAMPLES = 10
+"""Percentiles with fewer samples beyond them are called weak."""
+
+
+def timing_notes(timing: RawTiming, baseline: RawTiming, target: str, threads: int) -> list[str]:
+    """What a reader has to know of one variant's latency.
+
+    Args:
+        timing: of the variant.
+        baseline: of the baseline; the same object for the baseline itself.
+        target: what the variant runs on.
+        threads: how many it may use.
+    """
+    summary = latency_summary(timing.samples_ns)
+    beyond = math.floor(summary.n * 0.01)
+    weak = "" if beyond >= TAIL_SAMPLES else ": too few to quote it"
+    notes = [f"p99 has {beyond} of {summary.n} samples beyond it{weak}"]
+    if summary.cv > CV_LIMIT:
+        notes.append(
+            f"the latency varies by {summary.cv:.1%} (coefficient of variation): above {CV_LIMIT:.1%} the "
+            "mean and the tail say as much about the machine as about the model"
+        )
+    if threads == 1 and target != "trt" and timing.cpu_share < CPU_SHARE_LIMIT:
+        notes.append(
+            f"the process had a core for {timing.cpu_share:.0%} of the timed time: it was not alone on it"
+        )
+    if timing is not baseline:
+        correlation = lag_one_correlation(round_ratios(baseline.blocks_ns, timing.blocks_ns))
+        if correlation > 2 / math.sqrt(len(timing.blocks_ns)):
+            notes.append(
+                f"neighbouring rounds resemble each other (correlation {correlation:.2f}): the ratio's "
+                "interval is too narrow"
+            )
+    if timing.predict_ms is not None:
+        notes.append(
+            f"a whole predict call takes {timing.predict_ms:.3g} ms at the median, normalising included"
+        )
+    if timing.peak_rss_bytes is None:
+        notes.append("peak memory was not measured: this system does not tell it")
+    elif timing.base_rss_bytes is not None:
+        notes.append(
+            f"{timing.base_rss_bytes / 1e6:.0f} MB of the peak memory are Python, numpy and the runtime"
+        )
+    notes.append("throughput was not measured: all runs are synchronous")
+    return notes
+
+
+def operator_macs(artifact: Path, macs: int) -> tuple[dict[str, int] | None, list[str]]:
+    """MACs by operator of the graph that runs, and what is to be said about the count.
+
+    Args:
+        artifact: what the runtime opens; only ONNX graphs can be counted.
+        macs: what the manifest says.
+    """
+    if artifact.suffix != ".onnx":
+        return None, ["MACs are those of the graph that the artifact was built from"]
+    if find_spec("onnx") is None:
+        return None, ["MACs by operator were not counted: the package onnx is not installed"]
+    from ptsr_edge.onnx_flops import onnx_macs
+
+    try:
+        counted = onnx_macs(artifact)
+    except InputError:
+        return None, ["MACs by operator were not counted: the artifact is no readable ONNX model"]
+    notes = []
+    if counted.uncounted:
+        met = ", ".join(f"{name} ({times}x)" for name, times in counted.uncounted.items())
+        notes.append(f"MACs leave out operators without a formula: {met}")
+    if counted.total != macs:
+        notes.append(f"the artifact's own graph has {counted.total} MACs, its source {macs}")
+    return counted.by_operator, notes

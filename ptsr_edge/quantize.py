@@ -1,0 +1,172 @@
+"""int8 for every runtime that reads ONNX: Q/DQ pairs from calibration samples, or dynamic ranges.
+
+ONNX Runtime on CPUs is quickest with U8 activations x S8 weights; TensorRT takes symmetric S8 x S8 only, no
+quantized bias and no zero point but 0. Both come from `quantize_static_qdq`. Products of two computed
+values (attention) stay as they are: quantized, they cost accuracy and gain nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from ptsr_edge.errors import InputError, JobError, require
+from ptsr_edge.storage import write_whole
+
+QUANTIZED = ("MatMul", "Gemm", "Conv")
+NARROW = 16
+"""Products over so few inputs are statistics of a window's cells: nothing to gain, and their error is
+divided by a standard deviation."""
+
+Method = Literal["minmax", "percentile", "entropy"]
+
+
+def quantize_static_qdq(
+    source: Path,
+    destination: Path,
+    calibration: NDArray[np.float32],
+    *,
+    symmetric_activations: bool,
+    exclude: Sequence[str],
+    method: Method = "minmax",
+    quantize_outputs: bool = False,
+) -> None:
+    """Writes a graph whose products have Q/DQ pairs around their inputs; weights per output channel.
+
+    Args:
+        source: fp32 ONNX graph, its weights in it or beside it.
+        destination: one file, weights inside.
+        calibration: (n, C, S, S) normalised inputs, n >= 1.
+        symmetric_activations: S8 with zero point 0 (TensorRT); otherwise U8 with a zero point (ONNX Runtime).
+        exclude: names of nodes that stay in floating point; see `products_kept_float`.
+        method: how an activation's range is taken from what the samples show.
+        quantize_outputs: a pair behind each product too, as ONNX Runtime's integer-only operators want it.
+
+    Raises:
+        InputError: no calibration sample, or a name in `exclude` that the graph does not have.
+        MissingExtraError: onnxruntime is not installed.
+        JobError: ONNX Runtime cannot read or quantize the graph.
+    """
+    if calibration.ndim != 4 or not len(calibration):
+        raise InputError(f"calibration must be (n, C, S, S) with n >= 1, got {calibration.shape}")
+    quantization = require("onnxruntime.quantization", "ort", "quantizing to int8")
+    model = load_inferred(source)
+    _require_names(model, exclude)
+    activations = quantization.QuantType.QInt8 if symmetric_activations else quantization.QuantType.QUInt8
+    methods = quantization.CalibrationMethod
+    chosen = {"minmax": methods.MinMax, "percentile": methods.Percentile, "entropy": methods.Entropy}[method]
+    with _written(destination, "quantize") as target:
+        quantization.quantize_static(
+            model, target, _Samples(calibration),
+            quant_format=quantization.QuantFormat.QDQ, op_types_to_quantize=list(QUANTIZED), per_channel=True,
+            activation_type=activations, weight_type=quantization.QuantType.QInt8,
+            nodes_to_exclude=list(exclude), calibrate_method=chosen,
+            extra_options={
+                "ActivationSymmetric": symmetric_activations, "WeightSymmetric": True, "QuantizeBias": False,
+                "OpTypesToExcludeOutputQuantization": [] if quantize_outputs else list(QUANTIZED),
+            },
+        )  # fmt: skip
+
+
+def quantize_dynamic_int8(source: Path, destination: Path, *, exclude: Sequence[str]) -> None:
+    """Writes a graph with S8 weights per channel whose activations' ranges are taken at run time.
+
+    Needs no calibration; only ONNX Runtime runs it.
+
+    Raises:
+        InputError: a name in `exclude` that the graph does not have.
+        MissingExtraError: onnxruntime is not installed.
+        JobError: ONNX Runtime cannot read or quantize the graph.
+    """
+    quantization = require("onnxruntime.quantization", "ort", "quantizing to int8")
+    model = load_inferred(source)
+    _require_names(model, exclude)
+    with _written(destination, "quantize") as target:
+        quantization.quantize_dynamic(
+            model, target, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True,
+            weight_type=quantization.QuantType.QInt8, nodes_to_exclude=list(exclude),
+            extra_options={"MatMulConstBOnly": True, "WeightSymmetric": True},
+        )  # fmt: skip
+
+
+def attention_products(model: ModelProto) -> list[str]:
+    """Names of the MatMuls whose right-hand side is no constant: attention, and the positional read-out."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [n.name for n in model.graph.node if n.op_type == "MatMul" and n.input[1] not in constants]
+
+
+def statistics_products(model: ModelProto) -> list[str]:
+    """Names of the MatMuls by a constant of at most `NARROW` rows: statistics of a window's cells."""
+    rows = {tensor.name: tensor.dims[-2] for tensor in model.graph.initializer if len(tensor.dims) >= 2}
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "MatMul" and rows.get(node.input[1], NARROW + 1) <= NARROW
+    ]
+
+
+def products_kept_float(model: ModelProto) -> list[str]:
+    """What int8 leaves in floating point in every case: attention, read-out and statistics."""
+    return [*attention_products(model), *statistics_products(model)]
+
+
+def load_inferred(source: Path) -> ModelProto:
+    """A graph with its weights in memory and the shape of every value inferred.
+
+    Raises:
+        JobError: the file or its weights cannot be read, or it is no valid ONNX graph.
+    """
+    try:
+        return onnx.shape_inference.infer_shapes(onnx.load(source), strict_mode=True)
+    except Exception as error:
+        raise JobError(f"{source} is no readable ONNX graph: {error or type(error).__name__}") from error
+
+
+def _require_names(model: ModelProto, names: Sequence[str]) -> None:
+    known = {node.name for node in model.graph.node}
+    for name in names:
+        if name not in known:
+            raise InputError(f"cannot leave {name!r} unquantized: the graph has no node of that name")
+
+
+class _Samples:
+    """What ONNX Runtime's calibration asks for: one input after the other, then None."""
+
+    def __init__(self, calibration: NDArray[np.float32]) -> None:
+        self._calibration = calibration
+        self.rewind()
+
+    def rewind(self) -> None:
+        self._rows: Iterator[NDArray[np.float32]] = iter(self._calibration)
+
+    def get_next(self) -> dict[str, Any] | None:
+        row = next(self._rows, None)
+        return None if row is None else {"flow": np.ascontiguousarray(row[None], np.float32)}
+
+
+@contextmanager
+def _written(destination: Path, verb: str) -> Iterator[Path]:
+    """A file that becomes `destination` when the block ends well; what ONNX Runtime prints and logs is dropped."""
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        with tempfile.TemporaryDirectory(prefix="ptsr-int8-") as folder, redirect_stdout(io.StringIO()):
+            path = Path(folder) / destination.name
+            yield path
+            write_whole(destination, path.read_bytes())
+    except (InputError, JobError):
+        raise
+    except Exception as error:
+        raise JobError(f"ONNX Runtime cannot {verb} for {destination.name}: {error}") from error
+    finally:
+        logging.root.setLevel(level)

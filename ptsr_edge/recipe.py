@@ -1,0 +1,81 @@
+"""Deployment recipes: one TOML file a target or device, data only."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from ptsr_edge.errors import InputError
+from ptsr_edge.schema import Record, parse
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class DeploymentRecipe(Record):
+    """How a model is exported for a target or a device; what a call of `export` says comes before it.
+
+    Attributes:
+        description: for whom this is, in one line.
+        target: one of the targets of `export`.
+        budgets: keep rates in (0, 1], or "auto": from the counts of DTSM's dynamic mode.
+        precisions: some that the target has.
+        threads: that the device should give to one inference.
+        calibration_samples: how many samples to calibrate and to prove on.
+        int8_scheme: how int8 is made where a target has a choice; "auto" measures and takes the better.
+        max_uar_drop: the largest loss of UAR against fp32 that int8 may have on the calibration side.
+        compute_capabilities: of NVIDIA GPUs, such as 86 for 8.6.
+        flavour: of TensorRT; None takes the first that can build.
+        onnx_only: for a device that must build its own engine.
+    """
+
+    description: str
+    target: Literal["cpu", "openvino", "trt"]
+    budgets: tuple[float, ...] | Literal["auto"] = (1.0, 0.5, 0.25)
+    precisions: tuple[str, ...] | None = None
+    threads: int | None = Field(default=None, ge=1)
+    calibration_samples: int = Field(default=128, ge=1)
+    int8_scheme: Literal["auto", "static", "dynamic"] = "auto"
+    max_uar_drop: float | None = Field(default=None, ge=0, le=1)
+    compute_capabilities: tuple[int, ...] | None = None
+    flavour: Literal["tensorrt", "tensorrt-rtx"] | None = None
+    onnx_only: bool = False
+
+    @field_validator("budgets")
+    @classmethod
+    def _in_range(cls, value: tuple[float, ...] | str) -> tuple[float, ...] | str:
+        for rate in value if isinstance(value, tuple) else ():
+            if not 0 < rate <= 1:
+                raise ValueError(f"a budget is a keep rate in (0, 1], got {rate:g}")
+        return value
+
+    def target_options(self) -> dict[str, Any]:
+        """What the recipe says to the target alone; what it leaves open is not in it."""
+        said = {
+            "int8_scheme": self.int8_scheme if self.target == "cpu" else None,
+            "compute_capabilities": self.compute_capabilities,
+            "flavour": self.flavour,
+            "onnx_only": self.onnx_only or None,
+        }
+        return {key: value for key, value in said.items() if value is not None}
+
+
+def read_recipe(path: Path) -> DeploymentRecipe:
+    """Reads a recipe.
+
+    Raises:
+        InputError: no such file, no TOML, an unknown key (the nearest known one is named) or a value out
+            of range.
+    """
+    try:
+        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"there is no recipe at {path}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path} is not a readable TOML file: {error}") from None
+    return parse(DeploymentRecipe, data, str(path))

@@ -1,0 +1,323 @@
+"""Target `openvino`: fp32 ONNX graphs become OpenVINO IR that says how it is to be run.
+
+What the precisions are, each with its arithmetic named in the IR and read back after compiling:
+
+    fp32   float32 weights, calculated in float32
+    fp16   float16 weights, calculated in float16 where the CPU can, else in float32
+    bf16   float16 weights, calculated in bfloat16, which the CPU must offer
+    int8   8-bit weights and activations by NNCF, all else in float32
+
+The IRs of one precision read their constants from one weights file, each distinct constant once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptsr_edge.backend_openvino import (
+    RT_SECTION,
+    OpenVinoRunner,
+    can_calculate,
+    last_line,
+    load_openvino,
+    read_ir,
+)
+from ptsr_edge.config import Preprocess
+from ptsr_edge.console import progress
+from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.storage import write_whole
+from ptsr_edge.target import Artifact, BuildRequest, variant_id
+from ptsr_edge.telemetry import require_silenced
+
+INFERENCE_PRECISION = {"fp32": "f32", "fp16": "f16 f32", "bf16": "bf16", "int8": "f32"}
+"""What each precision is calculated in; of several, the first that the CPU can."""
+
+HALF_WEIGHTS = ("fp16", "bf16")
+
+SMOOTH_QUANT = -1.0
+"""NNCF's SmoothQuant alpha; -1: none."""
+
+ALIGNMENT = 64
+"""Where a shared constant starts, in bytes: a cache line."""
+
+
+class OpenVinoTarget:
+    """Builds IR of opset 1 to 16, version 11, for every CPU that OpenVINO runs on."""
+
+    name = "openvino"
+    precisions = tuple(INFERENCE_PRECISION)
+
+    def build(self, request: BuildRequest) -> dict[int, Artifact]:
+        """Artifacts by token count: an IR each, and one weights file for all.
+
+        `request.options` may hold `keep_float` (names of the ONNX graphs' nodes that int8 leaves in float32)
+        and `smooth_quant` (NNCF's alpha, -1 for none; default `SMOOTH_QUANT`).
+
+        Raises:
+            InputError: a precision that the target lacks, no calibration samples for int8, or an unknown node.
+            MissingExtraError: openvino is not installed, or nncf for int8.
+            JobError: OpenVINO or NNCF refuses a graph, or what was built runs in another precision.
+        """
+        if request.precision not in self.precisions:
+            raise InputError(
+                f"target openvino has no precision {request.precision!r}; it has: {', '.join(self.precisions)}"
+            )
+        ov = load_openvino()
+        paths, settings = {}, {}
+        with tempfile.TemporaryDirectory(prefix=".openvino-", dir=request.folder) as scratch:
+            pool = WeightsPool()
+            for tokens, graph in progress(request.graphs.items(), f"openvino {request.precision}"):
+                ident = variant_id(request.name, self.name, request.precision, tokens)
+                model = read_onnx(ov, graph)
+                if request.precision == "int8":
+                    model, settings = quantize(model, request)
+                annotate(ov, model, request, ident)
+                single = Path(scratch) / f"{ident}.xml"
+                ov.save_model(model, single, compress_to_fp16=request.precision in HALF_WEIGHTS)
+                paths[tokens] = request.folder / single.name
+                write_whole(paths[tokens], pool.move_constants(single))
+                single.with_suffix(".bin").unlink()
+        weights = request.folder / f"{request.name}-{self.name}-{request.precision}.bin"
+        write_whole(weights, bytes(pool.content))
+        built_with = {"openvino": _version(ov), **settings}
+        return {tokens: self._describe(path, weights, request, built_with) for tokens, path in paths.items()}
+
+    def runner(self, artifact: Artifact, threads: int | None) -> OpenVinoRunner | None:
+        """The artifact, compiled; None where this CPU cannot calculate in its precision."""
+        if not can_calculate(str(artifact.runs_on["inference_precision"]).split()):
+            return None
+        return OpenVinoRunner(artifact.path, threads)
+
+    def _describe(
+        self, path: Path, weights: Path, request: BuildRequest, built_with: Mapping[str, Any]
+    ) -> Artifact:
+        wanted = INFERENCE_PRECISION[request.precision]
+        ran: dict[str, Any] | None = None
+        if can_calculate(wanted.split()):
+            runner = OpenVinoRunner(path, threads=1)
+            ran = {"inference_precision": runner.inference_precision, "matrix_products": runner.matrix_products}
+        return Artifact(
+            path=path,
+            files=[path, weights],
+            built_with={**built_with, "weights": _weights_type(request.precision), "read_back": ran},
+            runs_on={"runtime": "openvino", "device": "CPU", "inference_precision": wanted},
+        )
+
+
+class WeightsPool:
+    """Constants of several IRs in one stretch of bytes, each distinct one once."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+        self._places: dict[str, int] = {}
+
+    def move_constants(self, xml: Path) -> str:
+        """Takes over the constants of an IR; the text of the IR with their offsets in the pool.
+
+        An IR's `Const` layers name their constant by `offset` and `size` in the weights file.
+
+        Raises:
+            JobError: a constant lies outside of the IR's weights.
+        """
+        own = xml.with_suffix(".bin").read_bytes()
+        root = ElementTree.parse(xml).getroot()  # noqa: S314
+        for data in root.iterfind(".//layer[@type='Const']/data"):
+            start, size = int(data.attrib["offset"]), int(data.attrib["size"])
+            if start + size > len(own):
+                raise JobError(f"{xml.name} names bytes {start} to {start + size} of {len(own)} bytes of weights")
+            data.set("offset", str(self._place(own[start : start + size])))
+        for section in root.iterfind("rt_info"):
+            for copied in section.findall("framework"):
+                section.remove(copied)  # the ONNX file's metadata: `model_info` says the same
+        ElementTree.indent(root, space="")
+        return '<?xml version="1.0"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+    def _place(self, constant: bytes) -> int:
+        key = hashlib.sha256(constant).hexdigest()
+        if key not in self._places:
+            self.content.extend(b"\0" * (-len(self.content) % ALIGNMENT))
+            self._places[key] = len(self.content)
+            self.content.extend(constant)
+        return self._places[key]
+
+
+def read_onnx(ov: ModuleType, graph: Path) -> Any:
+    """Reads an ONNX graph with the weights beside it.
+
+    Raises:
+        JobError: the file is missing, no ONNX, or has an operator that OpenVINO lacks.
+    """
+    try:
+        model = ov.Core().read_model(graph)
+    except RuntimeError as error:
+        raise JobError(f"OpenVINO {_version(ov)} cannot read {graph.name}: {last_line(error)}") from error
+    keep_reduced_axes(ov, model)
+    return model
+
+
+def keep_reduced_axes(ov: ModuleType, model: Any) -> None:
+    """Makes each reduction keep its axes, and a squeeze drop them: the same result.
+
+    OpenVINO's CPU plugin (2025.4 to 2026.4) leaves out a transpose or reshape that follows a reduction which
+    drops its axes: (k, 1) is then added where (1, k) is meant, without an error
+    (https://github.com/openvinotoolkit/openvino/issues/37959).
+    """
+    for reduction in model.get_ordered_ops():
+        if reduction.get_attributes().get("keep_dims", True):
+            continue
+        readers = list(reduction.output(0).get_target_inputs())
+        reduction.set_attribute("keep_dims", True)
+        reduction.constructor_validate_and_infer_types()
+        squeezed = ov.opset13.squeeze(reduction.output(0), reduction.input_value(1))
+        for reader in readers:
+            reader.replace_source_output(squeezed.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def annotate(ov: ModuleType, model: Any, request: BuildRequest, ident: str) -> None:
+    """Writes into `rt_info` what the model is, how it wants to be run, and what others' tools read."""
+    model.set_friendly_name(ident)
+    model.get_parameters()[0].set_layout(ov.Layout("NCHW"))
+    model.set_rt_info(request.precision, [RT_SECTION, "precision"])
+    model.set_rt_info(INFERENCE_PRECISION[request.precision], [RT_SECTION, "inference_precision"])
+    for key, value in model_info(request.labels, request.preprocess).items():
+        model.set_rt_info(value, ["model_info", key])
+
+
+def model_info(labels: Sequence[str], preprocess: Preprocess) -> dict[str, str]:
+    """The section of that name as OpenVINO's Model API and DL Streamer read it.
+
+    Both part labels by blanks. Neither knows a normalisation by median and deviation: they are told to pass
+    float32 samples (S, S, 3) as they come, and `preprocess` says how such a sample is made.
+    """
+    return {
+        "model_type": "Classification",
+        "labels": " ".join(label.replace(" ", "_") for label in labels),
+        "multilabel": "False",
+        "hierarchical": "False",
+        "output_raw_scores": "True",
+        "input_dtype": "f32",
+        "resize_type": "standard",
+        "input_frame_height": str(preprocess.image_size),
+        "input_frame_width": str(preprocess.image_size),
+        "reverse_input_channels": "False",
+        "preprocess": json.dumps(preprocess.model_dump(mode="json"), sort_keys=True),
+    }
+
+
+def quantize(model: Any, request: BuildRequest) -> tuple[Any, dict[str, Any]]:
+    """8-bit weights (per channel, symmetric) and activations by NNCF's post-training quantization.
+
+    What only serves the selection stays in float32: it is cheap, and one token swapped costs more than it
+    saves. So does what `keep_float` names.
+
+    Returns:
+        The quantized model, and what it was quantized with.
+
+    Raises:
+        InputError: no calibration samples, or `keep_float` names a node that is not there.
+        MissingExtraError: nncf is not installed.
+        JobError: NNCF refuses the model.
+    """
+    if not len(request.calibration):
+        raise InputError("int8 needs calibration samples, got none")
+    nncf = require_silenced("nncf", "openvino", "quantizing for OpenVINO")
+    kept = _float_nodes(model, request.options.get("keep_float", ()))
+    alpha = float(request.options.get("smooth_quant", SMOOTH_QUANT))
+    parameters = nncf.AdvancedQuantizationParameters(
+        smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=alpha)
+    )
+    samples: list[NDArray[np.float32]] = [sample[None] for sample in request.calibration]
+    with _quiet(nncf):
+        try:
+            quantized = nncf.quantize(
+                model,
+                nncf.Dataset(samples),
+                model_type=nncf.ModelType.TRANSFORMER,
+                subset_size=len(samples),
+                ignored_scope=nncf.IgnoredScope(names=sorted(kept | selection_only(model)), validate=False),
+                advanced_parameters=parameters,
+            )
+        except (RuntimeError, nncf.ValidationError, nncf.InternalError) as error:
+            raise JobError(f"NNCF {nncf.__version__} cannot quantize {request.name}: {last_line(error)}") from error
+    settings = {
+        "nncf": str(nncf.__version__).partition("+")[0],
+        "scheme": "u8 or i8 activations x i8 weights per channel",
+        "smooth_quant": alpha,
+        "calibration_samples": len(samples),
+        "kept_float": sorted(request.options.get("keep_float", ())),
+    }
+    return quantized, settings
+
+
+def selection_only(model: Any) -> set[str]:
+    """Names of the operations whose results reach the outputs through the selection (`TopK`) alone."""
+    names: set[str] = set()
+    for operation in reversed(model.get_ordered_ops()):
+        readers = [
+            port.get_node() for output in operation.outputs() for port in output.get_target_inputs()
+        ]
+        if operation.get_type_name() != "Constant" and readers and all(
+            reader.get_type_name() == "TopK" or reader.get_friendly_name() in names for reader in readers
+        ):
+            names.add(operation.get_friendly_name())
+    return names
+
+
+def _float_nodes(model: Any, names: Sequence[str]) -> set[str]:
+    """The IR's names of some ONNX nodes; a node that OpenVINO splits becomes `NAME/PART`."""
+    known = [operation.get_friendly_name() for operation in model.get_ordered_ops()]
+    found: set[str] = set()
+    for name in names:
+        parts = {other for other in known if other == name or other.startswith(f"{name}/")}
+        if not parts:
+            raise InputError(f"keep_float names {name!r}, which is no node of the graph")
+        found |= parts
+    return found
+
+
+@contextlib.contextmanager
+def _quiet(nncf: ModuleType) -> Any:
+    """Keeps NNCF's log and progress bars out of standard output, which is for results."""
+    nncf.set_log_level(logging.ERROR)
+    stream = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    with contextlib.redirect_stdout(stream):
+        yield
+
+
+def write_standalone(artifact: Path, xml: Path) -> None:
+    """Writes an IR of a bundle with weights of its own: `x.xml` and `x.bin`, as most tools look for them.
+
+    Raises:
+        MissingExtraError: openvino is not installed.
+        JobError: the artifact cannot be read, or the files cannot be written.
+    """
+    ov = load_openvino()
+    model = read_ir(ov.Core(), artifact)
+    with tempfile.TemporaryDirectory(prefix=".openvino-", dir=xml.parent) as scratch:
+        single = Path(scratch) / xml.name
+        ov.save_model(model, single, compress_to_fp16=False)
+        for path in (single.with_suffix(".bin"), single):
+            write_whole(xml.with_name(path.name), path.read_bytes())
+
+
+def _version(ov: ModuleType) -> str:
+    return str(ov.__version__).partition("-")[0]
+
+
+def _weights_type(precision: str) -> str:
+    return "i8" if precision == "int8" else "f16" if precision in HALF_WEIGHTS else "f32"
