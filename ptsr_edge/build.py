@@ -17,9 +17,11 @@ from onnx import ModelProto
 from ptsr_edge.checkpoint import CheckpointInfo
 from ptsr_edge.console import progress
 from ptsr_edge.data import FlowData
+from ptsr_edge.errors import ParityError
 from ptsr_edge.flops import count_macs
 from ptsr_edge.flow import to_input
 from ptsr_edge.inference import predict_logits
+from ptsr_edge.layerwise import first_departure, product_values
 from ptsr_edge.manifest import Variant, describe_file
 from ptsr_edge.metrics import confusion, uar
 from ptsr_edge.model import Model, count_parameters
@@ -32,6 +34,8 @@ from ptsr_edge.target import Artifact, BuildRequest, Target, variant_id
 
 PROOF_SAMPLES = 32
 JUDGED_SAMPLES = 400
+DEPARTURE = 1e-3
+"""Relative difference from which a layer of a refused artifact is named."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,10 @@ def build_and_prove(
         parity = None
         if runner is not None:
             parity = measure_parity(job.references[tokens], runner.run, precision)
-            require_parity(parity, name, precision)
+            try:
+                require_parity(parity, name, precision)
+            except ParityError as error:
+                raise ParityError(f"{error}; {_first_fault(job, tokens, graphs[tokens], artifact)}") from None
         built_with = {"torch": version("torch"), **artifact.built_with}
         variants.append(
             Variant(
@@ -127,6 +134,15 @@ def build_and_prove(
             )
         )
     return variants
+
+
+def _first_fault(job: Job, tokens: int, graph: Path, artifact: Artifact) -> str:
+    """Which layer of an ONNX artifact departs first from the fp32 graph that it was made of."""
+    if artifact.path.suffix != ".onnx":
+        return "layers are compared for ONNX artifacts only"
+    one = job.references[tokens].inputs[:1]
+    departure = first_departure(product_values(graph, one), product_values(artifact.path, one), DEPARTURE)
+    return str(departure) if departure else "no layer departs from the graph: the graph itself does"
 
 
 def _build(

@@ -19,7 +19,6 @@ import ctypes
 import hashlib
 import importlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -42,7 +41,7 @@ HINTS = {
     "NonZero": "its output's length depends on the input: select a fixed number with TopK",
     "Unique": "its output's length depends on the input: select a fixed number with TopK",
     "QuantizeLinear": "quantize symmetrically: signed int8 with zero point 0",
-    "DequantizeLinear": "quantize symmetrically: signed int8 with zero point 0, biases left in floating point",
+    "DequantizeLinear": "quantize symmetrically: signed int8, zero point 0, no quantized bias",
 }
 TYPES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8"}
 ALLOWED = {"fp32": {"fp32"}, "fp16": {"fp16"}, "int8": {"int8", "fp16"}}
@@ -354,8 +353,7 @@ def runs_on(record: dict[str, Any]) -> dict[str, Any]:
     engine = record["engine"]
     if engine is None:
         return {"runtime": "TensorRT 10 or later", "device": "none yet: run build_on_device.py on the device"}
-    gpu = engine["gpu"] or {}
-    capabilities = engine["capabilities"] or [gpu["capability"]] if engine["capabilities"] or gpu else []
+    capabilities = engine["capabilities"] or ([engine["gpu"]["capability"]] if engine["gpu"] else [])
     device = f"NVIDIA GPU of compute capability {', '.join(capabilities) or 'unknown'}"
     return {
         "runtime": engine["flavour"], "version": engine["version"], "device": device,
@@ -381,7 +379,7 @@ def write(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     try:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise BuildError(f"cannot write {path}: {error.strerror}") from error
     finally:
@@ -409,8 +407,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     folder = Path(__file__).resolve().parent
     graphs = chosen.graphs or [
-        path.with_name(path.name.replace(".build.json", ".onnx"))
-        for path in sorted(folder.glob("*.build.json"))
+        side.with_name(side.name.replace(".build.json", ".onnx"))
+        for side in sorted(folder.glob("*.build.json"))
     ]
     if not graphs:
         parser.error(f"no graph given and none with its .build.json in {folder}")

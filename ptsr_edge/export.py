@@ -31,8 +31,9 @@ from ptsr_edge.recipe import read_recipe
 from ptsr_edge.storage import staged_folder
 from ptsr_edge.target import Target
 from ptsr_edge.target_cpu import CpuTarget
+from ptsr_edge.target_openvino import OpenVinoTarget
 
-TARGETS: dict[str, Target] = {target.name: target for target in (CpuTarget(),)}
+TARGETS: dict[str, Target] = {target.name: target for target in (CpuTarget(), OpenVinoTarget())}
 PROOF_ONLY_SAMPLES = 32
 CALIBRATION_SAMPLES = 128
 

@@ -5,11 +5,9 @@ python -m ptsr_edge.profile --bundle out/ptsr-tiny-cpu --data synthetic --out ou
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from ptsr_edge import measure
 from ptsr_edge.console import Verb, finish, run, say
 from ptsr_edge.environment import describe_environment
 from ptsr_edge.errors import InputError, JobError
 from ptsr_edge.judge import is_random, judge, judged_data, kept_patches
 from ptsr_edge.manifest import Bundle
-from ptsr_edge.measure import measure_interleaved
+from ptsr_edge.measure import check_setting, measure_interleaved
 from ptsr_edge.profile_entries import (
     Entry,
     check_same_model,
@@ -31,30 +28,18 @@ from ptsr_edge.profile_entries import (
     exported_baseline,
     given_baseline,
     read_bundles,
-    shown_path,
 )
+from ptsr_edge.profile_method import DEFAULT, Setting, command_of, method_of
 from ptsr_edge.profile_notes import operator_macs, timing_notes
 from ptsr_edge.profile_record import PROFILE, Accuracy, KeptPatches, Measured, Profile
 from ptsr_edge.statistics import latency_summary, ratio_interval
 from ptsr_edge.storage import staged_folder, write_json
-from ptsr_edge.worker import SETTLE_RUNS, Job, RawTiming
+from ptsr_edge.worker import Job, RawTiming
 
 if TYPE_CHECKING:
     from ptsr_edge.data import FlowData
 
 SAMPLES = "samples"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How long and how to time; see `measure.measure_interleaved`."""
-
-    duration_s: float = 5.0
-    min_runs: int = 100
-    block: int = 5
-    threads: int = 1
-    pin: bool = False
-    seed: int = 0
 
 
 def profile_bundles(
@@ -64,7 +49,7 @@ def profile_bundles(
     baseline: Path | None = None,
     data: str | None = None,
     root: Path | None = None,
-    setting: Setting = Setting(),
+    setting: Setting = DEFAULT,
 ) -> Profile:
     """Profiles every variant of the bundles, interleaved with the full-token ViT, and writes the record.
 
@@ -80,7 +65,7 @@ def profile_bundles(
         InputError: something in the call is not acceptable; nothing was started.
         JobError: the baseline cannot be run, or a measuring process died; nothing was written.
     """
-    measure.check_setting(
+    check_setting(
         duration_s=setting.duration_s, min_runs=setting.min_runs, block=setting.block,
         threads=setting.threads, pin=setting.pin,
     )  # fmt: skip
@@ -259,59 +244,6 @@ def _accuracy_notes(entry: Entry, reference: Entry, accuracy: Accuracy | None, d
     if accuracy is not None and accuracy.uar_drop is None:
         return [f"no drop of UAR: the weights of the baseline {reference.bundle.name} are random"]
     return []
-
-
-def method_of(setting: Setting, timings: Mapping[str, RawTiming]) -> dict[str, Any]:
-    """How the figures were made, for the record."""
-    some = next(iter(timings.values()))
-    return {
-        "timed": "Session.infer, synchronous, batch 1: the network alone on a normalised input",
-        "clock": "time.perf_counter_ns around each call",
-        "processes": "one for each variant, all loaded, one running at a time",
-        "interleaving": f"{len(some.blocks_ns)} rounds; in each, every variant runs one block, in an order "
-        f"drawn anew; a block has at least {setting.block} runs and takes the same time for all",
-        "warm_up": f"at least {measure.WARM_UP_S:g} s and {measure.WARM_UP_RUNS} runs, and "
-        f"{SETTLE_RUNS} untimed runs at the start of each block",
-        "least_duration_s": setting.duration_s,
-        "least_runs": setting.min_runs,
-        "threads": setting.threads,
-        "pinned": setting.pin,
-        "seed": setting.seed,
-        "outliers": "none removed; all samples lie beside this file",
-        "ratio": "median over rounds of (block median of the baseline / block median of the variant), 95 % "
-        "percentile bootstrap over rounds",
-        "load": "Session.open: manifest, SHA-256 of all files, loading or compiling; the import comes before",
-        "memory": "VmHWM of the process that runs one variant, Python and runtime included",
-        "macs": "one multiply-add counts as one; matrix products and convolutions only",
-        "accuracy": "through the same artifacts, one sample at a time",
-    }
-
-
-def command_of(
-    folders: Sequence[Path],
-    out: Path,
-    baseline: Path | None,
-    data: str | None,
-    root: Path | None,
-    setting: Setting,
-) -> str:
-    """What reproduces the run; folders as `shown_path` names them."""
-    words = [word for folder in folders for word in ("--bundle", shown_path(folder))]
-    if baseline is not None:
-        words += ["--baseline", shown_path(baseline)]
-    if data is not None:
-        words += ["--data", data]
-    if root is not None:
-        words += ["--root", shown_path(root)]
-    for name, value in (
-        ("--duration-s", setting.duration_s),
-        ("--min-runs", setting.min_runs),
-        ("--threads", setting.threads),
-        ("--seed", setting.seed),
-    ):
-        words += [name, f"{value:g}"]
-    words += ["--pin"] if setting.pin else []
-    return shlex.join(["python", "-m", "ptsr_edge.profile", *words, "--out", shown_path(out)])
 
 
 def table(profile: Profile) -> list[str]:

@@ -115,6 +115,28 @@ def statistics_products(model: ModelProto) -> list[str]:
     ]
 
 
+def first_products(model: ModelProto) -> list[str]:
+    """Names of the products that read the input before any other does: the tokenizer's.
+
+    A window's values are divided by their standard deviation behind this product, so that one int8 step for
+    all windows is too coarse for the faint ones: on a trained nano PTSR with symmetric int8, 25 of 49 tokens,
+    the largest error of a logit is 0.030 with them and 0.004 without.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    statistics = set(statistics_products(model))
+    early = {value.name for value in model.graph.input}
+    found = []
+    for node in model.graph.node:
+        computed = [name for name in node.input if name and name not in constants]
+        if not computed or not early.issuperset(computed):
+            continue
+        if node.op_type in QUANTIZED and node.name not in statistics:
+            found.append(node.name)
+        else:
+            early.update(node.output)
+    return found
+
+
 def products_kept_float(model: ModelProto) -> list[str]:
     """What int8 leaves in floating point in every case: attention, read-out and statistics."""
     return [*attention_products(model), *statistics_products(model)]
@@ -156,7 +178,7 @@ class _Samples:
 
 @contextmanager
 def _written(destination: Path, verb: str) -> Iterator[Path]:
-    """A file that becomes `destination` when the block ends well; what ONNX Runtime prints and logs is dropped."""
+    """A file that becomes `destination` when the block ends well. ONNX Runtime is kept quiet."""
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)
     try:

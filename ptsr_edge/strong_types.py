@@ -30,7 +30,7 @@ from ptsr_edge.errors import InputError, JobError
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 """Operators that are matrix products: where the time goes, and what a precision is about."""
 
-NAMES = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+NAMES: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 
 
 def to_strong_fp16(model: ModelProto) -> ModelProto:
@@ -254,10 +254,9 @@ def product_types(model: ModelProto) -> dict[str, str]:
     for node in model.graph.node:
         if node.op_type in PRODUCTS:
             sources = [producers.get(name) for name in node.input[:2]]
-            quantized = all(source is not None and source.op_type == "DequantizeLinear" for source in sources)
-            result[node.name] = (
-                "int8" if quantized else NAMES.get(types[node.input[0]], str(types[node.input[0]]))
-            )
+            quantized = all(source and source.op_type == "DequantizeLinear" for source in sources)
+            kind = types[node.input[0]]
+            result[node.name] = "int8" if quantized else NAMES.get(kind, f"ONNX type {kind}")
     return result
 
 
@@ -275,6 +274,6 @@ def require_types(model: ModelProto, precision: str, kept_float: Iterable[str] =
         wanted = "fp16" if precision == "int8" and name in spared else precision
         if kind != wanted:
             raise JobError(
-                f"product {name!r} computes in {kind}, asked for was {wanted} (precision {precision})"
+                f"{precision} was asked for, but product {name!r} computes in {kind}, not {wanted}"
             )
     return Counter(found.values())

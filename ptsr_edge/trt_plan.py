@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ptsr_edge.errors import JobError
 
@@ -90,10 +91,12 @@ def rebuild_line(plan: Plan) -> str:
     return f"run `python3 build_on_device.py` in {plan.path.parent}"
 
 
-def _record(path: Path) -> dict[str, object] | dict[str, list[str]]:
+def _record(path: Path) -> dict[str, Any]:
     side = path.with_suffix(".build.json")
     try:
-        engine = json.loads(side.read_text(encoding="utf-8"))["engine"] if side.is_file() else {}
+        engine: dict[str, Any] | None = (
+            json.loads(side.read_text(encoding="utf-8"))["engine"] if side.is_file() else None
+        )
     except (OSError, ValueError, KeyError) as error:
         raise JobError(f"{side} is damaged ({error}); export the bundle again") from error
     return engine or {}

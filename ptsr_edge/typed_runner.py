@@ -48,10 +48,11 @@ class TypedGraphRunner:
 
 
 def _product(left: Array, right: Array) -> Array:
-    return np.matmul(left.astype(np.float32), right.astype(np.float32))
+    product: Array = np.matmul(left.astype(np.float32), right.astype(np.float32))
+    return product
 
 
-class MatMul(OpRun):  # type: ignore[misc]
+class MatMul(OpRun):
     """A product that is rounded once, at its end."""
 
     op_domain = ""
@@ -60,7 +61,7 @@ class MatMul(OpRun):  # type: ignore[misc]
         return (_product(left, right).astype(left.dtype),)
 
 
-class Gemm(OpRun):  # type: ignore[misc]
+class Gemm(OpRun):
     """A product with a bias that is rounded once, at its end."""
 
     op_domain = ""

@@ -1,0 +1,75 @@
+"""Where an artifact departs from its fp32 graph: the products of both, compared in the graph's order."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ptsr_edge.errors import require
+from ptsr_edge.onnx_graph import PRODUCTS
+
+
+@dataclass(frozen=True)
+class Departure:
+    """The first layer whose result differs by more than the tolerance, and by how much.
+
+    `relative` is the largest difference over the largest value of the reference's result.
+    """
+
+    layer: str
+    relative: float
+    tolerance: float
+
+    def __str__(self) -> str:
+        return f"the first layer to depart is {self.layer} (by {self.relative:.2g}, limit {self.tolerance:g})"
+
+
+def product_values(graph: Path, inputs: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """What each product of an ONNX graph gives for one input (1, C, S, S): value by the node's name.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+    """
+    ort = require("onnxruntime", "ort", "comparing layers")
+    model = onnx.load(graph, load_external_data=False)
+    tapped = {node.name: node.output[0] for node in model.graph.node if node.op_type in PRODUCTS}
+    have = {output.name for output in model.graph.output}
+    model.graph.output.extend(
+        onnx.ValueInfoProto(name=value) for value in tapped.values() if value not in have
+    )
+    options = ort.SessionOptions()
+    # Fused operators have no products to look at.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Beside the graph: ONNX Runtime reads weights from the folder of the file alone.
+    beside = graph.with_name(f".taps-{os.getpid()}-{graph.name}")
+    try:
+        onnx.save(model, beside)
+        session = ort.InferenceSession(str(beside), options, providers=["CPUExecutionProvider"])
+        names = list(tapped)
+        values = session.run([tapped[name] for name in names], {"flow": inputs})
+    finally:
+        beside.unlink(missing_ok=True)
+    return dict(zip(names, values, strict=True))
+
+
+def first_departure(
+    reference: dict[str, NDArray[np.float32]], found: dict[str, NDArray[np.float32]], tolerance: float
+) -> Departure | None:
+    """The first product, in the reference's order, that differs by more than `tolerance`, relative.
+
+    Products that only one side has (fused or quantized ones) are passed over.
+    """
+    for layer, value in reference.items():
+        other = found.get(layer)
+        if other is None or other.shape != value.shape:
+            continue
+        scale = max(float(np.abs(value).max()), 1e-30)
+        relative = float(np.abs(other.astype(np.float64) - value).max()) / scale
+        if not relative <= tolerance:
+            return Departure(layer, relative, tolerance)
+    return None
