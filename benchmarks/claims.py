@@ -16,7 +16,8 @@ from pathlib import Path
 
 from ptsr_edge.export import export_bundle
 from ptsr_edge.manifest import Bundle
-from ptsr_edge.profile import Setting, profile_bundles
+from ptsr_edge.profile import profile_bundles
+from ptsr_edge.profile_method import Setting
 
 LADDER = (1.0, 0.7, 0.5, 0.35, 0.25, 0.12)
 

@@ -50,7 +50,9 @@ class OpenVinoRunner:
         core = ov.Core()
         model = read_ir(core, artifact)
         wanted = rt_entry(model, "inference_precision", artifact).split()
-        precision = choose_precision(wanted, core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"), artifact.name)
+        precision = choose_precision(
+            wanted, core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"), artifact.name
+        )
         compiled = compile_ir(core, model, precision, threads, artifact.name)
         self.inference_precision = precision
         self.matrix_products = matrix_products(compiled)
@@ -205,7 +207,9 @@ def check_precision(
     accepted = {precision, "f32", *(INT8 if quantized else ())}
     foreign = {kind: count for kind, count in products.items() if kind not in accepted}
     if foreign:
-        raise JobError(f"{name} was to be calculated in {precision}; OpenVINO runs matrix products as {foreign}")
+        raise JobError(
+            f"{name} was to be calculated in {precision}; OpenVINO runs matrix products as {foreign}"
+        )
     due = INT8 if quantized else (precision,)
     if not any(products.get(kind) for kind in due):
         raise JobError(

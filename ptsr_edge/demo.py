@@ -1,6 +1,6 @@
 """The main job once, end to end: export, prove, profile against the full-token ViT, judge, report.
 
-    python -m ptsr_edge.demo --out out/demo
+python -m ptsr_edge.demo --out out/demo
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import click
 from ptsr_edge.config import DEFAULT_MODEL
 from ptsr_edge.console import Verb, finish, run, say
 from ptsr_edge.export import export_bundle, summary
-from ptsr_edge.profile import Setting, profile_bundles, table
+from ptsr_edge.profile import profile_bundles, table
+from ptsr_edge.profile_method import Setting
 from ptsr_edge.report import write_report
 
 BUDGETS = (1.0, 0.5, 0.25)

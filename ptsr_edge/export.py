@@ -19,14 +19,15 @@ import numpy as np
 from ptsr_edge.build import JUDGED_SAMPLES, Job, build_and_prove, trace_budgets
 from ptsr_edge.cache import BundleCache, cache_key, data_fingerprint, surroundings
 from ptsr_edge.calibration import budgets_from_data, calibration_side, draw
-from ptsr_edge.checkpoint import resolve
+from ptsr_edge.checkpoint import CheckpointInfo, resolve
 from ptsr_edge.config import DEFAULT_MODEL, MODELS
 from ptsr_edge.console import Verb, comma_separated, finish, run, say
 from ptsr_edge.data import DATA_NAMES
 from ptsr_edge.flow import to_input
 from ptsr_edge.layouts import LAYOUTS, write_layout
 from ptsr_edge.manifest import Bundle, Variant, write_bundle
-from ptsr_edge.plan import check_budgets, check_out, check_targets, parse_budget, rates_of
+from ptsr_edge.model import Model
+from ptsr_edge.plan import Rates, check_budgets, check_out, check_targets, parse_budget, rates_of
 from ptsr_edge.recipe import read_recipe
 from ptsr_edge.storage import staged_folder
 from ptsr_edge.target import Target
@@ -82,38 +83,71 @@ def export_bundle(
     rates = check_budgets(info, budgets)
     quantizes = any("int8" in wanted for _, wanted in plan)
     count = calibration_samples or (CALIBRATION_SAMPLES if quantizes else PROOF_ONLY_SAMPLES)
-    key = cache_key(
-        {
-            "checkpoint": digest, "targets": [[builder.name, wanted] for builder, wanted in plan],
-            "rates": rates, "calibration": [calibration_data, count], "max_uar_drop": max_uar_drop,
-            "data": data_fingerprint(calibration_data or "", calibration), "options": dict(options or {}),
-            **surroundings(),
-        }
-    ) if cache else ""  # fmt: skip
-    if cache and (kept := BundleCache().fetch(key, out)) is not None:
-        say("served from the cache: nothing that the export depends on has changed")
-        return kept
-    judges = max_uar_drop is not None and quantizes
-    side = calibration_side(info, calibration, calibration_data, count + (JUDGED_SAMPLES if judges else 0))
+    key = ""
+    if cache:
+        key = cache_key(
+            {
+                "checkpoint": digest,
+                "plan": [[builder.name, wanted] for builder, wanted in plan],
+                "rates": rates,
+                "calibration": [
+                    calibration_data,
+                    count,
+                    data_fingerprint(calibration_data or "", calibration),
+                ],
+                "max_uar_drop": max_uar_drop,
+                "options": dict(options or {}),
+                **surroundings(),
+            }
+        )
+        if (kept := BundleCache().fetch(key, out)) is not None:
+            say("served from the cache: nothing that the export depends on has changed")
+            return kept
+    job, provenance = _prepare(
+        loaded,
+        info,
+        rates,
+        count,
+        calibration,
+        calibration_data,
+        max_uar_drop if quantizes else None,
+        options,
+    )
+    bundle = _write(out, job, plan, {"checkpoint_sha256": digest, **info.provenance, **provenance})
+    if cache:
+        BundleCache().store(key, out)
+    return bundle
+
+
+def _prepare(
+    model: Model, info: CheckpointInfo, rates: Rates, count: int, root: Path | None, data: str | None,
+    max_uar_drop: float | None, options: Mapping[str, Any] | None,
+) -> tuple[Job, dict[str, Any]]:  # fmt: skip
+    """Draws the samples and chooses the budgets; the job, and what the manifest says of both."""
+    judges = max_uar_drop is not None
+    side = calibration_side(info, root, data, count + (JUDGED_SAMPLES if judges else 0))
     samples, record = draw(side, count)
-    counted = None
+    said: dict[str, Any] = {"calibration": record.model_dump()}
     if rates == "auto":
-        counted = budgets_from_data(loaded, to_input(samples.flows))
-        rates = rates_of(info.model, list(counted["quantiles"].values()))
+        said["dynamic_counts"] = budgets_from_data(model, to_input(samples.flows))
+        rates = rates_of(info.model, list(said["dynamic_counts"]["quantiles"].values()))
     others = side.subset(~np.isin(side.names, samples.names))
     judged = draw(others, JUDGED_SAMPLES)[0] if judges else others
-    job = Job(loaded, info, rates, samples, judged, dict(options or {}), max_uar_drop)
-    provenance = {"checkpoint_sha256": digest, **info.provenance, "calibration": record.model_dump()}
-    if counted is not None:
-        provenance["dynamic_counts"] = counted
+    return Job(model, info, rates, samples, judged, dict(options or {}), max_uar_drop), said
+
+
+def _write(
+    out: Path, job: Job, plan: Sequence[tuple[Target, list[str]]], provenance: dict[str, Any]
+) -> Bundle:
+    """Traces, builds and proves; the bundle takes its place only when all of it is proven."""
     with staged_folder(out) as stage, TemporaryDirectory(prefix="ptsr-edge-") as scratch:
         graphs, macs = trace_budgets(job, Path(scratch))
         bundle = Bundle(
-            name=info.model.name,
+            name=job.info.model.name,
             target=plan[0][0].name,
-            model=info.model,
-            labels=info.labels,
-            preprocess=info.preprocess,
+            model=job.info.model,
+            labels=job.info.labels,
+            preprocess=job.info.preprocess,
             provenance=provenance,
             variants=[
                 variant
@@ -123,8 +157,6 @@ def export_bundle(
             ],
         )
         write_bundle(stage, bundle)
-    if cache:
-        BundleCache().store(key, out)
     return bundle
 
 

@@ -152,9 +152,7 @@ def count_macs(module: Any, inputs: tuple[Any, ...]) -> MacCount:
         # fvcore would log what `uncounted` says, and modules that are called by their parts.
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         counts = analysis.by_operator()
-    uncounted = Counter(
-        {name.removeprefix("aten::"): n for name, n in analysis.unsupported_ops().items()}
-    )
+    uncounted = Counter({name.removeprefix("aten::"): n for name, n in analysis.unsupported_ops().items()})
     macs = {}
     for name, value in counts.items():
         if name.startswith(_UNCOUNTED):
@@ -193,9 +191,7 @@ def _linear(inputs: list[Any], _: list[Any]) -> Counter[str]:
 
 def _convolution(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
     transposed = bool(inputs[6].toIValue())
-    return Counter(
-        {"conv": conv_macs(_sizes(inputs[1]), _sizes((inputs if transposed else outputs)[0]))}
-    )
+    return Counter({"conv": conv_macs(_sizes(inputs[1]), _sizes((inputs if transposed else outputs)[0]))})
 
 
 def _einsum(inputs: list[Any], _: list[Any]) -> Counter[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ptsr_edge.errors import InputError, require
 from ptsr_edge.manifest import Bundle, Variant
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 SHAREABLE = ("synthetic",)
 """Data whose samples may be shown in a profile; recorded data may not be passed on."""
 
-SHOWN_PER_CLASS = 2
+SHOWN_PER_CLASS = 1
+
+PICTURE_SIDE = 56
+"""Largest side of a recorded strain image: enough to see, small enough for a record that is text."""
 
 
 def is_random(bundle: Bundle) -> bool:
@@ -83,9 +87,10 @@ def judge(folder: Path, variant: Variant, data: FlowData, protocol: str, threads
 def kept_patches(
     bundle: Bundle, variants: Mapping[str, tuple[Path, Variant]], data: FlowData
 ) -> KeptPatches | None:
-    """A few samples of each class with the patches that each variant keeps of them.
+    """A sample of each class with the patches that each variant keeps of it.
 
-    None for data whose samples may not be passed on (see `SHAREABLE`).
+    Variants that keep all are left out. None for data whose samples may not be passed on (see
+    `SHAREABLE`).
 
     Args:
         bundle: of the model that all variants are of.
@@ -101,6 +106,8 @@ def kept_patches(
     ]
     kept = {}
     for name, (folder, variant) in variants.items():
+        if variant.tokens == bundle.model.patches:
+            continue
         session = open_variant(folder, variant, threads=1)
         kept[name] = [sorted(session.predict(data.flows[place]).kept_tokens.tolist()) for place in places]
     return KeptPatches(
@@ -108,14 +115,20 @@ def kept_patches(
         grid=bundle.model.grid,
         names=[data.names[place] for place in places],
         labels=[data.label_names[int(data.labels[place])] for place in places],
-        strain=[_grey(data, place) for place in places],
+        strain=[grey_picture(data.flows[place, ..., 2], bundle.model.grid) for place in places],
         kept=kept,
     )
 
 
-def _grey(data: FlowData, place: int) -> list[list[int]]:
-    """A sample's strain (H, W), its largest value at 255."""
-    strain = data.flows[place, ..., 2]
-    top = max(float(strain.max()), 1e-12)
-    grey: list[list[int]] = np.clip(np.round(255 * strain / top), 0, 255).astype(int).tolist()
+def grey_picture(strain: NDArray[np.float32], grid: int) -> list[list[int]]:
+    """Strain (S, S) as grey values 0..255, the largest at 255.
+
+    Block means of at most `PICTURE_SIDE` a side, such that patches are still whole numbers of pixels.
+    """
+    size = len(strain)
+    fits = (step for step in range(1, size // grid + 1) if size % (step * grid) == 0)
+    step = next((step for step in fits if size // step <= PICTURE_SIDE), 1)
+    means = strain.reshape(size // step, step, size // step, step).mean(axis=(1, 3))
+    top = max(float(means.max()), 1e-12)
+    grey: list[list[int]] = np.clip(np.round(255 * means / top), 0, 255).astype(int).tolist()
     return grey

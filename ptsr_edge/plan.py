@@ -14,6 +14,9 @@ from ptsr_edge.target import Target
 
 BUDGETS = (1.0, 0.5, 0.25)
 
+Rates = list[float] | Literal["auto"]
+"""Keep rates from the largest down, or "auto": from calibration samples."""
+
 
 def check_targets(
     names: Sequence[str], precisions: Sequence[str] | None, known: Mapping[str, Target]
@@ -29,25 +32,22 @@ def check_targets(
     chosen = [known[name] for name in dict.fromkeys(names)]
     if not chosen:
         raise InputError(f"no target given; accepted: {', '.join(known)}")
+    have = "; ".join(f"target {target.name} has {', '.join(target.precisions)}" for target in chosen)
     for precision in precisions or ():
         if not any(precision in target.precisions for target in chosen):
-            have = "; ".join(f"target {t.name} has: {', '.join(t.precisions)}" for t in chosen)
-            raise InputError(f"no precision {precision!r}: {have}")
+            raise InputError(f"no such precision: {precision!r}; {have}")
     plan = []
     for target in chosen:
         wanted = [p for p in dict.fromkeys(precisions or target.precisions) if p in target.precisions]
         if not wanted:
             raise InputError(
-                f"target {target.name} has no precision {', '.join(precisions or ())}; "
-                f"it has: {', '.join(target.precisions)}"
+                f"no precision for target {target.name} among {', '.join(precisions or ())}; {have}"
             )
         plan.append((target, wanted))
     return plan
 
 
-def check_budgets(
-    info: CheckpointInfo, budgets: Sequence[float] | Literal["auto"] | None
-) -> list[float] | Literal["auto"]:
+def check_budgets(info: CheckpointInfo, budgets: Sequence[float] | Literal["auto"] | None) -> Rates:
     """Keep rates from the largest down, each token count once.
 
     Raises:

@@ -5,6 +5,8 @@ python -m ptsr_edge.profile --bundle out/ptsr-tiny-cpu --data synthetic --out ou
 
 from __future__ import annotations
 
+import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -33,13 +35,16 @@ from ptsr_edge.profile_method import DEFAULT, Setting, command_of, method_of
 from ptsr_edge.profile_notes import operator_macs, timing_notes
 from ptsr_edge.profile_record import PROFILE, Accuracy, KeptPatches, Measured, Profile
 from ptsr_edge.statistics import latency_summary, ratio_interval
-from ptsr_edge.storage import staged_folder, write_json
+from ptsr_edge.storage import staged_folder, write_whole
 from ptsr_edge.worker import Job, RawTiming
 
 if TYPE_CHECKING:
     from ptsr_edge.data import FlowData
 
 SAMPLES = "samples"
+
+BUSY_LOAD = 0.5
+"""Load average per core above which others are at work."""
 
 
 def profile_bundles(
@@ -81,6 +86,7 @@ def profile_bundles(
         entries = [reference, *entries_of(bundles, reference)]
         samples = _samples(first, reference.bundle, data, root)
         environment = describe_environment()
+        warn_of_load(environment)
         timings, refusals = _time(entries, setting)
         accuracies = _accuracies(entries, samples, refusals, setting.threads)
         stage = stack.enter_context(staged_folder(out))
@@ -101,8 +107,26 @@ def profile_bundles(
         )
         for name, timing in timings.items():
             write_samples(stage / samples_file(name), timing)
-        write_json(stage / PROFILE, profile.model_dump(mode="json", by_alias=True))
+        write_whole(stage / PROFILE, record_text(profile))
     return profile
+
+
+def warn_of_load(environment: Mapping[str, Any]) -> None:
+    """Says so where the machine is busy before anything was timed."""
+    load, cores = environment["load_average"], environment["cpu"]["cores_visible"]
+    if load is not None and load[0] > BUSY_LOAD * cores:
+        say(
+            f"the machine is busy (load {load[0]:g} on {cores} cores): timings will vary, and the notes say it"
+        )
+
+
+def record_text(profile: Profile) -> str:
+    """The record as JSON, a list of numbers on one line."""
+    text = json.dumps(
+        profile.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False, allow_nan=False
+    )
+    # A line break stands between the brackets, so no string can match: JSON writes theirs as \\n.
+    return re.sub(r"\[\n[-+.,\deE\s]*\]", lambda found: "".join(found[0].split()), text) + "\n"
 
 
 def check_out(out: Path) -> None:

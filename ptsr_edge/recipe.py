@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -37,7 +37,7 @@ class DeploymentRecipe(Record):
     description: str
     target: Literal["cpu", "openvino", "trt"]
     budgets: tuple[float, ...] | Literal["auto"] = (1.0, 0.5, 0.25)
-    precisions: tuple[str, ...] | None = None
+    precisions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     threads: int | None = Field(default=None, ge=1)
     calibration_samples: int = Field(default=128, ge=1)
     int8_scheme: Literal["auto", "static", "dynamic"] = "auto"
@@ -45,6 +45,13 @@ class DeploymentRecipe(Record):
     compute_capabilities: tuple[int, ...] | None = None
     flavour: Literal["tensorrt", "tensorrt-rtx"] | None = None
     onnx_only: bool = False
+
+    @field_validator("budgets", mode="before")
+    @classmethod
+    def _list_or_auto(cls, value: Any) -> Any:
+        if value != "auto" and not (isinstance(value, list | tuple) and value):
+            raise ValueError('must be "auto" or a list of keep rates in (0, 1]')
+        return value
 
     @field_validator("budgets")
     @classmethod

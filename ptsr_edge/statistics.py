@@ -98,9 +98,7 @@ def ratio_interval(
     """
     ratios = round_ratios(baseline_blocks, variant_blocks)
     if ratios.size < MIN_ROUNDS:
-        raise InputError(
-            f"a 95 % interval of a median needs at least {MIN_ROUNDS} rounds, got {ratios.size}"
-        )
+        raise InputError(f"a 95 % interval of a median needs at least {MIN_ROUNDS} rounds, got {ratios.size}")
     drawn = np.random.default_rng(seed).integers(0, ratios.size, size=(resamples, ratios.size))
     medians = np.median(ratios[drawn], axis=1)  # (resamples,)
     low, high = (float(value) for value in np.percentile(medians, (2.5, 97.5)))

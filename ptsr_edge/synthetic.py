@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from ptsr_edge.config import LABELS, Preprocess
 from ptsr_edge.errors import InputError
-from ptsr_edge.faces import LANDMARKS, REFERENCE_SIZE, Subject, View, make_subject, render, turn_moves
+from ptsr_edge.faces import REFERENCE_SIZE, Subject, View, make_subject, render, turn_moves
 from ptsr_edge.flow import flow_sample
+from ptsr_edge.landmarks import LANDMARKS
 
 SUBJECTS = 160
 CLIPS_PER_SUBJECT = 24

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from ptsr_edge.backend_ort import OrtRunner
+from ptsr_edge.errors import InputError, JobError
 from ptsr_edge.onnx_graph import OPSET, write_sharing_weights
 from ptsr_edge.quantize import load_inferred, products_kept_float, quantize_dynamic_int8, quantize_static_qdq
 from ptsr_edge.target import Artifact, BuildRequest, variant_id
@@ -35,13 +36,20 @@ class CpuTarget:
     precisions: tuple[str, ...] = ("fp32", "int8")
 
     def build(self, request: BuildRequest) -> dict[int, Artifact]:
-        """See `Target.build`."""
+        """See `Target.build`.
+
+        Raises:
+            InputError: an unknown `int8_scheme`, or no calibration samples for static int8.
+            JobError: a graph cannot be read, or ONNX Runtime cannot quantize it.
+        """
         built_with: dict[str, Any] = {"opset": OPSET}
         built_with |= {package: version(package) for package in ("onnx", "onnxruntime")}
         if request.precision == "fp32":
-            graphs = {tokens: onnx.load(path) for tokens, path in request.graphs.items()}
+            graphs = {tokens: _load(path) for tokens, path in request.graphs.items()}
             return self._write(request, graphs, built_with)
         scheme = request.options.get("int8_scheme", "auto")
+        if scheme not in ("auto", *SCHEMES):
+            raise InputError(f"int8_scheme must be auto, {' or '.join(SCHEMES)}, got {scheme!r}")
         with TemporaryDirectory(prefix="ptsr-edge-") as scratch:
             if scheme == "auto":
                 choice = measure_schemes(request, Path(scratch))
@@ -73,11 +81,18 @@ class CpuTarget:
         }
 
 
+def _load(path: Path) -> ModelProto:
+    try:
+        return onnx.load(path)
+    except Exception as error:  # whatever protobuf's implementation raises
+        raise JobError(f"{path} is no readable ONNX graph: {error}") from error
+
+
 def _quantized(request: BuildRequest, source: Path, scheme: str, destination: Path) -> Path:
     layers = set(request.options.get("keep_float", ()))
-    named = [node.name for node in onnx.load(source, load_external_data=False).graph.node]
-    kept = [name for name in named if name.partition("/")[0] in layers]
-    exclude = [*products_kept_float(load_inferred(source)), *kept]
+    model = load_inferred(source)
+    kept = [node.name for node in model.graph.node if node.name.partition("/")[0] in layers]
+    exclude = [*products_kept_float(model), *kept]
     if scheme == "dynamic":
         quantize_dynamic_int8(source, destination, exclude=exclude)
     else:

@@ -77,7 +77,8 @@ class OpenVinoTarget:
                 f"target openvino has no precision {request.precision!r}; it has: {', '.join(self.precisions)}"
             )
         ov = load_openvino()
-        paths, settings = {}, {}
+        paths: dict[int, Path] = {}
+        settings: dict[str, Any] = {}
         with tempfile.TemporaryDirectory(prefix=".openvino-", dir=request.folder) as scratch:
             pool = WeightsPool()
             for tokens, graph in progress(request.graphs.items(), f"openvino {request.precision}"):
@@ -109,7 +110,10 @@ class OpenVinoTarget:
         ran: dict[str, Any] | None = None
         if can_calculate(wanted.split()):
             runner = OpenVinoRunner(path, threads=1)
-            ran = {"inference_precision": runner.inference_precision, "matrix_products": runner.matrix_products}
+            ran = {
+                "inference_precision": runner.inference_precision,
+                "matrix_products": runner.matrix_products,
+            }
         return Artifact(
             path=path,
             files=[path, weights],
@@ -134,11 +138,13 @@ class WeightsPool:
             JobError: a constant lies outside of the IR's weights.
         """
         own = xml.with_suffix(".bin").read_bytes()
-        root = ElementTree.parse(xml).getroot()  # noqa: S314
+        root = ElementTree.parse(xml).getroot()
         for data in root.iterfind(".//layer[@type='Const']/data"):
             start, size = int(data.attrib["offset"]), int(data.attrib["size"])
             if start + size > len(own):
-                raise JobError(f"{xml.name} names bytes {start} to {start + size} of {len(own)} bytes of weights")
+                raise JobError(
+                    f"{xml.name} names bytes {start} to {start + size} of {len(own)} bytes of weights"
+                )
             data.set("offset", str(self._place(own[start : start + size])))
         for section in root.iterfind("rt_info"):
             for copied in section.findall("framework"):
@@ -253,7 +259,9 @@ def quantize(model: Any, request: BuildRequest) -> tuple[Any, dict[str, Any]]:
                 advanced_parameters=parameters,
             )
         except (RuntimeError, nncf.ValidationError, nncf.InternalError) as error:
-            raise JobError(f"NNCF {nncf.__version__} cannot quantize {request.name}: {last_line(error)}") from error
+            raise JobError(
+                f"NNCF {nncf.__version__} cannot quantize {request.name}: {last_line(error)}"
+            ) from error
     settings = {
         "nncf": str(nncf.__version__).partition("+")[0],
         "scheme": "u8 or i8 activations x i8 weights per channel",
@@ -268,11 +276,13 @@ def selection_only(model: Any) -> set[str]:
     """Names of the operations whose results reach the outputs through the selection (`TopK`) alone."""
     names: set[str] = set()
     for operation in reversed(model.get_ordered_ops()):
-        readers = [
-            port.get_node() for output in operation.outputs() for port in output.get_target_inputs()
-        ]
-        if operation.get_type_name() != "Constant" and readers and all(
-            reader.get_type_name() == "TopK" or reader.get_friendly_name() in names for reader in readers
+        readers = [port.get_node() for output in operation.outputs() for port in output.get_target_inputs()]
+        if (
+            operation.get_type_name() != "Constant"
+            and readers
+            and all(
+                reader.get_type_name() == "TopK" or reader.get_friendly_name() in names for reader in readers
+            )
         ):
             names.add(operation.get_friendly_name())
     return names

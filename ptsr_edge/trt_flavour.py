@@ -1,6 +1,6 @@
 """Which TensorRT is there, what it can build here, and for which GPUs.
 
-Three flavours behind one way of building (`build_on_device`): `tensorrt` 10.x (Jetson), `tensorrt` 11.x, and
+Three flavours behind one way of building (`trt_engine`): `tensorrt` 10.x (Jetson), `tensorrt` 11.x, and
 `tensorrt-rtx`. The first two build for the GPU in the machine and need it; `tensorrt-rtx` builds without one,
 for the compute capabilities that are asked for.
 """
@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ptsr_edge.build_on_device import MODULES, BuildError, describe_gpus, load_tensorrt
 from ptsr_edge.errors import InputError, JobError, MissingExtraError
+from ptsr_edge.trt_engine import MODULES, BuildError, describe_gpus, load_tensorrt
 
 CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
 """What tensorrt-rtx builds for: Turing, A100, RTX 30, RTX 40, RTX 50, GB10."""

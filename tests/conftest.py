@@ -1,0 +1,148 @@
+"""Shared by the tests: small models with telling weights, a bundle, and a data folder.
+
+What `build_model` draws is nearly neutral (norms of 1, biases of 0, one temperature): a mix-up of two
+weights would not show. `randomised` redraws everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from ptsr_edge.checkpoint import CheckpointInfo, save_checkpoint
+from ptsr_edge.config import LABELS, ModelConfig, Preprocess
+from ptsr_edge.model import Model, build_model
+
+torch.set_num_threads(1)
+
+Build = Callable[..., ModelConfig]
+Randomised = Callable[[ModelConfig], Model]
+
+
+@pytest.fixture(scope="session")
+def ptsr_config() -> Build:
+    """A PTSR of 4 x 4 patches of 8 pixels, or with fields changed."""
+
+    def build(**changes: Any) -> ModelConfig:
+        small = dict(
+            name="ptsr-test",
+            kind="ptsr",
+            image_size=32,
+            patch_size=8,
+            dim=24,
+            depth=3,
+            heads=2,
+            mlp_ratio=2.0,
+        )
+        return ModelConfig(**small | changes)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def randomised() -> Randomised:
+    """A model in evaluation mode with every weight and every BatchNorm statistic drawn, seed 0."""
+
+    def draw(config: ModelConfig) -> Model:
+        model = build_model(config, seed=0)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                noise = torch.randn(value.shape, generator=generator)
+                if name.endswith("attn.scale"):
+                    value.copy_(0.5 + 0.3 * noise)
+                elif (
+                    name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "gamma")) or "norm_" in name
+                ):
+                    value.copy_((1.0 if name.endswith(("weight", "gamma")) else 0.0) + 0.2 * noise)
+                elif value.ndim == 2:
+                    value.copy_(noise * value.shape[1] ** -0.5)
+                else:
+                    value.copy_(0.3 * noise)
+            for name, value in model.named_buffers():
+                if name.endswith("running_mean"):
+                    value.copy_(0.3 * torch.randn(value.shape, generator=generator))
+                elif name.endswith("running_var"):
+                    value.copy_(0.5 + torch.rand(value.shape, generator=generator))
+        return model.eval()
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(
+    ptsr_config: Build, randomised: Randomised, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A checkpoint of the small PTSR that selects by the class token's attention in its second block.
+
+    Its card says that it was trained on three subjects of `megc_folder`, so that exports prove on those.
+    """
+    config = ptsr_config(select_block=1)
+    info = CheckpointInfo(
+        schema=1,
+        model=config,
+        preprocess=Preprocess(image_size=config.image_size, flow="published", global_motion="none"),
+        labels=list(LABELS),
+        provenance={
+            "kind": "trained",
+            "data": "megc-flow",
+            "card": "made by a test",
+            "train_subjects": ["casme2/sub00", "casme2/sub01", "casme2/sub02"],
+        },
+    )
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    save_checkpoint(path, randomised(config), info)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, megc_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fp32 bundle of `tiny_checkpoint` at 16, 8 and 4 tokens; read only: copy it to change it."""
+    pytest.importorskip("onnxruntime")
+    from ptsr_edge.export import export_bundle
+
+    folder = tmp_path_factory.mktemp("bundle") / "tiny-cpu"
+    export_bundle(
+        out=folder,
+        checkpoint=tiny_checkpoint,
+        budgets=(1.0, 0.5, 0.25),
+        precisions=("fp32",),
+        calibration=megc_folder,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_flows() -> Callable[..., NDArray[np.float32]]:
+    """Flow samples (n, side, side, 3): u, v drawn around a common motion, a strain that is not negative."""
+
+    def draw(count: int, side: int = 32, seed: int = 0) -> NDArray[np.float32]:
+        flows = np.random.default_rng(seed).normal(0.3, 1.0, (count, side, side, 3)).astype(np.float32)
+        flows[..., 2] = np.abs(flows[..., 2])
+        return flows
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def megc_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in the layout of `megc-flow`: 6 subjects with 6 clips of noise, two of each class."""
+    cv2 = pytest.importorskip("cv2")
+    root = tmp_path_factory.mktemp("megc")
+    images = root / "STSNet_whole_norm_u_v_os"
+    images.mkdir()
+    rows = ["dataset,sub,filename_o,label"]
+    generator = np.random.default_rng(0)
+    for subject in range(6):
+        for clip in range(6):
+            rows.append(f"casme2,sub{subject:02d},clip{clip},{clip % 3}")
+            pixels = generator.integers(0, 256, (28, 28, 3), dtype=np.uint8)
+            cv2.imwrite(str(images / f"sub{subject:02d}_clip{clip} .png"), pixels)
+    (root / "combined_3_class2_for_optical_flow.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return root

@@ -1,0 +1,274 @@
+"""A checkpoint becomes a bundle, or nothing at all and one line that says why."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from ptsr_edge import Session, parity
+from ptsr_edge.checkpoint import CheckpointInfo, read_info, save_checkpoint
+from ptsr_edge.config import LABELS, Preprocess, named_model
+from ptsr_edge.errors import InputError
+from ptsr_edge.export import check_budgets, main
+from ptsr_edge.flops import count_macs
+from ptsr_edge.manifest import MANIFEST, Bundle, check_files, read_bundle
+from ptsr_edge.model import count_parameters
+from ptsr_edge.schema import parse
+from ptsr_edge.static import to_static
+from ptsr_edge.storage import sha256_of
+
+
+def digest_of(folder: Path) -> dict[str, str]:
+    """Every file below a folder with its hash."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def export(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="ptsr-edge export")
+
+
+@pytest.fixture(scope="module")
+def pocket(ptsr_config: Any, randomised: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of 4 patches and one block, which is exported in a second."""
+    config = ptsr_config(name="ptsr-pocket", image_size=16, dim=8, depth=1, score="strain")
+    info = CheckpointInfo(
+        schema=1,
+        model=config,
+        preprocess=Preprocess(image_size=16, flow="published", global_motion="none"),
+        labels=list(LABELS),
+        provenance={
+            "kind": "trained",
+            "data": "megc-flow",
+            "train_subjects": ["casme2/sub03"],
+            "card": "a card",
+        },
+    )
+    path = tmp_path_factory.mktemp("pocket") / "pocket.safetensors"
+    save_checkpoint(path, randomised(config), info)
+    return path
+
+
+def test_a_bundle_says_what_it_is_and_where_it_comes_from(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    bundle = read_bundle(tiny_bundle)
+    info = read_info(tiny_checkpoint)
+    assert (bundle.name, bundle.target, bundle.labels) == ("ptsr-test", "cpu", list(LABELS))
+    assert (bundle.model, bundle.preprocess) == (info.model, info.preprocess)
+    assert bundle.provenance["checkpoint_sha256"] == sha256_of(tiny_checkpoint)
+    assert info.provenance.items() <= bundle.provenance.items()
+    calibration = bundle.provenance["calibration"]
+    assert calibration["data"] == "megc-flow"
+    # From the training side only: what accuracy is reported on must not be calibrated on.
+    assert set(calibration["subjects"]) <= set(info.provenance["train_subjects"])
+    assert [(v.tokens, v.keep_rate) for v in bundle.variants] == [(16, 1.0), (8, 0.5), (4, 0.25)]
+    for variant in bundle.variants:
+        check_files(tiny_bundle, variant)
+        assert variant.id == f"ptsr-test-cpu-fp32-k{variant.tokens}"
+        assert variant.parity is not None
+        assert variant.parity.samples == calibration["samples"] > 0
+        assert {"torch", "onnx", "onnxruntime", "opset"} <= set(variant.built_with)
+        assert variant.runs_on["runtime"] == "onnxruntime"
+
+
+def test_costs_are_those_of_the_graph(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    import torch
+
+    from ptsr_edge.checkpoint import load_checkpoint
+
+    model, _ = load_checkpoint(tiny_checkpoint)
+    for variant in read_bundle(tiny_bundle).variants:
+        assert variant.parameters == count_parameters(model)
+        static = to_static(model, variant.tokens)
+        assert variant.macs == count_macs(static, (torch.zeros(1, 3, 32, 32),)).total
+    macs = [variant.macs for variant in read_bundle(tiny_bundle).variants]
+    assert macs == sorted(macs, reverse=True)
+
+
+def test_a_bundle_holds_its_files_and_no_other(tiny_bundle: Path) -> None:
+    listed = {entry.path for variant in read_bundle(tiny_bundle).variants for entry in variant.files}
+    assert set(digest_of(tiny_bundle)) == listed | {MANIFEST}
+
+
+def test_nothing_of_this_machine_is_in_the_manifest(
+    tiny_bundle: Path, tiny_checkpoint: Path, megc_folder: Path
+) -> None:
+    text = (tiny_bundle / MANIFEST).read_text(encoding="utf-8")
+    places = [tiny_bundle, tiny_checkpoint.parent, megc_folder, Path.home(), Path(__file__).parents[1]]
+    assert [place for place in places if str(place) in text] == []
+
+
+def test_the_command_makes_a_bundle_and_then_replaces_it(
+    pocket: Path, megc_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "deep" / "bundle"
+    call = ("--checkpoint", pocket, "--precision", "fp32", "--calibration", megc_folder, "--out", out)
+    result = export(*call, "--budgets", "0.5, 1.0,0.49")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[-1] == str(out)
+    # .5 and .49 of 4 patches are both 2 tokens: one variant.
+    assert [line.split()[0] for line in lines[:-1]] == ["ptsr-pocket-cpu-fp32-k4", "ptsr-pocket-cpu-fp32-k2"]
+    assert "a card" in result.stderr
+    flow = np.random.default_rng(0).normal(size=(16, 16, 3)).astype(np.float32)
+    assert len(Session.open(out, budget=0.5).predict(flow).kept_tokens) == 2
+
+    again = export(*call, "--budgets", "0.25", "--json")
+    assert again.exit_code == 0, again.stderr
+    bundle = parse(Bundle, json.loads(again.stdout), "stdout")
+    assert bundle == read_bundle(out)
+    assert [variant.tokens for variant in bundle.variants] == [1]
+    assert set(digest_of(out)) == {entry.path for entry in bundle.variants[0].files} | {MANIFEST}
+    assert [path.name for path in out.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--target", "tpu"], "unknown target 'tpu'; accepted: cpu"),
+        (["--budgets", "0"], "a budget is a keep rate in (0, 1], got 0"),
+        (["--budgets", "1.5"], "a budget is a keep rate in (0, 1], got 1.5"),
+        (["--budgets", "nan"], "a budget is a keep rate in (0, 1], got nan"),
+        (["--budgets", "0.5,half"], "--budgets: cannot read 'half' in '0.5,half'"),
+        (["--checkpoint", "none.safetensors"], "there is no checkpoint at none.safetensors"),
+        (["--model", "ptsr-tiny"], "pocket.safetensors is a checkpoint of ptsr-pocket, not of ptsr-tiny"),
+        (["--model", "ptsr-pocked"], "is a checkpoint of ptsr-pocket, not of ptsr-pocked"),
+        (["--precision", "int3"], "no such precision: 'int3'; target cpu has fp32, int8"),
+        (["--calibration", "nowhere"], "nowhere is no megc-flow: no such folder; accepted: a folder with"),
+        (["--calibration", "."], ". is no megc-flow: no combined_3_class2_for_optical_flow.csv and no"),
+        (["--calibration-data", "casme"], "unknown data 'casme'; known: synthetic, megc-flow"),
+        (["--budgest", "1"], "No such option '--budgest'"),
+    ],
+)
+@pytest.mark.parametrize("older", [False, True])
+def test_a_wrong_call_is_one_line_and_writes_nothing(
+    pocket: Path,
+    megc_folder: Path,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    says: str,
+    older: bool,
+) -> None:
+    out = tmp_path / "bundle"
+    if older:
+        shutil.copytree(tiny_bundle, out)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    before = digest_of(tmp_path)
+    result = export("--checkpoint", pocket, "--calibration", megc_folder, "--out", out, *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("ptsr-edge export: ")
+    assert result.stderr.count("\n") == 1
+    assert says in result.stderr
+    assert digest_of(tmp_path) == before
+    assert out.exists() == older
+
+
+def test_an_unknown_model_is_answered_with_the_known_ones(tmp_path: Path) -> None:
+    result = export("--model", "ptsr-tinny", "--out", tmp_path / "bundle")
+    assert result.exit_code == 2
+    assert "unknown model 'ptsr-tinny'; known: ptsr-nano, " in result.stderr
+    assert "nearest: ptsr-tiny" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_is_no_bundle_is_never_replaced(
+    pocket: Path, megc_folder: Path, tmp_path: Path, what: str
+) -> None:
+    out = tmp_path / "thesis"
+    if what == "file":
+        out.write_text("years of work", encoding="utf-8")
+    else:
+        out.mkdir()
+        (out / "chapter1.tex").write_text("years of work", encoding="utf-8")
+    before = digest_of(tmp_path)
+    result = export("--checkpoint", pocket, "--calibration", megc_folder, "--out", out)
+    assert result.exit_code == 2
+    assert f"thesis is a {what}" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert digest_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("cause", ["parity", "disk"])
+def test_a_failed_export_leaves_the_older_bundle(
+    pocket: Path,
+    megc_folder: Path,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cause: str,
+) -> None:
+    out = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, out)
+    before = digest_of(tmp_path)
+
+    def no_room(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if cause == "parity":
+        monkeypatch.setitem(parity.LIMITS, "fp32", 0.0)
+    else:
+        monkeypatch.setattr(os, "fsync", no_room)
+    result = export(
+        "--checkpoint", pocket, "--calibration", megc_folder, "--budgets", "0.5", "--precision", "fp32",
+        "--out", out,
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    if cause == "parity":
+        assert "ptsr-pocket-cpu-fp32-k2 departs from eager fp32" in result.stderr
+        assert "limit 0; the smallest limit that would pass is" in result.stderr
+        assert "nothing was written" in result.stderr
+    else:
+        assert "No space left on device" in result.stderr
+    assert digest_of(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def info_of(name: str) -> CheckpointInfo:
+    config = named_model(name)
+    return CheckpointInfo(
+        model=config, preprocess=Preprocess(image_size=config.image_size), labels=list(LABELS), provenance={}
+    )
+
+
+def test_budgets_become_token_counts_from_the_largest_down() -> None:
+    assert check_budgets(info_of("ptsr-nano"), None) == [1.0, 0.5, 0.25]
+    # 49 patches: .5 and .505 are both 25 tokens; the larger rate names the variant.
+    assert check_budgets(info_of("ptsr-nano"), [0.25, 0.5, 0.505, 1.0]) == [1.0, 0.505, 0.25]
+    assert check_budgets(info_of("vit-nano"), None) == [1.0]
+    with pytest.raises(InputError, match="no budget given"):
+        check_budgets(info_of("ptsr-nano"), [])
+    with pytest.raises(
+        InputError, match=r"vit-nano is the full-token baseline: its only budget is 1, got \[0\.5\]"
+    ):
+        check_budgets(info_of("vit-nano"), [0.5])
+
+
+def test_as_a_module_it_ends_with_the_exit_code(tmp_path: Path) -> None:
+    call = [sys.executable, "-m", "ptsr_edge.export", "--budgets", "1.5", "--out", str(tmp_path / "bundle")]
+    result = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == "python -m ptsr_edge.export: a budget is a keep rate in (0, 1], got 1.5\n"
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []

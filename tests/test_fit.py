@@ -1,0 +1,251 @@
+"""The training loop: it learns, it can be killed, and its small parts are what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ptsr_edge.config import LABELS, ModelConfig, Preprocess, named_model
+from ptsr_edge.data import FlowData
+from ptsr_edge.errors import InputError
+from ptsr_edge.fit import RECIPES, Recipe, class_weights, fit, recipe_for, schedule
+from ptsr_edge.inference import predict_logits
+from ptsr_edge.model import Model, Output, build_model
+
+
+def toy(count: int = 12, side: int = 28, classes: int = 3) -> FlowData:
+    """Separable: each class moves its own third of the picture, with noise of a tenth."""
+    flows = np.random.default_rng(0).normal(0, 0.1, (count, side, side, 3)).astype(np.float32)
+    labels = np.arange(count) % classes
+    for flow, label in zip(flows, labels, strict=True):
+        flow[9 * label : 9 * label + 9, :, 1] += 1.0
+        flow[9 * label : 9 * label + 9, :, 2] += 1.0
+    return FlowData(
+        flows=flows,
+        labels=labels.astype(np.int64),
+        subjects=np.array([f"toy/{index}" for index in range(count)]),
+        names=[str(index) for index in range(count)],
+        label_names=LABELS,
+        preprocess=Preprocess(image_size=side),
+        source="toy",
+    )
+
+
+def loss_of(model: Model, data: FlowData, rate: float = 1.0) -> float:
+    logits, _ = predict_logits(model, data.flows, model.config.tokens_at(rate))
+    return float(F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(data.labels)))
+
+
+def weights_of(model: Model) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same(first: Model, second: Model) -> None:
+    expected = second.state_dict()
+    different = [name for name, value in first.state_dict().items() if not torch.equal(value, expected[name])]
+    assert different == []
+
+
+@pytest.mark.parametrize("name", ["ptsr-nano", "vit-nano"])
+def test_the_loss_goes_down_on_separable_data(name: str) -> None:
+    config, data = named_model(name), toy()
+    # A known beginning would be log 3 = 1.10, but for the read-out's random weights: halved is learned.
+    before = loss_of(build_model(config), data)
+    recipe = Recipe(epochs=40, batch_size=12, lr=5e-3, ema=0.9, label_smoothing=0, budgets=(1.0, 0.5))
+    model = fit(config, data, recipe, seed=0)
+    assert loss_of(model, data) < before / 2
+    assert not model.training
+    if name == "ptsr-nano":
+        assert loss_of(model, data, rate=0.5) < before / 2
+
+
+class KilledError(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        named_model("ptsr-nano"),
+        named_model("vit-nano"),
+        named_model("ptsr-nano").model_copy(update={"score": "random", "token_norm": "layer"}),
+    ],
+    ids=["ptsr", "vit", "random selection"],
+)
+@pytest.mark.parametrize("killed_at", [3, 5])
+def test_a_killed_and_resumed_run_ends_bitwise_like_one_that_was_not(
+    config: ModelConfig, killed_at: int, tmp_path: Path
+) -> None:
+    # 12 clips in batches of 6: 2 steps an epoch, so the state kept is that of step 2 and 4.
+    data, recipe, state = toy(), Recipe(epochs=4, batch_size=6), tmp_path / "run.state"
+    whole = fit(config, data, recipe, seed=1)
+
+    def kill(done: int, total: int) -> None:
+        assert total == 8
+        if done == killed_at:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        fit(config, data, recipe, seed=1, state_file=state, on_step=kill)
+    assert state.is_file()
+    steps: list[int] = []
+    torch.manual_seed(99)  # what happened before in the process must not show
+    resumed = fit(
+        config,
+        data,
+        recipe,
+        seed=1,
+        state_file=state,
+        resume=True,
+        on_step=lambda done, _: steps.append(done),
+    )
+    assert steps == list(range(killed_at // 2 * 2 + 1, 9))
+    assert_same(resumed, whole)
+    assert not state.exists()
+
+
+def test_without_resume_a_state_is_not_used(tmp_path: Path) -> None:
+    data, recipe, state = toy(), Recipe(epochs=1, batch_size=6), tmp_path / "run.state"
+    state.write_bytes(b"left over")
+    config = named_model("vit-nano")
+    assert_same(fit(config, data, recipe, 0, state_file=state), fit(config, data, recipe, 0))
+
+
+@pytest.mark.parametrize("change", ["seed", "recipe", "model", "data", "initial weights"])
+def test_the_state_of_another_run_is_refused(tmp_path: Path, change: str) -> None:
+    config, data, recipe, state = (
+        named_model("vit-nano"),
+        toy(),
+        Recipe(epochs=3, batch_size=6),
+        tmp_path / "s",
+    )
+
+    def kill(done: int, _: int) -> None:
+        if done == 3:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        fit(config, data, recipe, seed=0, state_file=state, on_step=kill)
+    content = state.read_bytes()
+    other: dict[str, Any] = dict(config=config, data=data, recipe=recipe, seed=0)
+    other |= {
+        "seed": {"seed": 1},
+        "recipe": {"recipe": recipe.model_copy(update={"lr": 1e-4})},
+        "model": {"config": named_model("ptsr-nano")},
+        "data": {"data": data.subset(np.arange(len(data)) != 5)},
+        "initial weights": {"initial": build_model(config, seed=5)},
+    }[change]
+    with pytest.raises(InputError, match=r"is the state of another run .*: remove it to start anew"):
+        fit(**other, state_file=state, resume=True)
+    assert state.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors file"])
+def test_a_state_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes) -> None:
+    state = tmp_path / "run.state"
+    state.write_bytes(content)
+    with pytest.raises(InputError, match="is not a readable training state"):
+        fit(named_model("vit-nano"), toy(), Recipe(epochs=1), 0, state_file=state, resume=True)
+
+
+def test_a_class_without_a_sample_is_refused() -> None:
+    with pytest.raises(InputError, match=r"every class needs a sample.*: \[6, 6, 0\]"):
+        fit(named_model("vit-nano"), toy(classes=2), Recipe(epochs=1), 0)
+
+
+def test_no_data_is_refused() -> None:
+    with pytest.raises(InputError, match="nothing to train on"):
+        fit(named_model("vit-nano"), toy().subset(np.zeros(12, bool)), Recipe(epochs=1), 0)
+
+
+def test_class_weights_by_hand() -> None:
+    # 1, 4 and 16 samples: 1, 1/2 and 1/4, over their mean 7/12. 1e-6: three float32 roundings.
+    labels = torch.tensor([0] + [1] * 4 + [2] * 16)
+    assert class_weights(labels, 3).tolist() == pytest.approx([12 / 7, 6 / 7, 3 / 7], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("step", "total", "warmup", "share"),
+    # Rising by 1 / 10 a step to 1 at the tenth, then (1 + cos(pi x)) / 2 over the other 90.
+    [(0, 100, 0.1, 0.1), (4, 100, 0.1, 0.5), (9, 100, 0.1, 1.0), (10, 100, 0.1, 1.0), (40, 100, 0.1, 0.75),
+     (55, 100, 0.1, 0.5), (70, 100, 0.1, 0.25), (100, 100, 0.1, 0.0), (0, 8, 0.0, 1.0), (4, 8, 0.0, 0.5),
+     (0, 1, 0.1, 1.0)],
+)  # fmt: skip
+def test_the_schedule_by_hand(step: int, total: int, warmup: float, share: float) -> None:
+    assert schedule(step, total, warmup) == pytest.approx(share, abs=1e-12)
+
+
+def test_the_moving_average_by_hand() -> None:
+    # mean <- mean + (1 - decay) (weights - mean), the decay rising as (1 + step) / (10 + step) up to its
+    # limit of .15: .1, 2/11 -> .15, 3/12 -> .15. 1e-6: one float32 rounding a step of values below 1.
+    config, data = named_model("vit-nano"), toy()
+    initial = build_model(config, seed=3)
+    mean, seen = weights_of(initial), []
+
+    def watch(done: int, _: int) -> None:
+        decay = min(0.15, done / (9 + done))
+        seen.append(decay)
+        for name, value in initial.state_dict().items():
+            mean[name] += (1 - decay) * (value - mean[name])
+
+    averaged = fit(config, data, Recipe(epochs=3, batch_size=12, ema=0.15), 0, initial=initial, on_step=watch)
+    assert seen == [0.1, 0.15, 0.15]
+    for name, value in averaged.state_dict().items():
+        assert (value - mean[name]).abs().max() < 1e-6, name
+        assert value.dtype == mean[name].dtype
+    assert not torch.equal(averaged.state_dict()["head.weight"], initial.state_dict()["head.weight"])
+
+
+def test_statistics_are_those_of_the_last_step_and_not_averaged() -> None:
+    config = named_model("ptsr-nano")
+    initial = build_model(config)
+    averaged = fit(config, toy(), Recipe(epochs=3, batch_size=6), 0, initial=initial)
+    for name, value in initial.state_dict().items():
+        if "running" in name or "num_batches" in name:
+            assert torch.equal(averaged.state_dict()[name], value), name
+
+
+def test_equal_seeds_train_equal_models_and_others_do_not() -> None:
+    config, data, recipe = named_model("ptsr-nano"), toy(), Recipe(epochs=2, batch_size=6)
+    first = fit(config, data, recipe, seed=0)
+    assert_same(first, fit(config, data, recipe, seed=0))
+    other = fit(config, data, recipe, seed=1)
+    assert not torch.equal(first.state_dict()["head.local"], other.state_dict()["head.local"])
+
+
+def test_each_batch_draws_its_own_budget_and_augmentation() -> None:
+    config = named_model("ptsr-nano")
+    initial, counts, inputs = build_model(config), [], []
+
+    def watch(_: torch.nn.Module, given: tuple[Tensor, ...], answer: Output) -> None:
+        inputs.append(given[0])
+        counts.append(answer.kept.shape[1])
+
+    initial.register_forward_hook(watch)
+    fit(config, toy(), Recipe(epochs=12, batch_size=12, budgets=(1.0, 0.5, 0.25)), 0, initial=initial)
+    # 49 patches: 49, 25 or 13 tokens. That 12 draws leave one out has odds of 3 (2/3)^12 = 2 %; the
+    # draws are seeded.
+    assert set(counts) == {49, 25, 13}
+    # Batches hold all 12 clips each: their spread over the clips would be equal were it not for the gain.
+    assert len({float(batch.std()) for batch in inputs}) == 12
+
+
+def test_bfloat16_trains_and_leaves_float32_weights() -> None:
+    config = named_model("vit-nano")
+    model = fit(config, toy(), Recipe(epochs=1, batch_size=12, bfloat16=True), 0)
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [("ptsr-nano", "nano"), ("vit-nano", "nano"), ("vit-small", "small"), ("ptsr-tiny", "tiny")],
+)
+def test_ptsr_and_its_baseline_share_a_recipe(name: str, recipe: str) -> None:
+    assert recipe_for(named_model(name)) is RECIPES[recipe]

@@ -1,0 +1,257 @@
+"""The one preprocessing: flow, strain, normalisation."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from ptsr_edge import flow
+from ptsr_edge.config import Preprocess
+from ptsr_edge.errors import InputError
+from ptsr_edge.faces import View, render
+from ptsr_edge.landmarks import LANDMARKS
+from ptsr_edge.synthetic import person
+
+SIMILARITY = Preprocess(image_size=112)
+NO_GLOBAL_MOTION = Preprocess(image_size=112, global_motion="none")
+
+
+def rendered(view: View, moves: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Onset, apex and the true field of a noise-free face."""
+    face = person(0).face
+    field = face.displacement(np.zeros((len(LANDMARKS), 2)) if moves is None else moves, 112)
+    rng = np.random.default_rng(0)
+    return render(face, np.zeros_like(field), View(), rng), render(face, field, view, rng), field
+
+
+def smile(px: float) -> np.ndarray:
+    return px * person(0).habits[12] / np.hypot(*person(0).habits[12].T).max()
+
+
+def error_px(found: np.ndarray, true: np.ndarray) -> float:
+    """Mean end-point error over the middle of the face: 16 pixels of rim are left out."""
+    return float(np.hypot(*np.moveaxis(found - true, -1, 0))[16:-16, 16:-16].mean())
+
+
+def test_strain_of_a_linear_field_is_its_tensor_norm():
+    # By hand: u = .1 x + .03 y, v = -.05 x + .2 y, so ux = .1, uy = .03, vx = -.05, vy = .2 and
+    # sqrt(.1^2 + .2^2 + (.03 - .05)^2 / 2) = sqrt(.0502). Differences of a linear field are exact.
+    y, x = np.mgrid[0:9, 0:13].astype(np.float32)
+    strain = flow.optical_strain(np.stack([0.1 * x + 0.03 * y, -0.05 * x + 0.2 * y], axis=-1))
+    assert strain.shape == (9, 13)
+    assert strain.dtype == np.float32
+    np.testing.assert_allclose(strain[1:-1, 1:-1], np.sqrt(0.0502), rtol=1e-5)
+
+
+def test_strain_at_the_border_sees_a_replicated_border():
+    # By hand: u = .4 x; at the border the replicated pixel halves the difference: ux = .2.
+    u = np.broadcast_to(0.4 * np.arange(6, dtype=np.float32), (5, 6))
+    strain = flow.optical_strain(np.stack([u, np.zeros_like(u)], axis=-1))
+    np.testing.assert_allclose(strain[:, [0, -1]], 0.2, rtol=1e-6)
+    np.testing.assert_allclose(strain[:, 1:-1], 0.4, rtol=1e-6)
+
+
+def test_strain_of_a_rotation_is_only_its_second_order_part():
+    # By hand: u = -w y, v = w x has ux = vy = 0 and uy + vx = 0.
+    y, x = np.mgrid[0:8, 0:8].astype(np.float32)
+    strain = flow.optical_strain(np.stack([-0.25 * y, 0.25 * x], axis=-1))
+    np.testing.assert_allclose(strain[1:-1, 1:-1], 0, atol=1e-6)
+
+
+def test_strain_weighs_neighbouring_rows_as_sobel_does():
+    # By hand: u = 8 at one pixel only. ux there is 0; right and left of it -+8 * 2 / 8 = -+2; at the
+    # diagonal neighbours -+8 / 8 = -+1 from ux and the same from uy: sqrt(1 + 1 / 2).
+    u = np.zeros((5, 5), dtype=np.float32)
+    u[2, 2] = 8
+    strain = flow.optical_strain(np.stack([u, np.zeros_like(u)], axis=-1))
+    expected = np.array([[1.5, 2, 1.5], [4, 0, 4], [1.5, 2, 1.5]])  # squares; uy = 2 gives 4 / 2
+    np.testing.assert_allclose(strain[1:4, 1:4] ** 2, expected, rtol=1e-5)
+
+
+def test_flow_finds_a_known_translation():
+    # The face is rendered 1.5 px further right and 1 px higher. DIS was seen to err by .1 to .5 px.
+    onset, apex, _ = rendered(View(shift=(1.5, -1.0)))
+    found = flow.optical_flow(onset, apex, NO_GLOBAL_MOTION)
+    assert found.shape == (112, 112, 2)
+    assert found.dtype == np.float32
+    assert error_px(found, np.array([1.5, -1.0])) < 0.15
+
+
+def test_flow_finds_an_action_unit():
+    onset, apex, true = rendered(View(), smile(1.5))
+    assert np.hypot(*np.moveaxis(true, -1, 0)).max() == pytest.approx(1.5, rel=0.1)
+    assert error_px(flow.optical_flow(onset, apex, NO_GLOBAL_MOTION), true) < 0.15
+
+
+def test_similarity_takes_the_head_out_and_leaves_the_expression():
+    head = View(shift=(2.0, -1.2), angle=0.015, scale=1.008)
+    onset, apex, true = rendered(head, smile(1.5))
+    with_head = error_px(flow.optical_flow(onset, apex, NO_GLOBAL_MOTION), true)
+    without = error_px(flow.optical_flow(onset, apex, SIMILARITY), true)
+    assert with_head > 1.5  # the head moved by more than 2 px, less what scale and angle give back
+    assert without < 0.25  # DIS's own error, plus what the fit takes of the expression
+
+
+def test_equal_frames_have_no_flow():
+    onset, apex, _ = rendered(View())
+    sample = flow.flow_sample(onset, apex.copy(), SIMILARITY)
+    np.testing.assert_allclose(sample, 0, atol=1e-3)
+
+
+def test_flat_frames_have_finite_flow():
+    flat = np.full((40, 40), 90, dtype=np.uint8)
+    sample = flow.flow_sample(flat, flat, Preprocess(image_size=40))
+    assert np.isfinite(sample).all()
+    np.testing.assert_array_equal(flow.to_input(sample), 0)
+
+
+def test_flow_is_the_same_bit_for_bit_whatever_ran_before():
+    onset, apex, _ = rendered(View(shift=(0.7, 0.4)), smile(1.0))
+    first = flow.flow_sample(onset, apex, SIMILARITY)
+    cv2.setRNGSeed(12345)
+    threads = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(1)
+        second = flow.flow_sample(onset, apex, SIMILARITY)
+    finally:
+        cv2.setNumThreads(threads)
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("preprocess", [NO_GLOBAL_MOTION, SIMILARITY], ids=["none", "similarity"])
+def test_flipped_frames_have_flipped_flow(preprocess):
+    # DIS sweeps its patches in one direction, so the two fields are not equal: .1 px is below the
+    # error that it makes anyway.
+    onset, apex, _ = rendered(View(shift=(0.6, 0.3)), smile(1.5))
+    straight = flow.optical_flow(onset, apex, preprocess)
+    flipped = flow.optical_flow(onset[:, ::-1].copy(), apex[:, ::-1].copy(), preprocess)
+    assert error_px(flipped[:, ::-1] * np.array([-1, 1], dtype=np.float32), straight) < 0.1
+
+
+def test_flow_is_measured_at_the_frames_own_size():
+    # The mean of an area average is the mean: u and v stay in pixels of the 112-pixel frames.
+    onset, apex, _ = rendered(View(), smile(1.5))
+    large = flow.flow_sample(onset, apex, SIMILARITY)
+    small = flow.flow_sample(onset, apex, Preprocess(image_size=28))
+    assert small.shape == (28, 28, 3)
+    np.testing.assert_allclose(small.mean((0, 1)), large.mean((0, 1)), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(small, large.reshape(28, 4, 28, 4, 3).mean((1, 3)), atol=1e-5)
+
+
+def test_small_frames_are_enlarged_to_the_model():
+    onset, apex, _ = rendered(View(), smile(1.5))
+    assert flow.flow_sample(onset, apex, Preprocess(image_size=224)).shape == (224, 224, 3)
+
+
+def random_flow(*lead: int) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    sample = rng.normal(size=(*lead, 12, 10, 3)) * (1.0, 3.0, 1.0) + (5.0, -2.0, 0.0)
+    sample[..., 2] = np.abs(sample[..., 2])
+    return sample.astype(np.float32)
+
+
+def test_normalise_by_its_definition():
+    sample = random_flow()
+    u, v, strain = np.moveaxis(sample.astype(np.float64), -1, 0)
+    spread = np.sqrt((u.var() + v.var()) / 2)
+    expected = [(u - np.median(u)) / spread, (v - np.median(v)) / spread, strain / strain.std()]
+    found = flow.normalise(sample)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, np.stack(expected, axis=-1), rtol=1e-5, atol=1e-6)
+    assert found[..., 2].min() >= 0
+
+
+def test_normalise_takes_out_shift_and_scale():
+    sample = random_flow()
+    changed = sample * np.array([4, 4, 7], dtype=np.float32) + np.array([3, -8, 0], dtype=np.float32)
+    # float32 holds 3 + 4 u with an error of 1e-7 of its size, which is up to 40 here.
+    np.testing.assert_allclose(flow.normalise(changed), flow.normalise(sample), atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, -3.7, 1000.1])
+def test_normalise_of_a_flat_field_is_zero(value):
+    flat = np.full((28, 28, 3), value, dtype=np.float32)
+    np.testing.assert_array_equal(flow.normalise(flat), 0)
+
+
+def test_normalise_is_the_same_alone_and_in_a_batch():
+    batch = random_flow(2, 3)
+    together = flow.normalise(batch)
+    assert together.shape == batch.shape
+    for place in np.ndindex(2, 3):
+        np.testing.assert_array_equal(together[place], flow.normalise(batch[place]))
+
+
+def test_normalise_leaves_its_input_alone():
+    sample = random_flow()
+    before = sample.copy()
+    flow.normalise(sample)
+    np.testing.assert_array_equal(sample, before)
+
+
+def test_to_input_puts_channels_first():
+    sample = random_flow(2)
+    found = flow.to_input(sample)
+    assert found.shape == (2, 3, 12, 10)
+    assert found.flags.c_contiguous
+    np.testing.assert_array_equal(found[1, 2], flow.normalise(sample)[1, ..., 2])
+    np.testing.assert_array_equal(flow.to_input(sample[1]), found[1:])
+
+
+def test_resize_keeps_what_has_the_size_already():
+    sample = random_flow()[:10]
+    assert flow.resize(sample, 10) is sample
+
+
+FRAME = np.zeros((32, 32), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("onset", "apex", "says"),
+    [
+        pytest.param(FRAME, FRAME[:30], r"one size; found \(32, 32\) and \(30, 32\)", id="two sizes"),
+        pytest.param(FRAME.astype(np.float32), FRAME, "onset .* uint8.*float32", id="float frame"),
+        pytest.param(FRAME, np.zeros((32, 32, 3), dtype=np.uint8), "apex .*gray", id="colour frame"),
+        pytest.param(FRAME, None, "apex .*NoneType", id="no frame"),
+        pytest.param(FRAME[:8], FRAME[:8], "at least 16", id="too small for DIS"),
+    ],
+)
+def test_unfit_frames(onset, apex, says):
+    with pytest.raises(InputError, match=says):
+        flow.optical_flow(onset, apex, SIMILARITY)
+
+
+def test_published_flow_cannot_be_measured():
+    with pytest.raises(InputError, match="'published'"):
+        flow.flow_sample(FRAME, FRAME, Preprocess(image_size=28, flow="published"))
+
+
+GOOD = np.zeros((28, 28, 3), dtype=np.float32)
+
+
+def with_value(value: float) -> np.ndarray:
+    bad = GOOD.copy()
+    bad[3, 4, 1] = value
+    return bad
+
+
+@pytest.mark.parametrize(
+    ("sample", "says"),
+    [
+        pytest.param(GOOD.astype(np.float64), "float64", id="double"),
+        pytest.param(GOOD[:20], r"\(28, 28, 3\) float32: u, v, strain; found \(20, 28, 3\)", id="shape"),
+        pytest.param(GOOD[None], r"found \(1, 28, 28, 3\)", id="batch"),
+        pytest.param(np.moveaxis(GOOD, -1, 0), r"found \(3, 28, 28\)", id="channels first"),
+        pytest.param(with_value(np.nan), "found 1 values that are NaN", id="nan"),
+        pytest.param(with_value(np.inf), "NaN or infinite", id="inf"),
+        pytest.param([[0.0]], "found list", id="no array"),
+    ],
+)
+def test_unfit_samples(sample, says):
+    with pytest.raises(InputError, match=says):
+        flow.check_flow(sample, 28)
+
+
+def test_a_good_sample_passes():
+    flow.check_flow(GOOD, 28)

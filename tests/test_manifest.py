@@ -1,0 +1,167 @@
+"""`bundle.json`: strict, inside its folder, and true to the files beside it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ptsr_edge.config import LABELS, Preprocess, named_model
+from ptsr_edge.errors import InputError
+from ptsr_edge.manifest import (
+    MANIFEST,
+    Bundle,
+    BundleFile,
+    Parity,
+    Variant,
+    check_files,
+    describe_file,
+    read_bundle,
+    write_bundle,
+)
+from ptsr_edge.schema import parse
+from ptsr_edge.storage import sha256_of
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    """A manifest with one variant of two files, written in `tmp_path` with them."""
+    (tmp_path / "graph.onnx").write_bytes(b"graph")
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "weights.bin").write_bytes(b"weights")
+    variant = Variant(
+        id="ptsr-nano-cpu-fp32-k49",
+        target="cpu",
+        keep_rate=1.0,
+        tokens=49,
+        precision="fp32",
+        artifact="graph.onnx",
+        files=[describe_file(tmp_path, tmp_path / name) for name in ("graph.onnx", "shared/weights.bin")],
+        macs=1,
+        parameters=1,
+        parity=Parity(reference="eager fp32", samples=1, max_abs=0.0, top1_agreement=1.0, limit=1e-4),
+        built_with={},
+        runs_on={},
+    )
+    made = Bundle(
+        schema=1,
+        name="ptsr-nano",
+        target="cpu",
+        model=named_model("ptsr-nano"),
+        labels=list(LABELS),
+        preprocess=Preprocess(image_size=28),
+        provenance={"kind": "random"},
+        variants=[variant],
+    )
+    write_bundle(tmp_path, made)
+    return made
+
+
+def edited(folder: Path, *place: str | int, value: Any) -> None:
+    """Puts a value into the manifest on the disk."""
+    record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    inner = record
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (folder / MANIFEST).write_text(json.dumps(record), encoding="utf-8")
+
+
+def test_it_reads_back_what_it_wrote(tmp_path: Path, bundle: Bundle) -> None:
+    assert read_bundle(tmp_path) == bundle
+    record = json.loads((tmp_path / MANIFEST).read_text(encoding="utf-8"))
+    # The names that the contract fixes.
+    assert set(record) == {
+        "schema", "name", "target", "model", "labels", "preprocess", "provenance", "variants",
+    }  # fmt: skip
+    fixed = {"id", "keep_rate", "tokens", "precision", "artifact", "files", "macs", "parameters", "parity",
+             "built_with", "runs_on"}  # fmt: skip
+    assert fixed <= set(record["variants"][0])
+    assert set(record["variants"][0]["files"][0]) == {"path", "bytes", "sha256"}
+    parity = {"reference", "samples", "max_abs", "top1_agreement", "limit"}
+    assert parity <= set(record["variants"][0]["parity"])
+
+
+def test_a_file_is_described_by_what_it_is(tmp_path: Path, bundle: Bundle) -> None:
+    graph, weights = bundle.variants[0].files
+    assert graph == BundleFile(path="graph.onnx", bytes=5, sha256=sha256_of(tmp_path / "graph.onnx"))
+    assert (weights.path, weights.bytes) == ("shared/weights.bin", 7)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../weights.bin", "a/../../b", "a\\..\\b", "..", ".", ""])
+@pytest.mark.usefixtures("bundle")
+def test_a_path_that_leaves_the_bundle_is_refused(tmp_path: Path, path: str) -> None:
+    edited(tmp_path, "variants", 0, "files", 0, "path", value=path)
+    with pytest.raises(InputError, match="a path must be relative and stay inside the bundle") as caught:
+        read_bundle(tmp_path)
+    assert "variants.0.files.0.path" in str(caught.value)
+    assert repr(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../graph.onnx", "other.onnx"])
+@pytest.mark.usefixtures("bundle")
+def test_an_artifact_must_be_one_of_the_files_that_are_checked(tmp_path: Path, path: str) -> None:
+    edited(tmp_path, "variants", 0, "artifact", value=path)
+    with pytest.raises(InputError, match="artifact"):
+        read_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("number", [0, 2, "1", None])
+@pytest.mark.usefixtures("bundle")
+def test_a_bundle_of_another_schema_is_refused(tmp_path: Path, number: object) -> None:
+    edited(tmp_path, "schema", value=number)
+    with pytest.raises(InputError, match=r"bundle\.json: schema: Input should be 1 \(found "):
+        read_bundle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        (("variants",), [], "variants: List should have at least 1 item"),
+        (("variants", 0, "keep_rate"), 1.5, "variants.0.keep_rate: Input should be less than or equal to 1"),
+        (("variants", 0, "tokens"), 0, "variants.0.tokens: Input should be greater than or equal to 1"),
+        (("modell",), 1, "unknown key 'modell'; the nearest known key is 'model'"),
+    ],
+)
+@pytest.mark.usefixtures("bundle")
+def test_a_bad_manifest_is_refused(
+    tmp_path: Path, place: tuple[str | int, ...], value: object, says: str
+) -> None:
+    edited(tmp_path, *place, value=value)
+    with pytest.raises(InputError) as caught:
+        read_bundle(tmp_path)
+    assert says in str(caught.value)
+
+
+def test_a_folder_that_is_none_or_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is not a folder; a bundle is a folder with a bundle\.json"):
+        read_bundle(tmp_path / "none")
+    with pytest.raises(InputError, match=r"holds no bundle\.json"):
+        read_bundle(tmp_path)
+
+
+def test_files_that_are_as_exported_pass(tmp_path: Path, bundle: Bundle) -> None:
+    check_files(tmp_path, bundle.variants[0])
+
+
+def test_a_missing_file_is_refused(tmp_path: Path, bundle: Bundle) -> None:
+    (tmp_path / "shared" / "weights.bin").unlink()
+    with pytest.raises(InputError, match=r"weights\.bin is missing: export the bundle again"):
+        check_files(tmp_path, bundle.variants[0])
+
+
+@pytest.mark.parametrize("content", [b"weightz", b"weights and more", b""])
+def test_a_changed_file_is_refused(tmp_path: Path, bundle: Bundle, content: bytes) -> None:
+    (tmp_path / "shared" / "weights.bin").write_bytes(content)
+    with pytest.raises(InputError, match=r"weights\.bin has changed since it was exported"):
+        check_files(tmp_path, bundle.variants[0])
+
+
+def test_a_variant_does_not_change_under_the_reader(bundle: Bundle) -> None:
+    record = copy.deepcopy(bundle.variants[0].model_dump())
+    assert parse(Variant, record, "here") == bundle.variants[0]
+    with pytest.raises(ValueError, match="frozen"):
+        bundle.variants[0].tokens = 1

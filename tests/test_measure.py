@@ -1,0 +1,132 @@
+"""Real worker processes on real graphs. Nothing here looks at how long anything took: a busy neighbour
+must not be able to fail a test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundle_data import write_tiny_bundle
+
+from ptsr_edge import measure
+from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.measure import measure_interleaved, pinned_cpus
+from ptsr_edge.worker import Job, Worker
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    write_tiny_bundle(folder)
+    return folder
+
+
+@pytest.fixture
+def job(bundle: Path) -> Job:
+    return Job("a", bundle, "ptsr-test-cpu-fp32-k16")
+
+
+def ended(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_interleaved_rounds_runs_and_shapes(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "WARM_UP_S", 0.01)
+    jobs = [
+        Job("full", bundle, "ptsr-test-cpu-fp32-k16"),
+        Job("again", bundle, "ptsr-test-cpu-fp32-k16"),
+        Job("half", bundle, "ptsr-test-cpu-fp32-k8"),
+    ]
+    shown: list[int] = []
+
+    def progress(rounds: Iterable[int], _: str) -> Iterable[int]:
+        for number in rounds:
+            shown.append(number)
+            yield number
+
+    timings = measure_interleaved(jobs, duration_s=0.7, min_runs=130, block=6, progress=progress)
+    assert list(timings) == ["full", "again", "half"]
+    # 130 runs in blocks of 6 and more are 22 rounds; .7 s in blocks of .03 s are 24, fewer if a block of
+    # 6 runs takes longer.
+    rounds = len(shown)
+    assert 22 <= rounds <= 24
+    for timing in timings.values():
+        samples = timing.samples_ns
+        assert len(timing.blocks_ns) == len(timing.cpu_ns) == rounds
+        assert min(len(block) for block in timing.blocks_ns) >= 6
+        assert len(samples) >= 130
+        assert len(samples) == sum(len(block) for block in timing.blocks_ns) == len(timing.rounds)
+        assert samples.dtype == np.int64
+        assert samples.min() > 0
+        assert np.unique(timing.rounds).tolist() == list(range(rounds))
+        assert timing.warm_up_runs >= 11
+        assert min(timing.import_ms, timing.load_ms, timing.first_ms) > 0
+        assert timing.predict_ms is not None
+        assert timing.predict_ms > 0
+        assert timing.cpu_share > 0
+
+
+def test_a_dying_worker_takes_the_others_along(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Worker] = []
+    begin = Worker.__enter__
+
+    def remember(self: Worker) -> Worker:
+        started.append(begin(self))
+        pids.append(self.pid)
+        return self
+
+    pids: list[int] = []
+    monkeypatch.setattr(Worker, "__enter__", remember)
+    jobs = [Job("good", bundle, "ptsr-test-cpu-fp32-k16"), Job("bad", bundle, "no-such-variant")]
+    with pytest.raises(InputError, match=r"bad: ptsr-test has no variant 'no-such-variant'; it has ptsr-"):
+        measure_interleaved(jobs, duration_s=0.1)
+    assert len(pids) == 2
+    assert all(ended(pid) for pid in pids)
+
+
+def test_a_refused_job_is_told_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "WARM_UP_S", 0.01)
+    bundle = write_tiny_bundle(tmp_path, [1.0, 0.5], broken=[0.5])
+    jobs = [Job(variant.id, tmp_path, variant.id) for variant in bundle.variants]
+    told: dict[str, str] = {}
+    timings = measure_interleaved(
+        jobs, duration_s=0.1, refused=lambda job, error: told.update({job.id: str(error)})
+    )
+    assert list(timings) == [jobs[0].id]
+    assert list(told) == [jobs[1].id]
+    assert "cannot load" in told[jobs[1].id]
+    with pytest.raises(JobError, match="cannot load"):
+        measure_interleaved(jobs, duration_s=0.1)
+
+
+def test_more_threads_than_cores_cannot_be_pinned() -> None:
+    with pytest.raises(InputError, match=r"cannot pin 4096 threads to the \d+ cores"):
+        pinned_cpus(4096)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"duration_s": 0}, "a positive number of seconds, got 0"),
+        ({"duration_s": -1.5}, "seconds, got -1.5"),
+        ({"duration_s": float("nan")}, "seconds, got nan"),
+        ({"min_runs": 0}, "min_runs must be at least 1"),
+        ({"block": 0}, "block must be at least 1"),
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+    ],
+)
+def test_calls_that_are_refused(job: Job, change: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        measure_interleaved([job], **({"duration_s": 1.0} | change))  # type: ignore[arg-type]
+
+
+def test_two_jobs_of_one_id_are_refused(job: Job) -> None:
+    with pytest.raises(InputError, match="an id of its own, got a, a"):
+        measure_interleaved([job, job], duration_s=1)

@@ -1,0 +1,135 @@
+"""UF1, UAR and the paired bootstrap."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ptsr_edge import metrics
+from ptsr_edge.errors import InputError
+
+# Unequal classes of 6, 3 and 1 samples.
+TRUE = [0, 0, 0, 0, 0, 0, 1, 1, 1, 2]
+PREDICTED = [0, 0, 0, 0, 1, 2, 1, 0, 0, 2]
+COUNTS = np.array([[4, 1, 1], [2, 1, 0], [0, 0, 1]])
+
+
+def test_confusion_has_true_classes_as_rows():
+    found = metrics.confusion(TRUE, PREDICTED, 3)
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, COUNTS)
+
+
+def test_uf1_by_hand():
+    # Class 0: TP 4, FP 2, FN 2: 8 / 12. Class 1: TP 1, FP 1, FN 2: 2 / 5. Class 2: TP 1, FP 1: 2 / 3.
+    assert metrics.uf1(COUNTS) == pytest.approx((8 / 12 + 2 / 5 + 2 / 3) / 3)
+
+
+def test_uar_by_hand():
+    # Recalls 4 / 6, 1 / 3, 1 / 1; plain accuracy would be .6.
+    np.testing.assert_allclose(metrics.per_class_recall(COUNTS), [4 / 6, 1 / 3, 1])
+    assert metrics.uar(COUNTS) == pytest.approx((4 / 6 + 1 / 3 + 1) / 3)
+
+
+def test_a_class_without_samples_is_left_out_of_both_means():
+    # Class 2 is predicted once and never true. Class 0: TP 2, FN 1: 4 / 5. Class 1: TP 1: 2 / 2.
+    counts = metrics.confusion([0, 0, 0, 1], [0, 0, 2, 1], 3)
+    assert metrics.uf1(counts) == pytest.approx((4 / 5 + 1) / 2)
+    assert metrics.uar(counts) == pytest.approx((2 / 3 + 1) / 2)
+    assert np.isnan(metrics.per_class_recall(counts)[2])
+
+
+def test_a_class_that_is_never_found_counts_as_zero():
+    counts = metrics.confusion([0, 1], [0, 0], 2)
+    assert metrics.uf1(counts) == pytest.approx((2 / 3 + 0) / 2)
+    assert metrics.uar(counts) == pytest.approx(0.5)
+
+
+def test_perfect_is_one():
+    counts = metrics.confusion(TRUE, TRUE, 3)
+    assert metrics.uf1(counts) == metrics.uar(counts) == 1
+
+
+@pytest.mark.parametrize(
+    ("true", "predicted", "says"),
+    [
+        pytest.param([0, 1], [0], "found 2 and 1", id="lengths"),
+        pytest.param([0, 3], [0, 1], r"true labels must be in \[0, 2\]; found 0 to 3", id="too high"),
+        pytest.param([0, 1], [-1, 1], "predicted labels must be in", id="negative"),
+        pytest.param([0.0, 1.0], [0, 1], "integers; found .*float64", id="floats"),
+    ],
+)
+def test_unfit_labels(true, predicted, says):
+    with pytest.raises(InputError, match=says):
+        metrics.confusion(true, predicted, 3)
+
+
+@pytest.mark.parametrize("metric", [metrics.uf1, metrics.uar])
+def test_no_sample_has_no_figure(metric):
+    with pytest.raises(InputError, match="without a sample"):
+        metric(metrics.confusion([], [], 3))
+
+
+def test_unfit_matrix():
+    with pytest.raises(InputError, match=r"found \(2, 3\)"):
+        metrics.uar(np.ones((2, 3), dtype=np.int64))
+
+
+SUBJECTS = np.array(["a", "a", "a", "b", "b", "b", "c", "c", "d", "d"])
+
+
+def test_bootstrap_difference_is_the_plain_difference():
+    difference, low, high = metrics.paired_bootstrap(TRUE, PREDICTED, TRUE, SUBJECTS, resamples=200)
+    assert difference == pytest.approx(metrics.uar(COUNTS) - 1)
+    assert low <= difference <= high <= 0
+
+
+def test_bootstrap_of_a_model_against_itself_is_zero():
+    assert metrics.paired_bootstrap(TRUE, PREDICTED, PREDICTED, SUBJECTS, metrics.uf1) == (0, 0, 0)
+
+
+def test_bootstrap_is_seeded():
+    # Thirty subjects of unequal size: with a few, two seeds can fall on the same percentiles.
+    rng = np.random.default_rng(0)
+    true, a, b = rng.integers(0, 3, (3, 300))
+    subjects = rng.integers(0, 30, 300).astype(str)
+
+    def draw(seed):
+        return metrics.paired_bootstrap(true, a, b, subjects, resamples=50, seed=seed)
+
+    assert draw(3) == draw(3)
+    assert draw(3) != draw(4)
+
+
+def test_bootstrap_resamples_subjects_not_clips():
+    # Two subjects, one class: a is all right under A and all wrong under B, b the other way round. Draws
+    # are (a, a), (b, b) or mixed: differences are +1, -1 or 0 and nothing between.
+    true, subjects = [0] * 20, ["a"] * 10 + ["b"] * 10
+    a, b = [0] * 10 + [1] * 10, [1] * 10 + [0] * 10
+    seen: set[float] = set()
+
+    def accuracy(counts: np.ndarray) -> float:
+        value = float(np.diag(counts).sum() / counts.sum())
+        seen.add(value)
+        return value
+
+    difference, low, high = metrics.paired_bootstrap(true, a, b, subjects, accuracy, resamples=300)
+    assert (difference, low, high) == (0, -1, 1)
+    assert seen == {0.0, 0.5, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(([0, 1], [0, 1], [0], ["a", "b"]), "must be as many", id="lengths"),
+        pytest.param(([], [], [], []), "at least 1", id="nothing"),
+    ],
+)
+def test_bootstrap_with_unfit_input(arguments, says):
+    with pytest.raises(InputError, match=says):
+        metrics.paired_bootstrap(*arguments)
+
+
+def test_bootstrap_without_resamples():
+    with pytest.raises(InputError, match="at least 1, got 0"):
+        metrics.paired_bootstrap(TRUE, PREDICTED, TRUE, SUBJECTS, resamples=0)

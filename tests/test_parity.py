@@ -1,0 +1,243 @@
+"""The gate lets through what agrees, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from ptsr_edge.backend_ort import OrtRunner
+from ptsr_edge.checkpoint import load_checkpoint
+from ptsr_edge.errors import ParityError
+from ptsr_edge.manifest import Parity, read_bundle
+from ptsr_edge.model import Model, Ptsr
+from ptsr_edge.parity import (
+    LIMITS,
+    Reference,
+    compare_selection,
+    eager_reference,
+    measure_parity,
+    require_parity,
+)
+
+Answer = tuple[NDArray[np.float32], NDArray[np.int64] | None]
+Run = Callable[[NDArray[np.float32]], Answer]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> Ptsr:
+    return cast(Ptsr, load_checkpoint(tiny_checkpoint)[0])
+
+
+@pytest.fixture(scope="module")
+def artifacts(tiny_bundle: Path) -> dict[int, OrtRunner]:
+    variants = [v for v in read_bundle(tiny_bundle).variants if v.precision == "fp32"]
+    return {v.tokens: OrtRunner(tiny_bundle / v.artifact, threads=1) for v in variants}
+
+
+def run_of(model: Model, tokens: int, choose: Callable[[list[int]], list[int]] = list) -> Run:
+    """An artifact that answers as the model does for the tokens that `choose` makes of the model's."""
+
+    def run(flow: NDArray[np.float32]) -> Answer:
+        with torch.no_grad():
+            chosen = choose(model(torch.from_numpy(flow), tokens).kept[0].tolist())
+            inside = torch.tensor([token % 16 for token in chosen])[None]
+            logits = model(torch.from_numpy(flow), tokens, inside).logits[0].numpy()
+        return logits, np.array(chosen)
+
+    return run
+
+
+def shares(reference: Reference, run: Run) -> Parity:
+    return measure_parity(reference, run, "fp32")
+
+
+@pytest.mark.parametrize("tokens", [16, 8, 4])
+def test_a_true_artifact_passes(
+    model: Ptsr, artifacts: dict[int, OrtRunner], random_flows: Any, tokens: int
+) -> None:
+    parity = shares(eager_reference(model, tokens, random_flows(6)), artifacts[tokens].run)
+    require_parity(parity, "tiny")
+    assert (parity.samples, parity.top1_agreement, parity.kept_agreement) == (6, 1.0, 1.0)
+    # Another runtime rounds differently: exactly 0 would mean that nothing was compared.
+    assert 0 < parity.max_abs <= parity.limit == LIMITS["fp32"] == 1e-4
+
+
+@pytest.mark.parametrize("tokens", [16, 4])
+def test_still_input_passes(model: Ptsr, artifacts: dict[int, OrtRunner], tokens: int) -> None:
+    # Where nothing moves all inner patches are alike: which of them are kept is the runtime's choice.
+    parity = shares(
+        eager_reference(model, tokens, np.zeros((2, 32, 32, 3), np.float32)), artifacts[tokens].run
+    )
+    require_parity(parity, "tiny")
+
+
+def test_perturbed_weights_are_refused_with_the_limit_that_would_pass(
+    model: Ptsr, artifacts: dict[int, OrtRunner], random_flows: Any
+) -> None:
+    perturbed = copy.deepcopy(model)
+    with torch.no_grad():
+        perturbed.head.global_.bias[1] += 0.002
+    parity = shares(eager_reference(perturbed, 16, random_flows(4)), artifacts[16].run)
+    # The bias adds to one logit: the difference is .002, but for float32's rounding.
+    assert parity.max_abs == pytest.approx(0.002, rel=0.05)
+    with pytest.raises(ParityError) as caught:
+        require_parity(parity, "tiny-k16")
+    assert str(caught.value) == (
+        f"tiny-k16 departs from eager fp32 on 4 samples: logits differ by up to {parity.max_abs:.3g} (limit "
+        f"0.0001; the smallest limit that would pass is {parity.max_abs:.3g}); nothing was written"
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.project.weight", "pos_embed", "blocks.2.mlp.fc1.weight", "head.local"]
+)
+def test_no_weight_can_drift_unseen(
+    model: Ptsr, artifacts: dict[int, OrtRunner], random_flows: Any, name: str
+) -> None:
+    perturbed = copy.deepcopy(model)
+    with torch.no_grad():
+        dict(perturbed.named_parameters())[name].mul_(1.01)
+    with pytest.raises(ParityError, match=r"logits differ by up to .*limit 0\.0001"):
+        require_parity(shares(eager_reference(perturbed, 4, random_flows(4)), artifacts[4].run), "tiny")
+
+
+def test_the_limit_itself_passes() -> None:
+    parity = Parity(reference="eager fp32", samples=1, max_abs=1e-4, top1_agreement=1.0, limit=1e-4)
+    require_parity(parity, "tiny")
+    with pytest.raises(ParityError):
+        require_parity(parity.model_copy(update={"max_abs": np.nextafter(1e-4, 1)}), "tiny")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_refused(model: Ptsr, random_flows: Any, value: float) -> None:
+    truth = run_of(model, 4)
+    calls = []
+
+    def broken(flow: NDArray[np.float32]) -> Answer:
+        logits, kept = truth(flow)
+        calls.append(1)
+        if len(calls) == 2:  # one bad answer among good ones
+            logits = logits.copy()
+            logits[2] = value
+        return logits, kept
+
+    with pytest.raises(ParityError, match="logits differ by up to inf"):
+        require_parity(shares(eager_reference(model, 4, random_flows(3)), broken), "tiny")
+
+
+def test_another_top_class_is_refused_within_the_limit(model: Ptsr, random_flows: Any) -> None:
+    reference = eager_reference(model, 16, random_flows(1))
+    close = np.array([1.0, 1.0 + 5e-5, 0.0], np.float32)
+    object.__setattr__(reference, "logits", close[None])
+    parity = shares(reference, lambda _: (close[[1, 0, 2]], np.arange(16)))
+    assert parity.max_abs < parity.limit
+    with pytest.raises(ParityError, match=r"the top class agrees on 0\.0% only"):
+        require_parity(parity, "tiny")
+
+
+def test_the_order_of_the_kept_tokens_does_not_matter(model: Ptsr, random_flows: Any) -> None:
+    parity = shares(eager_reference(model, 4, random_flows(2)), run_of(model, 4, lambda kept: kept[::-1]))
+    require_parity(parity, "tiny")
+
+
+def test_a_graph_that_keeps_all_may_leave_the_tokens_out(model: Ptsr, random_flows: Any) -> None:
+    truth = run_of(model, 16)
+    require_parity(shares(eager_reference(model, 16, random_flows(2)), lambda x: (truth(x)[0], None)), "tiny")
+
+
+def test_a_tied_token_may_stand_for_another(ptsr_config: Any, randomised: Any) -> None:
+    # By strain, and where nothing moves, all 16 patches tie: any 4 of them are right, and the logits
+    # are compared for the ones that the artifact took.
+    model = cast(Ptsr, randomised(ptsr_config(score="strain")))
+    reference = eager_reference(model, 4, np.zeros((1, 32, 32, 3), np.float32))
+    others = sorted(set(range(16)) - set(reference.kept[0].tolist()))[:4]
+    parity = shares(reference, run_of(model, 4, lambda _: others))
+    require_parity(parity, "tiny")
+    assert parity.kept_agreement == 1.0
+    # The read-out is by position: without comparing for the same tokens this could not have agreed.
+    with torch.no_grad():
+        elsewhere = model(torch.zeros(1, 3, 32, 32), 4, torch.tensor([others])).logits[0].numpy()
+    assert np.abs(elsewhere - reference.logits[0]).max() > 1e-2
+
+
+def test_wrong_logits_do_not_hide_behind_a_tie(ptsr_config: Any, randomised: Any) -> None:
+    model = cast(Ptsr, randomised(ptsr_config(score="strain")))
+    reference = eager_reference(model, 4, np.zeros((1, 32, 32, 3), np.float32))
+    others = sorted(set(range(16)) - set(reference.kept[0].tolist()))[:4]
+    # Reads other places than it says.
+    parity = shares(reference, lambda _: (reference.logits[0], np.array(others)))
+    with pytest.raises(ParityError, match="logits differ"):
+        require_parity(parity, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("choose", "share", "share_of_ties"),
+    # Of the model's four tokens (of 16), how many the artifact has; where all scores tie, how many of
+    # the artifact's are distinct and exist. By hand.
+    [
+        (lambda kept: [*kept[:3], next(t for t in range(16) if t not in kept)], 0.75, 1.0),
+        (lambda kept: [t for t in range(16) if t not in kept][:4], 0.0, 1.0),
+        (lambda kept: [kept[0], kept[0], kept[1], kept[2]], 0.75, 0.75),
+        (lambda kept: [kept[0]] * 4, 0.25, 0.25),
+        (lambda kept: kept[:3], 0.0, 0.0),
+        (lambda kept: [*kept, next(t for t in range(16) if t not in kept)], 0.0, 0.0),
+        (lambda kept: [*kept[:3], 16 + kept[3]], 0.75, 0.75),
+        (lambda kept: [*kept[:3], kept[3] - 16], 0.75, 0.75),
+    ],
+    ids=["other", "all others", "duplicate", "all one", "missing", "too many", "beyond the last", "negative"],
+)
+@pytest.mark.parametrize("still", [False, True])
+def test_other_tokens_are_refused_but_for_ties(
+    ptsr_config: Any,
+    randomised: Any,
+    random_flows: Any,
+    choose: Any,
+    share: float,
+    share_of_ties: float,
+    still: bool,
+) -> None:
+    model = cast(Ptsr, randomised(ptsr_config(score="strain")))
+    flows = np.zeros((1, 32, 32, 3), np.float32) if still else random_flows(1)
+    reference = eager_reference(model, 4, flows)
+    kept = np.array(choose(reference.kept[0].tolist()))
+    expected = share_of_ties if still else share
+    assert compare_selection(reference, 0, kept)[0] == expected
+    if expected < 1:
+        parity = shares(reference, lambda _: (reference.logits[0], kept))
+        with pytest.raises(ParityError, match=f"selected tokens agree on {expected:.1%} only"):
+            require_parity(parity, "tiny")
+
+
+def test_a_near_tie_is_one_and_a_difference_is_none(model: Ptsr) -> None:
+    scores = np.linspace(1, 2, 16, dtype=np.float32)[None]
+    scores[0, 3] = scores[0, 12] * (1 - 5e-6)  # TIE is 1e-5 of the largest
+    scores[0, 4] = scores[0, 12] * (1 - 5e-5)
+    kept = np.array([[15, 14, 13, 12]])
+    reference = Reference(
+        model, 4, np.zeros((1, 3, 32, 32), np.float32), np.zeros((1, 3), np.float32), kept, scores
+    )
+    assert compare_selection(reference, 0, np.array([15, 14, 13, 3])) == (1.0, True)
+    assert compare_selection(reference, 0, np.array([15, 14, 13, 4])) == (0.75, True)
+    assert compare_selection(reference, 0, kept[0]) == (1.0, False)
+
+
+def test_the_reference_is_the_model_one_sample_at_a_time(model: Ptsr, random_flows: Any) -> None:
+    from ptsr_edge.flow import to_input
+
+    flows = random_flows(3)
+    reference = eager_reference(model, 8, flows)
+    assert np.array_equal(reference.inputs, to_input(flows))
+    with torch.no_grad():
+        for index in range(3):
+            logits, kept = model(torch.from_numpy(reference.inputs[index : index + 1]), 8)
+            assert np.array_equal(reference.logits[index], logits[0].numpy())
+            assert np.array_equal(reference.kept[index], kept[0].numpy())
+    assert reference.scores is not None
+    assert eager_reference(model, 16, flows).scores is None

@@ -1,0 +1,75 @@
+"""What is said beside a figure, from timings whose faults are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from ptsr_edge.profile_notes import operator_macs, timing_notes
+from ptsr_edge.worker import RawTiming
+
+
+def timing(blocks: np.ndarray, cpu_share: float = 1.0, **more: Any) -> RawTiming:
+    rows = [row.astype(np.int64) for row in blocks]
+    return RawTiming(
+        1.0, 1.0, 1.0, 1000, blocks_ns=rows, cpu_ns=[int(row.sum() * cpu_share) for row in rows], **more
+    )
+
+
+STEADY = np.full((40, 30), 1_000_000)
+
+
+def test_a_steady_run_has_nothing_to_confess() -> None:
+    notes = timing_notes(timing(STEADY), timing(STEADY), "cpu", 1)
+    assert notes == [
+        "p99 has 12 of 1200 samples beyond it",
+        "peak memory was not measured: this system does not tell it",
+        "throughput was not measured: all runs are synchronous",
+    ]
+
+
+def test_what_weakens_a_figure_is_said() -> None:
+    rng = np.random.default_rng(0)
+    few = timing(STEADY[:20, :5])
+    assert "p99 has 1 of 100 samples beyond it: too few to quote it" in timing_notes(few, few, "cpu", 1)
+    # Uniform in 1 +- .2: standard deviation .4 / sqrt(12) = 11.5 %.
+    noisy = timing(1e6 * rng.uniform(0.8, 1.2, size=(40, 30)))
+    assert any("varies by 11." in note for note in timing_notes(noisy, noisy, "cpu", 1))
+    shared = timing(STEADY, cpu_share=0.8)
+    assert any("a core for 80% of the timed time" in note for note in timing_notes(shared, shared, "cpu", 1))
+    assert not any("a core for" in note for note in timing_notes(shared, shared, "trt", 1))
+    # Twice as much wall time at .4 of a core is as much CPU time as half of it at .8.
+    slow, quick = timing(2 * STEADY, cpu_share=0.4), timing(STEADY, cpu_share=0.8)
+    assert any(
+        "it is 1.00 [1.00, 1.00] times as fast" in note for note in timing_notes(quick, slow, "cpu", 1)
+    )
+    wandering = timing(STEADY * (1 + 0.1 * np.sin(np.arange(40) / 6))[:, None])
+    assert any("interval is too narrow" in note for note in timing_notes(wandering, timing(STEADY), "cpu", 1))
+
+
+def test_operators_without_a_formula_are_said(tmp_path: Path) -> None:
+    nodes = [helper.make_node("DFT", ["flow"], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("flow", TensorProto.FLOAT, [1, 4, 4, 1])],
+        [helper.make_empty_tensor_value_info("y")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "g.onnx")
+    counted, notes = operator_macs(tmp_path / "g.onnx", 7)
+    assert counted == {}
+    assert notes == [
+        "MACs leave out operators without a formula: DFT (1x)",
+        "the artifact's own graph has 0 MACs, its source 7",
+    ]
+    engine = operator_macs(tmp_path / "g.plan", 7)
+    assert engine == (None, ["MACs are those of the graph that the artifact was built from"])
+    (tmp_path / "broken.onnx").write_text("no graph")
+    unreadable = operator_macs(tmp_path / "broken.onnx", 7)
+    assert unreadable == (
+        None, ["MACs by operator were not counted: the artifact is no readable ONNX model"]
+    )  # fmt: skip

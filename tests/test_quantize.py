@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, numpy_helper
+from typed_graphs import flows, graph
+
+from ptsr_edge.backend_ort import OrtRunner
+from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.quantize import (
+    attention_products,
+    first_products,
+    products_kept_float,
+    quantize_dynamic_int8,
+    quantize_static_qdq,
+    statistics_products,
+)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fp32") / "graph.onnx"
+    onnx.save(graph(), path)
+    return path
+
+
+def zero_points(model: ModelProto) -> dict[str, list[np.generic]]:
+    """Zero points by the type of the quantized values."""
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    found: dict[str, list[np.generic]] = {}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            values = constants[node.input[2]]
+            found.setdefault(str(values.dtype), []).extend(values.reshape(-1))
+    return found
+
+
+def quantized_products(model: ModelProto) -> set[str]:
+    producers = {name: node.op_type for node in model.graph.node for name in node.output}
+    return {
+        node.name
+        for node in model.graph.node
+        if node.op_type in ("MatMul", "Gemm")
+        and all(producers.get(name) == "DequantizeLinear" for name in node.input[:2])
+    }
+
+
+def test_symmetric_pairs_have_zero_points_of_zero(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "int8.onnx"
+    kept = products_kept_float(onnx.load(source))
+    quantize_static_qdq(source, out, flows(), symmetric_activations=True, exclude=kept)
+    model = onnx.load(out)
+    points = zero_points(model)
+    assert set(points) == {"int8"}
+    assert not np.any(points["int8"])
+    products = {n.name for n in model.graph.node if n.op_type in ("MatMul", "Gemm")}
+    assert quantized_products(model) == products - set(kept)
+
+
+def test_onnx_runtime_gets_unsigned_activations(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "int8.onnx"
+    kept = products_kept_float(onnx.load(source))
+    quantize_static_qdq(source, out, flows(), symmetric_activations=False, exclude=kept)
+    assert set(zero_points(onnx.load(out))) == {"uint8"}
+
+
+def test_weights_have_a_scale_per_output_channel(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "int8.onnx"
+    quantize_static_qdq(source, out, flows(), symmetric_activations=True, exclude=[])
+    model = onnx.load(out)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants:
+            weight, scale = constants[node.input[0]], constants[node.input[1]]
+            assert weight.data_type == onnx.TensorProto.INT8
+            assert list(scale.dims) in ([weight.dims[0]], [weight.dims[-1]])
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_int8_answers_nearly_as_fp32(dynamic: bool, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "int8.onnx"
+    model = onnx.load(source)
+    kept = [*products_kept_float(model), *first_products(model)]
+    if dynamic:
+        quantize_dynamic_int8(source, out, exclude=kept)
+    else:
+        quantize_static_qdq(source, out, flows(16), symmetric_activations=True, exclude=kept)
+    exact, int8 = OrtRunner(source, threads=1), OrtRunner(out, threads=1)
+    errors = [np.abs(exact.run(one[None])[0] - int8.run(one[None])[0]).max() for one in flows(4)]
+    # A step of int8 is 1/127 of a range; behind a dozen products errors of some steps add up.
+    assert max(errors) < 0.1
+
+
+def test_which_products_stay_in_floating_point() -> None:
+    model = graph()
+    by_name = {node.name: node for node in model.graph.node}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    assert len(attention_products(model)) == 6  # the class row's, 2 blocks x 2, and the positional read-out
+    statistics = [constants[by_name[name].input[1]].dims for name in statistics_products(model)]
+    assert [list(dims) for dims in statistics] == [[16, 1], [16, 1], [16, 32]]
+    first = [list(constants[by_name[name].input[1]].dims) for name in first_products(model)]
+    assert first == [[16 * 3 * 2 * 2, 32]]  # the tokenizer's: 16 cells of 3 channels and 2 x 2 pixels
+
+
+def test_a_wrong_call_is_refused(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "int8.onnx"
+    with pytest.raises(InputError, match="with n >= 1, got \\(0, 3, 24, 24\\)"):
+        quantize_static_qdq(source, out, flows(0), symmetric_activations=True, exclude=[])
+    with pytest.raises(InputError, match="no node of that name"):
+        quantize_static_qdq(source, out, flows(), symmetric_activations=True, exclude=["nowhere"])
+    assert not out.exists()
+
+
+def test_a_corrupt_graph_is_refused(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"\x08\x07garbage")
+    with pytest.raises(JobError, match=r"broken.onnx is no readable ONNX graph"):
+        quantize_dynamic_int8(broken, tmp_path / "out.onnx", exclude=[])

@@ -1,0 +1,220 @@
+"""What an application calls: the same answers as the eager model, and clear words for a wrong call."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ptsr_edge import Session
+from ptsr_edge.checkpoint import load_checkpoint
+from ptsr_edge.config import LABELS
+from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.flow import to_input
+from ptsr_edge.manifest import MANIFEST, describe_file, read_bundle, write_bundle
+
+BUDGETS = {1.0: 16, 0.5: 8, 0.25: 4}
+
+
+@pytest.fixture
+def own_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle that a test may spoil."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_predictions_are_those_of_the_eager_model(
+    tiny_bundle: Path, tiny_checkpoint: Path, random_flows: Any, budget: float
+) -> None:
+    # 1e-5 of the largest logit: the same float32 sums in another order, through three blocks.
+    model = load_checkpoint(tiny_checkpoint)[0]
+    session = Session.open(tiny_bundle, budget=budget, target="cpu", precision="fp32", threads=1)
+    for flow in random_flows(8, seed=5):
+        prediction = session.predict(flow)
+        with torch.no_grad():
+            logits, kept = model(torch.from_numpy(to_input(flow)), BUDGETS[budget])
+        expected = logits[0].numpy()
+        np.testing.assert_allclose(prediction.logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+        assert set(prediction.kept_tokens.tolist()) == set(kept[0].tolist())
+        assert prediction.kept_tokens.shape == (BUDGETS[budget],)
+        assert prediction.label == LABELS[int(expected.argmax())]
+        assert prediction.budget == budget
+
+
+def test_probabilities_are_the_softmax_by_label(tiny_bundle: Path, random_flows: Any) -> None:
+    prediction = Session.open(str(tiny_bundle)).predict(random_flows(1)[0])
+    powers = [math.exp(logit) for logit in prediction.logits.tolist()]
+    expected = {label: power / sum(powers) for label, power in zip(LABELS, powers, strict=True)}
+    assert prediction.probabilities == pytest.approx(expected, rel=1e-12)  # float64 both
+    assert prediction.label == max(expected, key=lambda label: expected[label])
+    assert prediction.logits.dtype == np.float32
+
+
+def test_a_prediction_does_not_depend_on_the_ones_before(tiny_bundle: Path, random_flows: Any) -> None:
+    session = Session.open(tiny_bundle, budget=0.25)
+    first, second = random_flows(2)
+    before = session.predict(first)
+    session.predict(second)
+    assert np.array_equal(session.predict(first).logits, before.logits)
+    assert np.array_equal(session.predict(first).kept_tokens, before.kept_tokens)
+
+
+def test_the_gain_of_a_flow_does_not_matter(tiny_bundle: Path, random_flows: Any) -> None:
+    # The normalisation travels with the model: predict takes pixels, whatever their scale. Doubling is
+    # exact in binary.
+    session, flow = Session.open(tiny_bundle), random_flows(1)[0]
+    assert np.array_equal(session.predict(flow).logits, session.predict(2 * flow).logits)
+
+
+def test_a_still_scene_has_an_answer(tiny_bundle: Path) -> None:
+    prediction = Session.open(tiny_bundle, budget=0.25).predict(np.zeros((32, 32, 3), np.float32))
+    assert math.isclose(sum(prediction.probabilities.values()), 1.0)
+    assert len(set(prediction.kept_tokens.tolist())) == 4
+
+
+def test_defaults_are_the_largest_budget_and_the_first_precision(tiny_bundle: Path) -> None:
+    session = Session.open(tiny_bundle)
+    assert (session.variant.keep_rate, session.variant.target, session.variant.precision) == (
+        1.0,
+        "cpu",
+        "fp32",
+    )
+    # Any rate that means the same number of tokens is the same variant: ceil(.24 x 16) = 4.
+    assert Session.open(tiny_bundle, budget=0.24).variant.tokens == 4
+
+
+@pytest.mark.parametrize(
+    ("flow", "found"),
+    [
+        (np.zeros((32, 32), np.float32), r"\(32, 32\) float32"),
+        (np.zeros((3, 32, 32), np.float32), r"\(3, 32, 32\) float32"),
+        (np.zeros((28, 28, 3), np.float32), r"\(28, 28, 3\) float32"),
+        (np.zeros((1, 32, 32, 3), np.float32), r"\(1, 32, 32, 3\) float32"),
+        (np.zeros((0, 32, 3), np.float32), r"\(0, 32, 3\) float32"),
+        (np.zeros((32, 32, 3)), r"\(32, 32, 3\) float64"),
+        (np.zeros((32, 32, 3), np.uint8), r"\(32, 32, 3\) uint8"),
+        ([[0.0]], "list"),
+        (None, "NoneType"),
+    ],
+)
+def test_what_is_no_flow_sample_is_refused(tiny_bundle: Path, flow: Any, found: str) -> None:
+    says = rf"^a flow sample must be \(32, 32, 3\) float32: u, v, strain; found {found}$"
+    with pytest.raises(InputError, match=says):
+        Session.open(tiny_bundle).predict(flow)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_flow_that_is_not_finite_is_refused(tiny_bundle: Path, random_flows: Any, value: float) -> None:
+    flow = random_flows(1)[0]
+    flow[3, 4, 1] = value
+    with pytest.raises(InputError, match="found 1 values that are NaN or infinite"):
+        Session.open(tiny_bundle).predict(flow)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"budget": 0.7}, r"budget 0\.7; it has cpu/fp32/1, cpu/fp32/0\.5, cpu/fp32/0\.25"),
+        ({"target": "trt"}, "no variant with target trt, precision any, budget any; it has cpu/fp32/1"),
+        ({"precision": "int3"}, "precision int3, budget any; it has"),
+        ({"budget": 0}, r"a budget is a keep rate in \(0, 1\], got 0"),
+        ({"budget": 1.5}, r"a budget is a keep rate in \(0, 1\], got 1\.5"),
+        ({"budget": math.nan}, r"a budget is a keep rate in \(0, 1\], got nan"),
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+    ],
+)
+def test_a_variant_that_there_is_not_is_answered_with_those_there_are(
+    tiny_bundle: Path, asked: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        Session.open(tiny_bundle, **asked)
+
+
+def test_a_changed_weight_is_refused(own_bundle: Path) -> None:
+    (weights,) = {
+        entry.path for v in read_bundle(own_bundle).variants for entry in v.files if "weights" in entry.path
+    }
+    content = bytearray((own_bundle / weights).read_bytes())
+    content[5000] ^= 1  # one bit
+    (own_bundle / weights).write_bytes(content)
+    with pytest.raises(InputError, match=r"has changed since it was exported .*export the bundle again"):
+        Session.open(own_bundle, precision="fp32")
+
+
+def test_only_what_is_opened_is_checked(own_bundle: Path) -> None:
+    broken = next(v for v in read_bundle(own_bundle).variants if v.tokens == 4)
+    (own_bundle / broken.artifact).unlink()
+    Session.open(own_bundle, budget=0.5)
+    with pytest.raises(InputError, match=f"{broken.artifact} is missing: export the bundle again"):
+        Session.open(own_bundle, budget=0.25)
+
+
+@pytest.mark.parametrize("key", ["artifact", "files"])
+def test_a_manifest_that_points_outside_is_refused(own_bundle: Path, key: str) -> None:
+    # The file outside is a real one with the hash that the manifest names.
+    record = json.loads((own_bundle / MANIFEST).read_text(encoding="utf-8"))
+    variant = record["variants"][0]
+    shutil.copy(own_bundle / variant["artifact"], own_bundle.parent / "outside.onnx")
+    if key == "artifact":
+        variant["artifact"] = "../outside.onnx"
+    else:
+        variant["files"][0]["path"] = variant["artifact"] = "../outside.onnx"
+    (own_bundle / MANIFEST).write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(InputError, match=r"bundle\.json: variants\.0"):
+        Session.open(own_bundle)
+
+
+def test_a_bundle_of_another_schema_is_refused(own_bundle: Path) -> None:
+    record = json.loads((own_bundle / MANIFEST).read_text(encoding="utf-8")) | {"schema": 2}
+    (own_bundle / MANIFEST).write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(InputError, match=r"schema: Input should be 1 \(found 2\)"):
+        Session.open(own_bundle)
+
+
+def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none is not a folder"):
+        Session.open(tmp_path / "none")
+    with pytest.raises(InputError, match=r"holds no bundle\.json"):
+        Session.open(tmp_path)
+
+
+def test_an_artifact_that_the_runtime_refuses_is_one_line(own_bundle: Path) -> None:
+    bundle = read_bundle(own_bundle)
+    artifact = own_bundle / bundle.variants[0].artifact
+    artifact.write_bytes(b"no graph")
+    files = [describe_file(own_bundle, own_bundle / entry.path) for entry in bundle.variants[0].files]
+    variants = [bundle.variants[0].model_copy(update={"files": files}), *bundle.variants[1:]]
+    write_bundle(own_bundle, bundle.model_copy(update={"variants": variants}))
+    with pytest.raises(JobError, match=f"ONNX Runtime .* cannot load {artifact.name}"):
+        Session.open(own_bundle)
+
+
+def test_importing_the_package_loads_no_heavy_package() -> None:
+    # The contract: on a device these calls need numpy and one runtime, and importing loads neither torch
+    # nor a runtime.
+    script = (
+        "import sys, ptsr_edge; heavy = {'torch', 'onnx', 'onnxruntime', 'cv2', 'safetensors', 'openvino'}; "
+        "print(*sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []
+
+
+def test_a_session_needs_no_torch(tiny_bundle: Path) -> None:
+    script = (
+        "import sys; sys.modules['torch'] = None; import numpy; from ptsr_edge import Session; "
+        "flow = numpy.zeros((32, 32, 3), numpy.float32); "
+        "print(len(Session.open(sys.argv[1], budget=0.25).predict(flow).kept_tokens))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(tiny_bundle)], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "4"

@@ -1,0 +1,129 @@
+"""Summaries against hand formulas; intervals against simulated timings whose true ratio is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from ptsr_edge.errors import InputError
+from ptsr_edge.statistics import (
+    MIN_ROUNDS,
+    lag_one_correlation,
+    latency_summary,
+    ratio_interval,
+    round_ratios,
+)
+
+Blocks = list[npt.NDArray[np.float64]]
+
+
+def simulated(
+    seed: int, speedup: float, rounds: int = 60, runs: int = 8, noise: float = 0.02
+) -> tuple[Blocks, Blocks]:
+    """Two interleaved variants of 10 ms and 10 / speedup ms on a machine with a life of its own.
+
+    The clock drifts by 10 % over the run and wanders (a random walk), samples of one block are
+    auto-correlated (AR(1), .7), and one run in a hundred is held up by a neighbour.
+    """
+    rng = np.random.default_rng(seed)
+    drift = 1 + 0.1 * np.linspace(0, 1, rounds) + np.cumsum(rng.normal(0, 0.003, rounds))
+    pair: tuple[Blocks, Blocks] = ([], [])
+    for clock in drift:
+        for blocks, base in zip(pair, (10e6, 10e6 / speedup), strict=True):
+            level = rng.normal(0, noise)
+            samples = np.empty(runs)
+            for run in range(runs):
+                level = 0.7 * level + np.sqrt(1 - 0.7**2) * rng.normal(0, noise)
+                samples[run] = base * clock * (1 + level) * (3.0 if rng.random() < 0.01 else 1.0)
+            blocks.append(samples)
+    return pair
+
+
+def test_latency_summary_is_the_hand_formula() -> None:
+    # 1, 2, 3, 4, 10 ms: rank of p50 is 2 -> 3; of p90 is 3.6 -> 4 + .6 * 6 = 7.6; of p95 3.8 -> 8.8;
+    # of p99 3.96 -> 9.76; mean 4; squared deviations 9 + 4 + 1 + 0 + 36 = 50, over n - 1 = 4 -> 12.5.
+    latency = latency_summary(np.array([10, 1, 4, 2, 3]) * 1_000_000)
+    assert (latency.p50, latency.min, latency.mean, latency.n) == (3.0, 1.0, 4.0, 5)
+    assert latency.p90 == pytest.approx(7.6)
+    assert latency.p95 == pytest.approx(8.8)
+    assert latency.p99 == pytest.approx(9.76)
+    assert latency.cv == pytest.approx(12.5**0.5 / 4)
+
+
+def test_an_outlier_is_kept() -> None:
+    latency = latency_summary(np.array([1.0] * 99 + [1000.0]) * 1e6)
+    assert latency.n == 100
+    assert latency.mean == pytest.approx((99 + 1000) / 100)
+
+
+def test_one_sample_has_no_variation() -> None:
+    assert latency_summary(np.array([5_000_000])).cv == 0.0
+
+
+@pytest.mark.parametrize("samples", [[], [1, 0], [1, -2]], ids=["none", "zero", "negative"])
+def test_samples_that_cannot_be_durations_are_refused(samples: list[int]) -> None:
+    with pytest.raises(InputError):
+        latency_summary(np.array(samples))
+
+
+def test_round_ratio_takes_block_medians() -> None:
+    # Medians: 6 over 2 = 3, and 8 over 4 = 2; the outlier 600 does not reach the median.
+    baseline = [np.array([5, 6, 600]), np.array([8])]
+    variant = [np.array([2, 2]), np.array([3, 5])]
+    assert round_ratios(baseline, variant).tolist() == [3.0, 2.0]
+
+
+def test_interval_of_noise_free_rounds_is_a_point() -> None:
+    ratio = ratio_interval([np.array([6.0])] * 6, [np.array([2.0])] * 6, against="vit")
+    assert (ratio.against, ratio.median, ratio.low, ratio.high) == ("vit", 3.0, 3.0, 3.0)
+
+
+def test_interval_is_reproducible_and_holds_its_median() -> None:
+    baseline, variant = simulated(3, 1.3)
+    first = ratio_interval(baseline, variant, against="vit", seed=7)
+    assert first == ratio_interval(baseline, variant, against="vit", seed=7)
+    assert first.low <= first.median <= first.high
+
+
+@pytest.mark.parametrize(("speedup", "rounds"), [(1.0, 60), (1.2, 20)], ids=["A/A, 60 rounds", "20 rounds"])
+def test_the_interval_holds_the_truth_nineteen_times_in_twenty(speedup: float, rounds: int) -> None:
+    # 95 % of 400 repetitions, less three standard errors: sqrt(.95 * .05 / 400) = .0109.
+    intervals = [
+        ratio_interval(*simulated(seed, speedup, rounds=rounds), against="a", resamples=1000)
+        for seed in range(400)
+    ]
+    assert np.mean([ratio.low <= speedup <= ratio.high for ratio in intervals]) >= 0.95 - 3 * 0.0109
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_planted_ten_percent_is_found(seed: int) -> None:
+    ratio = ratio_interval(*simulated(seed, 1.1), against="a")
+    assert ratio.low > 1.05
+    assert ratio.high < 1.15
+
+
+def test_one_percent_inside_the_noise_is_not_called() -> None:
+    # Noise of 10 % over 20 rounds leaves the median's standard error near 4 %: 1 % is out of reach, so
+    # of 20 runs no more may call it than a 95 % interval errs in (1, and 1 for the shifted centre).
+    intervals = [
+        ratio_interval(*simulated(seed, 1.01, rounds=20, noise=0.1), against="a") for seed in range(20)
+    ]
+    assert sum(not ratio.low <= 1.0 <= ratio.high for ratio in intervals) <= 2
+
+
+def test_too_few_rounds_carry_no_interval() -> None:
+    blocks = [np.array([1.0])] * (MIN_ROUNDS - 1)
+    with pytest.raises(InputError, match="at least 6 rounds, got 5"):
+        ratio_interval(blocks, blocks, against="a")
+
+
+def test_rounds_must_pair_up() -> None:
+    with pytest.raises(InputError, match="7 of the baseline and 6 of the variant"):
+        ratio_interval([np.array([1.0])] * 7, [np.array([1.0])] * 6, against="a")
+
+
+def test_lag_one_correlation_of_known_series() -> None:
+    # +1, -1, +1, -1: products of neighbours -1, -1, -1 over the power 4. Constant: 0 by definition.
+    assert lag_one_correlation(np.array([1.0, -1.0, 1.0, -1.0])) == pytest.approx(-0.75)
+    assert lag_one_correlation(np.ones(5)) == 0.0

@@ -1,0 +1,183 @@
+"""Files and folders appear whole or not at all, whatever goes wrong in between."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ptsr_edge.errors import JobError
+from ptsr_edge.storage import sha256_of, staged_folder, write_json, write_whole
+
+
+def names(folder: Path) -> list[str]:
+    """Everything in a folder, hidden leftovers included."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def no_room(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_sha256_of_a_file(tmp_path: Path) -> None:
+    # FIPS 180-2, appendix B.1: the digest of "abc".
+    (tmp_path / "abc").write_bytes(b"abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256_of(tmp_path / "abc") == expected
+
+
+def test_a_file_and_its_folders_are_made(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a" / "b" / "c.txt", "größer")
+    assert (tmp_path / "a" / "b" / "c.txt").read_bytes() == "größer".encode()
+    assert names(tmp_path / "a" / "b") == ["c.txt"]
+
+
+def test_an_older_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "c.bin"
+    write_whole(path, b"old and longer")
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert names(tmp_path) == ["c.bin"]
+
+
+@pytest.mark.parametrize("broken", ["fsync", "fdopen"])
+def test_no_room_on_the_disk_is_one_line_and_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    path = tmp_path / "c.bin"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, broken, no_room)
+    with pytest.raises(JobError, match=r"^cannot write .*c\.bin: No space left on device$"):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["c.bin"]
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.bin"
+    path.write_bytes(b"old")
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["c.bin"]
+
+
+def test_a_path_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(JobError, match=r"cannot write .*Not a directory|cannot write .*File exists"):
+        write_whole(tmp_path / "file" / "c.bin", b"new")
+
+
+def test_a_folder_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.bin").mkdir()
+    with pytest.raises(JobError, match=r"cannot write .*Is a directory"):
+        write_whole(tmp_path / "c.bin", b"new")
+    assert names(tmp_path) == ["c.bin"]
+
+
+def test_json_is_whole_or_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    write_json(path, {"é": [1, None]})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"é": [1, None]}
+    # NaN is no JSON (RFC 8259, section 6): other languages' readers would refuse the file.
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"latency_ms": float("nan")})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"é": [1, None]}
+    assert names(tmp_path) == ["c.json"]
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_staged_folder_takes_its_place_at_the_end(tmp_path: Path, older: bool) -> None:
+    target = tmp_path / "bundle"
+    if older:
+        target.mkdir()
+        (target / "stale").write_bytes(b"old")
+    with staged_folder(target) as stage:
+        (stage / "fresh").write_bytes(b"new")
+        assert target.exists() == older
+    assert names(target) == ["fresh"]
+    assert names(tmp_path) == ["bundle"]
+
+
+@pytest.mark.parametrize("raised", [RuntimeError("midway"), KeyboardInterrupt()])
+@pytest.mark.parametrize("older", [False, True])
+def test_a_block_that_raises_leaves_everything_as_it_was(
+    tmp_path: Path, raised: BaseException, older: bool
+) -> None:
+    target = tmp_path / "bundle"
+    if older:
+        target.mkdir()
+        (target / "stale").write_bytes(b"old")
+
+    def block() -> None:
+        with staged_folder(target) as stage:
+            (stage / "half").write_bytes(b"new")
+            raise raised
+
+    with pytest.raises(type(raised)):
+        block()
+    assert names(tmp_path) == (["bundle"] if older else [])
+    assert not older or (target / "stale").read_bytes() == b"old"
+
+
+def test_no_room_in_a_staged_folder_is_one_line_and_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / "stale").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", no_room)
+
+    def block() -> None:
+        with staged_folder(target) as stage:
+            write_whole(stage / "weights.bin", b"new")
+
+    with pytest.raises(JobError, match=r"cannot write .*weights\.bin: No space left on device"):
+        block()
+    assert names(tmp_path) == ["bundle"]
+    assert (target / "stale").read_bytes() == b"old"
+
+
+def test_a_swap_that_fails_brings_the_old_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / "stale").write_bytes(b"old")
+    rename = Path.rename
+
+    def refuse_the_stage(self: Path, to: Path) -> Path:
+        if to == target and self.name != "old":
+            no_room()
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", refuse_the_stage)
+
+    def block() -> None:
+        with staged_folder(target) as stage:
+            (stage / "fresh").write_bytes(b"new")
+
+    with pytest.raises(JobError, match=r"cannot write .*No space left"):
+        block()
+    assert names(tmp_path) == ["bundle"]
+    assert (target / "stale").read_bytes() == b"old"
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+
+    def block() -> None:
+        with staged_folder(tmp_path / "file" / "bundle"):
+            pytest.fail("the block must not start")
+
+    with pytest.raises(JobError, match="cannot write"):
+        block()

@@ -1,0 +1,194 @@
+"""A data set becomes a checkpoint that says where it comes from; a wrong call becomes one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import save_file
+
+from ptsr_edge.checkpoint import load_checkpoint, read_info
+from ptsr_edge.config import LABELS, Preprocess, named_model
+from ptsr_edge.data import load
+from ptsr_edge.fit import fit, recipe_for
+from ptsr_edge.inference import predict_logits
+from ptsr_edge.metrics import confusion, uar, uf1
+from ptsr_edge.model import build_model
+from ptsr_edge.train import held_out_figures, main
+
+
+def train(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="ptsr-edge train")
+
+
+def test_a_checkpoint_and_everything_it_says(
+    megc_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "deep" / "nano.safetensors"
+    call = ["--data", "megc-flow", f"--root={megc_folder}", "--model", "ptsr-nano", "--epochs", "2",
+            "--holdout", "0.34", "--seed", "3", "--out", str(out)]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["train", *call])
+    result = train(*call)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[-1] == str(out)
+    assert [line.split(":")[0] for line in lines[:-1]] == [
+        "held out,    1 of the tokens", "held out,  0.5 of the tokens", "held out, 0.25 of the tokens",
+    ]  # fmt: skip
+    assert [path.name for path in out.parent.iterdir()] == ["nano.safetensors"]
+
+    model, info = load_checkpoint(out)
+    said = info.provenance
+    assert (info.model, info.labels) == (named_model("ptsr-nano"), list(LABELS))
+    assert info.preprocess == Preprocess(image_size=28, flow="published", global_motion="none")
+    assert (said["kind"], said["data"], said["seed"]) == ("trained", "megc-flow", 3)
+    assert said["recipe"]["epochs"] == 2
+    assert "non-commercial" in said["card"]
+    assert {"python", "torch", "numpy"} <= set(said["versions"])
+    # The command of the contract, without this machine's paths.
+    assert said["command"] == (
+        "python -m ptsr_edge.train --data megc-flow --root=DIR --model ptsr-nano --epochs 2 "
+        "--holdout 0.34 --seed 3 --out nano.safetensors"
+    )
+    assert str(megc_folder.parent) not in json.dumps(said)
+    # A third of six subjects is held out, and nobody is on both sides.
+    seen, held = set(said["train_subjects"]), set(said["held_out_subjects"])
+    assert (len(seen), len(held), seen & held) == (4, 2, set())
+
+    # The weights are those of `fit` on the training side alone, and the figures those of the other side.
+    data = load("megc-flow", megc_folder, image_size=28)
+    training = data.of_subjects(sorted(seen))
+    assert said["data_sha256"] == training.digest()
+    recipe = recipe_for(info.model).model_copy(update={"epochs": 2})
+    again = fit(info.model, training, recipe, seed=3)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    held_data = data.of_subjects(sorted(held))
+    logits, _ = predict_logits(model, held_data.flows, 25)  # half of 49 patches
+    table = confusion(held_data.labels, logits.argmax(1), 3)
+    expected = {"n": 12, "uf1": round(uf1(table), 4), "uar": round(uar(table), 4)}
+    assert said["held_out"]["0.5"] == expected
+
+
+def test_json_prints_the_record(megc_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "nano.safetensors"
+    result = train(
+        "--data", "megc-flow", "--root", megc_folder, "--model", "vit-nano", "--epochs", 1, "--half",
+        "--out", out, "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert record["checkpoint"] == str(out)
+    assert set(record["held_out"]) == {"1"}  # the baseline has one budget
+    assert record["held_out"] == read_info(out).provenance["held_out"]
+
+
+def test_without_a_held_out_side_there_are_no_figures(megc_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "nano.safetensors"
+    result = train(
+        "--data", "megc-flow", "--root", megc_folder, "--model", "vit-nano", "--epochs", 1, "--holdout", 0,
+        "--out", out,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == f"{out}\n"
+    said = read_info(out).provenance
+    assert (len(said["train_subjects"]), said["held_out_subjects"], said["held_out"]) == (6, [], {})
+
+
+def test_the_baseline_starts_from_a_vit_of_another_project(megc_folder: Path, tmp_path: Path) -> None:
+    # At a learning rate that changes next to nothing the result is the ViT that was given. timm's names
+    # are the baseline's own.
+    state = dict(build_model(named_model("vit-nano"), seed=9).state_dict().items())
+    save_file(state, tmp_path / "vit.safetensors")
+    out = tmp_path / "nano.safetensors"
+    result = train(
+        "--data", "megc-flow", "--root", megc_folder, "--model", "vit-nano", "--epochs", 1,
+        "--init", tmp_path / "vit.safetensors", "--out", out,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    model, _ = load_checkpoint(out)
+    other = build_model(named_model("vit-nano"), seed=0).state_dict()
+    for name in ("pos_embed", "patch_embed.proj.weight"):
+        found = model.state_dict()[name]
+        assert (found - state[name]).abs().mean() < 0.2 * (found - other[name]).abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--model", "vit-nanno"], "unknown model 'vit-nanno'; known: ptsr-nano, "),
+        (["--data", "casme9"], "unknown data 'casme9'; known: synthetic, megc-flow"),
+        (["--root", "nowhere"], "nowhere is no megc-flow: no such folder; accepted: a folder with"),
+        (["--root", "."], ". is no megc-flow: no combined_3_class2_for_optical_flow.csv and no"),
+        (["--out", "weights.pth"], "a checkpoint ends in .safetensors, got 'weights.pth'"),
+        (["--epochs", "0"], "Invalid value for '--epochs': 0 is not in the range x>=1."),
+        (["--holdout", "1"], "Invalid value for '--holdout': 1.0 is not in the range"),
+        (["--init", "none.safetensors"], "there is no checkpoint at none.safetensors"),
+        (
+            ["--model", "ptsr-nano", "--init", "v.safetensors"],
+            "--init fills a baseline (vit-*), not ptsr-nano",
+        ),
+        (["--threads", "0"], "Invalid value for '--threads': 0 is not in the range x>=1."),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_writes_nothing(
+    megc_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = train(
+        "--data", "megc-flow", "--root", megc_folder, "--model", "vit-nano", "--epochs", 1,
+        "--out", "nano.safetensors", *arguments,
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("ptsr-edge train: ")
+    assert result.stderr.count("\n") == 1
+    assert says in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_class_without_a_sample_is_a_wrong_call(megc_folder: Path, tmp_path: Path) -> None:
+    table = "combined_3_class2_for_optical_flow.csv"
+    images = "STSNet_whole_norm_u_v_os"
+    (tmp_path / images).symlink_to(megc_folder / images)
+    rows = (megc_folder / table).read_text(encoding="utf-8").splitlines()
+    kept = [rows[0], *(row for row in rows[1:] if not row.endswith(",2"))]
+    (tmp_path / table).write_text("\n".join(kept) + "\n", encoding="utf-8")
+    out = tmp_path / "out" / "nano.safetensors"
+    result = train(
+        "--data", "megc-flow", "--root", tmp_path, "--model", "vit-nano", "--epochs", 1, "--out", out
+    )
+    assert result.exit_code == 2
+    assert "every class needs a sample to train on; samples per class: [" in result.stderr.splitlines()[-1]
+    assert not out.parent.exists()
+
+
+def test_the_state_of_another_run_is_refused_and_kept(megc_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "nano.safetensors"
+    state = tmp_path / "nano.state"
+    save_file({"x": torch.zeros(1)}, state, {"step": "1", "identity": "another"})
+    before = state.read_bytes()
+    result = train(
+        "--data", "megc-flow", "--root", megc_folder, "--model", "vit-nano", "--epochs", 1, "--resume",
+        "--out", out,
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert "is the state of another run" in result.stderr.splitlines()[-1]
+    assert state.read_bytes() == before
+    assert not out.exists()
+
+
+def test_held_out_figures_of_a_known_answer(megc_folder: Path) -> None:
+    # A head that always says class 1: recall 0, 1, 0, so UAR 1/3; F1 of class 1 is 2 TP / (2 TP + FP) =
+    # 24 / (24 + 24) = 1/2 on 12 of 36 clips, so UF1 1/6.
+    model = build_model(named_model("vit-nano"))
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
+    data = load("megc-flow", megc_folder, image_size=28)
+    assert np.bincount(data.labels).tolist() == [12, 12, 12]
+    assert held_out_figures(model, data, (1.0, 0.5)) == {"1": {"n": 36, "uf1": 0.1667, "uar": 0.3333}}
