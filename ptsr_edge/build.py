@@ -22,7 +22,7 @@ from ptsr_edge.flops import count_macs
 from ptsr_edge.flow import to_input
 from ptsr_edge.inference import predict_logits
 from ptsr_edge.layerwise import first_departure, product_values
-from ptsr_edge.manifest import Variant, describe_file
+from ptsr_edge.manifest import Parity, Variant, describe_file
 from ptsr_edge.metrics import confusion, uar
 from ptsr_edge.model import Model, count_parameters
 from ptsr_edge.onnx_graph import add_metadata, trace, write_sharing_weights
@@ -30,10 +30,15 @@ from ptsr_edge.parity import Reference, eager_reference, measure_parity, require
 from ptsr_edge.repair import build_within, uar_of
 from ptsr_edge.sensitivity import rank_layers
 from ptsr_edge.static import to_static
-from ptsr_edge.target import Artifact, BuildRequest, Target, variant_id
+from ptsr_edge.target import Artifact, BuildRequest, GraphTarget, Target, variant_id
+from ptsr_edge.target_trt import NoEngineError
 
 PROOF_SAMPLES = 32
 JUDGED_SAMPLES = 400
+GRAPH_SAMPLES = 4
+"""A graph that is computed operator by operator is slow: so few samples prove it."""
+
+GRAPH_ONLY = "typed graph computed on the CPU, engine not run here"
 DEPARTURE = 1e-3
 """Relative difference from which a layer of a refused artifact is named."""
 
@@ -50,6 +55,7 @@ class Job:
         judged: other samples of the training side, on which the loss of int8 is measured.
         options: what targets understand; see their `build`.
         max_uar_drop: the largest loss of UAR of int8 against fp32 on `judged`; None: not judged.
+        not_built: filled while building: why there are graphs where engines were asked for.
     """
 
     model: Model
@@ -59,6 +65,7 @@ class Job:
     judged: FlowData
     options: Mapping[str, Any] = field(default_factory=dict)
     max_uar_drop: float | None = None
+    not_built: list[str] = field(default_factory=list)
 
     @property
     def tokens(self) -> list[int]:
@@ -108,10 +115,8 @@ def build_and_prove(
     for rate, tokens in progress(list(zip(job.rates, job.tokens, strict=True)), f"{target.name} {precision}"):
         artifact = artifacts[tokens]
         name = variant_id(info.model.name, target.name, precision, tokens)
-        runner = target.runner(artifact, threads=1)
-        parity = None
-        if runner is not None:
-            parity = measure_parity(job.references[tokens], runner.run, precision)
+        parity = _measure(job.references[tokens], target, artifact, precision)
+        if parity is not None:
             try:
                 require_parity(parity, name, precision)
             except ParityError as error:
@@ -136,6 +141,21 @@ def build_and_prove(
     return variants
 
 
+def _measure(reference: Reference, target: Target, artifact: Artifact, precision: str) -> Parity | None:
+    """Parity of the artifact; of the graph it was built from where it cannot run here, and that is said.
+
+    None where neither can be computed.
+    """
+    runner = target.runner(artifact, threads=1)
+    if runner is not None:
+        return measure_parity(reference, runner.run, precision)
+    if not isinstance(target, GraphTarget):
+        return None
+    few = reference.first(GRAPH_SAMPLES)
+    parity = measure_parity(few, target.graph_runner(artifact).run, precision)
+    return parity.model_copy(update={"reference": f"{parity.reference}; {GRAPH_ONLY}"})
+
+
 def _first_fault(job: Job, tokens: int, graph: Path, artifact: Artifact) -> str:
     """Which layer of an ONNX artifact departs first from the fp32 graph that it was made of."""
     if artifact.path.suffix != ".onnx":
@@ -152,19 +172,24 @@ def _build(
     info = job.info
 
     def build(kept: Sequence[str]) -> Mapping[int, Artifact]:
-        options = {**job.options, **({"keep_float": list(kept)} if kept else {})}
-        return target.build(
-            BuildRequest(
-                name=info.model.name,
-                graphs=graphs,
-                precision=precision,
-                folder=stage,
-                labels=info.labels,
-                preprocess=info.preprocess,
-                calibration=job.calibration_inputs,
-                options=options,
-            )
+        options = {key: value for key, value in job.options.items() if key in target.options}
+        if kept:
+            options["keep_float"] = list(kept)
+        request = BuildRequest(
+            name=info.model.name,
+            graphs=graphs,
+            precision=precision,
+            folder=stage,
+            labels=info.labels,
+            preprocess=info.preprocess,
+            calibration=job.calibration_inputs,
+            options=options,
         )
+        try:
+            return target.build(request)
+        except NoEngineError as error:
+            job.not_built.append(str(error))
+            return error.artifacts
 
     if precision != "int8" or job.max_uar_drop is None:
         return build(()), None

@@ -174,8 +174,9 @@ class BundleCache:
                         raise _Spoiled(f"{name} has changed")
                 bundle = _checked(stage, digests)
         except _Spoiled as error:
-            log.warning("cache: %s: %s; it is made anew", entry, error)
-            self._remove(entry)
+            if entry.is_dir():  # else another process made room just now
+                log.warning("cache: %s: %s; it is made anew", entry, error)
+                self._remove(entry)
             return None
         with contextlib.suppress(OSError):  # a cache that may only be read
             os.utime(entry)

@@ -16,25 +16,35 @@ from typing import Any, Literal
 import click
 import numpy as np
 
-from ptsr_edge.build import JUDGED_SAMPLES, Job, build_and_prove, trace_budgets
+from ptsr_edge.build import GRAPH_ONLY, JUDGED_SAMPLES, Job, build_and_prove, trace_budgets
 from ptsr_edge.cache import BundleCache, cache_key, data_fingerprint, surroundings
 from ptsr_edge.calibration import budgets_from_data, calibration_side, draw
 from ptsr_edge.checkpoint import CheckpointInfo, resolve
 from ptsr_edge.config import DEFAULT_MODEL, MODELS
 from ptsr_edge.console import Verb, comma_separated, finish, run, say
 from ptsr_edge.data import DATA_NAMES
+from ptsr_edge.errors import JobError
 from ptsr_edge.flow import to_input
 from ptsr_edge.layouts import LAYOUTS, write_layout
 from ptsr_edge.manifest import Bundle, Variant, write_bundle
 from ptsr_edge.model import Model
-from ptsr_edge.plan import Rates, check_budgets, check_out, check_targets, parse_budget, rates_of
+from ptsr_edge.plan import (
+    Rates,
+    check_budgets,
+    check_options,
+    check_out,
+    check_targets,
+    parse_budget,
+    rates_of,
+)
 from ptsr_edge.recipe import read_recipe
 from ptsr_edge.storage import staged_folder
 from ptsr_edge.target import Target
 from ptsr_edge.target_cpu import CpuTarget
 from ptsr_edge.target_openvino import OpenVinoTarget
+from ptsr_edge.target_trt import TrtTarget
 
-TARGETS: dict[str, Target] = {target.name: target for target in (CpuTarget(), OpenVinoTarget())}
+TARGETS: dict[str, Target] = {target.name: target for target in (CpuTarget(), OpenVinoTarget(), TrtTarget())}
 PROOF_ONLY_SAMPLES = 32
 CALIBRATION_SAMPLES = 128
 
@@ -75,10 +85,12 @@ def export_bundle(
     Raises:
         InputError: something in the call is not acceptable; nothing was started.
         ParityError: a variant misses its limit; nothing was written.
-        JobError: anything else failed; nothing was written.
+        JobError: anything else failed; nothing was written, but where no engine could be built here: then the
+            bundle holds the checked graphs and what builds them on the device.
     """
     check_out(out)
     plan = check_targets([target] if isinstance(target, str) else target, precisions, TARGETS)
+    check_options(options or {}, [builder for builder, _ in plan])
     loaded, info, digest = resolve(checkpoint, model or (None if checkpoint else DEFAULT_MODEL))
     rates = check_budgets(info, budgets)
     quantizes = any("int8" in wanted for _, wanted in plan)
@@ -114,6 +126,10 @@ def export_bundle(
         options,
     )
     bundle = _write(out, job, plan, {"checkpoint_sha256": digest, **info.provenance, **provenance})
+    if job.not_built:
+        raise JobError(
+            f"{out} holds checked graphs and the script that builds on the device; {job.not_built[0]}"
+        )
     if cache:
         BundleCache().store(key, out)
     return bundle
@@ -191,6 +207,16 @@ def _parse_budgets(_ctx: click.Context, _param: click.Parameter, value: str | No
     "--max-uar-drop", type=click.FloatRange(0, 1), help="Repair or refuse int8 that loses more UAR."
 )
 @click.option("--int8-scheme", type=click.Choice(["auto", "static", "dynamic"]), help="Of target cpu.")
+@click.option(
+    "--flavour",
+    type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+    help="Of target trt; default: the first that can build.",
+)
+@click.option("--compute-capability", "capabilities", callback=comma_separated(str, "--compute-capability"),
+              help="Of target trt, such as 8.6,8.9; default: all that the precision allows.")  # fmt: skip
+@click.option(
+    "--onnx-only", is_flag=True, help="Of target trt: graphs for the device to build from, no engine."
+)
 @click.option("--layout", type=click.Choice(["bundle", *LAYOUTS]), default="bundle", show_default=True,
               help="Also write a model repository for this server.")  # fmt: skip
 @click.option("--no-cache", is_flag=True, help="Build anew even if nothing has changed.")
@@ -199,7 +225,8 @@ def _parse_budgets(_ctx: click.Context, _param: click.Parameter, value: str | No
 def main(
     targets: list[str] | None, recipe: Path | None, checkpoint: Path | None, model: str | None,
     budgets: Any, precisions: list[str] | None, calibration: Path | None, calibration_data: str | None,
-    calibration_samples: int | None, max_uar_drop: float | None, int8_scheme: str | None, layout: str,
+    calibration_samples: int | None, max_uar_drop: float | None, int8_scheme: str | None,
+    flavour: str | None, capabilities: list[str] | None, onnx_only: bool, layout: str,
     no_cache: bool, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Turn a checkpoint into a bundle of proven, static token-budget variants."""
@@ -212,8 +239,13 @@ def main(
         calibration_samples = calibration_samples or said.calibration_samples
         max_uar_drop = said.max_uar_drop if max_uar_drop is None else max_uar_drop
         options = said.target_options()
-    if int8_scheme is not None:
-        options["int8_scheme"] = int8_scheme
+    given = {
+        "int8_scheme": int8_scheme,
+        "flavour": flavour,
+        "compute_capabilities": capabilities,
+        "onnx_only": onnx_only or None,
+    }
+    options |= {key: value for key, value in given.items() if value is not None}
     targets = targets or ["cpu"]
     name = model or (checkpoint.stem if checkpoint else DEFAULT_MODEL)
     out = out or Path("out") / f"{name}-{recipe.stem if recipe else '-'.join(targets)}"
@@ -243,10 +275,11 @@ def _proof(variant: Variant) -> str:
     if variant.parity is None:
         return "built, not run here"
     parity = variant.parity
-    return (
+    proof = (
         f"max |logit difference| {parity.max_abs:.1e}, same class {parity.top1_agreement:.0%} "
         f"of {parity.samples} samples"
     )
+    return f"built, not run here; its graph: {proof}" if parity.reference.endswith(GRAPH_ONLY) else proof
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -51,10 +52,35 @@ class Parity(Record):
     limit: float
 
 
+class VerifiedOn(Record):
+    """How far an artifact on another machine departs from the same artifact on the one that exported it.
+
+    Attributes:
+        machine: where it ran: architecture, and the emulator or the board.
+        runtime: what ran it, and its version.
+        reference: runtime and architecture that it was compared with.
+        samples: how many inputs were compared.
+        max_abs: largest absolute difference of a logit.
+        top1_agreement: share of inputs with the same top class.
+        kept_agreement: mean overlap of the selected tokens, as sets (1.0: identical).
+        date: of the run, in UTC.
+    """
+
+    machine: str
+    runtime: str
+    reference: str
+    samples: int = Field(ge=1)
+    max_abs: float = Field(ge=0)
+    top1_agreement: float = Field(ge=0, le=1)
+    kept_agreement: float = Field(default=1.0, ge=0, le=1)
+    date: datetime.date
+
+
 class Variant(Record):
     """One static token budget in one precision for one target.
 
-    `parity` is null where the artifact could be built but not run on the machine that exported it.
+    `parity` is null where the artifact could be built but not run on the machine that exported it;
+    `verified_on` has a record for each other machine and runtime that it was run on since.
     """
 
     id: str
@@ -69,6 +95,7 @@ class Variant(Record):
     parity: Parity | None
     built_with: dict[str, Any]
     runs_on: dict[str, Any]
+    verified_on: list[VerifiedOn] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _checks_what_it_runs(self) -> Variant:
@@ -108,6 +135,31 @@ def read_bundle(folder: Path) -> Bundle:
 def write_bundle(folder: Path, bundle: Bundle) -> None:
     """Writes the manifest of a bundle."""
     write_json(folder / MANIFEST, bundle.model_dump(mode="json", by_alias=True))
+
+
+def add_verification(folder: Path, variant_id: str, record: VerifiedOn) -> None:
+    """Adds a record to a variant of the bundle at `folder`; an earlier one of the same machine and runtime
+    makes room for it.
+
+    Raises:
+        InputError: no bundle there, no such variant, or its files are not the ones that were exported.
+        JobError: the manifest cannot be written; the old one stays.
+    """
+    bundle = read_bundle(folder)
+    names = [variant.id for variant in bundle.variants]
+    if variant_id not in names:
+        raise InputError(f"{folder} has no variant {variant_id!r}; it has {', '.join(names)}")
+    place = names.index(variant_id)
+    variant = bundle.variants[place]
+    check_files(folder, variant)
+    others = [
+        earlier
+        for earlier in variant.verified_on
+        if (earlier.machine, earlier.runtime) != (record.machine, record.runtime)
+    ]
+    variants = list(bundle.variants)
+    variants[place] = variant.model_copy(update={"verified_on": [*others, record]})
+    write_bundle(folder, bundle.model_copy(update={"variants": variants}))
 
 
 def describe_file(folder: Path, path: Path) -> BundleFile:

@@ -7,7 +7,7 @@ token may stand for another of the same score; the logits are then compared for 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,6 +49,16 @@ class Reference:
     logits: NDArray[np.float32]
     kept: NDArray[np.int64]
     scores: NDArray[np.float32] | None
+
+    def first(self, count: int) -> Reference:
+        """The same for the first `count` samples."""
+        return replace(
+            self,
+            inputs=self.inputs[:count],
+            logits=self.logits[:count],
+            kept=self.kept[:count],
+            scores=None if self.scores is None else self.scores[:count],
+        )
 
 
 def eager_reference(model: Model, tokens: int, flows: NDArray[np.float32]) -> Reference:

@@ -47,6 +47,19 @@ def check_targets(
     return plan
 
 
+def check_options(options: Mapping[str, object], targets: Sequence[Target]) -> None:
+    """Makes sure that each option is understood by one of the targets.
+
+    Raises:
+        InputError: one is not.
+    """
+    for key in options:
+        if not any(key in target.options for target in targets):
+            names = ", ".join(target.name for target in targets)
+            known = ", ".join(sorted({option for target in targets for option in target.options}))
+            raise InputError(f"target {names} has no option {key!r}; it has: {known}")
+
+
 def check_budgets(info: CheckpointInfo, budgets: Sequence[float] | Literal["auto"] | None) -> Rates:
     """Keep rates from the largest down, each token count once.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +72,8 @@ class Target(Protocol):
 
     name: str
     precisions: tuple[str, ...]
+    options: tuple[str, ...]
+    """Keys of `BuildRequest.options` that it understands."""
 
     def build(self, request: BuildRequest) -> dict[int, Artifact]:
         """Artifacts by token count.
@@ -84,6 +86,15 @@ class Target(Protocol):
 
     def runner(self, artifact: Artifact, threads: int | None) -> Runner | None:
         """The artifact, loaded; None where it cannot run on this machine."""
+        ...
+
+
+@runtime_checkable
+class GraphTarget(Protocol):
+    """A target whose artifacts may not run here, while the graphs that they were built from can be computed."""
+
+    def graph_runner(self, artifact: Artifact) -> Runner:
+        """The graph that an artifact was built from, computed on the CPU."""
         ...
 
 

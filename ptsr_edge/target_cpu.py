@@ -34,6 +34,7 @@ class CpuTarget:
 
     name = "cpu"
     precisions: tuple[str, ...] = ("fp32", "int8")
+    options: tuple[str, ...] = ("int8_scheme", "keep_float")
 
     def build(self, request: BuildRequest) -> dict[int, Artifact]:
         """See `Target.build`.

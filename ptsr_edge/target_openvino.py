@@ -60,6 +60,7 @@ class OpenVinoTarget:
 
     name = "openvino"
     precisions = tuple(INFERENCE_PRECISION)
+    options: tuple[str, ...] = ("keep_float", "smooth_quant")
 
     def build(self, request: BuildRequest) -> dict[int, Artifact]:
         """Artifacts by token count: an IR each, and one weights file for all.

@@ -82,6 +82,7 @@ class TrtTarget:
 
     name = "trt"
     precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
+    options: tuple[str, ...] = tuple(TrtOptions.model_fields)
 
     def build(self, request: BuildRequest) -> dict[int, Artifact]:
         """See `Target.build`; the artifact is the plan, or with `onnx_only` the typed graph.

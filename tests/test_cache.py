@@ -418,7 +418,9 @@ def test_processes_that_store_the_same_key_at_once_do_not_harm_each_other(tmp_pa
         for number in range(3)
     ]
     workers = [subprocess.Popen(call, stderr=subprocess.PIPE, text=True) for call in calls]
-    assert [worker.communicate(timeout=300)[1] for worker in workers] == ["", "", ""]
+    # One may find that another has just removed what it reads, which is a miss; it never fails.
+    said = [worker.communicate(timeout=300)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0, 0], said
     left = entries(tmp_path / "cache")
     assert left
     assert set(left) <= {"a" * 64, "b" * 64}

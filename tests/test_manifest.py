@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from ptsr_edge.manifest import (
     BundleFile,
     Parity,
     Variant,
+    VerifiedOn,
+    add_verification,
     check_files,
     describe_file,
     read_bundle,
@@ -165,3 +168,51 @@ def test_a_variant_does_not_change_under_the_reader(bundle: Bundle) -> None:
     assert parse(Variant, record, "here") == bundle.variants[0]
     with pytest.raises(ValueError, match="frozen"):
         bundle.variants[0].tokens = 1
+
+
+def verified(**changes: Any) -> VerifiedOn:
+    found = dict(machine="aarch64 (a board)", runtime="onnxruntime 1", reference="onnxruntime 1 on x86_64",
+                 samples=8, max_abs=1e-6, top1_agreement=1.0, date=datetime.date(2026, 1, 2))  # fmt: skip
+    return VerifiedOn(**found | changes)
+
+
+def test_a_verification_is_added_and_nothing_else_changes(tmp_path: Path, bundle: Bundle) -> None:
+    assert bundle.variants[0].verified_on == []
+    add_verification(tmp_path, bundle.variants[0].id, verified())
+    found = read_bundle(tmp_path)
+    assert found.variants[0].verified_on == [verified()]
+    assert found.model_copy(update={"variants": bundle.variants}) == bundle
+    assert found.variants[0].model_copy(update={"verified_on": []}) == bundle.variants[0]
+    record = json.loads((tmp_path / MANIFEST).read_text(encoding="utf-8"))["variants"][0]["verified_on"][0]
+    # The names that are written, and the date as ISO 8601 has it.
+    assert set(record) == {"machine", "runtime", "reference", "samples", "max_abs", "top1_agreement",
+                           "kept_agreement", "date"}  # fmt: skip
+    assert record["date"] == "2026-01-02"
+
+
+def test_a_run_replaces_the_earlier_one_of_its_machine_and_runtime(tmp_path: Path, bundle: Bundle) -> None:
+    name = bundle.variants[0].id
+    for record in (verified(), verified(runtime="onnxruntime 2"), verified(samples=9)):
+        add_verification(tmp_path, name, record)
+    assert read_bundle(tmp_path).variants[0].verified_on == [
+        verified(runtime="onnxruntime 2"),
+        verified(samples=9),
+    ]
+
+
+def test_a_verification_of_no_variant_or_of_changed_files_is_refused(tmp_path: Path, bundle: Bundle) -> None:
+    before = (tmp_path / MANIFEST).read_bytes()
+    with pytest.raises(InputError, match=r"has no variant 'other'; it has ptsr-nano-cpu-fp32-k49"):
+        add_verification(tmp_path, "other", verified())
+    (tmp_path / "graph.onnx").write_bytes(b"other")
+    with pytest.raises(InputError, match=r"graph\.onnx has changed since it was exported"):
+        add_verification(tmp_path, bundle.variants[0].id, verified())
+    assert (tmp_path / MANIFEST).read_bytes() == before
+
+
+@pytest.mark.usefixtures("bundle")
+def test_a_bundle_of_before_there_were_verifications_is_read(tmp_path: Path) -> None:
+    record = json.loads((tmp_path / MANIFEST).read_text(encoding="utf-8"))
+    del record["variants"][0]["verified_on"]
+    (tmp_path / MANIFEST).write_text(json.dumps(record), encoding="utf-8")
+    assert read_bundle(tmp_path).variants[0].verified_on == []

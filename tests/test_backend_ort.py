@@ -1,0 +1,114 @@
+"""ONNX Runtime behind the common interface: right answers, no spinning, refusals in one line."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from bundle_data import SIDE, tiny_graph
+from onnx import numpy_helper
+from typed_graphs import small_graph
+
+from ptsr_edge.backend_ort import OrtRunner
+from ptsr_edge.errors import JobError, MissingExtraError
+from ptsr_edge.onnx_graph import write_sharing_weights
+
+pytest.importorskip("onnxruntime")
+
+TOKENS, CLASSES, WIDTH = 5, 3, 32
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ort") / "graph.onnx"
+    onnx.save(tiny_graph(TOKENS, CLASSES, WIDTH), path)
+    return path
+
+
+def flow(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(1, 3, SIDE, SIDE)).astype(np.float32)
+
+
+@pytest.mark.parametrize("threads", [None, 1, 2])
+def test_the_answer_is_the_graphs(graph: Path, threads: int | None) -> None:
+    weights = {t.name: numpy_helper.to_array(t).astype(float) for t in onnx.load(graph).graph.initializer}
+    logits, kept = OrtRunner(graph, threads).run(flow())
+    # relu(flow @ a) @ b in float64; 768 float32 terms of size 1, then 32 of size 30.
+    expected = np.maximum(flow().reshape(1, -1) @ weights["a"], 0) @ weights["b"]
+    np.testing.assert_allclose(logits, expected[0], rtol=1e-5, atol=1e-3)
+    assert (logits.shape, logits.dtype) == ((CLASSES,), np.float32)
+    assert kept is not None
+    assert (kept.tolist(), kept.dtype) == (list(range(TOKENS)), np.int64)
+
+
+def test_a_graph_that_keeps_all_has_no_tokens_to_name(tmp_path: Path) -> None:
+    nodes = [
+        onnx.helper.make_node("Flatten", ["flow"], ["flat"]),
+        onnx.helper.make_node("MatMul", ["flat", "w"], ["logits"]),
+    ]
+    constants = {"w": np.arange(6, dtype=np.float32).reshape(3, 2)}
+    onnx.save(small_graph(nodes, [1, 3, 1, 1], constants), tmp_path / "all.onnx")
+    one = np.array([1, 10, 100], np.float32).reshape(1, 3, 1, 1)
+    logits, kept = OrtRunner(tmp_path / "all.onnx", threads=1).run(one)
+    assert kept is None
+    assert logits.tolist() == [0 + 20 + 400, 1 + 30 + 500]  # (1, 10, 100) @ [[0, 1], [2, 3], [4, 5]]
+
+
+def test_outputs_are_known_by_name_and_not_by_place(graph: Path, tmp_path: Path) -> None:
+    swapped = onnx.load(graph)
+    outputs = list(swapped.graph.output)
+    del swapped.graph.output[:]
+    swapped.graph.output.extend(outputs[::-1])
+    onnx.save(swapped, tmp_path / "swapped.onnx")
+    found, expected = OrtRunner(tmp_path / "swapped.onnx", 1).run(flow()), OrtRunner(graph, 1).run(flow())
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_an_answer_is_not_overwritten_by_the_next(graph: Path) -> None:
+    runner = OrtRunner(graph, threads=1)
+    first, _ = runner.run(flow(0))
+    copied = first.copy()
+    second, _ = runner.run(flow(1))
+    assert np.abs(second - copied).max() > 1
+    np.testing.assert_array_equal(first, copied)
+
+
+def test_weights_are_read_from_beside_the_graph(graph: Path, tmp_path: Path) -> None:
+    model = onnx.load(graph)
+    write_sharing_weights({tmp_path / "split.onnx": model}, tmp_path / "weights.bin")
+    np.testing.assert_array_equal(
+        OrtRunner(tmp_path / "split.onnx", 1).run(flow())[0], OrtRunner(graph, 1).run(flow())[0]
+    )
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(JobError, match="cannot load split.onnx"):
+        OrtRunner(tmp_path / "split.onnx", 1)
+
+
+def test_idle_threads_do_not_spin(graph: Path) -> None:
+    runner = OrtRunner(graph, threads=4)
+    runner.run(flow())
+    before = time.process_time()
+    time.sleep(0.3)
+    # Spinning, three threads would take up to .3 s of processor time for each core that they get.
+    assert time.process_time() - before < 0.1
+
+
+@pytest.mark.parametrize("content", [b"", b"no graph", None], ids=["empty", "garbage", "missing"])
+def test_a_file_that_is_no_graph(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "broken.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(JobError, match=r"ONNX Runtime [\d.]+ cannot load broken\.onnx: ") as caught:
+        OrtRunner(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_onnx_runtime(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError, match=r"target cpu needs .*pip install 'ptsr-edge\[ort\]'"):
+        OrtRunner(graph)
