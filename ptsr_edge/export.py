@@ -71,22 +71,21 @@ def export_bundle(
         model: a named model; with `checkpoint`, the name that it must have.
         checkpoint: by default the embedded weights, or seeded random ones where none are embedded.
         target: one or more of `TARGETS`.
-        budgets: keep rates in (0, 1], or "auto": from the counts of DTSM's dynamic mode over the
-            calibration samples; by default 1, .5 and .25 for PTSR and 1 for a baseline.
+        budgets: keep rates in (0, 1], or "auto": from DTSM's dynamic mode over the calibration samples; by
+            default 1, .5 and .25 for PTSR and 1 for a baseline.
         precisions: by default all that each target has.
-        calibration: folder of the data to calibrate and to prove on; `synthetic` needs none.
-        calibration_data: name of that data; by default what the model was trained on where that needs no
-            folder or one is given, else `synthetic`.
+        calibration, calibration_data: folder and name of the data to calibrate and to prove on; see
+            `calibration.calibration_side`.
         calibration_samples: by default `CALIBRATION_SAMPLES` where int8 is made, else fewer.
         max_uar_drop: repair int8 that loses more UAR than this on the calibration side, or refuse it.
         options: what a target understands besides; see its `build`.
-        cache: serve a bundle that was made before from exactly the same inputs by the same tools.
+        cache: serve a bundle made before from the same inputs by the same tools.
 
     Raises:
         InputError: something in the call is not acceptable; nothing was started.
         ParityError: a variant misses its limit; nothing was written.
-        JobError: anything else failed; nothing was written, but where no engine could be built here: then the
-            bundle holds the checked graphs and what builds them on the device.
+        JobError: anything else failed; nothing was written, except where no engine could be built here:
+            then the bundle holds the checked graphs and what builds them on the device.
     """
     check_out(out)
     plan = check_targets([target] if isinstance(target, str) else target, precisions, TARGETS)
@@ -97,20 +96,10 @@ def export_bundle(
     count = calibration_samples or (CALIBRATION_SAMPLES if quantizes else PROOF_ONLY_SAMPLES)
     key = ""
     if cache:
+        source = [calibration_data, count, data_fingerprint(calibration_data or "", calibration)]
+        wanted = [[builder.name, names] for builder, names in plan]
         key = cache_key(
-            {
-                "checkpoint": digest,
-                "plan": [[builder.name, wanted] for builder, wanted in plan],
-                "rates": rates,
-                "calibration": [
-                    calibration_data,
-                    count,
-                    data_fingerprint(calibration_data or "", calibration),
-                ],
-                "max_uar_drop": max_uar_drop,
-                "options": dict(options or {}),
-                **surroundings(),
-            }
+            {"call": [digest, wanted, rates, source, max_uar_drop, dict(options or {})], **surroundings()}
         )
         if (kept := BundleCache().fetch(key, out)) is not None:
             say("served from the cache: nothing that the export depends on has changed")
@@ -279,7 +268,10 @@ def _proof(variant: Variant) -> str:
         f"max |logit difference| {parity.max_abs:.1e}, same class {parity.top1_agreement:.0%} "
         f"of {parity.samples} samples"
     )
-    return f"built, not run here; its graph: {proof}" if parity.reference.endswith(GRAPH_ONLY) else proof
+    if not parity.reference.endswith(GRAPH_ONLY):
+        return proof
+    built = "for the device to build" if variant.artifact.endswith(".onnx") else "built, not run here"
+    return f"{built}; its graph: {proof}"
 
 
 if __name__ == "__main__":

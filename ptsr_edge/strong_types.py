@@ -10,8 +10,11 @@ Products (MatMul, Gemm, Conv) and what lies between them become fp16. Three part
 - what lies between a product and a selection (TopK): scores rounded to fp16 tie with each other.
 
 Normalisations and softmax stay fp16 outside; ONNX's LayerNormalization (stash_type 1) and TensorRT compute
-both in fp32 inside. The converters at hand cast between any two neighbouring nodes that are to stay fp32,
-through fp16 and so without gain; hence this one.
+both in fp32 inside.
+
+ONNX Runtime ships a converter (`onnxruntime.transformers.float16`). Left alone it rounds the statistics: the
+logits of a constant flow are off by 0.09 (tiny PTSR, 49 tokens) where this one is off by 0.0006. Told to
+spare the same nodes it is as accurate, with 51 casts instead of 5 and the columns still fp32 products.
 """
 
 from __future__ import annotations

@@ -145,7 +145,8 @@ def main(
 def _command(root: Path | None) -> str:
     """The command that reproduces the checkpoint, without the paths of this machine."""
     words = []
-    for word in sys.argv[1:]:
+    said = sys.argv[2:] if sys.argv[1:2] == ["train"] else sys.argv[1:]
+    for word in said:
         option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         if value == str(root):
             value = "DIR"

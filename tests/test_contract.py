@@ -60,7 +60,14 @@ def test_names_are_those_that_are_accepted(line: str, names: tuple[str, ...]) ->
     [
         (
             "`bundle.json`",
-            [manifest.Bundle, manifest.Variant, manifest.BundleFile, manifest.Parity, Preprocess],
+            [
+                manifest.Bundle,
+                manifest.Variant,
+                manifest.BundleFile,
+                manifest.Parity,
+                manifest.VerifiedOn,
+                Preprocess,
+            ],
         ),
         (
             "`profile.json`",

@@ -50,7 +50,13 @@ def test_the_field_is_linear_in_its_moves(subject: faces.Subject) -> None:
 def test_landmarks_stay_on_the_face_in_their_order() -> None:
     for seed in range(20):
         places = dict(zip(LANDMARKS, faces.make_subject(np.random.default_rng(seed)).landmarks, strict=True))
-        assert all(0 < value < 1 for place in places.values() for value in place)
+        across, down = np.array(list(places.values())).T
+        assert across.min() > 0
+        assert across.max() < 1
+        # A long face's chin may be cut off, as in any crop; nothing else may.
+        assert down.min() > 0
+        assert {name for name, place in places.items() if place[1] >= 1} <= {"chin"}
+        assert down.max() < 1.05
         for name in ("eye_top", "mouth_corner", "brow_inner"):
             assert places[f"{name}.left"][0] < places[f"{name}.right"][0], "left is the image's left"
         heights = [places[n][1] for n in ("glabella", "nose_tip", "upper_lip", "lower_lip", "chin")]
@@ -64,8 +70,8 @@ def test_a_subject_is_its_seed() -> None:
     assert np.abs(one.landmarks - other.landmarks).max() > 0.005
     assert np.abs(one.texture - other.texture).mean() > 5
     assert one.texture.shape == (256, 256)
-    assert 0 <= one.texture.min()
-    assert one.texture.max() <= 255
+    assert one.texture.min() >= 0
+    assert one.texture.max() <= np.nextafter(np.float32(255), np.float32(256))  # rounding of a blur
 
 
 @pytest.mark.parametrize("size", [56, 112, 224])
@@ -122,19 +128,20 @@ def test_a_head_turn_takes_what_stands_out_further() -> None:
 
 
 def test_a_head_turn_shows_in_the_frame(subject: faces.Subject) -> None:
-    """Measured with phase correlation, another method than the renderer's: the nose moves, the rim does not."""
+    """By the definition of flow: a point seen at x in the first frame is at x + d(x) in the second."""
     cv2 = pytest.importorskip("cv2")
     field = subject.displacement(faces.turn_moves(0.09, 0.0), SIZE)
     turned = faces.render(subject, field, View(), np.random.default_rng(0)).astype(np.float32)
     front = faces.render(subject, still(), View(), np.random.default_rng(0)).astype(np.float32)
+    pixels = np.stack(np.meshgrid(np.arange(SIZE), np.arange(SIZE)), axis=-1).astype(np.float32)
+    followed = cv2.remap(turned, pixels + field, None, cv2.INTER_CUBIC)
+    middle = np.s_[15:-15, 15:-15]
+    # Sampled twice, by cubics, and rounded to whole levels twice: about a level is left.
+    unexplained = np.abs(followed - front)[middle].mean()
+    assert unexplained < 1.5
+    assert np.abs(turned - front)[middle].mean() > 4 * unexplained
     column, row = (subject.landmarks[LANDMARKS.index("nose_tip")] * SIZE).astype(int)
-    patch = np.s_[row - 12 : row + 12, column - 12 : column + 12]
-    window = cv2.createHanningWindow((24, 24), cv2.CV_32F)
-    (right, down), _ = cv2.phaseCorrelate(front[patch], turned[patch], window)
-    # 112 x .30 x sin(.09) = 3.0 px at the tip, less around it: between half of it and all.
-    assert 1.5 < right < 3.2
-    assert abs(down) < 0.5
-    assert np.abs(turned - front)[:2].mean() < 1
+    assert field[row, column, 0] == pytest.approx(112 * 0.30 * math.sin(0.09), abs=0.2)
 
 
 @pytest.mark.parametrize("shape", [(8, 9, 2), (8, 8), (8, 8, 3), (2, 8, 8), (1, 8, 8, 2)])

@@ -26,8 +26,8 @@ def answers(bundle: Path, flows: NDArray[np.float32]) -> dict[str, Any]:
     """What each variant of target cpu says of samples (n, H, W, 3), and what it ran on.
 
     Returns:
-        `machine`, `python`, `packages` (all that Python finds here, by version), and `variants`: by id,
-        `logits` (n lists of k) and `kept` (n lists of K).
+        `machine`, `python`, `packages` (all that Python finds here, with their versions), and `variants`:
+        by id, `logits` (n lists of k) and `kept` (n lists of K).
     """
     found = {}
     for variant in read_bundle(bundle).variants:
@@ -42,10 +42,13 @@ def answers(bundle: Path, flows: NDArray[np.float32]) -> dict[str, Any]:
             "logits": [prediction.logits.tolist() for prediction in predictions],
             "kept": [prediction.kept_tokens.tolist() for prediction in predictions],
         }
+    packages: dict[str, str] = {}
+    for one in distributions():  # in the order of the search path: the first is the one that is imported
+        packages.setdefault(one.metadata["Name"].lower().replace("_", "-"), one.version)
     return {
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "packages": {one.metadata["Name"]: one.version for one in distributions()},
+        "packages": dict(sorted(packages.items())),
         "variants": found,
     }
 

@@ -1,0 +1,143 @@
+"""Runs exported bundles as aarch64 processors would, compares the answers and records what was found.
+
+PYTHONPATH=tests python -m arm
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from arm import run_on_arm
+from arm.compare import compare, faults, strain_scores, verification
+from arm.machine import REPOSITORY, Machine, prepare
+from arm.page import Figure, Run, as_table, page
+from ptsr_edge import data
+from ptsr_edge.config import DEFAULT_MODEL
+from ptsr_edge.console import Verb, finish, run, say
+from ptsr_edge.environment import describe_cpu
+from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.export import export_bundle
+from ptsr_edge.flow import to_input
+from ptsr_edge.manifest import Bundle, add_verification, read_bundle
+from ptsr_edge.storage import write_whole
+
+PROCESSORS = ("cortex-a76", "cortex-a72")
+"""Raspberry Pi 5, and near what a Jetson Orin has (A78AE); Raspberry Pi 4, which lacks the dot products of
+8-bit integers that ONNX Runtime takes where it finds them."""
+
+BUDGETS = (0.5, 0.25)
+CLIPS_PER_SUBJECT = 8
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is asked of every variant: a file of flows, and the scores that tokens are selected by.
+
+    `scores` is (n, N), or None where the model selects by something that its input does not show.
+    """
+
+    file: Path
+    flows: np.ndarray[Any, np.dtype[np.float32]]
+    scores: np.ndarray[Any, np.dtype[np.float64]] | None
+
+
+def export_default(work: Path) -> list[Path]:
+    """Bundles of the embedded default in every precision of target cpu, int8 in both of its schemes."""
+    bundles = []
+    for scheme, precisions in (("static", ["fp32", "int8"]), ("dynamic", ["int8"])):
+        out = work / "bundles" / f"{DEFAULT_MODEL}-{scheme}"
+        say(f"exporting {out.name}: {', '.join(precisions)}")
+        export_bundle(out=out, model=DEFAULT_MODEL, target="cpu", precisions=precisions, budgets=BUDGETS,
+                      options={"int8_scheme": scheme}, cache=True)  # fmt: skip
+        bundles.append(out)
+    return bundles
+
+
+def render_samples(bundle: Bundle, count: int, work: Path) -> Samples:
+    """Synthetic clips of people that the model was not trained on, as far as its bundle tells."""
+    held = bundle.provenance.get("held_out_subjects", ())
+    subjects = [name for name in held if name.startswith("synthetic/")]
+    subjects = (subjects or data.synthetic.subject_names())[: -(-count // CLIPS_PER_SUBJECT)]
+    size = bundle.preprocess.image_size
+    flows = data.load("synthetic", image_size=size, subjects=subjects, limit=CLIPS_PER_SUBJECT).flows[:count]
+    config = bundle.model
+    by_strain = config.kind == "ptsr" and config.score == "strain"
+    scores = strain_scores(to_input(flows), config.patch_size) if by_strain else None
+    file = work / f"samples-{size}.npz"
+    work.mkdir(parents=True, exist_ok=True)
+    np.savez(file, flows=flows)
+    return Samples(file, flows, scores)
+
+
+def examine(folder: Path, machine: Machine, processors: tuple[str, ...], samples: Samples) -> list[Figure]:
+    """Compares a bundle's answers here with those of emulated processors; writes them into its manifest."""
+    say(f"{folder.name}: here")
+    here = run_on_arm.answers(folder, samples.flows)
+    emulator = machine.emulator_version()
+    figures = []
+    for processor in processors:
+        say(f"{folder.name}: {processor}, emulated")
+        out = samples.file.with_name(f"{folder.name}-{processor}.json")
+        machine.run(processor, Path(run_on_arm.__file__), folder.resolve(), samples.file.resolve(), out.resolve())
+        there = json.loads(out.read_text(encoding="utf-8"))
+        for variant in read_bundle(folder).variants:
+            if variant.id not in here["variants"]:
+                continue
+            found = compare(here["variants"][variant.id], there["variants"][variant.id], samples.scores)
+            wrong = faults(found, variant.precision)
+            figures.append(Figure(folder.name, variant, processor, found, wrong, here, there))
+            if not wrong:
+                place = f"aarch64 (qemu-user {emulator}, {processor})"
+                add_verification(folder, variant.id, verification(found, place, there, here))
+    return figures
+
+
+@click.command(cls=Verb, epilog="Example: PYTHONPATH=tests python -m arm --bundle out/ptsr-tiny-cpu")
+@click.option("--bundle", "bundles", multiple=True, type=click.Path(path_type=Path),
+              help="One to examine; again for more. Default: the embedded model, exported afresh.")  # fmt: skip
+@click.option("--processor", "processors", multiple=True, default=PROCESSORS, show_default=True,
+              help="As QEMU names it; again for more.")  # fmt: skip
+@click.option("--samples", "count", type=click.IntRange(min=1), default=24, show_default=True)
+@click.option("--work", type=click.Path(path_type=Path), default=REPOSITORY / "out" / "arm",
+              help="Where the machine and the bundles are kept; default out/arm.")  # fmt: skip
+@click.option("--write", type=click.Path(path_type=Path), help="Write the figures as a page into this folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the records instead of a table.")
+def main(
+    bundles: tuple[Path, ...], processors: tuple[str, ...], count: int, work: Path, write: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Run bundles of target cpu on emulated aarch64 processors and compare the answers with those here."""
+    for folder in bundles:
+        if not any(variant.target == "cpu" for variant in read_bundle(folder).variants):
+            raise InputError(f"{folder} has no variant of target cpu, which is what runs on aarch64")
+    machine = prepare(work)
+    started = time.monotonic()
+    folders = list(bundles) or export_default(work)
+    figures: list[Figure] = []
+    for folder in folders:
+        samples = render_samples(read_bundle(folder), count, work)
+        figures += examine(folder, machine, processors, samples)
+    say(f"done in {time.monotonic() - started:.0f} s")
+    lines = as_table(figures)
+    wrong = [f"{one.variant.id} on {one.processor}: {fault}" for one in figures for fault in one.faults]
+    if wrong:
+        say("\n".join(lines))
+        raise JobError("; ".join(wrong))
+    if write is not None:
+        done = Run(figures, machine.emulator_version(), describe_cpu()["model"] or "unknown", bool(bundles))
+        write_whole(write / "README.md", page(done))
+        lines.append(str(write / "README.md"))
+    else:
+        lines += [str(folder / "bundle.json") for folder in folders]
+    finish({"figures": [one.record() for one in figures]}, lines, as_json)
+
+
+if __name__ == "__main__":
+    run(main, "python -m arm")
