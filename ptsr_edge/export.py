@@ -94,26 +94,15 @@ def export_bundle(
     rates = check_budgets(info, budgets)
     quantizes = any("int8" in wanted for _, wanted in plan)
     count = calibration_samples or (CALIBRATION_SAMPLES if quantizes else PROOF_ONLY_SAMPLES)
-    key = ""
-    if cache:
-        source = [calibration_data, count, data_fingerprint(calibration_data or "", calibration)]
-        wanted = [[builder.name, names] for builder, names in plan]
-        key = cache_key(
-            {"call": [digest, wanted, rates, source, max_uar_drop, dict(options or {})], **surroundings()}
-        )
-        if (kept := BundleCache().fetch(key, out)) is not None:
-            say("served from the cache: nothing that the export depends on has changed")
-            return kept
-    job, provenance = _prepare(
-        loaded,
-        info,
-        rates,
-        count,
-        calibration,
-        calibration_data,
-        max_uar_drop if quantizes else None,
-        options,
-    )
+    wanted = [[builder.name, names] for builder, names in plan]
+    source = [calibration_data, count, data_fingerprint(calibration_data or "", calibration)]
+    call = [digest, wanted, rates, source, max_uar_drop, dict(options or {})]
+    key = cache_key({"call": call, **surroundings()}) if cache else ""
+    if cache and (kept := BundleCache().fetch(key, out)) is not None:
+        say("served from the cache: nothing that the export depends on has changed")
+        return kept
+    limit = max_uar_drop if quantizes else None
+    job, provenance = _prepare(loaded, info, rates, count, calibration, calibration_data, limit, options)
     bundle = _write(out, job, plan, {"checkpoint_sha256": digest, **info.provenance, **provenance})
     if job.not_built:
         raise JobError(

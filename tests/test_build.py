@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ptsr_edge import parity
 from ptsr_edge.backend_ort import OrtRunner
-from ptsr_edge.build import PROOF_SAMPLES, Job, build_and_prove, trace_budgets
+from ptsr_edge.build import DEPARTURES, GRAPH_ONLY, PROOF_SAMPLES, Job, build_and_prove, trace_budgets
 from ptsr_edge.checkpoint import CheckpointInfo
 from ptsr_edge.config import LABELS, Preprocess
 from ptsr_edge.data import FlowData
@@ -29,6 +29,7 @@ from ptsr_edge.model import Model, Ptsr, count_parameters
 from ptsr_edge.onnx_graph import write_sharing_weights
 from ptsr_edge.target import Artifact, BuildRequest
 from ptsr_edge.target_cpu import CpuTarget
+from ptsr_edge.target_trt import NoEngineError, TrtTarget
 
 pytest.importorskip("onnxruntime")
 
@@ -210,6 +211,33 @@ def test_what_cannot_run_here_is_not_said_to_be_proven(job: Job, traced: Traced,
     judged = dataclasses.replace(job, max_uar_drop=1.0)
     with pytest.raises(JobError, match="cannot run on this machine"):
         prove(judged, traced, stage, "int8", Elsewhere())
+
+
+def test_an_engine_for_another_machine_is_proven_by_its_graph_and_that_is_said(
+    job: Job, traced: Traced, stage: Path
+) -> None:
+    # `int8_scheme` is another target's option: TensorRT, which refuses what it does not know, is not asked.
+    graphs_only = dataclasses.replace(job, options={"int8_scheme": "static", "onnx_only": True})
+    for variant in build_and_prove(graphs_only, TrtTarget(), "fp32", *traced, stage):
+        assert variant.parity is not None
+        assert variant.parity.reference == f"eager fp32; {GRAPH_ONLY}"
+        assert variant.parity.samples == 4
+        assert variant.parity.max_abs <= variant.parity.limit == 1e-4
+    assert graphs_only.not_built == []
+
+
+def test_graphs_in_place_of_engines_are_kept_with_the_reason(job: Job, traced: Traced, stage: Path) -> None:
+    class NoTools(CpuTarget):
+        def build(self, request: BuildRequest) -> dict[int, Artifact]:
+            raise NoEngineError("no engine was built: no tool chain", super().build(request))
+
+    fresh = dataclasses.replace(job, not_built=[])
+    assert [variant.tokens for variant in prove(fresh, traced, stage, "fp32", NoTools())] == list(TOKENS)
+    assert fresh.not_built == ["no engine was built: no tool chain"]
+
+
+def test_every_precision_that_is_judged_can_name_a_layer() -> None:
+    assert set(DEPARTURES) == set(parity.AGREEMENT)
 
 
 @pytest.mark.parametrize("layer", ["tokenizer.kernel", "blocks.0.attention.proj", "blocks.0.tail.mlp.fc2"])

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.errors import JobError
-from ptsr_edge.manifest import Variant, VerifiedOn
+from ptsr_edge.manifest import VerifiedOn
 from ptsr_edge.parity import LIMITS, TIE
 
 AGREEMENT = {"fp32": 1.0, "int8": 0.9}
@@ -121,19 +121,3 @@ def verification(
         kept_agreement=difference.kept_agreement,
         date=datetime.datetime.now(datetime.timezone.utc).date(),
     )
-
-
-def row(variant: Variant, difference: Difference, processor: str) -> tuple[str, ...]:
-    """A variant's line of the table of figures."""
-    return (
-        variant.id,
-        str(variant.built_with.get("int8_scheme", "")),
-        processor,
-        str(difference.samples),
-        f"{difference.max_abs:.1e}",
-        f"{difference.top1_agreement:.1%}",
-        f"{difference.kept_agreement:.1%}" + (f" ({difference.tied} by ties)" if difference.tied else ""),
-    )
-
-
-HEADINGS = ("variant", "int8", "processor", "samples", "max |logit difference|", "same class", "same tokens")

@@ -7,7 +7,6 @@ It needs what a device has and no more: ptsr_edge, numpy, ONNX Runtime. So it al
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 from importlib.metadata import distributions

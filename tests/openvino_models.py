@@ -1,0 +1,39 @@
+"""The small PTSR of the tests, traced, for OpenVINO to build from. Test material."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ptsr_edge.config import LABELS, Preprocess
+from ptsr_edge.model import Model
+from ptsr_edge.onnx_graph import trace, write_sharing_weights
+from ptsr_edge.static import to_static
+from ptsr_edge.target import BuildRequest
+
+TOKENS = (16, 8)
+
+
+def write_graphs(folder: Path, model: Model) -> dict[int, Path]:
+    """fp32 graphs at 16 and 8 tokens, weights beside them."""
+    folder.mkdir(parents=True)
+    paths = {tokens: folder / f"k{tokens}.onnx" for tokens in TOKENS}
+    models = {path: trace(to_static(model, tokens), model.config) for tokens, path in paths.items()}
+    write_sharing_weights(models, folder / "weights.bin")
+    return paths
+
+
+def samples(count: int = 16, side: int = 32) -> np.ndarray:
+    """Normalised inputs (n, 3, S, S): strain not negative."""
+    drawn = np.random.default_rng(0).normal(size=(count, 3, side, side)).astype(np.float32)
+    drawn[:, 2] = np.abs(drawn[:, 2])
+    return drawn
+
+
+def request_for(folder: Path, graphs: dict[int, Path], precision: str, **options: object) -> BuildRequest:
+    folder.mkdir(parents=True, exist_ok=True)
+    return BuildRequest(
+        name="ptsr-test", graphs=graphs, precision=precision, folder=folder, labels=list(LABELS),
+        preprocess=Preprocess(image_size=32), calibration=samples(), options=options,
+    )  # fmt: skip
