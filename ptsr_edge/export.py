@@ -46,7 +46,7 @@ from ptsr_edge.target_trt import TrtTarget
 
 TARGETS: dict[str, Target] = {target.name: target for target in (CpuTarget(), OpenVinoTarget(), TrtTarget())}
 PROOF_ONLY_SAMPLES = 32
-CALIBRATION_SAMPLES = 128
+CALIBRATION_SAMPLES = 64
 
 
 def export_bundle(

@@ -15,16 +15,12 @@ import difflib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
-
-import onnx
 
 from ptsr_edge.errors import InputError
-from ptsr_edge.manifest import Bundle, Variant, check_files, read_bundle
+from ptsr_edge.manifest import Bundle, check_files, read_bundle
+from ptsr_edge.served import ServedModel, describe, inference_precision, refusals
 from ptsr_edge.storage import staged_folder, write_json, write_whole
 
 log = logging.getLogger("ptsr_edge")
@@ -33,62 +29,6 @@ LAYOUTS = ("triton", "ovms")
 VERSION = "1"
 CONFIG = {"triton": "config.pbtxt", "ovms": "config.json"}
 LABELS_FILE = "labels.txt"
-
-
-@dataclass(frozen=True)
-class Format:
-    """How the servers know a kind of artifact.
-
-    Attributes:
-        backend: Triton's name of what runs it.
-        file: the name that the servers look for.
-        kind: where Triton runs it; its OpenVINO backend takes no other kind, whatever the device.
-    """
-
-    backend: str
-    file: str
-    kind: str
-
-
-PLAN = Format("tensorrt", "model.plan", "KIND_GPU")
-FORMATS = {
-    ".onnx": Format("onnxruntime", "model.onnx", "KIND_CPU"),
-    ".xml": Format("openvino", "model.xml", "KIND_CPU"),
-    ".plan": PLAN,
-    ".engine": PLAN,
-}
-
-TYPES = {
-    "FLOAT": "TYPE_FP32", "FP32": "TYPE_FP32", "FLOAT16": "TYPE_FP16", "FP16": "TYPE_FP16",
-    "INT64": "TYPE_INT64", "I64": "TYPE_INT64", "INT32": "TYPE_INT32", "I32": "TYPE_INT32",
-}  # fmt: skip
-"""Triton's names of element types, by ONNX's and by OpenVINO's."""
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """An input or output of a model; `type` is Triton's, `shape` has the batch of 1."""
-
-    name: str
-    type: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Model:
-    """A variant as a server loads it.
-
-    Attributes:
-        files: files of the bundle, by their path in the model's version folder.
-        inputs: what the artifact itself says; of an engine, what the manifest says.
-        outputs: likewise.
-    """
-
-    variant: Variant
-    format: Format
-    files: Mapping[str, Path]
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
 
 
 def write_layout(bundle_folder: Path, layout: str, out: Path) -> list[Path]:
@@ -102,7 +42,7 @@ def write_layout(bundle_folder: Path, layout: str, out: Path) -> list[Path]:
         out: a new or empty folder, or a repository of the same layout to replace.
 
     Returns:
-        The folder of each model, in the order of the bundle's variants.
+        The folder of each model.
 
     Raises:
         InputError: unknown layout, no bundle there, a file that has changed since the export, no variant that
@@ -113,7 +53,7 @@ def write_layout(bundle_folder: Path, layout: str, out: Path) -> list[Path]:
         near = difflib.get_close_matches(layout, LAYOUTS, n=1, cutoff=0.0)[0]
         raise InputError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)} (nearest: {near})")
     bundle = read_bundle(bundle_folder)
-    left_out = refusals(bundle, layout)
+    left_out = refusals(bundle_folder, bundle, layout)
     for name, reason in left_out.items():
         log.warning("%s: %s is left out: %s", layout, name, reason)
     variants = [variant for variant in bundle.variants if variant.id not in left_out]
@@ -134,107 +74,6 @@ def write_layout(bundle_folder: Path, layout: str, out: Path) -> list[Path]:
         if layout == "ovms":
             write_json(stage / CONFIG[layout], ovms_config(models))
     return [out / variant.id for variant in variants]
-
-
-def refusals(bundle: Bundle, layout: str) -> dict[str, str]:
-    """The variants that a server cannot serve, and why."""
-    reasons = {variant.id: _refusal(variant, layout) for variant in bundle.variants}
-    return {name: reason for name, reason in reasons.items() if reason is not None}
-
-
-def _refusal(variant: Variant, layout: str) -> str | None:
-    form = FORMATS.get(Path(variant.artifact).suffix)
-    if form is None:
-        return f"no server takes {variant.artifact}; known: {', '.join(FORMATS)}"
-    if variant.target == "trt" and form is not PLAN:
-        return "its engine is still to be built on the device"
-    if form is PLAN and layout == "ovms":
-        return "OpenVINO Model Server takes IR and ONNX, no TensorRT engines"
-    if form is PLAN and "rtx" in str(variant.runs_on.get("runtime", "")):
-        return "Triton loads engines of TensorRT, not of TensorRT-RTX"
-    return None
-
-
-def describe(folder: Path, bundle: Bundle, variant: Variant) -> Model:
-    """What a server needs of a variant: its files, and its inputs and outputs.
-
-    Raises:
-        InputError: the artifact is not what its name says, or reads a file that the manifest does not list.
-    """
-    artifact = folder / variant.artifact
-    form = FORMATS[artifact.suffix]
-    if artifact.suffix == ".onnx":
-        return _describe_onnx(folder, variant, form)
-    if artifact.suffix == ".xml":
-        return _describe_ir(folder, variant, form)
-    config = bundle.model
-    outputs = [Tensor("logits", "TYPE_FP32", (1, config.classes))]
-    if config.kind == "ptsr":
-        outputs.append(Tensor("kept", "TYPE_INT64", (1, variant.tokens)))
-    flow = Tensor("flow", "TYPE_FP32", (1, *config.input_shape))
-    return Model(variant, form, {form.file: artifact}, (flow,), tuple(outputs))
-
-
-def _describe_onnx(folder: Path, variant: Variant, form: Format) -> Model:
-    artifact = folder / variant.artifact
-    try:
-        graph = onnx.load(artifact, load_external_data=False).graph
-    except Exception as error:  # noqa: BLE001  # whatever protobuf's implementation raises
-        raise InputError(f"{artifact} is no ONNX file: {error}") from None
-    external = {
-        entry.value
-        for tensor in graph.initializer
-        if onnx.external_data_helper.uses_external_data(tensor)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    listed = {folder / entry.path for entry in variant.files}
-    files = {form.file: artifact}
-    for location in sorted(external):
-        if artifact.parent / location not in listed:
-            raise InputError(f"{artifact} reads {location!r}, which is not among the variant's files")
-        files[location] = artifact.parent / location
-
-    def tensor(value: onnx.ValueInfoProto) -> Tensor:
-        kind = value.type.tensor_type
-        shape = tuple(axis.dim_value for axis in kind.shape.dim)
-        return Tensor(value.name, _type(onnx.TensorProto.DataType.Name(kind.elem_type), artifact), shape)
-
-    return Model(variant, form, files, tuple(map(tensor, graph.input)), tuple(map(tensor, graph.output)))
-
-
-def _describe_ir(folder: Path, variant: Variant, form: Format) -> Model:
-    """An IR names no weights file: servers look for one of its own name beside it."""
-    artifact = folder / variant.artifact
-    weights = [folder / entry.path for entry in variant.files if entry.path.endswith(".bin")]
-    if len(weights) != 1:
-        raise InputError(
-            f"{variant.id}: an IR needs one .bin file beside it, the manifest lists {len(weights)}"
-        )
-    try:
-        layers = ElementTree.parse(artifact).getroot().findall("layers/layer")
-    except ElementTree.ParseError as error:
-        raise InputError(f"{artifact} is no OpenVINO IR: {error}") from None
-
-    def tensors(layer_type: str) -> tuple[Tensor, ...]:
-        found = []
-        for layer in (layer for layer in layers if layer.get("type") == layer_type):
-            port = layer.find(".//port")
-            assert port is not None
-            names = layer.get("output_names") or port.get("names") or layer.get("name", "").partition("/")[0]
-            shape = tuple(int(axis.text or 0) for axis in port.findall("dim"))
-            name = names.partition(",")[0]
-            found.append(Tensor(name, _type(port.get("precision", ""), artifact), shape))
-        return tuple(found)
-
-    files = {form.file: artifact, str(Path(form.file).with_suffix(".bin")): weights[0]}
-    return Model(variant, form, files, tensors("Parameter"), tensors("Result"))
-
-
-def _type(name: str, artifact: Path) -> str:
-    if name not in TYPES:
-        raise InputError(f"{artifact} has an input or output of type {name!r}; known: {', '.join(TYPES)}")
-    return TYPES[name]
 
 
 def _check_out(out: Path, layout: str) -> None:
@@ -259,7 +98,7 @@ def _check_out(out: Path, layout: str) -> None:
         )
 
 
-def _write_model(folder: Path, layout: str, bundle: Bundle, model: Model) -> None:
+def _write_model(folder: Path, layout: str, bundle: Bundle, model: ServedModel) -> None:
     version = folder / VERSION
     if layout == "triton":
         write_whole(folder / CONFIG[layout], triton_config(bundle, model))
@@ -273,7 +112,7 @@ def _write_model(folder: Path, layout: str, bundle: Bundle, model: Model) -> Non
         shutil.copyfile(source, version / name)
 
 
-def triton_config(bundle: Bundle, model: Model) -> str:
+def triton_config(bundle: Bundle, model: ServedModel) -> str:
     """The text of `config.pbtxt`: a `ModelConfig` of batch 1 (so `max_batch_size` is 0, shapes are whole)."""
     variant = model.variant
     lines = [
@@ -305,7 +144,7 @@ def triton_config(bundle: Bundle, model: Model) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _parameters(bundle: Bundle, model: Model) -> dict[str, str]:
+def _parameters(bundle: Bundle, model: ServedModel) -> dict[str, str]:
     """`preprocess` tells a client how the input is made; no backend reads it."""
     parameters = {"preprocess": json.dumps(bundle.preprocess.model_dump(mode="json"), sort_keys=True)}
     if model.format.backend == "openvino":
@@ -319,12 +158,7 @@ def _parameters(bundle: Bundle, model: Model) -> dict[str, str]:
     return parameters
 
 
-def inference_precision(variant: Variant) -> str:
-    """What OpenVINO is to calculate a variant in: of several possible types the one that every CPU has."""
-    return (str(variant.runs_on.get("inference_precision", "")).split() or ["f32"])[-1]
-
-
-def ovms_config(models: list[Model]) -> dict[str, Any]:
+def ovms_config(models: list[ServedModel]) -> dict[str, Any]:
     """`config.json`; its paths are relative to itself. The precision is set: left alone, OpenVINO takes
     bfloat16 where a CPU has it, and answers change."""
     return {

@@ -39,7 +39,7 @@ class DeploymentRecipe(Record):
     budgets: tuple[float, ...] | Literal["auto"] = (1.0, 0.5, 0.25)
     precisions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     threads: int | None = Field(default=None, ge=1)
-    calibration_samples: int = Field(default=128, ge=1)
+    calibration_samples: int = Field(default=64, ge=1)
     int8_scheme: Literal["auto", "static", "dynamic"] = "auto"
     max_uar_drop: float | None = Field(default=None, ge=0, le=1)
     compute_capabilities: tuple[int, ...] | None = None
