@@ -8,10 +8,10 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/setup.stamp
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-arm lint bench clean
 
 help:  ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 14
 
 setup: $(STAMP)  ## Install everything into .venv; again only when pyproject.toml or constraints.txt changed
 
@@ -29,6 +29,10 @@ demo: setup  ## Export, judge, profile and report on synthetic data, into out/de
 test: lint  ## All checks: lint, types, tests
 	@echo "test: pytest"
 	@$(BIN)/python -m pytest
+
+test-arm: setup  ## Exported bundles on emulated ARM processors; needs apt. ARM_ARGS=--help lists what may be set
+	@echo "test-arm: aarch64 answers against those of this machine"
+	@PYTHONPATH=tests $(BIN)/python -m arm $(ARM_ARGS)
 
 lint: setup  ## Format, style and types
 	@echo "lint: ruff format"

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 from ptsr_edge.environment import installed, visible_cpus
 from ptsr_edge.schema import Record
 
-MODULES = {"opencv-python-headless": "cv2", "tensorrt-rtx-cu13": "tensorrt_rtx"}
+MODULES = {"cuda-bindings": "cuda", "opencv-python-headless": "cv2", "tensorrt-rtx-cu13": "tensorrt_rtx"}
 """Import names of the distributions that are not imported under their own name."""
 
 FACTS = {

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ptsr_edge.errors import InputError
-from ptsr_edge.manifest import Bundle, check_files, read_bundle
+from ptsr_edge.manifest import Bundle, read_bundle
 from ptsr_edge.served import ServedModel, describe, inference_precision, refusals
 from ptsr_edge.storage import staged_folder, write_json, write_whole
 
@@ -64,10 +64,7 @@ def write_layout(bundle_folder: Path, layout: str, out: Path) -> list[Path]:
             f"{first}: {reason}"
         )
     _check_out(out, layout)
-    models = []
-    for variant in variants:
-        check_files(bundle_folder, variant)
-        models.append(describe(bundle_folder, bundle, variant))
+    models = [describe(bundle_folder, bundle, variant) for variant in variants]
     with staged_folder(out) as stage:
         for model in models:
             _write_model(stage / model.variant.id, layout, bundle, model)

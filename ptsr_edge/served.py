@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import onnx
 
 from ptsr_edge.errors import InputError
-from ptsr_edge.manifest import Bundle, Variant
+from ptsr_edge.manifest import Bundle, Variant, check_files
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,17 @@ class ServedModel:
 
 
 def refusals(folder: Path, bundle: Bundle, layout: str) -> dict[str, str]:
-    """The variants that a server cannot serve, and why."""
-    reasons = {
-        variant.id: _refusal(folder / variant.artifact, variant, layout) for variant in bundle.variants
-    }
+    """The variants of a bundle that a server cannot serve, and why.
+
+    Raises:
+        InputError: a file of a variant that it could serve is missing or has changed since the export.
+    """
+    reasons = {variant.id: _refusal(folder, variant, layout) for variant in bundle.variants}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def _refusal(artifact: Path, variant: Variant, layout: str) -> str | None:
+def _refusal(folder: Path, variant: Variant, layout: str) -> str | None:
+    artifact = folder / variant.artifact
     form = FORMATS.get(artifact.suffix)
     if form is None:
         return f"no server takes {variant.artifact}; known: {', '.join(FORMATS)}"
@@ -88,6 +91,7 @@ def _refusal(artifact: Path, variant: Variant, layout: str) -> str | None:
         return "OpenVINO Model Server takes IR and ONNX, no TensorRT engines"
     if form is PLAN and "rtx" in str(variant.runs_on.get("runtime", "")):
         return "Triton loads engines of TensorRT, not of TensorRT-RTX"
+    check_files(folder, variant)
     if layout == "ovms" and artifact.suffix == ".onnx" and _misleads_openvino(_read_graph(artifact)):
         return "OpenVINO computes this graph wrongly as ONNX: export with --target openvino"
     return None

@@ -41,7 +41,7 @@ PIPELINE = (
     "flops", "onnx_flops", "rewrite", "static", "onnx_graph", "parity", "calibration",
     # targets and export
     "quantize", "strong_types", "typed_runner", "target_cpu", "target_openvino", "target_trt",
-    "layerwise", "sensitivity", "repair", "recipe", "cache", "layouts", "plan", "build", "export",
+    "layerwise", "sensitivity", "repair", "recipe", "cache", "served", "layouts", "plan", "build", "export",
     # judging and measuring
     "evaluate", "statistics", "worker", "worker_process", "judge", "measure",
     "profile_entries", "profile_method", "profile_notes", "profile",
@@ -80,6 +80,10 @@ ASSETS = {
         16_000_000,
         "trained on the project's own synthetic data; tested below",
     ),
+    **{
+        f"profiles/*{suffix}": (1_000_000, "written by `profile` and `report`; samples shown are synthetic")
+        for suffix in (".svg", ".npz", ".html", ".json", ".md")
+    },
 }
 """The only files that are no text: pattern, the most bytes, and where they come from. Recorded data sets
 may not be passed on, and neither may what is derived from them."""
@@ -237,6 +241,12 @@ def test_every_listed_asset_is_there() -> None:
 def test_embedded_weights_were_trained_on_synthetic_data() -> None:
     for entry in embedded_weights(PACKAGE / "weights"):
         assert entry["data"] == "synthetic", f"{entry['name']} may not be passed on: {entry['card']}"
+
+
+def test_profiles_were_judged_on_data_that_may_be_passed_on() -> None:
+    for path in (ROOT / "profiles").rglob("profile.json"):
+        shown = json.loads(path.read_text(encoding="utf-8"))["kept_patches"]
+        assert shown is None or shown["data"] == "synthetic", path
 
 
 def test_no_file_names_a_place_on_somebodys_machine() -> None:

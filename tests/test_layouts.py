@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from ptsr_edge.backend_openvino import load_openvino
 from ptsr_edge.config import LABELS, ModelConfig, Preprocess
 from ptsr_edge.errors import InputError, JobError, MissingExtraError
+from ptsr_edge.flow import to_input
 from ptsr_edge.layouts import LAYOUTS, write_layout
-from ptsr_edge.manifest import MANIFEST, Bundle, Variant, describe_file, write_bundle
+from ptsr_edge.manifest import MANIFEST, Bundle, Variant, describe_file, read_bundle, write_bundle
 from ptsr_edge.onnx_graph import write_sharing_weights
+from ptsr_edge.served import refusals
 
 INTEGER, TEXT, FLAG = "integer", "string", "bool"
 
@@ -352,6 +354,23 @@ def test_triton_gets_engines_of_tensorrt_and_no_others(
         "triton: ptsr-test-trt-fp16-k4 is left out: Triton loads engines of TensorRT, not of TensorRT-RTX",
         "triton: ptsr-test-trt-fp16-k2 is left out: its engine is still to be built on the device",
     ]
+
+
+def test_a_real_graph_is_served_by_ovms_only_if_openvino_computes_it_as_onnxruntime_does(
+    tmp_path: Path, tiny_bundle: Path, ov: ModuleType, random_flows: Callable[..., NDArray[np.float32]]
+) -> None:
+    left_out = refusals(tiny_bundle, read_bundle(tiny_bundle), "ovms")
+    if len(left_out) == len(read_bundle(tiny_bundle).variants):
+        pytest.skip(f"OVMS is given none of these graphs: {next(iter(left_out.values()))}")
+    flow = to_input(random_flows(1))
+    models = write_layout(tiny_bundle, "ovms", tmp_path / "repository")
+    for model in (model for model in models if "fp32" in model.name):
+        (file,) = (model / "1").glob("*.onnx")
+        expected, _ = ort_answers(file, flow)
+        answer = ov.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([flow])
+        assert answer["logits"].shape == expected.shape
+        # The parity limit of fp32 artifacts.
+        np.testing.assert_allclose(answer["logits"], expected, rtol=0, atol=1e-4)
 
 
 CONFIG_KEYS = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arm import run_on_arm
-from arm.compare import compare, faults, strain_scores, verification
+from arm.compare import check_same_question, compare, faults, strain_scores, verification
 from arm.machine import REPOSITORY, Machine, prepare
 from arm.page import Figure, as_table, page
-from ptsr_edge import data
+from ptsr_edge import data, synthetic
 from ptsr_edge.config import DEFAULT_MODEL
 from ptsr_edge.console import Verb, finish, run, say
 from ptsr_edge.environment import describe_cpu, visible_cpus
 from ptsr_edge.errors import InputError, JobError
 from ptsr_edge.export import export_bundle
 from ptsr_edge.flow import to_input
-from ptsr_edge.manifest import Bundle, add_verification, read_bundle
+from ptsr_edge.manifest import MANIFEST, Bundle, add_verification, read_bundle
 from ptsr_edge.storage import write_whole
 
 PROCESSORS = ("cortex-a76", "cortex-a72")
@@ -68,7 +69,7 @@ def render_samples(bundle: Bundle, count: int, work: Path) -> Samples:
     """Synthetic clips of people that the model was not trained on, as far as its bundle tells."""
     held = bundle.provenance.get("held_out_subjects", ())
     subjects = [name for name in held if name.startswith("synthetic/")]
-    subjects = (subjects or data.synthetic.subject_names())[: -(-count // CLIPS_PER_SUBJECT)]
+    subjects = (subjects or synthetic.subject_names())[: -(-count // CLIPS_PER_SUBJECT)]
     size = bundle.preprocess.image_size
     flows = data.load("synthetic", image_size=size, subjects=subjects, limit=CLIPS_PER_SUBJECT).flows[:count]
     config = bundle.model
@@ -80,35 +81,60 @@ def render_samples(bundle: Bundle, count: int, work: Path) -> Samples:
     return Samples(file, flows, scores)
 
 
-def examine(folder: Path, machine: Machine, processors: tuple[str, ...], samples: Samples) -> list[Figure]:
-    """Compares a bundle's answers here with those of emulated processors; writes them into its manifest."""
-    say(f"{folder.name}: here")
-    here = run_on_arm.answers(folder, samples.flows)
-    emulator = machine.emulator_version()
+def emulate(folder: Path, machine: Machine, processors: Sequence[str], samples: Samples) -> dict[str, Any]:
+    """The answers of emulated processors to the samples, by machine; side by side, a core each."""
     say(f"{folder.name}: {', '.join(processors)}, emulated")
 
-    def ask(processor: str) -> dict[str, Any]:
+    def ask(processor: str) -> Any:
         out = samples.file.with_name(f"{folder.name}-{processor}.json")
         paths = (folder, samples.file, out)
         machine.run(processor, Path(run_on_arm.__file__), *(path.resolve() for path in paths))
-        answer: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-        return answer
+        return json.loads(out.read_text(encoding="utf-8"))
 
+    emulator = machine.emulator_version()
     with ThreadPoolExecutor(max_workers=len(visible_cpus())) as pool:
         answers = list(pool.map(ask, processors))
+    names = [f"aarch64 (qemu-user {emulator}, {processor})" for processor in processors]
+    return dict(zip(names, answers, strict=True))
+
+
+def examine(folder: Path, samples: Samples, answers: Mapping[str, Any]) -> list[Figure]:
+    """Compares a bundle's answers here with those of other machines; writes them into its manifest.
+
+    Raises:
+        InputError: the other answers are of other samples or of another export.
+    """
+    say(f"{folder.name}: here")
+    here = run_on_arm.answers(folder, samples.flows)
+    for machine, there in answers.items():
+        check_same_question(here, there, machine)
     figures = []
-    for processor, there in zip(processors, answers, strict=True):
+    for machine, there in answers.items():
         for variant in read_bundle(folder).variants:
             if variant.id not in here["variants"]:
                 continue
-            found = compare(here["variants"][variant.id], there["variants"][variant.id], samples.scores)
+            ours = here["variants"][variant.id]
+            found = compare(ours, there["variants"][variant.id], samples.scores)
             wrong = faults(found, variant.precision)
-            deviation = float(np.std(here["variants"][variant.id]["logits"]))
-            figures.append(Figure(folder.name, variant, processor, found, deviation, wrong, here, there))
+            deviation = float(np.std(ours["logits"]))
+            figures.append(Figure(folder.name, variant, machine, found, deviation, wrong, here, there))
             if not wrong:
-                place = f"aarch64 (qemu-user {emulator}, {processor})"
-                add_verification(folder, variant.id, verification(found, place, there, here))
+                add_verification(folder, variant.id, verification(found, machine, there, here))
     return figures
+
+
+def read_answers(path: Path) -> Any:
+    """What `run_on_arm.py` wrote on a board.
+
+    Raises:
+        InputError: it is not such a file.
+    """
+    try:
+        answers = json.loads(path.read_text(encoding="utf-8"))
+        _ = answers["samples_sha256"], answers["variants"], answers["packages"]["onnxruntime"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not what run_on_arm.py writes: {error!r}") from None
+    return answers
 
 
 @click.command(cls=Verb, epilog="Example: PYTHONPATH=tests python -m arm --bundle out/ptsr-tiny-cpu")
@@ -117,39 +143,47 @@ def examine(folder: Path, machine: Machine, processors: tuple[str, ...], samples
 @click.option("--processor", "processors", multiple=True, default=PROCESSORS, show_default=True,
               help="As QEMU names it; again for more.")  # fmt: skip
 @click.option("--samples", "count", type=click.IntRange(min=1), default=24, show_default=True)
+@click.option("--answers", type=click.Path(path_type=Path),
+              help="Emulate nothing: what run_on_arm.py wrote on a board, for one --bundle.")  # fmt: skip
+@click.option("--machine", "board", help="Which board that was, such as 'aarch64 (Raspberry Pi 5)'.")
 @click.option("--work", type=click.Path(path_type=Path), default=REPOSITORY / "out" / "arm",
               help="Where the machine and the bundles are kept; default out/arm.")  # fmt: skip
-@click.option(
-    "--write", type=click.Path(path_type=Path), help="Write the figures as a page into this folder."
-)
+@click.option("--write", type=click.Path(path_type=Path), help="Write the figures as a page into a folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the records instead of a table.")
 def main(
-    bundles: tuple[Path, ...], processors: tuple[str, ...], count: int, work: Path, write: Path | None,
-    as_json: bool,
+    bundles: tuple[Path, ...], processors: tuple[str, ...], count: int, answers: Path | None,
+    board: str | None, work: Path, write: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Run bundles of target cpu on emulated aarch64 processors and compare the answers with those here."""
     for folder in bundles:
         if not any(variant.target == "cpu" for variant in read_bundle(folder).variants):
             raise InputError(f"{folder} has no variant of target cpu, which is what runs on aarch64")
-    machine = prepare(work)
-    started = time.monotonic()
-    folders = list(bundles) or export_default(work)
-    figures: list[Figure] = []
-    for folder in folders:
-        samples = render_samples(read_bundle(folder), count, work)
-        figures += examine(folder, machine, processors, samples)
-    say(f"done in {time.monotonic() - started:.0f} s")
+    if answers is not None or board is not None:
+        if answers is None or board is None or len(bundles) != 1 or write is not None:
+            raise InputError("--answers goes with --machine and one --bundle, and without --write")
+        told = read_answers(answers)
+        folders = list(bundles)
+        figures = examine(folders[0], render_samples(read_bundle(folders[0]), count, work), {board: told})
+    else:
+        machine = prepare(work)
+        started = time.monotonic()
+        folders = list(bundles) or export_default(work)
+        figures = []
+        for folder in folders:
+            samples = render_samples(read_bundle(folder), count, work)
+            figures += examine(folder, samples, emulate(folder, machine, processors, samples))
+        say(f"done in {time.monotonic() - started:.0f} s")
     lines = as_table(figures)
-    wrong = [f"{one.variant.id} on {one.processor}: {fault}" for one in figures for fault in one.faults]
+    wrong = [f"{one.variant.id} on {one.machine}: {fault}" for one in figures for fault in one.faults]
     if wrong:
         say("\n".join(lines))
         raise JobError("; ".join(wrong))
     if write is not None:
         cpu = describe_cpu()["model"] or "a processor of unknown name"
-        write_whole(write / "README.md", page(figures, machine.emulator_version(), cpu))
+        write_whole(write / "README.md", page(figures, cpu))
         lines.append(str(write / "README.md"))
     else:
-        lines += [str(folder / "bundle.json") for folder in folders]
+        lines += [str(folder / MANIFEST) for folder in folders]
     finish({"figures": [one.record() for one in figures]}, lines, as_json)
 
 

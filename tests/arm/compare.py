@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.errors import JobError
+from ptsr_edge.errors import InputError, JobError
 from ptsr_edge.manifest import VerifiedOn
 from ptsr_edge.parity import LIMITS, TIE
 
@@ -45,7 +45,21 @@ def strain_scores(inputs: NDArray[np.float32], patch: int) -> NDArray[np.float64
     count, _, side, _ = inputs.shape
     strain = inputs[:, -1].astype(np.float64)
     cells = strain.reshape(count, side // patch, patch, side // patch, patch)
-    return cells.mean(axis=(2, 4)).reshape(count, -1)
+    scores: NDArray[np.float64] = cells.mean(axis=(2, 4)).reshape(count, -1)
+    return scores
+
+
+def check_same_question(here: Mapping[str, Any], there: Mapping[str, Any], machine: str) -> None:
+    """Makes sure that two answers of `run_on_arm` are of the same samples and artifacts.
+
+    Raises:
+        InputError: they are not.
+    """
+    if here["samples_sha256"] != there["samples_sha256"]:
+        raise InputError(f"the answers of {machine} are of other samples than those here")
+    for name, ours in here["variants"].items():
+        if there["variants"].get(name, {}).get("sha256") != ours["sha256"]:
+            raise InputError(f"the answers of {machine} hold none of this export's {name}")
 
 
 def compare(
@@ -84,13 +98,16 @@ def compare(
 def overlap(kept: Sequence[int], other: Sequence[int], scores: NDArray[np.float64] | None) -> float:
     """The share of `other`'s tokens that are in `kept`, or whose score is not below the lowest in there."""
     ours, theirs = set(kept), set(other)
+    if scores is not None:
+        theirs &= set(range(len(scores)))  # what does not exist is no token
     if len(other) != len(kept):
         return 0.0
     extra = theirs - ours
     if scores is None or not extra:
         return len(theirs & ours) / len(ours)
-    lowest = scores[list(ours)].min() - TIE * float(np.abs(scores).max())
-    return (len(theirs & ours) + sum(scores[token] >= lowest for token in extra)) / len(ours)
+    lowest = float(scores[list(ours)].min()) - TIE * float(np.abs(scores).max())
+    tied = {token for token in extra if float(scores[token]) >= lowest}
+    return len((theirs & ours) | tied) / len(ours)
 
 
 def faults(difference: Difference, precision: str) -> list[str]:

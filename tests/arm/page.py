@@ -12,17 +12,17 @@ from arm.compare import AGREEMENT, Difference
 from ptsr_edge.manifest import Variant
 from ptsr_edge.parity import LIMITS
 
-HEADINGS = ("variant", "int8 scheme", "processor", "samples", "max logit difference", "logits' deviation",
+HEADINGS = ("variant", "int8 scheme", "machine", "samples", "max logit difference", "logits' deviation",
             "same class", "same tokens")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One variant on one processor.
+    """One variant on one machine.
 
     Attributes:
         bundle: the folder's name.
-        processor: as QEMU names it.
+        machine: what it ran on.
         difference: from the answers here.
         deviation: standard deviation of the logits here, to see how large a difference is.
         faults: what may not be; empty where all is well.
@@ -32,7 +32,7 @@ class Figure:
 
     bundle: str
     variant: Variant
-    processor: str
+    machine: str
     difference: Difference
     deviation: float
     faults: Sequence[str]
@@ -44,7 +44,7 @@ class Figure:
         return {
             "bundle": self.bundle,
             "variant": self.variant.id,
-            "processor": self.processor,
+            "machine": self.machine,
             **dataclasses.asdict(self.difference),
             "deviation": self.deviation,
             "faults": list(self.faults),
@@ -56,7 +56,7 @@ class Figure:
         return (
             self.variant.id,
             str(self.variant.built_with.get("int8_scheme", "-")),
-            self.processor,
+            self.machine,
             str(found.samples),
             f"{found.max_abs:.1e}",
             f"{self.deviation:.2f}",
@@ -72,8 +72,8 @@ def as_table(figures: Sequence[Figure]) -> list[str]:
     return ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in rows]
 
 
-def page(figures: Sequence[Figure], emulator: str, cpu: str) -> str:
-    """The page in Markdown; `emulator` is QEMU's version, `cpu` the processor that it ran on."""
+def page(figures: Sequence[Figure], cpu: str) -> str:
+    """The page in Markdown, of a run under emulation; `cpu` is the processor that it ran on."""
     here, there = figures[0].here, figures[0].there
     cells = [HEADINGS, tuple("---" for _ in HEADINGS), *(figure.row() for figure in figures)]
     packages = ", ".join(f"{name} {version}" for name, version in there["packages"].items())
@@ -96,7 +96,7 @@ not edited by hand.
   border between two steps falls to the other side, and later layers see that.
 - **Here**: {here["machine"]} ({cpu}), Python {here["python"]}, ONNX Runtime {here["packages"]["onnxruntime"]},
   NumPy {here["packages"]["numpy"]}.
-- **There**: {there["machine"]}, QEMU {emulator} for user programs, Python {there["python"]}, ONNX Runtime
+- **There**: {there["machine"]}, QEMU for user programs, Python {there["python"]}, ONNX Runtime
   {there["packages"]["onnxruntime"]}. Newer versions of ONNX Runtime look at the processor in a way that ends in a
   crash under that emulator, not on a board.
 - **Installed there**, and nothing else: {packages}.

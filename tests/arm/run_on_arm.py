@@ -7,6 +7,7 @@ It needs what a device has and no more: ptsr_edge, numpy, ONNX Runtime. So it al
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import sys
 from importlib.metadata import distributions
@@ -25,8 +26,8 @@ def answers(bundle: Path, flows: NDArray[np.float32]) -> dict[str, Any]:
     """What each variant of target cpu says of samples (n, H, W, 3), and what it ran on.
 
     Returns:
-        `machine`, `python`, `packages` (all that Python finds here, with their versions), and `variants`:
-        by id, `logits` (n lists of k) and `kept` (n lists of K).
+        `machine`, `python`, `packages` (all that Python finds here, with their versions), `samples_sha256`,
+        and `variants`: by id, `sha256` of the artifact's files, `logits` (n lists of k), `kept` (n lists of K).
     """
     found = {}
     for variant in read_bundle(bundle).variants:
@@ -38,6 +39,7 @@ def answers(bundle: Path, flows: NDArray[np.float32]) -> dict[str, Any]:
         )
         predictions = [session.predict(flow) for flow in flows]
         found[variant.id] = {
+            "sha256": [file.sha256 for file in variant.files],
             "logits": [prediction.logits.tolist() for prediction in predictions],
             "kept": [prediction.kept_tokens.tolist() for prediction in predictions],
         }
@@ -48,6 +50,7 @@ def answers(bundle: Path, flows: NDArray[np.float32]) -> dict[str, Any]:
         "machine": platform.machine(),
         "python": platform.python_version(),
         "packages": dict(sorted(packages.items())),
+        "samples_sha256": hashlib.sha256(np.ascontiguousarray(flows, dtype="<f4").data).hexdigest(),
         "variants": found,
     }
 
