@@ -211,7 +211,9 @@ class StaticHead(nn.Module):
             return logits
         places = self.local if kept is None else self.local.index_select(0, kept)  # (K, k, d)
         read = places @ tokens[0, 1:].unsqueeze(-1)  # (K, k, 1)
-        return logits + read.sum(dim=0).transpose(0, 1)
+        # The axis is kept and squeezed: OpenVINO 2025.4 to 2026.4 drops a transpose behind a sum that loses its
+        # axis (https://github.com/openvinotoolkit/openvino/issues/37959).
+        return logits + read.sum(dim=0, keepdim=True).squeeze(0).transpose(0, 1)
 
 
 class StaticPtsr(nn.Module):
