@@ -81,31 +81,42 @@ def render_samples(bundle: Bundle, count: int, work: Path) -> Samples:
     return Samples(file, flows, scores)
 
 
-def emulate(folder: Path, machine: Machine, processors: Sequence[str], samples: Samples) -> dict[str, Any]:
-    """The answers of emulated processors to the samples, by machine; side by side, a core each."""
-    say(f"{folder.name}: {', '.join(processors)}, emulated")
+def ask(
+    folder: Path, machine: Machine, processors: Sequence[str], samples: Samples
+) -> tuple[Any, dict[str, Any]]:
+    """The answers to the samples of this machine, and of emulated processors by their names.
 
-    def ask(processor: str) -> Any:
-        out = samples.file.with_name(f"{folder.name}-{processor}.json")
-        paths = (folder, samples.file, out)
-        machine.run(processor, Path(run_on_arm.__file__), *(path.resolve() for path in paths))
+    The same version of ONNX Runtime on both sides; the processors side by side, a core each.
+    """
+    script = Path(run_on_arm.__file__)
+
+    def ask_one(processor: str | None) -> Any:
+        out = samples.file.with_name(f"{folder.name}-{processor or 'here'}.json")
+        paths = [path.resolve() for path in (folder, samples.file, out)]
+        if processor is None:
+            machine.run_here(script, *paths)
+        else:
+            machine.run(processor, script, *paths)
         return json.loads(out.read_text(encoding="utf-8"))
 
-    emulator = machine.emulator_version()
+    say(f"{folder.name}: here")
+    here = ask_one(None)
+    say(f"{folder.name}: {', '.join(processors)}, emulated")
     with ThreadPoolExecutor(max_workers=len(visible_cpus())) as pool:
-        answers = list(pool.map(ask, processors))
+        answers = list(pool.map(ask_one, processors))
+    emulator = machine.emulator_version()
     names = [f"aarch64 (qemu-user {emulator}, {processor})" for processor in processors]
-    return dict(zip(names, answers, strict=True))
+    return here, dict(zip(names, answers, strict=True))
 
 
-def examine(folder: Path, samples: Samples, answers: Mapping[str, Any]) -> list[Figure]:
-    """Compares a bundle's answers here with those of other machines; writes them into its manifest.
+def examine(
+    folder: Path, samples: Samples, here: Mapping[str, Any], answers: Mapping[str, Any]
+) -> list[Figure]:
+    """Compares answers of this machine to a bundle with those of others; writes them into its manifest.
 
     Raises:
         InputError: the other answers are of other samples or of another export.
     """
-    say(f"{folder.name}: here")
-    here = run_on_arm.answers(folder, samples.flows)
     for machine, there in answers.items():
         check_same_question(here, there, machine)
     figures = []
@@ -163,7 +174,9 @@ def main(
             raise InputError("--answers goes with --machine and one --bundle, and without --write")
         told = read_answers(answers)
         folders = list(bundles)
-        figures = examine(folders[0], render_samples(read_bundle(folders[0]), count, work), {board: told})
+        samples = render_samples(read_bundle(folders[0]), count, work)
+        here = run_on_arm.answers(folders[0], samples.flows)
+        figures = examine(folders[0], samples, here, {board: told})
     else:
         machine = prepare(work)
         started = time.monotonic()
@@ -171,7 +184,7 @@ def main(
         figures = []
         for folder in folders:
             samples = render_samples(read_bundle(folder), count, work)
-            figures += examine(folder, samples, emulate(folder, machine, processors, samples))
+            figures += examine(folder, samples, *ask(folder, machine, processors, samples))
         say(f"done in {time.monotonic() - started:.0f} s")
     lines = as_table(figures)
     wrong = [f"{one.variant.id} on {one.machine}: {fault}" for one in figures for fault in one.faults]

@@ -50,6 +50,8 @@ class Machine:
         python: the interpreter in there.
         site: the packages that a device needs.
         package: this one, from its wheel.
+        runtime_here: for this machine, the ONNX Runtime that the other one has: so that a difference between
+            the two is the processor's.
     """
 
     emulator: Path
@@ -57,6 +59,7 @@ class Machine:
     python: Path
     site: Path
     package: Path
+    runtime_here: Path
 
     def emulator_version(self) -> str:
         """Such as "7.2"."""
@@ -70,19 +73,32 @@ class Machine:
         Raises:
             JobError: it failed, or was not done after half an hour.
         """
-        call = [self.emulator, "-cpu", processor, "-L", self.root, self.python, "-s", script, *arguments]
+        start: list[str | Path] = [self.emulator, "-cpu", processor, "-L", self.root, self.python, "-s"]
         # Nothing of this machine's Python may be seen by the other one.
         environment = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8",
                        "PYTHONPATH": f"{self.package}{os.pathsep}{self.site}"}  # fmt: skip
-        try:
-            done = subprocess.run(
-                list(map(str, call)), env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr,
-                timeout=RUN_LIMIT_S, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise JobError(f"{script.name} on {processor}: not done after {RUN_LIMIT_S} s") from None
-        if done.returncode:
-            raise JobError(f"{script.name} on {processor} ended with exit code {done.returncode}: see above")
+        _run([*start, script, *arguments], environment, f"{script.name} on {processor}")
+
+    def run_here(self, script: Path, *arguments: Path) -> None:
+        """The same on this machine, with the same version of ONNX Runtime.
+
+        Raises:
+            JobError: as `run`.
+        """
+        environment = {**os.environ, "PYTHONPATH": f"{self.runtime_here}{os.pathsep}{REPOSITORY}"}
+        _run([sys.executable, script, *arguments], environment, f"{script.name} on this machine")
+
+
+def _run(call: Sequence[str | Path], environment: dict[str, str], what: str) -> None:
+    try:
+        done = subprocess.run(
+            list(map(str, call)), env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr,
+            timeout=RUN_LIMIT_S, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise JobError(f"{what}: not done after {RUN_LIMIT_S} s") from None
+    if done.returncode:
+        raise JobError(f"{what} ended with exit code {done.returncode}: see above")
 
 
 def prepare(work: Path) -> Machine:
@@ -92,7 +108,8 @@ def prepare(work: Path) -> Machine:
         JobError: no apt or no network, or a package that is not to be had; one line says which.
     """
     system = work / "system"
-    _made(system, " ".join(ROOTS), fetch_system, "the emulator and an aarch64 Python (90 MB)")
+    found = shutil.which(EMULATOR) or ""
+    _made(system, " ".join([*ROOTS, found]), fetch_system, "the emulator and an aarch64 Python (90 MB)")
     root = system / "root"
     python = next(iter(sorted((root / "usr/bin").glob("python3.*[0-9]"))))
     version = python.name.removeprefix("python")
@@ -103,8 +120,15 @@ def prepare(work: Path) -> Machine:
         "what a device needs, for aarch64 (35 MB)",
     )  # fmt: skip
     _made(work / "package", _state_of_package(), build_package, "the wheel of ptsr-edge")
-    emulator = Path(shutil.which(EMULATOR) or system / EMULATOR)
-    return Machine(*(path.resolve() for path in (emulator, root, python, work / "site", work / "package")))
+    _made(
+        work / "runtime-here",
+        f"{ONNXRUNTIME} {sys.version}",
+        install_runtime_here,
+        "the same runtime, for here",
+    )
+    emulator = Path(found) if found else system / EMULATOR
+    places = (emulator, root, python, work / "site", work / "package", work / "runtime-here")
+    return Machine(*(path.resolve() for path in places))
 
 
 def _made(folder: Path, key: str, make: Callable[[Path], None], what: str) -> None:
@@ -175,7 +199,10 @@ class _Apt:
     def closure(self, roots: Sequence[str]) -> list[str]:
         """The packages that these need, as far as they hold a Python or a library."""
         call = ["apt-cache", "depends", "--recurse", "--important", *roots]
-        names = packages_in(_call(call, "asking apt for aarch64 packages", self._environment))
+        try:
+            names = packages_in(_call(call, "asking apt for aarch64 packages", self._environment))
+        except JobError:
+            names = []
         lacking = sorted(set(roots) - set(names))
         if lacking or not any(re.fullmatch(r"python3\.\d+-minimal", name) for name in names):
             raise JobError(
@@ -221,12 +248,19 @@ def install(folder: Path, version: str, rules: Sequence[str], pins: str) -> None
     with TemporaryDirectory(prefix="ptsr-edge-arm-") as scratch:
         limits = Path(scratch) / "constraints.txt"
         limits.write_text(pins, encoding="utf-8")
-        call = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-compile",
-                "--target", str(folder), "--only-binary", ":all:", "--python-version", version,
-                "-c", str(limits)]  # fmt: skip
+        call = ["--only-binary", ":all:", "--python-version", version, "-c", str(limits)]
         for platform in PLATFORMS:
             call += ["--platform", platform]
-        _call([*call, *rules], "installing for aarch64")
+        _pip("installing for aarch64", "install", "--no-compile", "--target", str(folder), *call, *rules)
+
+
+def install_runtime_here(folder: Path) -> None:
+    """Installs the ONNX Runtime of the other machine for this one; what it needs is in this environment.
+
+    Raises:
+        JobError: pip finds no wheel for this Python.
+    """
+    _pip("installing for here", "install", "--no-deps", "--target", str(folder), ONNXRUNTIME)
 
 
 def build_package(folder: Path) -> None:
@@ -236,8 +270,7 @@ def build_package(folder: Path) -> None:
         JobError: it cannot be built.
     """
     with TemporaryDirectory(prefix="ptsr-edge-arm-") as scratch:
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-        _call([*pip, "wheel", "-q", "--no-deps", "-w", scratch, str(REPOSITORY)], "building the wheel")
+        _pip("building the wheel", "wheel", "--no-deps", "-w", scratch, str(REPOSITORY))
         for wheel in Path(scratch).glob("*.whl"):
             shutil.unpack_archive(wheel, folder, "zip")
 
@@ -245,6 +278,10 @@ def build_package(folder: Path) -> None:
 def _state_of_package() -> str:
     settings = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     return code_digest(REPOSITORY / "ptsr_edge") + settings
+
+
+def _pip(what: str, verb: str, *arguments: str) -> None:
+    _call([sys.executable, "-m", "pip", "--disable-pip-version-check", verb, "-q", *arguments], what)
 
 
 def _call(

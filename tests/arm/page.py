@@ -75,6 +75,7 @@ def as_table(figures: Sequence[Figure]) -> list[str]:
 def page(figures: Sequence[Figure], cpu: str) -> str:
     """The page in Markdown, of a run under emulation; `cpu` is the processor that it ran on."""
     here, there = figures[0].here, figures[0].there
+    today = datetime.datetime.now(datetime.timezone.utc).date()
     cells = [HEADINGS, tuple("---" for _ in HEADINGS), *(figure.row() for figure in figures)]
     packages = ", ".join(f"{name} {version}" for name, version in there["packages"].items())
     return f"""# The device side on emulated ARM processors
@@ -82,22 +83,24 @@ def page(figures: Sequence[Figure], cpu: str) -> str:
 What a processor of a Raspberry Pi or a Jetson answers, compared with what this one answers. Nothing here says
 how fast: an emulator's time is not a board's.
 
-Made by `make test-arm ARM_ARGS="--write profiles/arm-emulated"` on {datetime.datetime.now(datetime.timezone.utc).date()};
-not edited by hand.
+Made by `make test-arm ARM_ARGS="--write profiles/arm-emulated"` on {today}; not edited by hand.
 
 {chr(10).join(f"| {' | '.join(row)} |" for row in cells)}
 
 - **Samples**: synthetic clips of people that the model was not trained on, the same for every variant.
-- **Compared**: the same files on both sides, through `Session.open(...).predict`, one thread. A difference of a
-  logit is absolute; the logits' standard deviation beside it tells whether it is large.
+- **Compared**: the same files on both sides, through `Session.open(...).predict`, one thread, with the same
+  version of ONNX Runtime. A difference of a logit is absolute; the logits' standard deviation beside it tells
+  whether it is large.
 - **Required**: fp32 differs by at most {LIMITS["fp32"]:g}, every class and every token is the same (ties between
   scores aside). int8 is measured; at least {AGREEMENT["int8"]:.0%} of the classes must be the same.
 - **Why int8 differs**: it rounds to steps. Two kinds of processor add in another order, so that a value near the
   border between two steps falls to the other side, and later layers see that.
-- **Here**: {here["machine"]} ({cpu}), Python {here["python"]}, ONNX Runtime {here["packages"]["onnxruntime"]},
-  NumPy {here["packages"]["numpy"]}.
-- **There**: {there["machine"]}, QEMU for user programs, Python {there["python"]}, ONNX Runtime
-  {there["packages"]["onnxruntime"]}. Newer versions of ONNX Runtime look at the processor in a way that ends in a
-  crash under that emulator, not on a board.
+- **Here**: {here["machine"]} ({cpu}), Python {here["python"]}, {versions(here)}.
+- **There**: {there["machine"]}, Python {there["python"]}, {versions(there)}.
 - **Installed there**, and nothing else: {packages}.
 """
+
+
+def versions(side: Mapping[str, Any]) -> str:
+    """Of what calculates."""
+    return f"ONNX Runtime {side['packages']['onnxruntime']}, NumPy {side['packages']['numpy']}"
