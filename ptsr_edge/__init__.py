@@ -5,7 +5,13 @@ session = Session.open("bundle", budget=0.25)
 prediction = session.predict(flow)      # flow: (H, W, 3) float32: u, v, strain
 """
 
+import os
+
 from ptsr_edge.runtime import Prediction, Session
 
 __all__ = ["Prediction", "Session", "__version__"]
 __version__ = "0.1.0"
+
+# From 1.29 on, ONNX Runtime sends events to its maker: processor, program, device id, models. It reads this when
+# it is first imported, which nothing above does, and processes that are started from here read it too.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,13 +39,17 @@ class OpenVinoRunner:
         matrix_products: how many matrix products run in which type, read back from the compiled model.
     """
 
-    def __init__(self, artifact: Path, threads: int | None = None) -> None:
+    def __init__(self, artifact: Path, threads: int | None = None, *, share_weights: bool = False) -> None:
         """Reads and compiles an IR; `threads` by default OpenVINO's choice.
+
+        `share_weights` is accepted as by every runner and means nothing: OpenVINO's CPU plugin always lays
+        out a copy for each compiled model.
 
         Raises:
             MissingExtraError: openvino is not installed.
             JobError: OpenVINO refuses the file, or would calculate in another precision than the IR asks for.
         """
+        del share_weights
         ov = load_openvino()
         core = ov.Core()
         model = read_ir(core, artifact)
@@ -144,6 +148,16 @@ def choose_precision(wanted: Sequence[str], capabilities: Sequence[str], name: s
         f"{name} is to be calculated in {' or '.join(wanted)}; OpenVINO on this CPU offers "
         f"{', '.join(capabilities)}: take another precision of the bundle"
     )
+
+
+def why_not_here(_artifact: Path, runs_on: Mapping[str, Any]) -> str:
+    """Why an IR cannot be run here, by what the manifest says that it needs; empty where it can."""
+    try:
+        capabilities = load_openvino().Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+        choose_precision(str(runs_on["inference_precision"]).split(), capabilities, "it")
+    except JobError as error:
+        return str(error)
+    return ""
 
 
 def can_calculate(wanted: Sequence[str]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,8 +49,8 @@ def check_plan(path: Path) -> tuple[Plan, ModuleType]:
     return plan, trt
 
 
-def why_not_here(path: Path) -> str:
-    """Why a plan cannot be loaded here; empty where it can."""
+def why_not_here(path: Path, _runs_on: Mapping[str, Any] | None = None) -> str:
+    """Why a plan cannot be loaded here, by the record beside it; empty where it can."""
     try:
         check_plan(path)
         _cuda_runtime()
@@ -65,14 +66,22 @@ class TrtRunner:
     leaving a `with` block) gives back its memory.
     """
 
-    def __init__(self, artifact: Path, threads: int | None = None, *, cuda_graph: bool = True) -> None:
-        """Loads a plan. `threads` means nothing on a GPU and is accepted as by every runner.
+    def __init__(
+        self,
+        artifact: Path,
+        threads: int | None = None,
+        *,
+        share_weights: bool = False,
+        cuda_graph: bool = True,
+    ) -> None:
+        """Loads a plan. `threads` and `share_weights` mean nothing here and are accepted as by every runner:
+        a plan holds its own weights.
 
         Raises:
             MissingExtraError: TensorRT or cuda-bindings is not installed.
             JobError: the plan is damaged, of another version, for another GPU, or TensorRT refuses it.
         """
-        del threads
+        del threads, share_weights
         plan, self._trt = check_plan(artifact)
         self._cuda = Cuda()
         log = shared_log(self._trt)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from ptsr_edge.checkpoint import CheckpointInfo
-from ptsr_edge.console import progress
+from ptsr_edge.console import progress, say
 from ptsr_edge.data import FlowData
 from ptsr_edge.errors import ParityError
 from ptsr_edge.flops import count_macs
@@ -26,19 +26,23 @@ from ptsr_edge.manifest import Parity, Variant, describe_file
 from ptsr_edge.metrics import confusion, uar
 from ptsr_edge.model import Model, count_parameters
 from ptsr_edge.onnx_graph import add_metadata, trace, write_sharing_weights
-from ptsr_edge.parity import Reference, eager_reference, measure_parity, require_parity
+from ptsr_edge.parity import (
+    THROUGH_ARTIFACT,
+    THROUGH_GRAPH,
+    Reference,
+    eager_reference,
+    measure_parity,
+    require_parity,
+)
 from ptsr_edge.repair import build_within, uar_of
 from ptsr_edge.sensitivity import rank_layers
 from ptsr_edge.static import to_static
-from ptsr_edge.target import Artifact, BuildRequest, GraphTarget, Target, variant_id
+from ptsr_edge.target import Artifact, BuildRequest, GraphTarget, Runner, Target, variant_id
 from ptsr_edge.target_trt import NoEngineError
 
 PROOF_SAMPLES = 32
 JUDGED_SAMPLES = 400
-GRAPH_SAMPLES = 4
-"""A graph that is computed operator by operator is slow: so few samples prove it."""
-
-GRAPH_ONLY = "typed graph computed on the CPU, engine not run here"
+GRAPH_ONLY = f"{THROUGH_GRAPH}, engine not run here"
 DEPARTURES = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2, "int8": 0.1}
 """Relative difference from which a layer of a refused artifact is named: several times what rounding to the
 precision does to a sound layer (int8: .01 to .03), or the first layer would be named whatever is wrong."""
@@ -150,22 +154,33 @@ def _measure(reference: Reference, target: Target, artifact: Artifact, precision
 
     None where neither can be computed.
     """
-    runner = target.runner(artifact, threads=1)
-    if runner is not None:
-        return measure_parity(reference, runner.run, precision)
-    if not isinstance(target, GraphTarget):
+    runner, through = _open(target, artifact)
+    if runner is None:
         return None
-    few = reference.first(GRAPH_SAMPLES)
-    parity = measure_parity(few, target.graph_runner(artifact).run, precision)
+    parity = measure_parity(reference, runner.run, precision)
+    if through == THROUGH_ARTIFACT:
+        return parity
     return parity.model_copy(update={"reference": f"{parity.reference}; {GRAPH_ONLY}"})
 
 
+def _open(target: Target, artifact: Artifact) -> tuple[Runner | None, str]:
+    """The artifact, loaded, or the graph that it was built from where it cannot run here; and which it is."""
+    runner = target.runner(artifact, threads=1)
+    if runner is None and isinstance(target, GraphTarget):
+        return target.graph_runner(artifact), THROUGH_GRAPH
+    return runner, THROUGH_ARTIFACT
+
+
 def _first_fault(one: NDArray[np.float32], graph: Path, artifact: Artifact, precision: str) -> str:
-    """Which layer of an ONNX artifact departs first, for `one` input, from the graph that it was made of."""
-    if artifact.path.suffix != ".onnx":
+    """Which layer departs first, for `one` input, from the graph that the artifact was made of.
+
+    Of an engine those of its typed graph, which lies beside it.
+    """
+    built = artifact.path.with_suffix(".onnx")
+    if built not in artifact.files:
         return "layers are compared for ONNX artifacts only"
     limit = DEPARTURES[precision]
-    departure = first_departure(product_values(graph, one), product_values(artifact.path, one), limit)
+    departure = first_departure(product_values(graph, one), product_values(built, one), limit)
     if departure is not None:
         return str(departure)
     return f"no layer departs from the fp32 graph by more than {limit:g}: the graph does, or rounding adds up"
@@ -180,7 +195,7 @@ def _build(
     def build(kept: Sequence[str]) -> Mapping[int, Artifact]:
         options = {key: value for key, value in job.options.items() if key in target.options}
         if kept:
-            options["keep_float"] = list(kept)
+            options["keep_float"] = list(dict.fromkeys([*options.get("keep_float", ()), *kept]))
         request = BuildRequest(
             name=info.model.name,
             graphs=graphs,
@@ -205,11 +220,21 @@ def _build(
     for tokens in job.tokens:
         answers = predict_logits(job.model, judged.flows, tokens)[0].argmax(axis=1)
         expected[tokens] = uar(confusion(judged.labels, answers, classes))
-    return build_within(
+    said: dict[str, Any] = {"samples": len(inputs)}
+
+    def open_artifact(artifact: Artifact) -> Runner | None:
+        runner, through = _open(target, artifact)
+        if through == THROUGH_GRAPH and "through" not in said:
+            say(f"{target.name} int8 is judged through its {through}: no engine runs here")
+        said["through"] = through
+        return runner
+
+    artifacts, record = build_within(
         job.max_uar_drop,
         build,
-        lambda artifact: target.runner(artifact, threads=1),
+        open_artifact,
         expected,
         lambda runner: uar_of(runner, inputs, judged.labels, classes),
         lambda: rank_layers(graphs[min(graphs)], job.calibration_inputs, progress),
     )
+    return artifacts, record | said

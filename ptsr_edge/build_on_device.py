@@ -25,10 +25,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ptsr_edge.trt_engine import MODULES, BuildError, build_plan, describe_gpus, judge_layers, load_tensorrt
+from ptsr_edge.trt_engine import (
+    ALLOWED,
+    MODULES,
+    BuildError,
+    build_plan,
+    describe_gpus,
+    judge_layers,
+    load_tensorrt,
+)
 
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
 """Where JetPack puts the program."""
+
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading a JSON record of another shape raises."""
 
 
 def build_with_trtexec(onnx_path: Path, plan_path: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -71,10 +82,14 @@ def build(onnx_path: Path, flavour: str | None, capabilities: list[str]) -> dict
     side = onnx_path.with_suffix(".build.json")
     try:
         record: dict[str, Any] = json.loads(side.read_text(encoding="utf-8"))
-        settings = record["settings"]
-    except (OSError, ValueError, KeyError) as error:
-        raise BuildError(f"{side} is missing or damaged ({error}); it says how to build the graph") from error
-    for name, digest in record["graph"].items():
+        settings, graph = dict(record["settings"]), dict(record["graph"])
+        if settings["precision"] not in ALLOWED or onnx_path.name not in graph:
+            raise ValueError(f"it is of no graph {onnx_path.name} in {', '.join(ALLOWED)}")
+    except _DAMAGED as error:
+        raise BuildError(
+            f"{side} is missing or damaged ({error!r}); it says how to build the graph"
+        ) from error
+    for name, digest in graph.items():
         path = onnx_path.parent / name
         if not path.is_file() or sha256(path) != digest:
             raise BuildError(f"{path} is missing or has changed since it was exported: export again")
@@ -99,12 +114,28 @@ def build(onnx_path: Path, flavour: str | None, capabilities: list[str]) -> dict
     return record
 
 
-def adopt(folder: Path, onnx_path: Path, record: dict[str, Any]) -> None:
-    """Enters a plan that was built here into the folder's `bundle.json`, where there is one."""
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The folder's `bundle.json`, None where there is none.
+
+    Raises:
+        BuildError: it is there and no manifest.
+    """
     manifest = folder / "bundle.json"
     if not manifest.is_file():
+        return None
+    try:
+        bundle: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+        _ = [entry["path"] for variant in bundle["variants"] for entry in variant["files"]]
+    except _DAMAGED as error:
+        raise BuildError(f"{manifest} is damaged ({error!r}): export again") from error
+    return bundle
+
+
+def adopt(folder: Path, onnx_path: Path, record: dict[str, Any]) -> None:
+    """Enters a plan that was built here into the folder's `bundle.json`, where there is one."""
+    bundle = read_manifest(folder)
+    if bundle is None:
         return
-    bundle = json.loads(manifest.read_text(encoding="utf-8"))
     names = [onnx_path.with_suffix(".plan").name, onnx_path.with_suffix(".build.json").name]
     for variant in bundle["variants"]:
         if onnx_path.name not in [entry["path"] for entry in variant["files"]]:
@@ -116,7 +147,7 @@ def adopt(folder: Path, onnx_path: Path, record: dict[str, Any]) -> None:
         variant["artifact"] = names[0]
         variant["built_with"].update(built_with(record))
         variant["runs_on"] = runs_on(record)
-    write(manifest, (json.dumps(bundle, indent=2, ensure_ascii=False) + "\n").encode())
+    write(folder / "bundle.json", (json.dumps(bundle, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def built_with(record: dict[str, Any]) -> dict[str, Any]:
@@ -184,10 +215,14 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"no graph given and none with its .build.json in {folder}")
     records = []
     for graph in graphs:
+        if not graph.is_file():
+            print(f"build_on_device: there is no graph at {graph}", file=sys.stderr)
+            return 2
         try:
+            read_manifest(graph.resolve().parent)  # before minutes of building, not after
             record = build(graph.resolve(), chosen.flavour, chosen.capabilities)
             adopt(graph.resolve().parent, graph, record)
-        except BuildError as error:
+        except (BuildError, OSError) as error:
             print(f"build_on_device: {error}", file=sys.stderr)
             return 1
         records.append(record)

@@ -6,12 +6,13 @@ Nothing that can execute is ever loaded: pickled files are refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -38,6 +39,19 @@ class CheckpointInfo(Record):
     preprocess: Preprocess
     labels: list[str]
     provenance: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> CheckpointInfo:
+        if len(self.labels) != self.model.classes or len(set(self.labels)) != len(self.labels):
+            raise ValueError(
+                f"labels must be {self.model.classes} different names, one a class, got {self.labels}"
+            )
+        if self.preprocess.image_size != self.model.image_size:
+            raise ValueError(
+                f"samples are made of {self.preprocess.image_size} pixels, the model takes "
+                f"{self.model.image_size}"
+            )
+        return self
 
 
 def save_checkpoint(path: Path, model: Model, info: CheckpointInfo, half: bool = False) -> None:
@@ -66,7 +80,24 @@ def load_checkpoint(path: Path) -> tuple[Model, CheckpointInfo]:
         InputError: the file is missing, is no safetensors file, was not written by this toolkit, or its
             weights are not those of its configuration.
     """
-    tensors, metadata = _read(path)
+    info = read_info(path)
+    try:
+        model = build_model(info.model)
+    except (RuntimeError, MemoryError) as error:  # more weights than there is memory
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path}: no model of its geometry can be made here: {reason}") from None
+    _fill(model, _read(path), str(path))
+    return model, info
+
+
+def read_info(path: Path) -> CheckpointInfo:
+    """What a checkpoint says of itself; its weights are not looked at.
+
+    Raises:
+        InputError: the file is missing, is no safetensors file, or was not written by this toolkit.
+    """
+    with _opened(path) as stream:
+        metadata = stream.metadata() or {}
     if METADATA_KEY not in metadata:
         raise InputError(
             f"{path} holds weights but no ptsr-edge configuration; weights of other projects' ViTs are "
@@ -74,17 +105,9 @@ def load_checkpoint(path: Path) -> tuple[Model, CheckpointInfo]:
         )
     try:
         data = json.loads(metadata[METADATA_KEY])
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path}: its {METADATA_KEY} metadata is not JSON: {error}") from None
-    info = parse(CheckpointInfo, data, str(path))
-    model = build_model(info.model)
-    _fill(model, tensors, str(path))
-    return model, info
-
-
-def read_info(path: Path) -> CheckpointInfo:
-    """What a checkpoint says of itself, without its weights; raises as `load_checkpoint` does."""
-    return load_checkpoint(path)[1]
+    return parse(CheckpointInfo, data, str(path))
 
 
 def embedded_checkpoint(name: str) -> Path | None:
@@ -128,8 +151,7 @@ def load_vit(model: Vit, path: Path) -> None:
     Raises:
         InputError: unreadable file, another layout, or shapes that do not fit the geometry.
     """
-    tensors, _ = _read(path)
-    load_vit_state(model, tensors, str(path))
+    load_vit_state(model, _read(path), str(path))
 
 
 def load_vit_state(model: Vit, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -156,12 +178,23 @@ def load_vit_state(model: Vit, tensors: Mapping[str, Tensor], where: str) -> Non
     _fill(model, state, where)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(path: Path) -> dict[str, Tensor]:
+    with _opened(path) as stream:
+        return {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file to read from.
+
+    Raises:
+        InputError: it is missing, or something else.
+    """
     if not path.is_file():
         raise InputError(f"there is no checkpoint at {path}")
     try:
         with safe_open(path, framework="pt") as stream:
-            return {name: stream.get_tensor(name) for name in stream.keys()}, stream.metadata() or {}  # noqa: SIM118
+            yield stream
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"{path} is not a safetensors file ({error}); nothing else is read: pickled files can execute"

@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import logging
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ MEGC_TABLE = "combined_3_class2_for_optical_flow.csv"
 MEGC_FOLDER = "STSNet_whole_norm_u_v_os"
 _MEGC_LAYOUT = f"accepted: a folder with {MEGC_TABLE} and {MEGC_FOLDER}/<sub>_<filename> .png"
 _MEGC_COLUMNS = ("dataset", "sub", "filename_o", "label")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def load(
 
     Args:
         name: one of `DATA_NAMES`.
-        root: the folder that the data lies in; `synthetic` needs none.
+        root: the folder that the data lies in; `synthetic` has none.
         image_size: side of the samples in pixels.
         subjects: only these; by default all.
         seed: of what is rendered (`synthetic`); data from files does not depend on it.
@@ -150,9 +152,14 @@ def split_subjects(
 
 
 def _load_synthetic(
-    _root: Path | None, image_size: int, subjects: Sequence[str] | None, seed: int, limit: int | None
+    root: Path | None, image_size: int, subjects: Sequence[str] | None, seed: int, limit: int | None
 ) -> FlowData:
     """Rendered frames, their flow measured as a camera's is."""
+    if root is not None:
+        in_files = ", ".join(name for name in DATA_NAMES if name != "synthetic")
+        raise InputError(
+            f"data 'synthetic' is rendered and lies in no folder, got {root}; data in files: {in_files}"
+        )
     known = synthetic.subject_names()
     numbers = [known.index(name) for name in check_subjects(subjects, known)]
     clips = min(limit or synthetic.CLIPS_PER_SUBJECT, synthetic.CLIPS_PER_SUBJECT)
@@ -294,13 +301,47 @@ def check_subjects(subjects: Sequence[str] | None, known: Sequence[str]) -> list
 def _read_png(row: _Row) -> NDArray[np.float32]:
     """(H, W, 3) float32 in [0, 1]: u, v, strain."""
     cv2 = require("cv2", "train", "reading megc-flow")
-    # Through a buffer: OpenCV's own file reading prints warnings and knows no Unicode paths on Windows.
-    content = np.frombuffer(row.image.read_bytes(), dtype=np.uint8)
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    where = f"{row.image} (line {row.line} of {MEGC_TABLE})"
+    try:
+        # Through a buffer: OpenCV's own file reading prints warnings and knows no Unicode paths on Windows.
+        content = row.image.read_bytes()
+    except OSError as error:
+        raise InputError(f"{where} cannot be read: {error.strerror}") from None
+    fault = png_fault(content)
+    if fault:
+        raise InputError(f"{where} is no readable PNG image: {fault}")
+    try:
+        image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise InputError(f"{where} is no readable PNG image: {error.err}") from None
     if image is None:
-        raise InputError(f"{row.image} (line {row.line} of {MEGC_TABLE}) is no readable PNG image")
+        raise InputError(f"{where} is no readable PNG image: OpenCV {cv2.__version__} refuses its pixels")
     strain_v_u = image.astype(np.float32) / 255
     return np.ascontiguousarray(strain_v_u[..., ::-1])
+
+
+def png_fault(content: bytes) -> str:
+    """What is wrong with a PNG file's frame, empty where nothing is; pixels are not looked at.
+
+    OpenCV says of a damaged file nothing but None, and libpng writes to stderr by itself. Source: PNG
+    specification (third edition), 5.2 and 5.3: a signature, then chunks of length, type, data and CRC-32 of
+    type and data, from IHDR to IEND.
+    """
+    if content[:8] != PNG_SIGNATURE:
+        return "it has no PNG signature" if content else "it is empty"
+    place, kind = 8, b""
+    while kind != b"IEND":
+        length = int.from_bytes(content[place : place + 4], "big")
+        kind = content[place + 4 : place + 8]
+        end = place + 8 + length
+        if len(content) < end + 4:
+            return f"it is cut short after {len(content)} bytes"
+        if zlib.crc32(content[place + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
+            return f"its bytes {place} to {end} are damaged"
+        if place == 8 and kind != b"IHDR":
+            return "it does not begin with its header"
+        place = end + 4
+    return ""
 
 
 _Loader = Callable[[Path | None, int, Sequence[str] | None, int, int | None], FlowData]

@@ -6,7 +6,7 @@ python -m ptsr_edge.evaluate --data synthetic --bundle out/ptsr-tiny-cpu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import click
@@ -17,14 +17,16 @@ from ptsr_edge.checkpoint import load_checkpoint
 from ptsr_edge.config import MODELS, ModelConfig, named_model
 from ptsr_edge.console import Verb, comma_separated, finish, progress, run, say
 from ptsr_edge.data import DATA_NAMES, FlowData, load
-from ptsr_edge.errors import InputError
+from ptsr_edge.errors import InputError, JobError
 from ptsr_edge.fit import recipe_for
+from ptsr_edge.flow import to_input
 from ptsr_edge.inference import predict_logits
-from ptsr_edge.manifest import read_bundle
+from ptsr_edge.manifest import Variant, check_files, read_bundle
 from ptsr_edge.model import Model
+from ptsr_edge.parity import THROUGH_ARTIFACT, THROUGH_GRAPH
 from ptsr_edge.plan import parse_budget
 from ptsr_edge.protocol import PROTOCOLS, figures, folds, run_protocol, unseen_subjects
-from ptsr_edge.runtime import Session
+from ptsr_edge.runtime import Session, why_not_here
 from ptsr_edge.storage import write_json
 
 
@@ -34,6 +36,28 @@ def evaluate_session(session: Session, data: FlowData, label: str = "") -> NDArr
         session.predict(flow).logits.argmax() for flow in progress(data.flows, label or session.variant.id)
     ]
     return np.array(answers, dtype=np.int64)
+
+
+def evaluate_graph(folder: Path, variant: Variant, data: FlowData) -> NDArray[np.int64]:
+    """The classes (n,) that the typed graph beside an engine gives for all samples, computed on the CPU.
+
+    It stands for an engine that cannot run here, and tells what its types cost, not what TensorRT makes of them.
+
+    Raises:
+        InputError: a file of the variant is missing or has changed.
+        JobError: the variant has no typed graph, or gives an answer that is not finite.
+    """
+    from ptsr_edge.typed_runner import TypedGraphRunner
+
+    check_files(folder, variant)
+    graph = str(PurePosixPath(variant.artifact).with_suffix(".onnx"))
+    if graph not in [entry.path for entry in variant.files]:
+        raise JobError(f"{variant.id} cannot run here, and has no typed graph {graph} to stand for it")
+    runner = TypedGraphRunner(folder / graph)
+    answers = [runner.run(to_input(flow))[0] for flow in progress(data.flows, f"{variant.id}, typed graph")]
+    if not np.isfinite(answers).all():
+        raise JobError(f"the typed graph of {variant.id} gave an answer that is not finite")
+    return np.array(answers).argmax(axis=1)
 
 
 def judged_samples(data: FlowData, provenance: dict[str, Any], everyone: bool) -> tuple[FlowData, str]:
@@ -58,18 +82,25 @@ def judged_samples(data: FlowData, provenance: dict[str, Any], everyone: bool) -
 def evaluate_bundle(
     folder: Path, data: FlowData, model: Model | None = None, threads: int | None = None
 ) -> list[dict[str, Any]]:
-    """Figures of every variant of a bundle through its artifacts.
+    """Figures of every variant of a bundle through its artifacts; `through` says so.
 
-    With `model`, also how many of the eager model's classes each variant reproduces at its budget.
+    An engine that cannot run here is judged through its typed graph, and that is said instead. With `model`,
+    also how many of the eager model's classes each variant reproduces at its budget.
     """
     records = []
     for variant in read_bundle(folder).variants:
-        session = Session.open(
-            folder, budget=variant.keep_rate, target=variant.target, precision=variant.precision,
-            threads=threads,
-        )  # fmt: skip
-        answers = evaluate_session(session, data)
-        record = {"id": variant.id, "keep_rate": variant.keep_rate} | figures(data, answers)
+        by_graph = variant.target == "trt" and bool(why_not_here(variant, folder))
+        if by_graph:
+            answers = evaluate_graph(folder, variant, data)
+        else:
+            session = Session.open(
+                folder, budget=variant.keep_rate, target=variant.target, precision=variant.precision,
+                threads=threads,
+            )  # fmt: skip
+            answers = evaluate_session(session, data)
+        through = THROUGH_GRAPH if by_graph else THROUGH_ARTIFACT
+        record = {"id": variant.id, "keep_rate": variant.keep_rate, "through": through}
+        record |= figures(data, answers)
         if model is not None:
             eager = predict_logits(model, data.flows, variant.tokens)[0].argmax(axis=1)
             record["agrees_with_eager"] = int((answers == eager).sum())
@@ -140,6 +171,8 @@ def lines_of(records: Sequence[dict[str, Any]]) -> list[str]:
     for record in records:
         agreement = record.get("agrees_with_eager")
         tail = f"  same class as eager on {agreement} of {record['n']}" if agreement is not None else ""
+        if record.get("through") == THROUGH_GRAPH:
+            tail += f"  [{THROUGH_GRAPH}: no engine ran]"
         lines.append(
             f"{record['id']:28} {record['keep_rate']:6.1%}  "
             f"UF1 {record['uf1']:.3f}  UAR {record['uar']:.3f}  "

@@ -8,6 +8,7 @@ each precision of each target, prove every variant against the eager model, writ
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,35 +17,47 @@ from typing import Any, Literal
 import click
 import numpy as np
 
-from ptsr_edge.build import GRAPH_ONLY, JUDGED_SAMPLES, Job, build_and_prove, trace_budgets
 from ptsr_edge.cache import BundleCache, cache_key, data_fingerprint, surroundings
-from ptsr_edge.calibration import budgets_from_data, calibration_side, draw
-from ptsr_edge.checkpoint import CheckpointInfo, resolve
 from ptsr_edge.config import DEFAULT_MODEL, MODELS
 from ptsr_edge.console import Verb, comma_separated, finish, run, say
 from ptsr_edge.data import DATA_NAMES
-from ptsr_edge.errors import JobError
+from ptsr_edge.errors import InputError, JobError
 from ptsr_edge.flow import to_input
-from ptsr_edge.layouts import LAYOUTS, write_layout
 from ptsr_edge.manifest import Bundle, Variant, write_bundle
-from ptsr_edge.model import Model
-from ptsr_edge.plan import (
-    Rates,
-    check_budgets,
-    check_options,
-    check_out,
-    check_targets,
-    parse_budget,
-    rates_of,
-)
 from ptsr_edge.recipe import read_recipe
 from ptsr_edge.storage import staged_folder
 from ptsr_edge.target import Target
-from ptsr_edge.target_cpu import CpuTarget
-from ptsr_edge.target_openvino import OpenVinoTarget
-from ptsr_edge.target_trt import TrtTarget
+
+try:
+    from ptsr_edge.build import GRAPH_ONLY, JUDGED_SAMPLES, Job, build_and_prove, trace_budgets
+    from ptsr_edge.calibration import budgets_from_data, calibration_side, draw
+    from ptsr_edge.checkpoint import CheckpointInfo, resolve
+    from ptsr_edge.layouts import LAYOUTS, check_repository, write_layout
+    from ptsr_edge.model import Model
+    from ptsr_edge.plan import (
+        Rates,
+        check_budgets,
+        check_options,
+        check_out,
+        check_targets,
+        parse_budget,
+        rates_of,
+    )
+    from ptsr_edge.target_cpu import CpuTarget
+    from ptsr_edge.target_openvino import OpenVinoTarget
+    from ptsr_edge.target_trt import TrtTarget
+except ImportError as error:
+    if __name__ != "__main__" or (error.name or "ptsr_edge").startswith("ptsr_edge"):
+        raise  # to `cli.load_verb`, which says the same in one line
+    sys.exit(
+        f"python -m ptsr_edge.export: export needs the package {error.name!r}, which is not installed "
+        f"({error}): pip install 'ptsr-edge[train]'"
+    )
 
 TARGETS: dict[str, Target] = {target.name: target for target in (CpuTarget(), OpenVinoTarget(), TrtTarget())}
+THREADED = ("cpu", "openvino")
+"""Targets whose artifacts run on processor threads; an engine of `trt` runs on a GPU."""
+
 PROOF_ONLY_SAMPLES = 32
 CALIBRATION_SAMPLES = 64
 
@@ -61,6 +74,7 @@ def export_bundle(
     calibration_data: str | None = None,
     calibration_samples: int | None = None,
     max_uar_drop: float | None = None,
+    threads: int | None = None,
     options: Mapping[str, Any] | None = None,
     cache: bool = False,
 ) -> Bundle:
@@ -78,6 +92,8 @@ def export_bundle(
             `calibration.calibration_side`.
         calibration_samples: by default `CALIBRATION_SAMPLES` where int8 is made, else fewer.
         max_uar_drop: repair int8 that loses more UAR than this on the calibration side, or refuse it.
+        threads: what `Session` gives to one inference on a processor unless it is told otherwise; None
+            leaves it to the runtime.
         options: what a target understands besides; see its `build`.
         cache: serve a bundle made before from the same inputs by the same tools.
 
@@ -89,21 +105,22 @@ def export_bundle(
     """
     check_out(out)
     plan = check_targets([target] if isinstance(target, str) else target, precisions, TARGETS)
-    check_options(options or {}, [builder for builder, _ in plan])
+    check_options(options or {}, plan)
     loaded, info, digest = resolve(checkpoint, model or (None if checkpoint else DEFAULT_MODEL))
     rates = check_budgets(info, budgets)
     quantizes = any("int8" in wanted for _, wanted in plan)
     count = calibration_samples or (CALIBRATION_SAMPLES if quantizes else PROOF_ONLY_SAMPLES)
     wanted = [[builder.name, names] for builder, names in plan]
     source = [calibration_data, count, data_fingerprint(calibration_data or "", calibration)]
-    call = [digest, wanted, rates, source, max_uar_drop, dict(options or {})]
+    call = [digest, wanted, rates, source, max_uar_drop, threads, dict(options or {})]
     key = cache_key({"call": call, **surroundings()}) if cache else ""
     if cache and (kept := BundleCache().fetch(key, out)) is not None:
         say("served from the cache: nothing that the export depends on has changed")
         return kept
     limit = max_uar_drop if quantizes else None
     job, provenance = _prepare(loaded, info, rates, count, calibration, calibration_data, limit, options)
-    bundle = _write(out, job, plan, {"checkpoint_sha256": digest, **info.provenance, **provenance})
+    provenance = {"checkpoint_sha256": digest, **info.provenance, **provenance}
+    bundle = _write(out, job, plan, provenance, threads)
     if job.not_built:
         raise JobError(
             f"{out} holds checked graphs and the script that builds on the device; {job.not_built[0]}"
@@ -120,19 +137,30 @@ def _prepare(
     """Draws the samples and chooses the budgets; the job, and what the manifest says of both."""
     judges = max_uar_drop is not None
     side = calibration_side(info, root, data, count + (JUDGED_SAMPLES if judges else 0))
+    if judges and list(side.label_names) != info.labels:
+        raise InputError(
+            f"data {side.source} has the classes {', '.join(side.label_names)}, {info.model.name} answers "
+            f"{', '.join(info.labels)}: a drop of UAR cannot be judged"
+        )
     samples, record = draw(side, count)
     said: dict[str, Any] = {"calibration": record.model_dump()}
     if rates == "auto":
         said["dynamic_counts"] = budgets_from_data(model, to_input(samples.flows))
         rates = rates_of(info.model, list(said["dynamic_counts"]["quantiles"].values()))
     others = side.subset(~np.isin(side.names, samples.names))
+    if judges and not len(others):
+        raise InputError(
+            f"calibration takes all {len(side)} clips of the training side of {side.source}, and none is left "
+            "to judge a drop of UAR on: ask for fewer with --calibration-samples"
+        )
     judged = draw(others, JUDGED_SAMPLES)[0] if judges else others
     return Job(model, info, rates, samples, judged, dict(options or {}), max_uar_drop), said
 
 
 def _write(
-    out: Path, job: Job, plan: Sequence[tuple[Target, list[str]]], provenance: dict[str, Any]
-) -> Bundle:
+    out: Path, job: Job, plan: Sequence[tuple[Target, list[str]]], provenance: dict[str, Any],
+    threads: int | None,
+) -> Bundle:  # fmt: skip
     """Traces, builds and proves; the bundle takes its place only when all of it is proven."""
     with staged_folder(out) as stage, TemporaryDirectory(prefix="ptsr-edge-") as scratch:
         graphs, macs = trace_budgets(job, Path(scratch))
@@ -144,7 +172,7 @@ def _write(
             preprocess=job.info.preprocess,
             provenance=provenance,
             variants=[
-                variant
+                _with_threads(variant, threads)
                 for builder, wanted in plan
                 for precision in wanted
                 for variant in build_and_prove(job, builder, precision, graphs, macs, stage)
@@ -152,6 +180,13 @@ def _write(
         )
         write_bundle(stage, bundle)
     return bundle
+
+
+def _with_threads(variant: Variant, threads: int | None) -> Variant:
+    """Says in `runs_on` how many threads one inference gets, where a processor is what runs it."""
+    if threads is None or variant.target not in THREADED:
+        return variant
+    return variant.model_copy(update={"runs_on": {**variant.runs_on, "threads": threads}})
 
 
 def _parse_budgets(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Any:
@@ -184,6 +219,9 @@ def _parse_budgets(_ctx: click.Context, _param: click.Parameter, value: str | No
 @click.option(
     "--max-uar-drop", type=click.FloatRange(0, 1), help="Repair or refuse int8 that loses more UAR."
 )
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Of one inference on the device: Session's default."
+)
 @click.option("--int8-scheme", type=click.Choice(["auto", "static", "dynamic"]), help="Of target cpu.")
 @click.option(
     "--flavour",
@@ -203,7 +241,7 @@ def _parse_budgets(_ctx: click.Context, _param: click.Parameter, value: str | No
 def main(
     targets: list[str] | None, recipe: Path | None, checkpoint: Path | None, model: str | None,
     budgets: Any, precisions: list[str] | None, calibration: Path | None, calibration_data: str | None,
-    calibration_samples: int | None, max_uar_drop: float | None, int8_scheme: str | None,
+    calibration_samples: int | None, max_uar_drop: float | None, threads: int | None, int8_scheme: str | None,
     flavour: str | None, capabilities: list[str] | None, onnx_only: bool, layout: str,
     no_cache: bool, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
@@ -216,7 +254,8 @@ def main(
         precisions = precisions or said.precisions  # type: ignore[assignment]
         calibration_samples = calibration_samples or said.calibration_samples
         max_uar_drop = said.max_uar_drop if max_uar_drop is None else max_uar_drop
-        options = said.target_options()
+        threads = threads or said.threads
+        options = said.target_options() if said.target in targets else {}
     given = {
         "int8_scheme": int8_scheme,
         "flavour": flavour,
@@ -227,18 +266,24 @@ def main(
     targets = targets or ["cpu"]
     name = model or (checkpoint.stem if checkpoint else DEFAULT_MODEL)
     out = out or Path("out") / f"{name}-{recipe.stem if recipe else '-'.join(targets)}"
+    if layout != "bundle":
+        check_out(out)
+        check_repository(_repository(out, layout), layout)
     bundle = export_bundle(
         out=out, model=model, checkpoint=checkpoint, target=targets, budgets=budgets, precisions=precisions,
         calibration=calibration, calibration_data=calibration_data, calibration_samples=calibration_samples,
-        max_uar_drop=max_uar_drop, options=options, cache=not no_cache,
+        max_uar_drop=max_uar_drop, threads=threads, options=options, cache=not no_cache,
     )  # fmt: skip
     say(f"{bundle.name}: {bundle.provenance.get('card', 'trained weights')}")
     lines = [*summary(bundle), str(out)]
     if layout != "bundle":
-        repository = out.with_name(f"{out.name}-{layout}")
-        write_layout(out, layout, repository)
-        lines.append(str(repository))
+        write_layout(out, layout, _repository(out, layout))
+        lines.append(str(_repository(out, layout)))
     finish(bundle.model_dump(mode="json", by_alias=True), lines, as_json)
+
+
+def _repository(out: Path, layout: str) -> Path:
+    return out.with_name(f"{out.name}-{layout}")
 
 
 def summary(bundle: Bundle) -> list[str]:

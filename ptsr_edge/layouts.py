@@ -21,7 +21,7 @@ from typing import Any
 from ptsr_edge.errors import InputError
 from ptsr_edge.manifest import Bundle, read_bundle
 from ptsr_edge.served import ServedModel, describe, inference_precision, refusals
-from ptsr_edge.storage import staged_folder, write_json, write_whole
+from ptsr_edge.storage import check_place, staged_folder, write_json, write_whole
 
 log = logging.getLogger("ptsr_edge")
 
@@ -63,7 +63,7 @@ def write_layout(bundle_folder: Path, layout: str, out: Path) -> list[Path]:
             f"layout {layout} can serve none of the {len(left_out)} variants of {bundle_folder}; "
             f"{first}: {reason}"
         )
-    _check_out(out, layout)
+    check_repository(out, layout)
     models = [describe(bundle_folder, bundle, variant) for variant in variants]
     with staged_folder(out) as stage:
         for model in models:
@@ -73,12 +73,13 @@ def write_layout(bundle_folder: Path, layout: str, out: Path) -> list[Path]:
     return [out / variant.id for variant in variants]
 
 
-def _check_out(out: Path, layout: str) -> None:
+def check_repository(out: Path, layout: str) -> None:
     """The folder is replaced as a whole: it must be new, empty or an earlier repository of the layout.
 
     Raises:
-        InputError: it is a file, or holds anything else.
+        InputError: it is a file, holds anything else, or cannot be written.
     """
+    check_place(out)
     if out.is_file():
         raise InputError(f"{out} is a file; a model repository is a folder")
     inside = list(out.iterdir()) if out.is_dir() else []

@@ -1,13 +1,15 @@
 """The gate: an artifact is compared with the eager fp32 model before it may be written.
 
-Logits, top class, and selected tokens as sets. Runtimes break exact ties between scores differently, so a
-token may stand for another of the same score; the logits are then compared for the artifact's selection.
+What is judged, each by itself: the logits, against eager fp32 *for the tokens that the artifact kept*; the
+selection, by the scores of eager fp32; and the top class. One borderline token in another's place may move the
+logits by half of their spread and is no fault: rounding moves scores, and runtimes break ties differently.
+Judged together, the limit on the logits would have to let that through, and a wrong layer with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,18 +23,30 @@ from ptsr_edge.model import Model, Ptsr
 
 Run = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.int64] | None]]
 
+THROUGH_ARTIFACT = "artifact"
+THROUGH_GRAPH = "typed graph computed on the CPU"
+"""What a figure was measured through, in the words of the records: an engine that cannot run here is stood for
+by the graph that it was built from."""
+
 LIMITS = {"fp32": 1e-4}
 """Largest difference of a logit from eager fp32, absolute."""
 
-SPREADS = {"fp16": 0.1, "bf16": 0.6, "int8": 1.5}
-"""The same as a multiple of the reference logits' standard deviation: these precisions round by design, and
-a sample on the edge of the selection may keep other tokens."""
+SPREADS = {"fp16": 0.015, "bf16": 0.1, "int8": 0.5}
+"""The same as a multiple of the reference logits' standard deviation, for precisions that round by design."""
 
-AGREEMENT = {"fp32": 1.0, "fp16": 0.95, "bf16": 0.85, "int8": 0.8}
-"""Least share of samples with the same top class, and of selected tokens."""
+SCORE_SPREADS = {"fp16": 0.01, "bf16": 0.1, "int8": 1.0}
+"""How far above a token that was kept one that was dropped may score, as a multiple of the scores' standard
+deviation over the sample's tokens; in fp32 nothing but ties may differ."""
 
 TIE = 1e-5
-"""Scores closer than this, relative to the largest, count as equal."""
+"""Scores closer than this, relative to the largest, count as equal in every precision."""
+
+OVERLAP = {"fp32": 1.0, "fp16": 0.98, "bf16": 0.95, "int8": 0.85}
+"""Least share of selected tokens that eager fp32 selects too, or that tie with one that it does."""
+
+AGREEMENT = {"fp32": 1.0, "fp16": 0.9, "bf16": 0.85, "int8": 0.7}
+"""Least share of samples with the same top class. Where classes are close a swapped token decides; what int8
+costs in accuracy is measured where a limit is asked for."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +63,6 @@ class Reference:
     logits: NDArray[np.float32]
     kept: NDArray[np.int64]
     scores: NDArray[np.float32] | None
-
-    def first(self, count: int) -> Reference:
-        """The same for the first `count` samples."""
-        return replace(
-            self,
-            inputs=self.inputs[:count],
-            logits=self.logits[:count],
-            kept=self.kept[:count],
-            scores=None if self.scores is None else self.scores[:count],
-        )
 
 
 def eager_reference(model: Model, tokens: int, flows: NDArray[np.float32]) -> Reference:
@@ -79,21 +83,27 @@ def eager_reference(model: Model, tokens: int, flows: NDArray[np.float32]) -> Re
 
 
 def measure_parity(reference: Reference, run: Run, precision: str) -> Parity:
-    """How far an artifact departs from the reference over all samples; judges nothing."""
+    """How far an artifact departs from the reference over all samples; judges nothing.
+
+    The logits are compared for the artifact's own selection, the class with eager fp32's own answer, but where
+    both selections are the same up to ties. A selection that is farther off than the precision's rounding
+    explains is not one: it counts as 0 in the mean overlap.
+    """
     worst, same_class, overlap = 0.0, 0, 0.0
     for index, one in enumerate(reference.inputs):
         logits, kept = run(one[None])
-        expected = reference.logits[index]
+        expected = answer = reference.logits[index]
         if kept is not None:
-            agreeing, swapped = compare_selection(reference, index, kept)
-            overlap += agreeing
-            if agreeing == 1.0 and swapped:
+            share, gap = compare_selection(reference, index, kept)
+            overlap += share if gap <= score_limit(reference, precision) else 0.0
+            if np.isfinite(gap) and set(kept.tolist()) != set(reference.kept[index].tolist()):
                 expected = _eager_with(reference, one, kept)
+                answer = expected if share == 1.0 else answer
         else:
             overlap += 1.0
         difference = float(np.abs(logits.astype(np.float64) - expected).max())
         worst = max(worst, difference if np.isfinite(difference) else float("inf"))
-        same_class += int(logits.argmax() == expected.argmax())
+        same_class += int(logits.argmax() == answer.argmax())
     count = len(reference.inputs)
     return Parity(
         reference="eager fp32",
@@ -112,23 +122,41 @@ def limit_of(reference: Reference, precision: str) -> float:
     return SPREADS[precision] * max(float(reference.logits.std()), 1e-6)
 
 
-def compare_selection(reference: Reference, index: int, kept: NDArray[np.int64]) -> tuple[float, bool]:
-    """The share of an artifact's tokens that the reference keeps too or that tie with one it keeps.
+def score_limit(reference: Reference, precision: str) -> float:
+    """How far off a selection may be, in standard deviations of the scores; see `SCORE_SPREADS`.
 
-    Also whether any differs. A token that is kept twice counts once, one that does not exist not at all,
-    and a selection of another size is none.
+    Scores of the input are taken before the first product: int8 has nothing to quantize there.
+    """
+    if precision == "int8" and reference.model.config.selects_before_embedding:
+        precision = "fp16"
+    return SCORE_SPREADS.get(precision, np.inf)
+
+
+def compare_selection(reference: Reference, index: int, kept: NDArray[np.int64]) -> tuple[float, float]:
+    """How an artifact's selection compares with the scores of the reference.
+
+    Returns:
+        The share of its tokens that the reference keeps too, up to ties; and by how much the best token that
+        it drops scores above the worst that it keeps, in standard deviations of the sample's scores, 0 up to
+        ties. A selection of another size, with a token twice or one that does not exist, is infinitely off.
     """
     ours, theirs = set(reference.kept[index].tolist()), set(kept.tolist())
     if kept.shape != reference.kept[index].shape:
-        return 0.0, True
+        return 0.0, float("inf")
     theirs &= set(range(reference.model.config.patches))
-    extra = theirs - ours
-    if not extra or reference.scores is None:
-        return len(theirs & ours) / len(ours), bool(extra)
-    scores = reference.scores[index]
-    lowest = scores[reference.kept[index]].min()
-    tied = {token for token in extra if scores[token] >= lowest - TIE * abs(float(scores.max()))}
-    return len((theirs & ours) | tied) / len(ours), True
+    shared = len(theirs & ours)
+    if len(theirs) < len(ours):
+        return shared / len(ours), float("inf")
+    if theirs == ours or reference.scores is None:
+        return shared / len(ours), 0.0
+    scores = reference.scores[index].astype(np.float64)
+    tie = TIE * abs(float(scores.max()))
+    edge = scores[reference.kept[index]].min()
+    gained = sum(scores[token] < edge - tie for token in theirs - ours)
+    lost = sum(scores[token] > edge + tie for token in ours - theirs)
+    dropped = np.delete(scores, sorted(theirs)).max()
+    gap = dropped - scores[sorted(theirs)].min()
+    return 1 - max(gained, lost) / len(ours), gap / max(scores.std(), 1e-30) if gap > tie else 0.0
 
 
 def require_parity(parity: Parity, variant: str, precision: str = "fp32") -> None:
@@ -143,11 +171,11 @@ def require_parity(parity: Parity, variant: str, precision: str = "fp32") -> Non
             f"logits differ by up to {parity.max_abs:.3g} (limit {parity.limit:.3g}; the smallest limit "
             f"that would pass is {parity.max_abs:.3g})"
         )
-    least = AGREEMENT[precision]
-    if parity.top1_agreement < least:
-        faults.append(f"the top class agrees on {parity.top1_agreement:.1%} only (least {least:.0%})")
-    if parity.kept_agreement < least:
-        faults.append(f"selected tokens agree on {parity.kept_agreement:.1%} only (least {least:.0%})")
+    classes, tokens = AGREEMENT[precision], OVERLAP[precision]
+    if parity.top1_agreement < classes:
+        faults.append(f"the top class agrees on {parity.top1_agreement:.1%} only (least {classes:.0%})")
+    if parity.kept_agreement < tokens:
+        faults.append(f"selected tokens agree on {parity.kept_agreement:.1%} only (least {tokens:.0%})")
     if faults:
         raise ParityError(
             f"{variant} departs from {parity.reference} on {parity.samples} samples: {'; '.join(faults)}; "

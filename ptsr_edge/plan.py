@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ptsr_edge.checkpoint import CheckpointInfo
 from ptsr_edge.config import ModelConfig
 from ptsr_edge.errors import InputError
 from ptsr_edge.manifest import MANIFEST
+from ptsr_edge.storage import check_place
 from ptsr_edge.target import Target
+from ptsr_edge.trt_flavour import Flavour, choose_capabilities
 
 BUDGETS = (1.0, 0.5, 0.25)
 
@@ -47,17 +49,25 @@ def check_targets(
     return plan
 
 
-def check_options(options: Mapping[str, object], targets: Sequence[Target]) -> None:
-    """Makes sure that each option is understood by one of the targets.
+def check_options(options: Mapping[str, Any], plan: Sequence[tuple[Target, list[str]]]) -> None:
+    """Makes sure that each option is understood by one of the targets, and that GPUs can be built for.
 
     Raises:
-        InputError: one is not.
+        InputError: one is not; or an unknown compute capability, or one that a precision is not to be had on.
     """
     for key in options:
-        if not any(key in target.options for target in targets):
-            names = ", ".join(target.name for target in targets)
-            known = ", ".join(sorted({option for target in targets for option in target.options}))
+        if not any(key in target.options for target, _ in plan):
+            names = ", ".join(target.name for target, _ in plan)
+            known = ", ".join(sorted({option for target, _ in plan for option in target.options}))
             raise InputError(f"target {names} has no option {key!r}; it has: {known}")
+    asked = options.get("compute_capabilities")
+    if asked is None:
+        return
+    name = options.get("flavour") or "tensorrt-rtx"
+    flavour = Flavour(name, None, "", cross=name == "tensorrt-rtx")
+    for _, precisions in (entry for entry in plan if "compute_capabilities" in entry[0].options):
+        for precision in precisions:
+            choose_capabilities(flavour, precision, [str(entry) for entry in asked])
 
 
 def check_budgets(info: CheckpointInfo, budgets: Sequence[float] | Literal["auto"] | None) -> Rates:
@@ -92,11 +102,16 @@ def check_out(out: Path) -> None:
     """Only a bundle, or an empty folder, may be replaced: `--out .` must not remove somebody's work.
 
     Raises:
-        InputError: something else stands there.
+        InputError: something else stands there, it is the folder of this process or one around it, or it
+            cannot be written.
     """
+    here = Path.cwd()
+    if out.resolve() in (here, *here.parents):
+        raise InputError(f"{out} is the folder that you are in, or around it; accepted: a folder of its own")
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
         found = "a file" if out.is_file() else "a folder that is no bundle"
         raise InputError(f"{out} is {found}; accepted: a new folder, an empty one, or a bundle to replace")
+    check_place(out)
 
 
 def parse_budget(text: str) -> float:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ptsr_edge.errors import InputError
 from ptsr_edge.schema import Record, parse
@@ -25,9 +25,11 @@ class DeploymentRecipe(Record):
         target: one of the targets of `export`.
         budgets: keep rates in (0, 1], or "auto": from the counts of DTSM's dynamic mode.
         precisions: some that the target has.
-        threads: that the device should give to one inference.
+        threads: that the device gives to one inference, `Session`'s default; None leaves it to the runtime.
+            Not for `trt`, whose engines run on a GPU.
         calibration_samples: how many samples to calibrate and to prove on.
         int8_scheme: how int8 is made where a target has a choice; "auto" measures and takes the better.
+            None leaves it to the target.
         max_uar_drop: the largest loss of UAR against fp32 that int8 may have on the calibration side.
         compute_capabilities: of NVIDIA GPUs, such as 86 for 8.6.
         flavour: of TensorRT; None takes the first that can build.
@@ -40,7 +42,7 @@ class DeploymentRecipe(Record):
     precisions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     threads: int | None = Field(default=None, ge=1)
     calibration_samples: int = Field(default=64, ge=1)
-    int8_scheme: Literal["auto", "static", "dynamic"] = "auto"
+    int8_scheme: Literal["auto", "static", "dynamic"] | None = None
     max_uar_drop: float | None = Field(default=None, ge=0, le=1)
     compute_capabilities: tuple[int, ...] | None = None
     flavour: Literal["tensorrt", "tensorrt-rtx"] | None = None
@@ -61,10 +63,23 @@ class DeploymentRecipe(Record):
                 raise ValueError(f"a budget is a keep rate in (0, 1], got {rate:g}")
         return value
 
+    @model_validator(mode="after")
+    def _read_by_its_target(self) -> DeploymentRecipe:
+        """What the target does not read would be said in vain."""
+        elsewhere = {
+            "cpu": ("compute_capabilities", "flavour", "onnx_only"),
+            "openvino": ("int8_scheme", "compute_capabilities", "flavour", "onnx_only"),
+            "trt": ("int8_scheme", "threads"),
+        }
+        for key in elsewhere[self.target]:
+            if getattr(self, key):
+                raise ValueError(f"target {self.target} has no use for {key}")
+        return self
+
     def target_options(self) -> dict[str, Any]:
         """What the recipe says to the target alone; what it leaves open is not in it."""
         said = {
-            "int8_scheme": self.int8_scheme if self.target == "cpu" else None,
+            "int8_scheme": self.int8_scheme,
             "compute_capabilities": self.compute_capabilities,
             "flavour": self.flavour,
             "onnx_only": self.onnx_only or None,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptsr_edge.console import progress
 from ptsr_edge.errors import JobError
 from ptsr_edge.metrics import confusion, uar
 from ptsr_edge.sensitivity import LayerSensitivity
@@ -18,8 +19,8 @@ Open = Callable[[Artifact], Runner | None]
 
 
 def uar_of(runner: Runner, inputs: NDArray[np.float32], labels: NDArray[np.int64], classes: int) -> float:
-    """UAR of an artifact over normalised inputs (n, C, S, S)."""
-    answers = [int(runner.run(one[None])[0].argmax()) for one in inputs]
+    """UAR of an artifact over normalised inputs (n, C, S, S), with a progress bar."""
+    answers = [int(runner.run(one[None])[0].argmax()) for one in progress(list(inputs), "judging int8")]
     return uar(confusion(labels, np.array(answers), classes))
 
 

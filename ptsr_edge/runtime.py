@@ -7,8 +7,10 @@ prediction = session.predict(flow)
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +21,12 @@ from ptsr_edge.manifest import Bundle, Variant, check_files, read_bundle
 from ptsr_edge.target import Runner
 
 RUNNERS = {
-    "cpu": ("ptsr_edge.backend_ort", "OrtRunner"),
-    "openvino": ("ptsr_edge.backend_openvino", "OpenVinoRunner"),
     "trt": ("ptsr_edge.backend_trt", "TrtRunner"),
+    "openvino": ("ptsr_edge.backend_openvino", "OpenVinoRunner"),
+    "cpu": ("ptsr_edge.backend_ort", "OrtRunner"),
 }
-"""Who runs a target's artifacts: module and class, imported when an artifact is opened."""
+"""Who runs a target's artifacts: module and class, imported when an artifact is opened. Where a bundle has
+several targets, the first of these that can run is taken."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +54,17 @@ class Session:
     Budgets can be switched without loading again: each variant is loaded once and kept.
     """
 
-    def __init__(self, bundle: Bundle, folder: Path, variant: Variant, threads: int | None) -> None:
+    def __init__(
+        self, bundle: Bundle, folder: Path, variant: Variant, threads: int | None, share_weights: bool
+    ) -> None:
         """Use `Session.open`."""
         self.bundle = bundle
         self._folder = folder
         self._threads = threads
+        self._share_weights = share_weights
         self._loaded: dict[str, Runner] = {}
-        self._use(variant)
+        self.variant = variant
+        self.switch(variant.keep_rate)
 
     @classmethod
     def open(
@@ -68,43 +75,60 @@ class Session:
         target: str | None = None,
         precision: str | None = None,
         threads: int | None = None,
+        share_weights: bool = False,
     ) -> Session:
         """Opens a bundle's variant.
 
         Args:
             bundle: a folder that `ptsr-edge export` made.
             budget: keep rate; by default the largest there is.
-            target: by default the first one that can run here.
-            precision: by default the first one in the bundle.
-            threads: of one operator; by default the runtime's choice.
+            target: by default the first of `RUNNERS` that can run here.
+            precision: by default int8 where its accuracy was judged at the export (`--max-uar-drop`), else
+                the first that the bundle has for the target.
+            threads: of one operator; by default what the export's recipe said, else the runtime's choice.
+            share_weights: let the budgets of this session compute on one copy of the weights, the mapped
+                file, for some more time an inference. ONNX Runtime can; the others keep their own copies.
 
         Raises:
             InputError: no bundle there, a file that has changed, or no such variant.
             MissingExtraError: the runtime is not installed.
-            JobError: the runtime refuses the artifact.
+            JobError: the runtime refuses the artifact, or none of several can run here.
         """
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1, got {threads}")
         folder = Path(bundle)
         manifest = read_bundle(folder)
-        return cls(manifest, folder, choose_variant(manifest, budget, target, precision), threads)
+        variant = choose_variant(manifest, folder, budget, target, precision)
+        return cls(manifest, folder, variant, threads, share_weights)
 
     def switch(self, budget: float) -> None:
         """Answers at another budget from now on, in the same target and precision.
 
-        The first switch to a budget loads its graph; later ones cost nothing.
+        The first switch to a budget loads its graph, unless `load` has; later ones cost nothing.
 
         Raises:
             InputError: the bundle has no such variant.
         """
-        self._use(choose_variant(self.bundle, budget, self.variant.target, self.variant.precision))
+        variant = self._at(budget)
+        self.load(budget)
+        self.variant, self._runner = variant, self._loaded[variant.id]
 
-    def _use(self, variant: Variant) -> None:
+    def load(self, budget: float) -> None:
+        """Loads the graph of another budget ahead of a `switch` to it.
+
+        Raises:
+            InputError: the bundle has no such variant, or a file has changed.
+            JobError: the runtime refuses the artifact.
+        """
+        variant = self._at(budget)
         if variant.id not in self._loaded:
             check_files(self._folder, variant)
-            self._loaded[variant.id] = open_artifact(variant, self._folder, self._threads)
-        self.variant = variant
-        self._runner = self._loaded[variant.id]
+            self._loaded[variant.id] = open_artifact(
+                variant, self._folder, self._threads, share_weights=self._share_weights
+            )
+
+    def _at(self, budget: float) -> Variant:
+        return choose_variant(self.bundle, self._folder, budget, self.variant.target, self.variant.precision)
 
     def predict(self, flow: NDArray[np.float32]) -> Prediction:
         """Classifies one sample.
@@ -137,31 +161,50 @@ class Session:
         return logits, np.arange(self.bundle.model.patches) if kept is None else kept
 
 
-def open_artifact(variant: Variant, folder: Path, threads: int | None) -> Runner:
-    """Loads a variant by the runtime of its target.
+def open_artifact(
+    variant: Variant, folder: Path, threads: int | None, *, share_weights: bool = False
+) -> Runner:
+    """Loads a variant by the runtime of its target; `threads` by default those that the manifest names.
 
     Raises:
         InputError: a target that this version does not know.
         MissingExtraError: the runtime is not installed.
         JobError: the runtime refuses the artifact.
     """
+    module, name = _runner_of(variant)
+    threads = variant.runs_on.get("threads") if threads is None else threads
+    runner: Runner = getattr(module, name)(folder / variant.artifact, threads, share_weights=share_weights)
+    return runner
+
+
+def why_not_here(variant: Variant, folder: Path) -> str:
+    """What keeps a variant from running here, and what mends it; empty where nothing does.
+
+    Raises:
+        InputError: a target that this version does not know.
+    """
+    reason: str = _runner_of(variant)[0].why_not_here(folder / variant.artifact, variant.runs_on)
+    return reason
+
+
+def _runner_of(variant: Variant) -> tuple[ModuleType, str]:
     if variant.target not in RUNNERS:
         raise InputError(
             f"{variant.id} is for target {variant.target!r}, which this version cannot run; "
             f"it runs: {', '.join(RUNNERS)}"
         )
     module, name = RUNNERS[variant.target]
-    runner: Runner = getattr(importlib.import_module(module), name)(folder / variant.artifact, threads)
-    return runner
+    return importlib.import_module(module), name
 
 
 def choose_variant(
-    bundle: Bundle, budget: float | None, target: str | None, precision: str | None
+    bundle: Bundle, folder: Path, budget: float | None, target: str | None, precision: str | None
 ) -> Variant:
-    """The variant that was asked for; what is left open is the first or, for the budget, the largest.
+    """The variant that was asked for; see `Session.open` for what is taken where something is left open.
 
     Raises:
         InputError: there is none; the message lists what the bundle has.
+        JobError: several targets would do and none can run here; the message says why for each.
     """
     fits = [
         variant
@@ -177,5 +220,26 @@ def choose_variant(
         asked = f"target {target or 'any'}, precision {precision or 'any'}, budget {budget or 'any'}"
         have = ", ".join(f"{v.target}/{v.precision}/{v.keep_rate:g}" for v in bundle.variants)
         raise InputError(f"the bundle has no variant with {asked}; it has {have}")
-    first = (fits[0].target, fits[0].precision)
-    return max((v for v in fits if (v.target, v.precision) == first), key=lambda v: v.tokens)
+    best = [_preferred([v for v in fits if v.target == name]) for name in _by_preference(fits)]
+    if len(best) == 1:
+        return best[0]
+    reasons = []
+    for variant in best:
+        reason = why_not_here(variant, folder)
+        if not reason:
+            return variant
+        reasons.append(f"{variant.target}: {reason}")
+    raise JobError(f"nothing of the bundle can run here: {'; '.join(reasons)}")
+
+
+def _by_preference(variants: Sequence[Variant]) -> list[str]:
+    """The targets of some variants, known ones in the order of `RUNNERS`, then the rest."""
+    found = dict.fromkeys(variant.target for variant in variants)
+    return [*(name for name in RUNNERS if name in found), *(name for name in found if name not in RUNNERS)]
+
+
+def _preferred(variants: Sequence[Variant]) -> Variant:
+    """Of one target's variants the largest budget in the precision to take by default."""
+    judged = [v.precision for v in variants if v.precision == "int8" and "accuracy" in v.built_with]
+    precision = (judged or [variants[0].precision])[0]
+    return max((v for v in variants if v.precision == precision), key=lambda v: v.tokens)

@@ -124,10 +124,14 @@ def describe(folder: Path, bundle: Bundle, variant: Variant) -> ServedModel:
     """
     artifact = folder / variant.artifact
     form = FORMATS[artifact.suffix]
-    if artifact.suffix == ".onnx":
-        return _describe_onnx(folder, variant, form)
-    if artifact.suffix == ".xml":
-        return _describe_ir(folder, variant, form)
+    if artifact.suffix in (".onnx", ".xml"):
+        read = _describe_onnx if artifact.suffix == ".onnx" else _describe_ir
+        model = read(folder, variant, form)
+        names = {tensor.name for tensor in (*model.inputs, *model.outputs)}
+        for name in ("flow", "logits"):
+            if name not in names:
+                raise InputError(f"{artifact} has no input or output {name!r}: export the bundle again")
+        return model
     config = bundle.model
     outputs = [Tensor("logits", "TYPE_FP32", (1, config.classes))]
     if config.kind == "ptsr":

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ptsr_edge.errors import JobError
+from ptsr_edge.errors import InputError, JobError
 
 
 def sha256_of(path: Path) -> str:
@@ -22,6 +22,32 @@ def sha256_of(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def check_file(path: Path) -> None:
+    """As `check_place`, of a file, which may replace one.
+
+    Raises:
+        InputError: as `check_place`, or a folder stands there.
+    """
+    check_place(path)
+    if path.is_dir():
+        raise InputError(f"{path} cannot be written: it is a folder")
+
+
+def check_place(path: Path) -> None:
+    """Makes sure that something can be written at a path, before it is worked for; makes nothing.
+
+    Raises:
+        InputError: a part of the path is a file, or the nearest folder that is there may not be written to.
+    """
+    parent = path.absolute().parent
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    if not parent.is_dir():
+        raise InputError(f"{path} cannot be written: {parent} is no folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{path} cannot be written: no permission to write into {parent}")
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

@@ -12,12 +12,8 @@ The IRs of one precision read their constants from one weights file, each distin
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
-import logging
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,38 +21,31 @@ from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ptsr_edge.backend_openvino import (
     RT_SECTION,
     OpenVinoRunner,
     can_calculate,
     last_line,
     load_openvino,
-    read_ir,
 )
 from ptsr_edge.config import Preprocess
 from ptsr_edge.console import progress
 from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.quantize_openvino import named_operations, quantize
 from ptsr_edge.storage import write_whole
 from ptsr_edge.target import Artifact, BuildRequest, variant_id
-from ptsr_edge.telemetry import require_silenced
 
 INFERENCE_PRECISION = {"fp32": "f32", "fp16": "f16 f32", "bf16": "bf16", "int8": "f32"}
 """What each precision is calculated in; of several, the first that the CPU can."""
 
 HALF_WEIGHTS = ("fp16", "bf16")
 
-SMOOTH_QUANT = -1.0
-"""NNCF's SmoothQuant alpha; -1: none."""
-
 ALIGNMENT = 64
 """Where a shared constant starts, in bytes: a cache line."""
 
 
 class OpenVinoTarget:
-    """Builds IR of opset 1 to 16, version 11, for every CPU that OpenVINO runs on."""
+    """Builds IR, version 11, for every CPU that OpenVINO runs on."""
 
     name = "openvino"
     precisions = tuple(INFERENCE_PRECISION)
@@ -65,13 +54,14 @@ class OpenVinoTarget:
     def build(self, request: BuildRequest) -> dict[int, Artifact]:
         """Artifacts by token count: an IR each, and one weights file for all.
 
-        `request.options` may hold `keep_float` (names of the ONNX graphs' nodes that int8 leaves in float32)
-        and `smooth_quant` (NNCF's alpha, -1 for none; default `SMOOTH_QUANT`).
+        `request.options` may hold `keep_float` (layers that int8 leaves in float32, named as in the graphs)
+        and `smooth_quant` (NNCF's alpha, -1 for none).
 
         Raises:
-            InputError: a precision that the target lacks, no calibration samples for int8, or an unknown node.
+            InputError: a precision that the target lacks, no calibration samples for int8, or an unknown layer.
             MissingExtraError: openvino is not installed, or nncf for int8.
-            JobError: OpenVINO or NNCF refuses a graph, or what was built runs in another precision.
+            JobError: OpenVINO or NNCF refuses a graph, what was built runs in another precision, or a file
+                cannot be written.
         """
         if request.precision not in self.precisions:
             raise InputError(
@@ -80,19 +70,26 @@ class OpenVinoTarget:
         ov = load_openvino()
         paths: dict[int, Path] = {}
         settings: dict[str, Any] = {}
+        unknown = set(request.options.get("keep_float", ()))
         with tempfile.TemporaryDirectory(prefix=".openvino-", dir=request.folder) as scratch:
             pool = WeightsPool()
             for tokens, graph in progress(request.graphs.items(), f"openvino {request.precision}"):
                 ident = variant_id(request.name, self.name, request.precision, tokens)
                 model = read_onnx(ov, graph)
+                unknown -= {name for name in unknown if named_operations(model, [name])}
                 if request.precision == "int8":
                     model, settings = quantize(model, request)
+                name_by_place(model)
                 annotate(ov, model, request, ident)
                 single = Path(scratch) / f"{ident}.xml"
-                ov.save_model(model, single, compress_to_fp16=request.precision in HALF_WEIGHTS)
+                save(ov, model, single, request.precision)
                 paths[tokens] = request.folder / single.name
                 write_whole(paths[tokens], pool.move_constants(single))
                 single.with_suffix(".bin").unlink()
+        if unknown:
+            raise InputError(
+                f"keep_float names {sorted(unknown)[0]!r}, which is a layer of none of the graphs"
+            )
         weights = request.folder / f"{request.name}-{self.name}-{request.precision}.bin"
         write_whole(weights, bytes(pool.content))
         built_with = {"openvino": _version(ov), **settings}
@@ -136,10 +133,13 @@ class WeightsPool:
         An IR's `Const` layers name their constant by `offset` and `size` in the weights file.
 
         Raises:
-            JobError: a constant lies outside of the IR's weights.
+            JobError: not all of the IR is there.
         """
         own = xml.with_suffix(".bin").read_bytes()
-        root = ElementTree.parse(xml).getroot()
+        try:
+            root = ElementTree.parse(xml).getroot()
+        except ElementTree.ParseError as error:
+            raise JobError(f"cannot write {xml}: not all of it is there ({error})") from error
         for data in root.iterfind(".//layer[@type='Const']/data"):
             start, size = int(data.attrib["offset"]), int(data.attrib["size"])
             if start + size > len(own):
@@ -160,6 +160,18 @@ class WeightsPool:
             self._places[key] = len(self.content)
             self.content.extend(constant)
         return self._places[key]
+
+
+def save(ov: ModuleType, model: Any, path: Path, precision: str) -> None:
+    """Writes an IR, its constants in the type that a precision has.
+
+    Raises:
+        JobError: it cannot be written (no room, no permission); OpenVINO does not say which.
+    """
+    try:
+        ov.save_model(model, path, compress_to_fp16=precision in HALF_WEIGHTS)
+    except RuntimeError as error:
+        raise JobError(f"cannot write {path}: {last_line(error)}; is there room?") from error
 
 
 def read_onnx(ov: ModuleType, graph: Path) -> Any:
@@ -226,104 +238,15 @@ def model_info(labels: Sequence[str], preprocess: Preprocess) -> dict[str, str]:
     }
 
 
-def quantize(model: Any, request: BuildRequest) -> tuple[Any, dict[str, Any]]:
-    """8-bit weights (per channel, symmetric) and activations by NNCF's post-training quantization.
+def name_by_place(model: Any) -> None:
+    """Names what OpenVINO and NNCF named by a counter of the process (`Constant_47471`) by its place.
 
-    What only serves the selection stays in float32: it is cheap, and one token swapped costs more than it
-    saves. So does what `keep_float` names.
-
-    Returns:
-        The quantized model, and what it was quantized with.
-
-    Raises:
-        InputError: no calibration samples, or `keep_float` names a node that is not there.
-        MissingExtraError: nncf is not installed.
-        JobError: NNCF refuses the model.
+    Otherwise no two builds would be the same bytes.
     """
-    if not len(request.calibration):
-        raise InputError("int8 needs calibration samples, got none")
-    nncf = require_silenced("nncf", "openvino", "quantizing for OpenVINO")
-    kept = _float_nodes(model, request.options.get("keep_float", ()))
-    alpha = float(request.options.get("smooth_quant", SMOOTH_QUANT))
-    parameters = nncf.AdvancedQuantizationParameters(
-        smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=alpha)
-    )
-    samples: list[NDArray[np.float32]] = [sample[None] for sample in request.calibration]
-    with _quiet(nncf):
-        try:
-            quantized = nncf.quantize(
-                model,
-                nncf.Dataset(samples),
-                model_type=nncf.ModelType.TRANSFORMER,
-                subset_size=len(samples),
-                ignored_scope=nncf.IgnoredScope(names=sorted(kept | selection_only(model)), validate=False),
-                advanced_parameters=parameters,
-            )
-        except (RuntimeError, nncf.ValidationError, nncf.InternalError) as error:
-            raise JobError(
-                f"NNCF {nncf.__version__} cannot quantize {request.name}: {last_line(error)}"
-            ) from error
-    settings = {
-        "nncf": str(nncf.__version__).partition("+")[0],
-        "scheme": "u8 or i8 activations x i8 weights per channel",
-        "smooth_quant": alpha,
-        "calibration_samples": len(samples),
-        "kept_float": sorted(request.options.get("keep_float", ())),
-    }
-    return quantized, settings
-
-
-def selection_only(model: Any) -> set[str]:
-    """Names of the operations whose results reach the outputs through the selection (`TopK`) alone."""
-    names: set[str] = set()
-    for operation in reversed(model.get_ordered_ops()):
-        readers = [port.get_node() for output in operation.outputs() for port in output.get_target_inputs()]
-        if (
-            operation.get_type_name() != "Constant"
-            and readers
-            and all(
-                reader.get_type_name() == "TopK" or reader.get_friendly_name() in names for reader in readers
-            )
-        ):
-            names.add(operation.get_friendly_name())
-    return names
-
-
-def _float_nodes(model: Any, names: Sequence[str]) -> set[str]:
-    """The IR's names of some ONNX nodes; a node that OpenVINO splits becomes `NAME/PART`."""
-    known = [operation.get_friendly_name() for operation in model.get_ordered_ops()]
-    found: set[str] = set()
-    for name in names:
-        parts = {other for other in known if other == name or other.startswith(f"{name}/")}
-        if not parts:
-            raise InputError(f"keep_float names {name!r}, which is no node of the graph")
-        found |= parts
-    return found
-
-
-@contextlib.contextmanager
-def _quiet(nncf: ModuleType) -> Any:
-    """Keeps NNCF's log and progress bars out of standard output, which is for results."""
-    nncf.set_log_level(logging.ERROR)
-    stream = sys.stderr if sys.stderr.isatty() else io.StringIO()
-    with contextlib.redirect_stdout(stream):
-        yield
-
-
-def write_standalone(artifact: Path, xml: Path) -> None:
-    """Writes an IR of a bundle with weights of its own: `x.xml` and `x.bin`, as most tools look for them.
-
-    Raises:
-        MissingExtraError: openvino is not installed.
-        JobError: the artifact cannot be read, or the files cannot be written.
-    """
-    ov = load_openvino()
-    model = read_ir(ov.Core(), artifact)
-    with tempfile.TemporaryDirectory(prefix=".openvino-", dir=xml.parent) as scratch:
-        single = Path(scratch) / xml.name
-        ov.save_model(model, single, compress_to_fp16=False)
-        for path in (single.with_suffix(".bin"), single):
-            write_whole(xml.with_name(path.name), path.read_bytes())
+    for place, operation in enumerate(model.get_ordered_ops()):
+        kind, _, count = operation.get_friendly_name().rpartition("_")
+        if kind == operation.get_type_name() and count.isdigit():
+            operation.set_friendly_name(f"{kind}_at_{place}")
 
 
 def _version(ov: ModuleType) -> str:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from ptsr_edge import build_on_device, trt_engine
 from ptsr_edge.backend_trt import TrtRunner, why_not_here
 from ptsr_edge.console import progress
 from ptsr_edge.errors import InputError, JobError
-from ptsr_edge.onnx_graph import OPSET, write_sharing_weights
+from ptsr_edge.onnx_graph import OPSET, PRODUCTS, write_sharing_weights
 from ptsr_edge.quantize import (
     Method,
     first_products,
@@ -52,7 +53,7 @@ class TrtOptions(Record):
         compute_capabilities: such as `8.6`; by default all that the precision allows. For tensorrt-rtx.
         onnx_only: stop at the typed graphs and the script.
         tf32: let fp32 products round their inputs to 10 bits of mantissa.
-        exclude: for int8, by token count: names of further nodes that stay fp16.
+        keep_float: layers that stay fp16 in int8, named as in the graphs (`onnx_graph.name_products`).
         method: how activation ranges are taken from the calibration samples.
     """
 
@@ -60,7 +61,7 @@ class TrtOptions(Record):
     compute_capabilities: list[str] | None = None
     onnx_only: bool = False
     tf32: bool = False
-    exclude: dict[int, list[str]] = Field(default_factory=dict)
+    keep_float: tuple[str, ...] = ()
     method: Method = "minmax"
 
     @field_validator("compute_capabilities", mode="before")
@@ -143,18 +144,18 @@ def write_graphs(request: BuildRequest, options: TrtOptions) -> dict[int, Path]:
     """Writes typed graphs by token count, their shared weights, what is to be built, and the script.
 
     Raises:
-        InputError: int8 without calibration samples, or a node to exclude that is not there.
+        InputError: int8 without calibration samples, or a layer to keep that none of the graphs has.
         JobError: a graph cannot be read or typed, or a file cannot be written.
     """
     typed: dict[Path, ModelProto] = {}
     paths: dict[int, Path] = {}
     settings: dict[Path, dict[str, Any]] = {}
+    _check_layers(options.keep_float, request.graphs.values())
     for tokens, source in progress(list(request.graphs.items()), f"typing {request.precision} graphs"):
         name = variant_id(request.name, TrtTarget.name, request.precision, tokens)
         path = request.folder / f"{name}.onnx"
-        spared = options.exclude.get(tokens, [])
         typed[path], products = typed_graph(
-            source, request.precision, request.calibration, spared, options.method
+            source, request.precision, request.calibration, options.keep_float, options.method
         )
         paths[tokens] = path
         settings[path] = {"precision": request.precision, "tf32": options.tf32, "products": products}
@@ -162,7 +163,7 @@ def write_graphs(request: BuildRequest, options: TrtOptions) -> dict[int, Path]:
             settings[path] |= {
                 "quantization": f"symmetric S8 x S8, per channel, {options.method}",
                 "calibration_samples": len(request.calibration),
-                "spared": spared,
+                "keep_float": sorted(options.keep_float),
             }
     weights = request.folder / f"weights-trt-{request.precision}.bin"
     write_sharing_weights(typed, weights)
@@ -177,11 +178,22 @@ def write_graphs(request: BuildRequest, options: TrtOptions) -> dict[int, Path]:
     return paths
 
 
+def _check_layers(layers: Iterable[str], graphs: Iterable[Path]) -> None:
+    """Raises InputError for a layer that none of the graphs has a product of."""
+    known: set[str] = set()
+    for path in graphs if layers else ():
+        nodes = load_inferred(path).graph.node
+        known.update(node.name.partition("/")[0] for node in nodes if node.op_type in PRODUCTS)
+    for layer in layers:
+        if layer not in known:
+            raise InputError(f"keep_float names {layer!r}, which is a layer of none of the graphs")
+
+
 def typed_graph(
     source: Path,
     precision: str,
     calibration: NDArray[np.float32],
-    spared: list[str],
+    keep_float: Collection[str] = (),
     method: Method = "minmax",
 ) -> tuple[ModelProto, dict[str, int]]:
     """A strongly typed graph, and how many of its products compute in which type.
@@ -190,10 +202,10 @@ def typed_graph(
         source: fp32 graph, opset 20.
         precision: fp32, fp16 or int8; with int8 what is not quantized is fp16.
         calibration: (n, C, S, S), read for int8 only.
-        spared: with int8, names of nodes that stay fp16 beside attention, read-out and tokenizer.
+        keep_float: with int8, layers that stay fp16 beside attention, read-out and tokenizer.
 
     Raises:
-        InputError: no calibration sample, or an unknown name in `spared`.
+        InputError: no calibration sample.
         JobError: the graph cannot be read, quantized or typed.
     """
     model = load_inferred(source)
@@ -203,7 +215,8 @@ def typed_graph(
     if precision == "fp16":
         model = to_strong_fp16(model)
         return model, dict(require_types(model, precision))
-    kept = list(dict.fromkeys([*products_kept_float(model), *first_products(model), *spared]))
+    named = [node.name for node in model.graph.node if node.name.partition("/")[0] in keep_float]
+    kept = list(dict.fromkeys([*products_kept_float(model), *first_products(model), *named]))
     with tempfile.TemporaryDirectory(prefix="ptsr-trt-") as folder:
         quantized = Path(folder) / source.name
         quantize_static_qdq(

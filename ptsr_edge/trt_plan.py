@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ptsr_edge.errors import JobError
 
@@ -48,16 +47,13 @@ def read_plan(path: Path) -> Plan:
     flavour = TAGS.get(header[:4])
     if flavour is None or len(header) < HEADER_BYTES:
         raise JobError(f"{path} is no TensorRT plan (it begins with {header[:4]!r}); export the bundle again")
-    engine = _record(path)
-    expected = engine.get("bytes")
+    expected, capabilities = _record(path)
     if flavour == "tensorrt-rtx":
         expected = int.from_bytes(header[16:24], "little")
     if expected is not None and size != expected:
         raise JobError(f"{path} has {size} bytes, {expected} are needed: truncated; export the bundle again")
     version = ".".join(str(number) for number in header[24:28])
-    gpu = engine.get("gpu") or {}
-    capabilities = engine.get("capabilities") or ([gpu["capability"]] if "capability" in gpu else [])
-    return Plan(path, flavour, version, tuple(capabilities))
+    return Plan(path, flavour, version, capabilities)
 
 
 def require_version(plan: Plan, installed: str) -> None:
@@ -91,12 +87,16 @@ def rebuild_line(plan: Plan) -> str:
     return f"run `python3 build_on_device.py` in {plan.path.parent}"
 
 
-def _record(path: Path) -> dict[str, Any]:
+def _record(path: Path) -> tuple[int | None, tuple[str, ...]]:
+    """A plan's length and compute capabilities, as far as the record of its build tells."""
     side = path.with_suffix(".build.json")
+    if not side.is_file():
+        return None, ()
     try:
-        engine: dict[str, Any] | None = (
-            json.loads(side.read_text(encoding="utf-8"))["engine"] if side.is_file() else None
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise JobError(f"{side} is damaged ({error}); export the bundle again") from error
-    return engine or {}
+        engine = json.loads(side.read_text(encoding="utf-8"))["engine"] or {}
+        size = engine.get("bytes")
+        gpu = engine.get("gpu") or {}
+        capabilities = engine.get("capabilities") or ([gpu["capability"]] if "capability" in gpu else [])
+        return None if size is None else int(size), tuple(str(name) for name in capabilities)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise JobError(f"{side} is damaged ({error!r}); export the bundle again") from error

@@ -40,7 +40,8 @@ PIPELINE = (
     # the exact static graph and its proof
     "flops", "onnx_flops", "rewrite", "static", "onnx_graph", "parity", "calibration",
     # targets and export
-    "quantize", "strong_types", "typed_runner", "target_cpu", "target_openvino", "target_trt",
+    "quantize", "quantize_openvino", "strong_types", "typed_runner",
+    "target_cpu", "target_openvino", "target_trt",
     "layerwise", "sensitivity", "repair", "recipe", "cache", "served", "layouts", "plan", "build", "export",
     # judging and measuring
     "evaluate", "statistics", "worker", "worker_process", "judge", "measure",

@@ -2,31 +2,61 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from openvino_models import request_for, samples, write_graphs
 
-from ptsr_edge.errors import JobError, PtsrError
+from ptsr_edge.errors import InputError, JobError, MissingExtraError
 
-pytest.importorskip("openvino", reason="openvino is missing: pip install 'ptsr-edge[openvino]'")
+ov = pytest.importorskip("openvino", reason="openvino is missing: pip install 'ptsr-edge[openvino]'")
 
-from ptsr_edge.backend_openvino import OpenVinoRunner, choose_precision
-from ptsr_edge.target_openvino import OpenVinoTarget
+from ptsr_edge import backend_openvino  # noqa: E402
+from ptsr_edge.backend_openvino import (  # noqa: E402
+    DEVICE,
+    OpenVinoRunner,
+    check_precision,
+    choose_precision,
+    compile_ir,
+    matrix_products,
+    read_ir,
+    weights_of,
+)
+from ptsr_edge.target_openvino import OpenVinoTarget  # noqa: E402
+
+CAPABILITIES = ov.Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+OPEN = """
+import sys, pathlib
+from ptsr_edge.backend_openvino import OpenVinoRunner
+OpenVinoRunner(pathlib.Path(sys.argv[1]), threads=1)
+"""
 
 
 @pytest.fixture(scope="module")
-def artifact(ptsr_config, randomised, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(ptsr_config, randomised, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the IRs of two budgets in fp32 and bf16, and their two weights files."""
     folder = tmp_path_factory.mktemp("ovrun")
     graphs = write_graphs(folder / "graphs", randomised(ptsr_config(score="strain")))
-    return OpenVinoTarget().build(request_for(folder / "out", graphs, "fp32"))[8].path
+    for precision in ("fp32", "bf16") if "BF16" in CAPABILITIES else ("fp32",):
+        OpenVinoTarget().build(request_for(folder / "out", graphs, precision))
+    return folder / "out"
+
+
+@pytest.fixture
+def artifact(bundle: Path) -> Path:
+    return bundle / "ptsr-test-openvino-fp32-k8.xml"
 
 
 def test_the_precision_is_set_and_read_back(artifact: Path) -> None:
     runner = OpenVinoRunner(artifact, threads=1)
     assert runner.inference_precision == "f32"
+    assert set(runner.matrix_products) == {"f32"}
 
 
 def test_the_same_input_gives_the_same_answer_again(artifact: Path) -> None:
@@ -39,16 +69,104 @@ def test_the_same_input_gives_the_same_answer_again(artifact: Path) -> None:
     np.testing.assert_array_equal(runner.run(first[None])[0], kept)
 
 
+def test_an_input_that_may_not_be_written_is_read_where_it_lies(artifact: Path) -> None:
+    runner = OpenVinoRunner(artifact, threads=1)
+    one = samples(1)
+    expected = runner.run(one)[0]
+    one.setflags(write=False)
+    np.testing.assert_array_equal(runner.run(one)[0], expected)
+
+
+def test_another_shape_or_type_is_refused(artifact: Path) -> None:
+    runner = OpenVinoRunner(artifact, threads=1)
+    with pytest.raises(InputError, match=r"takes float32 \(1, 3, 32, 32\), got float32 \(3, 32, 32\)"):
+        runner.run(samples(1)[0])
+    with pytest.raises(InputError, match="got float64"):
+        runner.run(samples(1).astype(np.float64))
+
+
+def test_idle_threads_do_not_spin(artifact: Path) -> None:
+    runner = OpenVinoRunner(artifact, threads=2)
+    runner.run(samples(1))
+    started = time.process_time()
+    time.sleep(0.3)
+    # A thread that waits busily would use all of the .3 s.
+    assert time.process_time() - started < 0.1
+
+
 def test_of_several_precisions_the_first_that_the_cpu_can() -> None:
     assert choose_precision(["f16", "f32"], ["FP32", "INT8"], "x") == "f32"
     assert choose_precision(["f16", "f32"], ["FP32", "FP16"], "x") == "f16"
-    with pytest.raises(PtsrError, match="x"):
+    with pytest.raises(JobError, match="x is to be calculated in bf16; OpenVINO on this CPU offers FP32"):
         choose_precision(["bf16"], ["FP32"], "x")
+
+
+@pytest.mark.skipif("FP16" in CAPABILITIES, reason="this CPU calculates in float16")
+def test_openvino_that_takes_another_precision_than_asked_for_is_caught(artifact: Path) -> None:
+    # Asked for float16 on a CPU without, OpenVINO takes bfloat16 or float32 and says nothing.
+    core = ov.Core()
+    compiled = compile_ir(core, read_ir(core, artifact), "f16", 1, artifact.name)
+    with pytest.raises(JobError, match=r"was to be calculated in f16; OpenVINO made it b?f(16|32)"):
+        check_precision(compiled, "f16", False, matrix_products(compiled), artifact.name)
+
+
+def test_a_model_that_is_not_quantized_does_not_pass_for_int8(artifact: Path) -> None:
+    core = ov.Core()
+    compiled = compile_ir(core, read_ir(core, artifact), "f32", 1, artifact.name)
+    with pytest.raises(JobError, match="was to run its matrix products in i8 or u8"):
+        check_precision(compiled, "f32", True, matrix_products(compiled), artifact.name)
+
+
+@pytest.mark.skipif("BF16" not in CAPABILITIES, reason="OpenVINO offers no bfloat16 on this CPU")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN's limit on instruction sets is for x86-64")
+def test_bf16_is_refused_where_the_instructions_are_missing(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    OpenVinoRunner(bundle / "ptsr-test-openvino-bf16-k8.xml", threads=1)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    call = [sys.executable, "-c", OPEN, str(bundle / "ptsr-test-openvino-bf16-k8.xml")]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert "ptsr_edge.errors.JobError: " in done.stderr
+    assert "bf16" in done.stderr.splitlines()[-1]
+
+
+def test_weights_are_found_beside_the_ir(tmp_path: Path) -> None:
+    xml = tmp_path / "m-openvino-int8-k49.xml"
+    assert weights_of(xml) == tmp_path / "m-openvino-int8.bin"
+    (tmp_path / "m-openvino-int8-k49.bin").touch()
+    assert weights_of(xml) == tmp_path / "m-openvino-int8-k49.bin"
+    assert weights_of(tmp_path / "model.xml") == tmp_path / "model.bin"
 
 
 def test_a_corrupt_ir_is_refused(artifact: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(artifact.parent, folder)
     (folder / artifact.name).write_text("<net>")
-    with pytest.raises(JobError, match=artifact.stem):
+    with pytest.raises(JobError, match=f"OpenVINO cannot read {artifact.name}"):
         OpenVinoRunner(folder / artifact.name, threads=1)
+
+
+def test_truncated_and_missing_weights_are_refused(artifact: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(artifact.parent, folder)
+    weights = weights_of(folder / artifact.name)
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(JobError, match=f"OpenVINO cannot read {artifact.name}"):
+        OpenVinoRunner(folder / artifact.name, threads=1)
+    weights.unlink()
+    with pytest.raises(JobError, match=r"openvino-fp32\.bin is missing: export the bundle again"):
+        OpenVinoRunner(folder / artifact.name, threads=1)
+
+
+def test_an_ir_from_elsewhere_is_refused(tmp_path: Path) -> None:
+    one = ov.opset13.parameter([1, 4], ov.Type.f32)
+    ov.save_model(ov.Model([ov.opset13.relu(one)], [one], "m"), tmp_path / "m.xml")
+    with pytest.raises(JobError, match="not an IR made by `ptsr-edge export`"):
+        OpenVinoRunner(tmp_path / "m.xml")
+
+
+def test_a_missing_openvino_names_its_extra(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert backend_openvino.load_openvino() is ov
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'ptsr-edge\[openvino\]'"):
+        OpenVinoRunner(artifact)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -87,6 +89,46 @@ def test_weights_are_read_from_beside_the_graph(graph: Path, tmp_path: Path) -> 
     (tmp_path / "weights.bin").unlink()
     with pytest.raises(JobError, match="cannot load split.onnx"):
         OrtRunner(tmp_path / "split.onnx", 1)
+
+
+COPIES = """
+import pathlib, sys
+import numpy as np
+from ptsr_edge.backend_ort import OrtRunner
+
+def anonymous_bytes():  # memory that is the process's own and no mapped file's
+    lines = pathlib.Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
+
+first, *others = [pathlib.Path(name) for name in sys.argv[3:]]
+flow = np.load(sys.argv[1])
+share = sys.argv[2] == "True"
+runners = [OrtRunner(first, threads=1, share_weights=share)]
+runners[0].run(flow)
+before = anonymous_bytes()
+runners += [OrtRunner(path, threads=1, share_weights=share) for path in others]
+print([runner.run(flow)[0].tolist() for runner in runners])
+print(anonymous_bytes() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").is_file(), reason="no smaps: not Linux")
+@pytest.mark.parametrize("share", [False, True])
+def test_graphs_of_one_weights_file_can_share_it_in_memory(tmp_path: Path, share: bool) -> None:
+    models = {tmp_path / f"{name}.onnx": tiny_graph(TOKENS, CLASSES, width=4096) for name in "abc"}
+    weights = tmp_path / "weights.bin"
+    write_sharing_weights(models, weights)
+    np.save(tmp_path / "flow.npy", flow())
+    call = [sys.executable, "-c", COPIES, str(tmp_path / "flow.npy"), str(share), *map(str, models)]
+    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    answers, grown = (json.loads(line) for line in done.stdout.splitlines())
+    copies = grown / weights.stat().st_size
+    assert (copies < 0.2) if share else (copies > 1.8), copies  # of the second and third graph
+    # The same products with sums in another order: 4096 terms in float32.
+    expected = OrtRunner(tmp_path / "a.onnx", threads=1).run(flow())[0]
+    np.testing.assert_allclose(
+        answers, np.tile(expected, (3, 1)), rtol=1e-4, atol=1e-4 * np.abs(expected).max()
+    )
 
 
 def test_idle_threads_do_not_spin(graph: Path) -> None:

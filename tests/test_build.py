@@ -6,6 +6,7 @@ Everything runs for real. What is tampered with is a built artifact, as a faulty
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ from ptsr_edge.manifest import Variant, check_files
 from ptsr_edge.metrics import confusion, uar
 from ptsr_edge.model import Model, Ptsr, count_parameters
 from ptsr_edge.onnx_graph import write_sharing_weights
+from ptsr_edge.strong_types import product_types
 from ptsr_edge.target import Artifact, BuildRequest
 from ptsr_edge.target_cpu import CpuTarget
 from ptsr_edge.target_trt import NoEngineError, TrtTarget
+from ptsr_edge.typed_runner import TypedGraphRunner
 
 pytest.importorskip("onnxruntime")
 
@@ -221,9 +224,140 @@ def test_an_engine_for_another_machine_is_proven_by_its_graph_and_that_is_said(
     for variant in build_and_prove(graphs_only, TrtTarget(), "fp32", *traced, stage):
         assert variant.parity is not None
         assert variant.parity.reference == f"eager fp32; {GRAPH_ONLY}"
-        assert variant.parity.samples == 4
+        assert variant.parity.samples == PROOF_SAMPLES
         assert variant.parity.max_abs <= variant.parity.limit == 1e-4
     assert graphs_only.not_built == []
+
+
+@pytest.fixture(scope="module")
+def attentive(ptsr_config: Any, randomised: Any) -> Job:
+    """A PTSR of 4 patches that selects 2 by the class token's attention in its first block of two."""
+    model = randomised(ptsr_config(image_size=SIDE, depth=2, select_block=0))
+    return Job(
+        model=model,
+        info=CheckpointInfo(
+            schema=1,
+            model=model.config,
+            preprocess=Preprocess(image_size=SIDE),
+            labels=list(LABELS),
+            provenance={},
+        ),
+        rates=RATES,
+        calibration=samples_of(model, 40, seed=0),
+        judged=samples_of(model, 90, seed=1),
+        options={"onnx_only": True},
+    )
+
+
+@pytest.fixture(scope="module")
+def attentive_graphs(attentive: Job, tmp_path_factory: pytest.TempPathFactory) -> Traced:
+    return trace_budgets(attentive, tmp_path_factory.mktemp("attentive"))
+
+
+class Damaging(TrtTarget):
+    """A tool chain at fault: its typed graphs come out changed."""
+
+    def __init__(self, damage: Callable[[onnx.ModelProto], None]) -> None:
+        self.damage = damage
+
+    def build(self, request: BuildRequest) -> dict[int, Artifact]:
+        built = super().build(request)
+        models = {artifact.path: onnx.load(artifact.path) for artifact in built.values()}
+        for model in models.values():
+            self.damage(model)
+        weights = next(path for path in next(iter(built.values())).files if path.suffix == ".bin")
+        write_sharing_weights(models, weights)
+        return built
+
+
+def scaled(layer: str, factor: float) -> Callable[[onnx.ModelProto], None]:
+    """Makes a layer's weights larger; those of int8 by their scales."""
+
+    def damage(model: onnx.ModelProto) -> None:
+        producers = {name: node for node in model.graph.node for name in node.output}
+        product = next(node for node in model.graph.node if node.name == layer)
+        read = producers.get(product.input[1])
+        name = read.input[1] if read is not None else product.input[1]
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+        values = onnx.numpy_helper.to_array(tensor)
+        tensor.CopyFrom(onnx.numpy_helper.from_array((values * factor).astype(values.dtype), name))
+
+    return damage
+
+
+def keeps_the_least(model: onnx.ModelProto) -> None:
+    """Turns each selection around."""
+    for node in model.graph.node:
+        if node.op_type == "TopK":
+            kept = [attribute for attribute in node.attribute if attribute.name != "largest"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, onnx.helper.make_attribute("largest", 0)])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_sound_typed_graphs_are_let_through(
+    attentive: Job, attentive_graphs: Traced, stage: Path, precision: str
+) -> None:
+    for variant in build_and_prove(attentive, TrtTarget(), precision, *attentive_graphs, stage):
+        assert variant.parity is not None
+        assert variant.parity.kept_agreement >= parity.OVERLAP[precision]
+
+
+@pytest.mark.parametrize(
+    ("precision", "factor"),
+    # What is noticed is what stands out of the precision's rounding: of int8 only a gross fault.
+    [("fp32", 1.01), ("fp16", 1.05), ("int8", 2.0)],
+)
+def test_a_wrongly_scaled_layer_of_a_typed_graph_is_refused_and_named(
+    attentive: Job, attentive_graphs: Traced, stage: Path, precision: str, factor: float
+) -> None:
+    layer = "blocks.1.tail.mlp.fc2"
+    with pytest.raises(ParityError, match="logits differ") as caught:
+        build_and_prove(attentive, Damaging(scaled(layer, factor)), precision, *attentive_graphs, stage)
+    assert f"the first layer to depart is {layer} (by {factor - 1:.1g}" in str(caught.value)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_typed_graph_that_selects_wrongly_is_refused(
+    attentive: Job, attentive_graphs: Traced, stage: Path, precision: str
+) -> None:
+    with pytest.raises(ParityError, match=r"k2 departs .* selected tokens agree on \d"):
+        build_and_prove(attentive, Damaging(keeps_the_least), precision, *attentive_graphs, stage)
+
+
+def test_int8_for_an_engine_that_cannot_run_here_is_judged_through_its_typed_graph(
+    attentive: Job, attentive_graphs: Traced, stage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged = dataclasses.replace(attentive, max_uar_drop=1.0)
+    variants = build_and_prove(judged, TrtTarget(), "int8", *attentive_graphs, stage)
+    said = "trt int8 is judged through its typed graph computed on the CPU: no engine runs here\n"
+    assert capsys.readouterr().err == said
+    for variant in variants:
+        record = variant.built_with["accuracy"]
+        assert (record["through"], record["samples"]) == ("typed graph computed on the CPU", 90)
+        runner = TypedGraphRunner(stage / variant.artifact)
+        answers = [runner.run(one[None])[0].argmax() for one in to_input(judged.judged.flows)]
+        found = uar(confusion(judged.judged.labels, answers, 3))
+        assert record["uar"][str(variant.tokens)] == pytest.approx(found, abs=1e-4)
+
+
+def test_typed_graphs_that_lose_too_much_get_their_layers_back(job: Job, traced: Traced, stage: Path) -> None:
+    # The outlier of `job` hurts symmetric int8 as well.
+    judged = dataclasses.replace(job, options={"onnx_only": True}, max_uar_drop=0.15)
+    for variant in build_and_prove(judged, TrtTarget(), "int8", *traced, stage):
+        record = variant.built_with["accuracy"]
+        assert record["kept_float"] == variant.built_with["keep_float"] == [FC1]
+        assert product_types(onnx.load(stage / variant.artifact))[FC1] == "fp16"
+        assert record["uar_fp32"][str(variant.tokens)] - record["uar"][str(variant.tokens)] <= 0.15
+
+
+def test_layers_that_were_asked_for_stay_float_beside_those_put_back(
+    job: Job, traced: Traced, stage: Path
+) -> None:
+    own = "blocks.0.attention.proj"
+    options = {"int8_scheme": "static", "keep_float": [own]}
+    judged = dataclasses.replace(job, options=options, max_uar_drop=0.15)
+    assert prove(judged, traced, stage, "int8")[0].built_with["keep_float"] == [own, FC1]
 
 
 def test_graphs_in_place_of_engines_are_kept_with_the_reason(job: Job, traced: Traced, stage: Path) -> None:
@@ -288,6 +422,7 @@ def test_int8_that_loses_too_much_is_repaired_and_says_how(
     assert record["uar_fp32"]["4"] == 1.0  # the labels are what it answers
     for variant in variants:
         assert variant.built_with["accuracy"] == record
+        assert (record["through"], record["samples"]) == ("artifact", len(job.judged))
         # UAR of the very file that the manifest lists, and of the eager model.
         runner = OrtRunner(stage / variant.artifact, threads=1)
         answers = [runner.run(one[None])[0].argmax() for one in to_input(job.judged.flows)]

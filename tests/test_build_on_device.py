@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import importlib.util
 import json
-import platform
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from no_network import FILTERED, KILL, NO_FILTER, confine
 from typed_graphs import TOKENS, request
 
 from ptsr_edge.build_on_device import BuildError, adopt, build, build_with_trtexec, main, runs_on
@@ -82,10 +80,41 @@ def test_a_changed_file_is_refused(bundle: Path) -> None:
         build(bundle / f"{NAME}.onnx", None, [])
 
 
-def test_a_damaged_record_is_refused(bundle: Path) -> None:
-    (bundle / f"{NAME}.build.json").write_text("{}")
+@pytest.mark.parametrize("cut", [0, 1, 500])
+def test_a_truncated_graph_is_refused(bundle: Path, cut: int) -> None:
+    graph = bundle / f"{NAME}.onnx"
+    graph.write_bytes(graph.read_bytes()[:cut])
+    with pytest.raises(BuildError, match=r"\.onnx is missing or has changed since it was exported"):
+        build(graph, None, [])
+
+
+@pytest.mark.parametrize(
+    "record",
+    ["", "[]", "{}", "null", '{"settings": 7, "graph": {}}', '{"settings": {}, "graph": {}}',
+     '{"settings": {"precision": "fp8"}, "graph": {}}', '{"settings": {"precision": "fp16"}, "graph": {}}',
+     "[" * 100_000],
+    ids=lambda text: text[:40] or "empty",
+)  # fmt: skip
+def test_a_damaged_record_is_refused(bundle: Path, record: str) -> None:
+    (bundle / f"{NAME}.build.json").write_text(record)
     with pytest.raises(BuildError, match="missing or damaged"):
         build(bundle / f"{NAME}.onnx", None, [])
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", "{}", '{"variants": 7}', '{"variants": [{"files": [{}]}]}'])
+def test_a_damaged_manifest_is_found_before_the_building(bundle: Path, manifest: str) -> None:
+    (bundle / "bundle.json").write_text(manifest)
+    done = run(bundle)
+    assert done.returncode == 1
+    assert "bundle.json is damaged" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(bundle.glob("*.plan"))
+
+
+def test_a_graph_that_is_not_there_is_a_wrong_call(bundle: Path) -> None:
+    done = run(bundle, "nowhere.onnx")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "build_on_device: there is no graph at nowhere.onnx\n"
 
 
 def test_a_folder_without_graphs_is_a_wrong_call(capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,36 +163,14 @@ def test_a_folder_without_a_manifest_is_fine(tmp_path: Path) -> None:
 
 
 @needs_rtx
-@pytest.mark.skipif(
-    sys.platform != "linux" or platform.machine() != "x86_64",
-    reason="the filter is written for Linux on x86-64",
-)
+@pytest.mark.skipif(not FILTERED, reason=NO_FILTER)
 def test_the_builder_opens_no_socket(bundle: Path) -> None:
     """The kernel kills a process with SIGSYS that asks for a socket of the internet (seccomp)."""
+
+    def isolated(call: list[str]) -> int:
+        return subprocess.run(call, preexec_fn=confine(KILL), capture_output=True, check=False).returncode
+
     assert isolated([sys.executable, "-c", "import socket; socket.socket()"]) == -31
     script = str(bundle / "build_on_device.py")
     call = [sys.executable, "-I", script, "--flavour", "tensorrt-rtx", "--compute-capability", "SM86"]
     assert isolated(call) == 0
-
-
-def isolated(call: list[str]) -> int:
-    """Runs a command under a filter: socket(AF_INET or AF_INET6, ...) is death. Returns its exit code."""
-    load, equal, give = 0x20, 0x15, 0x06
-    program = [
-        (load, 0, 0, 0),  # the number of the system call
-        (equal, 0, 4, 41),  # socket; any other: to the last line
-        (load, 0, 0, 16),  # its first argument
-        (equal, 1, 0, 2),  # AF_INET
-        (equal, 0, 1, 10),  # AF_INET6
-        (give, 0, 0, 0x80000000),  # kill the process
-        (give, 0, 0, 0x7FFF0000),  # allow
-    ]
-    filters = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
-    header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program), ctypes.addressof(filters)))
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def confine() -> None:
-        libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-        libc.prctl(22, 2, header, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
-
-    return subprocess.run(call, preexec_fn=confine, capture_output=True, check=False).returncode

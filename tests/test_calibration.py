@@ -162,6 +162,9 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
         calibration_side(trained_on(None), None, "synthetik", count=4)
     with pytest.raises(InputError, match="is no megc-flow"):
         calibration_side(trained_on(None), tmp_path, "megc-flow", count=4)
+    # A folder that the model's own data do not lie in must be named, not passed over.
+    with pytest.raises(InputError, match=r"'synthetic' is rendered and lies in no folder"):
+        calibration_side(trained_on("synthetic", subject_names()[:2]), tmp_path, None, count=4)
     with pytest.raises(InputError, match="needs a root"):
         calibration_side(trained_on(None), None, "megc-flow", count=4)
 

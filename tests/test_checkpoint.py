@@ -363,3 +363,34 @@ def test_metadata_is_readable_without_this_toolkit(tiny_checkpoint: Path) -> Non
     info = json.loads(header["__metadata__"]["ptsr_edge"])
     assert info["schema"] == 1
     assert info["model"]["name"] == "ptsr-test"
+
+
+def test_what_a_checkpoint_says_is_read_without_its_weights(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    content = tiny_checkpoint.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(content[:header] + b"\xff" * (len(content) - header))  # every float32 a NaN
+    assert read_info(broken) == read_info(tiny_checkpoint) == load_checkpoint(tiny_checkpoint)[1]
+    with pytest.raises(InputError, match="NaN"):
+        load_checkpoint(broken)
+    broken.write_bytes(content[:-1])
+    with pytest.raises(InputError, match="is not a safetensors file"):
+        read_info(broken)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"labels": ["a", "b"]}, r"labels must be 3 different names, one a class, got \['a', 'b'\]"),
+        ({"labels": ["a", "b", "a"]}, "labels must be 3 different names"),
+        ({"preprocess": Preprocess(image_size=32)}, "samples are made of 32 pixels, the model takes 28"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_no_checkpoint(changes: dict[str, Any], says: str) -> None:
+    config = named_model("ptsr-nano")
+    fields: dict[str, Any] = dict(
+        model=config, preprocess=Preprocess(image_size=28), labels=list(LABELS), provenance={}
+    )
+    CheckpointInfo(**fields)
+    with pytest.raises(ValueError, match=says):
+        CheckpointInfo(**fields | changes)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -99,11 +101,51 @@ def test_an_image_missing_in_a_present_data_set_names_its_line(tree):
         load_tree(tree)
 
 
-def test_an_image_that_is_no_image_names_file_and_line(tree):
-    for content in (b"", b"not a png"):
-        (tree / data.MEGC_FOLDER / "sub02_EP01_11f .png").write_bytes(content)
-        with pytest.raises(InputError, match=r"sub02_EP01_11f \.png \(line 4 of .*no readable PNG"):
+def test_an_image_that_is_no_image_names_file_and_line(tree, capfd):
+    """One line, and none from the C libraries beside it: they write to stderr by themselves."""
+    image = tree / data.MEGC_FOLDER / "sub02_EP01_11f .png"
+    whole = image.read_bytes()
+    flipped = whole[:100] + bytes([whole[100] ^ 1]) + whole[101:]
+    header = whole[12:16] + struct.pack(">II", 10**6, 10**6) + whole[24:29]
+    huge = whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]
+    for content, fault in [
+        (b"", "it is empty"),
+        (b"not a png", "it has no PNG signature"),
+        (whole[:8], "it is cut short after 8 bytes"),
+        (whole[:-1], f"it is cut short after {len(whole) - 1} bytes"),
+        (whole[: len(whole) // 2], "it is cut short"),
+        (whole[:8] + whole[33:], "it does not begin with its header"),
+        (flipped, r"its bytes \d+ to \d+ are damaged"),
+        (huge, "Assertion failed|CV_IO_MAX|refuses its pixels|pixels"),
+    ]:
+        image.write_bytes(content)
+        with pytest.raises(InputError, match=rf"11f \.png \(line 4 of .*no readable PNG image: .*({fault})"):
             load_tree(tree)
+    assert capfd.readouterr().err == ""
+
+
+def test_every_flipped_bit_of_an_image_is_found(tree):
+    """Length, type, data and CRC-32 of every chunk are looked at, and the signature before them."""
+    whole = (tree / data.MEGC_FOLDER / "sub02_EP01_11f .png").read_bytes()
+    assert data.png_fault(whole) == ""
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        assert data.png_fault(bytes(flipped)), f"byte {place}"
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no /proc: no file that root cannot read")
+def test_an_image_that_may_not_be_read_names_file_and_line(tree):
+    image = tree / data.MEGC_FOLDER / "sub02_EP01_11f .png"
+    image.unlink()
+    image.symlink_to("/proc/self/mem")  # its first byte is mapped nowhere: an I/O error for everybody
+    with pytest.raises(InputError, match=r"11f \.png \(line 4 of .*cannot be read: Input/output error"):
+        load_tree(tree)
+
+
+def test_a_folder_for_data_that_lie_in_none_is_refused(tree):
+    with pytest.raises(InputError, match=r"'synthetic' is rendered and lies in no folder.*: megc-flow"):
+        data.load("synthetic", tree, image_size=28)
 
 
 @pytest.mark.parametrize(

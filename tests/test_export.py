@@ -7,8 +7,12 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +23,25 @@ from click.testing import CliRunner, Result
 from ptsr_edge import Session, parity
 from ptsr_edge.checkpoint import CheckpointInfo, read_info, save_checkpoint
 from ptsr_edge.config import LABELS, Preprocess, named_model
+from ptsr_edge.data import MEGC_FOLDER, MEGC_TABLE
 from ptsr_edge.errors import InputError
-from ptsr_edge.export import check_budgets, main
+from ptsr_edge.export import TARGETS, check_budgets, main
 from ptsr_edge.flops import count_macs
 from ptsr_edge.manifest import MANIFEST, Bundle, check_files, read_bundle
 from ptsr_edge.model import count_parameters
 from ptsr_edge.schema import parse
 from ptsr_edge.static import to_static
 from ptsr_edge.storage import sha256_of
+from ptsr_edge.target import Artifact, BuildRequest
+from ptsr_edge.target_cpu import CpuTarget
+
+
+def assert_one_line(result: Result, exit_code: int, says: str) -> None:
+    assert result.exit_code == exit_code, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("ptsr-edge export: ")
+    assert result.stderr.count("\n") == 1
+    assert says in result.stderr
 
 
 def digest_of(folder: Path) -> dict[str, str]:
@@ -150,7 +165,27 @@ def test_the_command_makes_a_bundle_and_then_replaces_it(
         (["--calibration", "nowhere"], "nowhere is no megc-flow: no such folder; accepted: a folder with"),
         (["--calibration", "."], ". is no megc-flow: no combined_3_class2_for_optical_flow.csv and no"),
         (["--calibration-data", "casme"], "unknown data 'casme'; known: synthetic, megc-flow"),
+        (["--calibration-data", "synthetic"], "data 'synthetic' is rendered and lies in no folder, got "),
         (["--budgest", "1"], "No such option '--budgest'"),
+        (["--budgets", ""], "--budgets: cannot read '' in ''"),
+        (["--precision", "fp16"], "no such precision: 'fp16'; target cpu has fp32, int8"),
+        (["--threads", "0"], "Invalid value for '--threads'"),
+        (["--int8-scheme", "static", "--target", "openvino"], "openvino has no option 'int8_scheme'"),
+        (
+            ["--target", "trt", "--compute-capability", "9.9"],
+            "unknown compute capability '9.9'; tensorrt-rtx",
+        ),
+        (["--target", "trt", "--compute-capability", "abc"], "unknown compute capability 'abc'"),
+        (["--target", "trt", "--onnx-only", "--compute-capability", "x"], "unknown compute capability 'x'"),
+        (["--target", "trt", "--compute-capability", "7.5"], "no fp32 matrix products for SM75"),
+        (
+            ["--target", "trt", "--flavour", "tensorrt", "--compute-capability", "8.6"],
+            "tensorrt builds for the GPU in the machine only, got 8.6",
+        ),
+        (["--out", "."], ". is the folder that you are in, or around it"),
+        (["--out", ".."], ".. is the folder that you are in, or around it"),
+        (["--max-uar-drop", "0.1", "--calibration-samples", "99"], "calibration takes all 6 clips of the"),
+        (["--recipe", "none.toml"], "there is no recipe at none.toml"),
     ],
 )
 @pytest.mark.parametrize("older", [False, True])
@@ -179,6 +214,97 @@ def test_a_wrong_call_is_one_line_and_writes_nothing(
     assert says in result.stderr
     assert digest_of(tmp_path) == before
     assert out.exists() == older
+
+
+@pytest.mark.parametrize("out", ["file/bundle", "file/deep/bundle"])
+def test_nothing_can_be_made_inside_a_file(pocket: Path, megc_folder: Path, tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").write_text("years of work", encoding="utf-8")
+    result = export("--checkpoint", pocket, "--calibration", megc_folder, "--out", tmp_path / out)
+    assert_one_line(result, 2, f"cannot be written: {tmp_path / 'file'} is no folder")
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "years of work"
+
+
+def test_a_recipe_with_an_unknown_key_is_answered_with_the_nearest(
+    pocket: Path, megc_folder: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "own.toml"
+    recipe.write_text('description = "x"\ntarget = "cpu"\nthread = 2\n', encoding="utf-8")
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    before = digest_of(tmp_path)
+    result = export("--recipe", recipe, "--checkpoint", pocket, "--calibration", megc_folder,
+                    "--out", tmp_path / "bundle")  # fmt: skip
+    assert_one_line(result, 2, "unknown key 'thread'; the nearest known key is 'threads'")
+    assert digest_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("spoil", ["garbage", "cut short", "empty", "unreadable"])
+def test_one_clip_that_cannot_be_read_is_named(
+    pocket: Path, megc_folder: Path, tiny_bundle: Path, tmp_path: Path, spoil: str
+) -> None:
+    folder = shutil.copytree(megc_folder, tmp_path / "clips")
+    image = next((folder / MEGC_FOLDER).glob("sub03_clip4*"))
+    content = image.read_bytes()
+    image.unlink()
+    if spoil == "unreadable":
+        if not Path("/proc/self/mem").exists():
+            pytest.skip("no /proc: a file that even root cannot read is not to be had")
+        image.symlink_to("/proc/self/mem")  # its first byte is mapped nowhere: an I/O error for everybody
+    else:
+        image.write_bytes({"garbage": content[::-1], "cut short": content[:-40], "empty": b""}[spoil])
+    out = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    before = digest_of(out)
+    result = export("--checkpoint", pocket, "--calibration", folder, "--out", out)
+    assert_one_line(result, 2, f"{image} (line 24 of {MEGC_TABLE})")
+    says = {"garbage": "no PNG signature", "unreadable": "cannot be read: Input/output error",
+            "cut short": f"cut short after {len(content) - 40} bytes"}.get(spoil, "it is empty")  # fmt: skip
+    assert says in result.stderr
+    assert digest_of(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "clips"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        ("cut short", "is not a safetensors file"),
+        ("a label less", "labels must be 3 different names, one a class, got ['negative', 'positive']"),
+        (
+            "other classes",
+            "data megc-flow has the classes negative, positive, surprise, ptsr-pocket answers a",
+        ),
+        ("another width", "does not fit ptsr-pocket: cls_token is (1, 1, 8), wanted (1, 1, 16)"),
+        ("another size", "samples are made of 32 pixels, the model takes 16"),
+        ("no width at all", "no model of its geometry can be made here"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    pocket: Path, megc_folder: Path, tiny_bundle: Path, tmp_path: Path, spoil: str, says: str
+) -> None:
+    changes: dict[str, Any] = {
+        "a label less": {"labels": list(LABELS[:2])},
+        "other classes": {"labels": ["a", "b", "c"]},
+        "another width": {"model": {"dim": 16}},
+        "another size": {"preprocess": {"image_size": 32}},
+        "no width at all": {"model": {"dim": 10**9}},
+    }.get(spoil, {})
+    content = pocket.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    said = json.loads(header["__metadata__"]["ptsr_edge"])
+    for key, value in changes.items():
+        said[key] = said[key] | value if isinstance(value, dict) else value
+    header["__metadata__"]["ptsr_edge"] = json.dumps(said)
+    text = json.dumps(header).encode()
+    rest = content[8 + length :]
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(
+        len(text).to_bytes(8, "little") + text + (rest[:-10] if spoil == "cut short" else rest)
+    )
+    out = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    before = digest_of(tmp_path)
+    result = export("--checkpoint", broken, "--calibration", megc_folder, "--max-uar-drop", "0.5",
+                    "--calibration-samples", "6", "--out", out)  # fmt: skip
+    assert_one_line(result, 2, says)
+    assert digest_of(tmp_path) == before
 
 
 def test_an_unknown_model_is_answered_with_the_known_ones(tmp_path: Path) -> None:
@@ -245,6 +371,112 @@ def test_a_failed_export_leaves_the_older_bundle(
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
+@contextmanager
+def largest_file(size_bytes: int) -> Iterator[None]:
+    """No file may grow larger, of this process or of one that it starts: a disk without room, near enough."""
+    resource = pytest.importorskip("resource", reason="limits of a process's files are POSIX's")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("target", "packages", "size_bytes", "says"),
+    [
+        pytest.param("cpu", [], 4_000, "weights.bin: File too large", id="in the temporary folder"),
+        pytest.param("openvino", ["openvino"], 50_000, ".xml", id="when OpenVINO writes"),
+        pytest.param("trt", ["tensorrt_rtx"], 50_000, ".plan: File too large", id="in a builder's process"),
+    ],
+)
+def test_a_disk_without_room_is_one_line_and_leaves_the_older_bundle(
+    pocket: Path, megc_folder: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    target: str, packages: list[str], size_bytes: int, says: str,
+) -> None:  # fmt: skip
+    for package in packages:
+        pytest.importorskip(package, reason=f"{package} is missing: pip install 'ptsr-edge[all]'")
+    out = shutil.copytree(tiny_bundle, tmp_path / "out" / "bundle")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    before = digest_of(out)
+    with largest_file(size_bytes):
+        result = export("--checkpoint", pocket, "--calibration", megc_folder, "--target", target, "--precision",
+                        "fp32", "--budgets", "1", "--calibration-samples", "6", "--no-cache", "--out", out)  # fmt: skip
+    assert_one_line(result, 1, "cannot write ")
+    assert says in result.stderr
+    assert digest_of(out) == before
+    assert [path.name for path in out.parent.iterdir()] == ["bundle"]
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_an_interrupt_leaves_nothing_half_written(
+    pocket: Path, megc_folder: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    older: bool,
+) -> None:  # fmt: skip
+    class Interrupted(CpuTarget):
+        """Its user presses Ctrl-C when half of the artifacts are there."""
+
+        def build(self, request: BuildRequest) -> dict[int, Artifact]:
+            built = super().build(request)
+            assert any(path.name.startswith(".bundle.") for path in tmp_path.iterdir())
+            signal.raise_signal(signal.SIGINT)
+            return built
+
+    monkeypatch.setitem(TARGETS, "cpu", Interrupted())
+    out = tmp_path / "bundle"
+    if older:
+        shutil.copytree(tiny_bundle, out)
+    before = digest_of(tmp_path)
+    result = export("--checkpoint", pocket, "--calibration", megc_folder, "--budgets", "1", "--no-cache",
+                    "--calibration-samples", "6", "--out", out)  # fmt: skip
+    assert result.exit_code == 1
+    assert (result.stdout, result.stderr.split()) == ("", ["Aborted!"])
+    assert digest_of(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == (["bundle"] if older else [])
+
+
+def test_threads_of_a_recipe_or_a_call_are_for_the_device(
+    pocket: Path, megc_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are in the manifest, and another number of threads is another bundle to the cache."""
+    monkeypatch.setenv("PTSR_EDGE_CACHE", str(tmp_path / "cache"))
+    recipe = tmp_path / "own.toml"
+    call = ("--checkpoint", pocket, "--calibration", megc_folder, "--budgets", "1", "--precision", "fp32")
+
+    def threads_of(*more: object) -> tuple[Any, bool]:
+        result = export("--recipe", recipe, *call, "--out", tmp_path / "bundle", *more)
+        assert result.exit_code == 0, result.stderr
+        (variant,) = read_bundle(tmp_path / "bundle").variants
+        return variant.runs_on.get("threads"), "served from the cache" in result.stderr
+
+    recipe.write_text('description = "x"\ntarget = "cpu"\nthreads = 2\n', encoding="utf-8")
+    assert threads_of() == (2, False)
+    assert threads_of() == (2, True)
+    assert threads_of("--threads", 3) == (3, False)  # a call comes before its recipe
+    recipe.write_text('description = "x"\ntarget = "cpu"\nthreads = 4\n', encoding="utf-8")
+    assert threads_of() == (4, False)
+    recipe.write_text('description = "x"\ntarget = "cpu"\n', encoding="utf-8")
+    assert threads_of() == (None, False)
+    # What changes no variant is no other bundle.
+    recipe.write_text('description = "y"\ntarget = "cpu"\n', encoding="utf-8")
+    assert threads_of() == (None, True)
+
+
+def test_a_repository_that_cannot_be_written_is_found_before_the_export(
+    pocket: Path, megc_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bundle-triton").mkdir()
+    (tmp_path / "bundle-triton" / "thesis.tex").write_text("years of work", encoding="utf-8")
+    result = export("--checkpoint", pocket, "--calibration", megc_folder, "--layout", "triton",
+                    "--out", tmp_path / "bundle")  # fmt: skip
+    assert_one_line(result, 2, "holds something else than a triton repository")
+    assert not (tmp_path / "bundle").exists()
+
+
 def info_of(name: str) -> CheckpointInfo:
     config = named_model(name)
     return CheckpointInfo(
@@ -263,6 +495,22 @@ def test_budgets_become_token_counts_from_the_largest_down() -> None:
         InputError, match=r"vit-nano is the full-token baseline: its only budget is 1, got \[0\.5\]"
     ):
         check_budgets(info_of("vit-nano"), [0.5])
+
+
+@pytest.mark.parametrize("package", ["torch", "onnx", "safetensors"])
+def test_as_a_module_it_names_a_package_that_is_missing(package: str) -> None:
+    program = (
+        "import runpy, sys\nsys.modules[sys.argv[1]] = None\n"
+        "runpy.run_module('ptsr_edge.export', run_name='__main__', alter_sys=True)"
+    )
+    call = [sys.executable, "-c", program, package]
+    result = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    says = f"python -m ptsr_edge.export: export needs the package {package!r}, which is not installed"
+    assert result.stderr.startswith(says)
+    assert result.stderr.endswith("pip install 'ptsr-edge[train]'\n")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
 
 
 def test_as_a_module_it_ends_with_the_exit_code(tmp_path: Path) -> None:

@@ -19,11 +19,15 @@ from ptsr_edge.manifest import Parity, read_bundle
 from ptsr_edge.model import Model, Ptsr
 from ptsr_edge.parity import (
     LIMITS,
+    SCORE_SPREADS,
+    SPREADS,
     Reference,
     compare_selection,
     eager_reference,
+    limit_of,
     measure_parity,
     require_parity,
+    score_limit,
 )
 
 Answer = tuple[NDArray[np.float32], NDArray[np.int64] | None]
@@ -215,17 +219,126 @@ def test_other_tokens_are_refused_but_for_ties(
             require_parity(parity, "tiny")
 
 
+def scored(model: Ptsr, scores: NDArray[np.float32], kept: list[int]) -> Reference:
+    """A reference of one sample with scores of one's own."""
+    return Reference(
+        model, len(kept), np.zeros((1, 3, 32, 32), np.float32), np.zeros((1, 3), np.float32),
+        np.array([kept]), scores[None],
+    )  # fmt: skip
+
+
 def test_a_near_tie_is_one_and_a_difference_is_none(model: Ptsr) -> None:
-    scores = np.linspace(1, 2, 16, dtype=np.float32)[None]
-    scores[0, 3] = scores[0, 12] * (1 - 5e-6)  # TIE is 1e-5 of the largest
-    scores[0, 4] = scores[0, 12] * (1 - 5e-5)
-    kept = np.array([[15, 14, 13, 12]])
-    reference = Reference(
-        model, 4, np.zeros((1, 3, 32, 32), np.float32), np.zeros((1, 3), np.float32), kept, scores
-    )
-    assert compare_selection(reference, 0, np.array([15, 14, 13, 3])) == (1.0, True)
-    assert compare_selection(reference, 0, np.array([15, 14, 13, 4])) == (0.75, True)
-    assert compare_selection(reference, 0, kept[0]) == (1.0, False)
+    scores = np.linspace(1, 2, 16, dtype=np.float32)
+    scores[3] = scores[12] * (1 - 5e-6)  # TIE is 1e-5 of the largest
+    scores[4] = scores[12] * (1 - 5e-5)
+    reference = scored(model, scores, [15, 14, 13, 12])
+    assert compare_selection(reference, 0, np.array([15, 14, 13, 12])) == (1.0, 0.0)
+    assert compare_selection(reference, 0, np.array([15, 14, 13, 3])) == (1.0, 0.0)
+    share, gap = compare_selection(reference, 0, np.array([15, 14, 13, 4]))
+    assert share == 0.75
+    # Token 12 was dropped for token 4: 1.8 x 5e-5 of score, in standard deviations; float32 holds it to 1e-3.
+    assert gap == pytest.approx(1.8 * 5e-5 / scores.std(), rel=1e-3)
+
+
+def test_a_tie_excuses_no_better_token_that_is_dropped(model: Ptsr) -> None:
+    scores = np.linspace(1, 2, 16, dtype=np.float32)
+    scores[3] = scores[12]
+    reference = scored(model, scores, [15, 14, 13, 12])
+    # Token 3 may stand for 12, and not beside it for 15, whose score is the highest.
+    share, gap = compare_selection(reference, 0, np.array([3, 14, 13, 12]))
+    assert share == 0.75
+    assert gap == pytest.approx((scores[15] - scores[12]) / scores.std(), rel=1e-6)
+
+
+@pytest.mark.parametrize("kept", [[15, 15, 14, 13], [16, 15, 14, 13], [-1, 15, 14, 13], [15, 14, 13]])
+def test_what_is_no_selection_is_infinitely_off(model: Ptsr, kept: list[int]) -> None:
+    reference = scored(model, np.linspace(1, 2, 16, dtype=np.float32), [15, 14, 13, 12])
+    assert compare_selection(reference, 0, np.array(kept))[1] == np.inf
+
+
+def swapped(reference: Reference, index: int) -> tuple[list[int], float]:
+    """The worst kept token exchanged for the best dropped one; how far that is off by the scores."""
+    assert reference.scores is not None
+    scores, kept = reference.scores[index], reference.kept[index].tolist()
+    worst = min(kept, key=lambda token: scores[token])
+    best = max(set(range(16)) - set(kept), key=lambda token: scores[token])
+    return [best if t == worst else t for t in kept], float((scores[worst] - scores[best]) / scores.std())
+
+
+def test_a_borderline_token_is_judged_by_its_score_and_not_by_what_it_does_to_the_logits(
+    model: Ptsr, random_flows: Any
+) -> None:
+    reference = eager_reference(model, 4, random_flows(24))
+    index = min(range(24), key=lambda place: swapped(reference, place)[1])
+    kept, gap = swapped(reference, index)
+    assert 0 < gap < SCORE_SPREADS["bf16"]
+    flow = reference.inputs[index : index + 1]
+    with torch.no_grad():
+        logits = model(torch.from_numpy(flow), 4, torch.tensor([kept])).logits[0].numpy()
+    # The swap alone moves the logits by more than bf16 may round them.
+    assert np.abs(logits - reference.logits[index]).max() > limit_of(reference, "bf16")
+
+    def run(one: NDArray[np.float32]) -> Answer:
+        return (logits, np.array(kept)) if np.array_equal(one, flow) else run_of(model, 4)(one)
+
+    parity = measure_parity(reference, run, "bf16")
+    require_parity(parity, "tiny", "bf16")
+    assert parity.kept_agreement == pytest.approx(
+        1 - 0.25 / 24
+    )  # the swap is not hidden: 1 token of 4, in 1 of 24
+    assert parity.max_abs < 1e-5
+    with pytest.raises(ParityError, match="selected tokens agree on 99.0% only"):
+        require_parity(measure_parity(reference, run, "fp32"), "tiny")
+
+
+@pytest.mark.parametrize("precision", sorted(SPREADS))
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda kept: [next(t for t in range(16) if t not in kept), *kept[1:]],
+        lambda kept: [t for t in range(16) if t not in kept],
+        lambda kept: [(t + 1) % 16 for t in kept],
+        lambda kept: [4 * (t % 4) + t // 4 for t in kept],
+        lambda kept: [kept[0], *kept[:-1]],
+    ],
+    ids=["without the best", "what should be dropped", "one place on", "rows for columns", "one twice"],
+)
+def test_a_wrong_selection_is_refused_in_every_precision(
+    model: Ptsr, random_flows: Any, choose: Any, precision: str
+) -> None:
+    # Its logits are right for what it kept: the selection alone is at fault. Of 8 tokens one wrong is 12.5 %.
+    parity = measure_parity(eager_reference(model, 8, random_flows(16)), run_of(model, 8, choose), precision)
+    with pytest.raises(ParityError, match="selected tokens agree on"):
+        require_parity(parity, "tiny", precision)
+
+
+def test_int8_has_nothing_to_round_in_a_score_of_the_input(ptsr_config: Any, randomised: Any) -> None:
+    attention = eager_reference(randomised(ptsr_config()), 4, np.zeros((1, 32, 32, 3), np.float32))
+    strain = eager_reference(randomised(ptsr_config(score="strain")), 4, np.zeros((1, 32, 32, 3), np.float32))
+    assert score_limit(attention, "int8") == SCORE_SPREADS["int8"]
+    assert score_limit(strain, "int8") == score_limit(strain, "fp16") == SCORE_SPREADS["fp16"]
+
+
+@pytest.mark.parametrize("precision", sorted(SPREADS))
+def test_logits_are_held_to_the_rounding_of_the_precision(
+    model: Ptsr, random_flows: Any, precision: str
+) -> None:
+    reference = eager_reference(model, 4, random_flows(8))
+    limit = SPREADS[precision] * reference.logits.std()
+    for share, sound in ((0.99, True), (1.01, False)):
+
+        def run(flow: NDArray[np.float32], share: float = share) -> Answer:
+            logits, kept = run_of(model, 4)(flow)
+            highest = logits.argmax()  # made higher still, so that the class stays
+            return logits + share * limit * (np.arange(3) == highest), kept
+
+        parity = measure_parity(reference, run, precision)
+        assert parity.max_abs == pytest.approx(share * limit, rel=1e-3)
+        if sound:
+            require_parity(parity, "tiny", precision)
+        else:
+            with pytest.raises(ParityError, match="logits differ by up to"):
+                require_parity(parity, "tiny", precision)
 
 
 def test_the_reference_is_the_model_one_sample_at_a_time(model: Ptsr, random_flows: Any) -> None:

@@ -10,8 +10,9 @@ from ptsr_edge.checkpoint import CheckpointInfo
 from ptsr_edge.config import LABELS, Preprocess, named_model
 from ptsr_edge.errors import InputError
 from ptsr_edge.manifest import MANIFEST
-from ptsr_edge.plan import check_budgets, check_out, check_targets, parse_budget, rates_of
+from ptsr_edge.plan import check_budgets, check_options, check_out, check_targets, parse_budget, rates_of
 from ptsr_edge.target_cpu import CpuTarget
+from ptsr_edge.target_trt import TrtTarget
 
 
 class Fp16Target(CpuTarget):
@@ -130,6 +131,42 @@ def test_only_a_bundle_or_nothing_may_be_replaced(tmp_path: Path) -> None:
         check_out(tmp_path)
     with pytest.raises(InputError, match="weights.bin is a file; accepted: a new folder"):
         check_out(tmp_path / "bundle" / "weights.bin")
+    with pytest.raises(InputError, match=r"weights\.bin is no folder"):
+        check_out(tmp_path / "bundle" / "weights.bin" / "new")
+
+
+def test_the_folder_that_one_is_in_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is empty, and would be gone from under the shell."""
+    (tmp_path / "deep" / "empty").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "deep" / "empty")
+    for out in (Path(), Path(".."), Path("../../deep"), tmp_path / "deep" / "empty", Path("/")):
+        with pytest.raises(InputError, match="is the folder that you are in, or around it"):
+            check_out(out)
+    check_out(Path("new"))
+    check_out(Path("../beside"))
+
+
+@pytest.mark.parametrize(
+    ("options", "precisions", "says"),
+    [
+        pytest.param({"keep_flaot": []}, ["fp16"], "target trt has no option 'keep_flaot'; it has: ", id="name"),
+        pytest.param({"compute_capabilities": ["9.9"]}, ["fp16"], "unknown compute capability '9.9'", id="none"),
+        pytest.param({"compute_capabilities": ["abc"]}, ["fp16"], "unknown compute capability 'abc'", id="text"),
+        pytest.param({"compute_capabilities": []}, ["fp16"], "no compute capability given", id="empty"),
+        pytest.param({"compute_capabilities": (75,)}, ["fp16", "fp32"], "no fp32 .* for SM75", id="precision"),
+        pytest.param({"compute_capabilities": (86,), "flavour": "tensorrt"}, ["fp16"],
+                     "tensorrt builds for the GPU in the machine only, got 86", id="flavour"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_be_had(options: dict[str, object], precisions: list[str], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        check_options(options, [(TrtTarget(), precisions)])
+
+
+def test_options_that_can_be_had() -> None:
+    check_options({"int8_scheme": "auto"}, [(TrtTarget(), ["fp16"]), (CpuTarget(), ["fp32"])])
+    check_options({"compute_capabilities": (75, 86)}, [(TrtTarget(), ["fp16"]), (CpuTarget(), ["fp32"])])
+    check_options({}, [(CpuTarget(), ["fp32"])])
 
 
 def test_a_budget_is_read_as_it_is_written() -> None:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
 from pydantic import ValidationError
 
+from ptsr_edge.checkpoint import CheckpointInfo, save_checkpoint
+from ptsr_edge.config import LABELS, Preprocess
+from ptsr_edge.data import MEGC_FOLDER, MEGC_TABLE
 from ptsr_edge.errors import InputError
+from ptsr_edge.export import TARGETS, main
+from ptsr_edge.manifest import read_bundle
 from ptsr_edge.recipe import DeploymentRecipe, read_recipe
 
 FOLDER = Path(__file__).parents[1] / "export"
@@ -20,6 +28,9 @@ PRECISIONS = {
     "trt": {"fp32", "fp16", "int8"},
 }
 """Of the requirements: what each target has."""
+
+TOOLS = {"cpu": ["onnxruntime"], "openvino": ["openvino", "nncf"], "trt": ["onnxruntime", "tensorrt_rtx"]}
+"""What exporting for each target needs."""
 
 MINIMAL = 'description = "x"\ntarget = "cpu"\n'
 
@@ -47,6 +58,70 @@ def test_every_recipe_asks_for_what_its_target_has(path: Path) -> None:
         assert (recipe.compute_capabilities, recipe.flavour, recipe.onnx_only) == (None, None, False)
 
 
+@pytest.fixture(scope="module")
+def checkpoint(ptsr_config: Any, randomised: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PTSR of 16 patches and one block, which says that it was trained on all of `clips`."""
+    config = ptsr_config(depth=1, score="strain")
+    info = CheckpointInfo(
+        model=config,
+        preprocess=Preprocess(image_size=config.image_size, flow="published", global_motion="none"),
+        labels=list(LABELS),
+        provenance={"kind": "trained", "data": "megc-flow", "train_subjects": ["casme2/sub00"]},
+    )
+    path = tmp_path_factory.mktemp("recipes") / "pocket.safetensors"
+    save_checkpoint(path, randomised(config), info)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """So many clips of one subject that some are left to judge int8 on when 64 have calibrated it."""
+    cv2 = pytest.importorskip("cv2")
+    root = tmp_path_factory.mktemp("clips")
+    (root / MEGC_FOLDER).mkdir()
+    rows, generator = ["dataset,sub,filename_o,label"], np.random.default_rng(0)
+    for clip in range(90):
+        rows.append(f"casme2,sub00,clip{clip},{clip % 3}")
+        pixels = generator.integers(0, 256, (28, 28, 3), dtype=np.uint8)
+        cv2.imwrite(str(root / MEGC_FOLDER / f"sub00_clip{clip} .png"), pixels)
+    (root / MEGC_TABLE).write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return root
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_every_recipe_is_exported(path: Path, checkpoint: Path, clips: Path, tmp_path: Path) -> None:
+    """Each with the tools of its target, to the end: every variant that it asks for, proven."""
+    recipe = read_recipe(path)
+    for package in TOOLS[recipe.target]:
+        if not (recipe.onnx_only and package == "tensorrt_rtx"):
+            pytest.importorskip(package, reason=f"{package} is missing: pip install 'ptsr-edge[all]'")
+    call = [
+        "--recipe",
+        path,
+        "--checkpoint",
+        checkpoint,
+        "--calibration",
+        clips,
+        "--out",
+        tmp_path / "bundle",
+    ]
+    result = CliRunner().invoke(main, [*map(str, call), "--no-cache"])
+    assert result.exit_code == 0, result.stderr
+    variants = read_bundle(tmp_path / "bundle").variants
+    wanted = recipe.precisions or TARGETS[recipe.target].precisions
+    assert [v.precision for v in variants] == [p for p in wanted for _ in recipe.budgets]
+    assert [v.keep_rate for v in variants] == list(recipe.budgets) * len(wanted)
+    for variant in variants:
+        assert variant.target == recipe.target
+        assert variant.parity is not None
+        assert variant.runs_on.get("threads") == recipe.threads
+        assert variant.artifact.endswith(".onnx") or not recipe.onnx_only
+        if variant.precision == "int8" and recipe.max_uar_drop is not None:
+            found = variant.built_with["accuracy"]
+            drop = found["uar_fp32"][str(variant.tokens)] - found["uar"][str(variant.tokens)]
+            assert drop <= recipe.max_uar_drop == found["limit"]
+
+
 def test_a_recipe_can_be_copied_and_read_anywhere(tmp_path: Path) -> None:
     for path in RECIPES:
         assert read_recipe(Path(shutil.copy(path, tmp_path))) == read_recipe(path)
@@ -63,13 +138,25 @@ def test_what_a_recipe_leaves_open_has_defaults(tmp_path: Path) -> None:
 
 
 def test_what_is_for_the_target_alone_goes_to_that_target(tmp_path: Path) -> None:
-    assert read_recipe(written(tmp_path, MINIMAL)).target_options() == {"int8_scheme": "auto"}
+    assert read_recipe(written(tmp_path, MINIMAL)).target_options() == {}
+    static = read_recipe(written(tmp_path, MINIMAL + 'int8_scheme = "static"\n'))
+    assert static.target_options() == {"int8_scheme": "static"}
     trt = 'description = "x"\ntarget = "trt"\ncompute_capabilities = [86, 120]\nflavour = "tensorrt-rtx"\n'
     options = read_recipe(written(tmp_path, trt)).target_options()
     assert options == {"compute_capabilities": (86, 120), "flavour": "tensorrt-rtx"}
     device = read_recipe(FOLDER / "jetson-orin-nano.toml").target_options()
     assert device["onnx_only"] is True
     assert read_recipe(FOLDER / "openvino.toml").target_options() == {}
+
+
+@pytest.mark.parametrize(
+    ("target", "line"),
+    [("trt", "threads = 2"), ("trt", 'int8_scheme = "static"'), ("openvino", 'int8_scheme = "auto"')],
+)
+def test_what_its_target_does_not_read_is_not_said_in_vain(tmp_path: Path, target: str, line: str) -> None:
+    key = line.partition(" ")[0]
+    with pytest.raises(InputError, match=f"target {target} has no use for {key}"):
+        read_recipe(written(tmp_path, f'description = "x"\ntarget = "{target}"\n{line}\n'))
 
 
 def test_budgets_may_come_from_the_data(tmp_path: Path) -> None:
@@ -94,6 +181,9 @@ def test_budgets_may_come_from_the_data(tmp_path: Path) -> None:
         ("max_uar_drop = 1.5", "max_uar_drop: .*less than or equal to 1"),
         ('flavour = "rtx"', "flavour: .*'tensorrt-rtx'"),
         ('compute_capabilities = ["ada"]', r"compute_capabilities\.0: "),
+        ("compute_capabilities = [86]", "target cpu has no use for compute_capabilities"),
+        ('flavour = "tensorrt"', "target cpu has no use for flavour"),
+        ("onnx_only = true", "target cpu has no use for onnx_only"),
     ],
 )
 def test_a_value_out_of_range_is_refused(tmp_path: Path, line: str, said: str) -> None:

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from ptsr_edge import Session
+from ptsr_edge import Session, backend_trt
 from ptsr_edge.checkpoint import load_checkpoint
 from ptsr_edge.config import LABELS
 from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.export import export_bundle
 from ptsr_edge.flow import to_input
 from ptsr_edge.manifest import MANIFEST, describe_file, read_bundle, write_bundle
 
@@ -89,6 +90,96 @@ def test_defaults_are_the_largest_budget_and_the_first_precision(tiny_bundle: Pa
     )
     # Any rate that means the same number of tokens is the same variant: ceil(.24 x 16) = 4.
     assert Session.open(tiny_bundle, budget=0.24).variant.tokens == 4
+
+
+@pytest.fixture(scope="module")
+def every_target(tiny_checkpoint: Path, megc_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model for all three targets; what is built for `trt` is an engine for a GPU that is not here."""
+    for module in ("openvino", "nncf", "tensorrt_rtx"):
+        pytest.importorskip(module, reason=f"{module} is missing: pip install 'ptsr-edge[all]'")
+    folder = tmp_path_factory.mktemp("bundle") / "tiny-all"
+    export_bundle(
+        out=folder, checkpoint=tiny_checkpoint, calibration=megc_folder, target=("cpu", "openvino", "trt"),
+        budgets=(1.0, 0.5), precisions=("fp32", "int8"), max_uar_drop=1.0,
+        calibration_samples=4,
+        options={"compute_capabilities": ["8.6"], "int8_scheme": "static", "flavour": "tensorrt-rtx"},
+    )  # fmt: skip
+    return folder
+
+
+def test_of_several_targets_the_first_that_can_run_here(
+    every_target: Path, random_flows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"budget": 1.0, "precision": "fp32"}
+    assert backend_trt.why_not_here(every_target / "ptsr-test-trt-fp32-k16.plan")  # no GPU of that kind
+    through_openvino = Session.open(every_target, **asked)
+    assert through_openvino.variant.target == "openvino"
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    through_ort = Session.open(every_target, **asked)
+    assert through_ort.variant.target == "cpu"
+    flow = random_flows(1)[0]
+    found, expected = through_openvino.predict(flow).logits, through_ort.predict(flow).logits
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(
+        JobError, match="nothing of the bundle can run here: trt: .*; openvino: .*; cpu: "
+    ) as caught:
+        Session.open(every_target, **asked)
+    for extra in ("openvino", "ort"):
+        assert f"pip install 'ptsr-edge[{extra}]'" in str(caught.value)
+
+
+def test_int8_is_taken_by_default_where_its_accuracy_was_judged(every_target: Path, tmp_path: Path) -> None:
+    assert Session.open(every_target, target="cpu").variant.precision == "int8"
+    own = Path(shutil.copytree(every_target, tmp_path / "bundle"))
+    bundle = read_bundle(own)
+    unjudged = [
+        variant.model_copy(
+            update={"built_with": {k: v for k, v in variant.built_with.items() if k != "accuracy"}}
+        )
+        for variant in bundle.variants
+    ]
+    write_bundle(own, bundle.model_copy(update={"variants": unjudged}))
+    assert Session.open(own, target="cpu").variant.precision == "fp32"
+
+
+def test_budgets_are_switched_without_loading_again(tiny_bundle: Path, random_flows: Any) -> None:
+    flow = random_flows(1)[0]
+    session = Session.open(tiny_bundle, budget=1.0)
+    session.load(0.25)
+    assert session.variant.keep_rate == 1.0
+    loaded = dict(session._loaded)
+    for budget in (0.25, 1.0, 0.25):
+        session.switch(budget)
+        expected = Session.open(tiny_bundle, budget=budget).predict(flow)
+        np.testing.assert_array_equal(session.predict(flow).logits, expected.logits)
+        assert session.predict(flow).budget == budget
+    assert session._loaded == loaded
+    with pytest.raises(InputError, match="budget 0.7; it has"):
+        session.switch(0.7)
+    assert session.variant.keep_rate == 0.25
+
+
+def test_budgets_that_share_their_weights_answer_the_same(tiny_bundle: Path, random_flows: Any) -> None:
+    flow = random_flows(1)[0]
+    sharing = Session.open(tiny_bundle, share_weights=True)
+    for budget in BUDGETS:
+        sharing.switch(budget)
+        expected = Session.open(tiny_bundle, budget=budget).predict(flow).logits
+        # The same float32 sums in another order.
+        np.testing.assert_allclose(sharing.predict(flow).logits, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_threads_are_those_of_the_call_then_those_of_the_recipe(own_bundle: Path) -> None:
+    def threads(session: Session) -> int:
+        return int(session._runner._session.get_session_options().intra_op_num_threads)  # type: ignore[attr-defined]
+
+    assert threads(Session.open(own_bundle)) == 0  # ONNX Runtime's choice
+    bundle = read_bundle(own_bundle)
+    told = [v.model_copy(update={"runs_on": {**v.runs_on, "threads": 2}}) for v in bundle.variants]
+    write_bundle(own_bundle, bundle.model_copy(update={"variants": told}))
+    assert threads(Session.open(own_bundle)) == 2
+    assert threads(Session.open(own_bundle, threads=1)) == 1
 
 
 @pytest.mark.parametrize(

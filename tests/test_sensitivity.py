@@ -53,7 +53,7 @@ def samples() -> NDArray[np.float32]:
 
 
 def forward(values: dict[str, Array], rows: Array, quantized: str | None) -> Array:
-    """The graph in float64, one layer as int8 by definition: activations by 255 steps, weights by +-127."""
+    """The graph in float64, one layer as int8 by definition: activations by 255 steps, weights by +-64."""
     for name in ("fc1", "fc2", "fc3"):
         weight = values[name]
         if name == quantized:
@@ -61,7 +61,7 @@ def forward(values: dict[str, Array], rows: Array, quantized: str | None) -> Arr
             step = (high - low) / 255
             zero = np.rint(-low / step)
             rows = (np.clip(np.rint(rows / step) + zero, 0, 255) - zero) * step
-            steps = np.abs(weight).max(axis=0) / 127
+            steps = np.abs(weight).max(axis=0) / 64  # 7 bits, which no processor's sums overflow
             weight = np.rint(weight / steps) * steps
         rows = rows @ weight
         rows = rows if name == "fc3" else np.maximum(rows, 0)
@@ -90,8 +90,8 @@ def test_errors_are_those_of_int8_by_definition(
     assert set(found) == {"blocks.0.fc1", "blocks.0.fc2", "head"}
     for layer, name in (("blocks.0.fc1", "fc1"), ("blocks.0.fc2", "fc2"), ("head", "fc3")):
         expected = np.abs(forward(values, rows, name) - exact).mean()
-        # Processors without 8-bit dot products saturate some sums of pairs: a quarter of room for that.
-        assert found[layer] == pytest.approx(expected, rel=0.25), layer
+        # Integer sums are exact; float32 around them rounds, and may move an activation by one step of 255.
+        assert found[layer] == pytest.approx(expected, rel=1e-3), layer
 
 
 def test_only_the_first_samples_are_looked_at(tmp_path: Path, samples: NDArray[np.float32]) -> None:

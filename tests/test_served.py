@@ -93,6 +93,19 @@ def test_a_type_that_no_server_here_has_is_refused(tmp_path: Path, bundle: Bundl
         describe(tmp_path, bundle, changed(tmp_path, bundle.variants[1], "other.onnx"))
 
 
+@pytest.mark.parametrize("name", ["flow", "logits"])
+def test_a_graph_that_lacks_what_the_contract_names_is_refused(
+    tmp_path: Path, bundle: Bundle, name: str
+) -> None:
+    """An empty file is a valid ONNX model too: one without inputs and outputs."""
+    graph = tiny_graph(8, len(LABELS), width=8)
+    del (graph.graph.input if name == "flow" else graph.graph.output)[:]
+    for content in (graph.SerializeToString(), b""):
+        (tmp_path / "other.onnx").write_bytes(content)
+        with pytest.raises(InputError, match=r"other\.onnx has no input or output '(flow|logits)'"):
+            describe(tmp_path, bundle, changed(tmp_path, bundle.variants[1], "other.onnx"))
+
+
 @pytest.mark.parametrize("suffix", [".plan", ".engine"])
 @pytest.mark.parametrize("kind", ["ptsr", "vit"])
 def test_of_an_engine_the_manifest_is_believed(tmp_path: Path, suffix: str, kind: str) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ptsr_edge.errors import JobError
-from ptsr_edge.storage import sha256_of, staged_folder, write_json, write_whole
+from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.storage import check_file, check_place, sha256_of, staged_folder, write_json, write_whole
 
 
 def names(folder: Path) -> list[str]:
@@ -181,3 +181,34 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(JobError, match="cannot write"):
         block()
+
+
+def test_a_place_is_checked_before_it_is_worked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    check_place(tmp_path / "new")
+    check_place(tmp_path / "deep" / "deeper" / "new")
+    check_file(tmp_path / "file")
+    assert names(tmp_path) == ["file", "link"], "a check makes nothing"
+    for parent in ("file", "link"):
+        for inside in ("new", "deep/new"):
+            with pytest.raises(InputError, match=rf"new cannot be written: .*{parent} is no folder"):
+                check_place(tmp_path / parent / inside)
+    with pytest.raises(InputError, match="cannot be written: it is a folder"):
+        check_file(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    check_place(Path("new"))
+    with pytest.raises(InputError, match=r"file/new cannot be written: .*file is no folder"):
+        check_place(Path("file/new"))
+
+
+def test_a_folder_that_may_not_be_written_to_is_found_before_the_work(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(0o500)
+    # Root may write everywhere but into what the kernel keeps for itself.
+    folder = closed if not os.access(closed, os.W_OK) else Path("/proc/sys/kernel")
+    if os.access(folder, os.W_OK):
+        pytest.skip(f"{folder} may be written to: no folder is closed to this user")
+    with pytest.raises(InputError, match=rf"cannot be written: no permission to write into {folder}"):
+        check_place(folder / "new")

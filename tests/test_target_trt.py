@@ -10,11 +10,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from typed_graphs import TOKENS, flows, graph, request, small_graph
+from typed_graphs import TOKENS, flows, request, small_graph
 
 from ptsr_edge.backend_ort import OrtRunner
 from ptsr_edge.errors import InputError, JobError
-from ptsr_edge.target import BuildRequest
+from ptsr_edge.strong_types import product_types
+from ptsr_edge.target import Artifact, BuildRequest
 from ptsr_edge.target_trt import (
     NoEngineError,
     TrtOptions,
@@ -154,7 +155,8 @@ def test_a_corrupt_graph_is_refused(tmp_path: Path) -> None:
         ("bf16", {}, "no precision 'bf16'; it has: fp32, fp16, int8"),
         ("fp16", {"flavor": "tensorrt"}, "unknown key 'flavor'; the nearest known key is 'flavour'"),
         ("fp16", {"flavour": "trt"}, "unknown TensorRT flavour 'trt'"),
-        ("int8", {"onnx_only": True, "exclude": {TOKENS: ["nowhere"]}}, "no node of that name"),
+        ("int8", {"keep_float": ["blocks.9"]}, "names 'blocks.9', which is a layer of none of the graphs"),
+        ("fp16", {"keep_float": ["node_add"]}, "names 'node_add', which is a layer of none of the graphs"),
     ],
 )
 def test_a_wrong_call_is_refused(
@@ -180,12 +182,36 @@ def test_a_capability_that_is_not_to_be_had(
     assert not any((tmp_path / "bundle").iterdir())
 
 
-def test_nodes_can_be_spared_from_int8(tmp_path: Path) -> None:
-    spared = [n.name for n in graph().graph.node if n.op_type == "Gemm"]
-    counts = [
-        TARGET.build(request(tmp_path / name, "int8", onnx_only=True, exclude=exclude))[TOKENS]
-        .built_with["products"]
-        for name, exclude in (("all", {}), ("spared", {TOKENS: spared}))
-    ]  # fmt: skip
-    assert counts[0]["int8"] - counts[1]["int8"] == len(spared) == 1
-    assert counts[1]["fp16"] - counts[0]["fp16"] == 1
+def product_kinds(artifact: Artifact) -> dict[str, str]:
+    return product_types(onnx.load(artifact.path.with_suffix(".onnx")))
+
+
+def test_a_layer_kept_float_is_fp16_with_all_of_its_products_and_no_other_is(tmp_path: Path) -> None:
+    # In the selecting block the query's weights are used twice: for the class row, and for the kept rows.
+    layers = ["blocks.0.attention.query", "blocks.1.tail.mlp.fc2"]
+    plain = TARGET.build(request(tmp_path / "all", "int8", onnx_only=True))[TOKENS]
+    spared = TARGET.build(request(tmp_path / "some", "int8", onnx_only=True, keep_float=layers))[TOKENS]
+    before, after = product_kinds(plain), product_kinds(spared)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"blocks.0.attention.query", "blocks.0.attention.query/2", "blocks.1.tail.mlp.fc2"}
+    assert {before[name] for name in changed} == {"int8"}
+    assert {after[name] for name in changed} == {"fp16"}
+    assert spared.built_with["keep_float"] == layers
+    assert plain.built_with["keep_float"] == []
+
+
+def test_a_layer_that_is_fp16_anyway_may_be_named(tmp_path: Path) -> None:
+    artifact = TARGET.build(
+        request(tmp_path / "bundle", "int8", onnx_only=True, keep_float=["tokenizer.kernel"])
+    )[TOKENS]
+    assert product_kinds(artifact)["tokenizer.kernel"] == "fp16"
+
+
+@needs_rtx
+def test_an_engine_has_the_kept_layers_in_fp16(tmp_path: Path) -> None:
+    options = {"compute_capabilities": ["8.6"], "keep_float": ["blocks.0.tail.mlp.fc1"], **RTX}
+    artifact = TARGET.build(request(tmp_path / "bundle", "int8", **options))[TOKENS]
+    kinds = list(product_kinds(artifact).values())
+    assert product_kinds(artifact)["blocks.0.tail.mlp.fc1"] == "fp16"
+    # What TensorRT read back from the network that it parsed, against the graph.
+    assert artifact.built_with["products"] == {kind: kinds.count(kind) for kind in set(kinds)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -133,6 +134,7 @@ def test_the_baseline_starts_from_a_vit_of_another_project(megc_folder: Path, tm
             "--init fills a baseline (vit-*), not ptsr-nano",
         ),
         (["--threads", "0"], "Invalid value for '--threads': 0 is not in the range x>=1."),
+        (["--out", "/dev/null/nano.safetensors"], "cannot be written: /dev/null is no folder"),
     ],
 )
 def test_a_wrong_call_is_one_line_and_writes_nothing(
@@ -149,6 +151,39 @@ def test_a_wrong_call_is_one_line_and_writes_nothing(
     assert result.stderr.count("\n") == 1
     assert says in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_training(
+    megc_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ptsr_edge.train.load", lambda *_, **__: pytest.fail("the data must not be read"))
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "folder.safetensors").mkdir()
+    for out, says in (
+        ("file/nano.safetensors", "file is no folder"),
+        ("folder.safetensors", "it is a folder"),
+    ):
+        result = train("--data", "megc-flow", "--root", megc_folder, "--out", tmp_path / out)
+        assert result.exit_code == 2
+        assert result.stderr.count("\n") == 1
+        assert f"{out} cannot be written: " in result.stderr
+        assert says in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.safetensors"]
+
+
+@pytest.mark.parametrize("package", ["torch", "safetensors"])
+def test_as_a_module_it_names_a_package_that_is_missing(package: str) -> None:
+    program = (
+        "import runpy, sys\nsys.modules[sys.argv[1]] = None\n"
+        "runpy.run_module('ptsr_edge.train', run_name='__main__', alter_sys=True)"
+    )
+    call = [sys.executable, "-c", program, package]
+    result = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    says = f"python -m ptsr_edge.train: train needs the package {package!r}, which is not installed"
+    assert result.stderr.startswith(says)
+    assert result.stderr.endswith("pip install 'ptsr-edge[train]'\n")
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_class_without_a_sample_is_a_wrong_call(megc_folder: Path, tmp_path: Path) -> None:

@@ -61,9 +61,15 @@ def test_another_file_is_no_plan(tmp_path: Path) -> None:
         read_plan(tmp_path / "missing.plan")
 
 
-def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "record",
+    ["", "{", "[]", "{}", "null", '{"engine": 7}', '{"engine": "x"}', '{"engine": {"bytes": "x"}}',
+     '{"engine": {"gpu": 7}}', '{"engine": {"capabilities": 7}}', "[" * 100_000, "\xff"],
+    ids=lambda text: text[:30] or "empty",
+)  # fmt: skip
+def test_a_damaged_record_is_refused(tmp_path: Path, record: str) -> None:
     path = plan_file(tmp_path)
-    path.with_suffix(".build.json").write_text("{")
+    path.with_suffix(".build.json").write_text(record, encoding="latin-1")
     with pytest.raises(JobError, match=r"model\.build\.json is damaged"):
         read_plan(path)
 
