@@ -57,7 +57,8 @@ def evaluate_graph(folder: Path, variant: Variant, data: FlowData) -> NDArray[np
     answers = [runner.run(to_input(flow))[0] for flow in progress(data.flows, f"{variant.id}, typed graph")]
     if not np.isfinite(answers).all():
         raise JobError(f"the typed graph of {variant.id} gave an answer that is not finite")
-    return np.array(answers).argmax(axis=1)
+    classes: np.ndarray = np.array(answers).argmax(axis=1)
+    return classes
 
 
 def judged_samples(data: FlowData, provenance: dict[str, Any], everyone: bool) -> tuple[FlowData, str]:
