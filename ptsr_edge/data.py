@@ -12,7 +12,6 @@ import difflib
 import hashlib
 import logging
 import os
-import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from ptsr_edge import synthetic
 from ptsr_edge.config import LABELS, Preprocess
 from ptsr_edge.console import progress
 from ptsr_edge.errors import InputError, require
+from ptsr_edge.png import png_fault
 
 log = logging.getLogger("ptsr_edge")
 
@@ -33,7 +33,6 @@ MEGC_TABLE = "combined_3_class2_for_optical_flow.csv"
 MEGC_FOLDER = "STSNet_whole_norm_u_v_os"
 _MEGC_LAYOUT = f"accepted: a folder with {MEGC_TABLE} and {MEGC_FOLDER}/<sub>_<filename> .png"
 _MEGC_COLUMNS = ("dataset", "sub", "filename_o", "label")
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -318,30 +317,6 @@ def _read_png(row: _Row) -> NDArray[np.float32]:
         raise InputError(f"{where} is no readable PNG image: OpenCV {cv2.__version__} refuses its pixels")
     strain_v_u = image.astype(np.float32) / 255
     return np.ascontiguousarray(strain_v_u[..., ::-1])
-
-
-def png_fault(content: bytes) -> str:
-    """What is wrong with a PNG file's frame, empty where nothing is; pixels are not looked at.
-
-    OpenCV says of a damaged file nothing but None, and libpng writes to stderr by itself. Source: PNG
-    specification (third edition), 5.2 and 5.3: a signature, then chunks of length, type, data and CRC-32 of
-    type and data, from IHDR to IEND.
-    """
-    if content[:8] != PNG_SIGNATURE:
-        return "it has no PNG signature" if content else "it is empty"
-    place, kind = 8, b""
-    while kind != b"IEND":
-        length = int.from_bytes(content[place : place + 4], "big")
-        kind = content[place + 4 : place + 8]
-        end = place + 8 + length
-        if len(content) < end + 4:
-            return f"it is cut short after {len(content)} bytes"
-        if zlib.crc32(content[place + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
-            return f"its bytes {place} to {end} are damaged"
-        if place == 8 and kind != b"IHDR":
-            return "it does not begin with its header"
-        place = end + 4
-    return ""
 
 
 _Loader = Callable[[Path | None, int, Sequence[str] | None, int, int | None], FlowData]

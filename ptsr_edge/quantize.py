@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import logging
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -218,9 +219,13 @@ class _Samples:
 
 @contextmanager
 def _written(destination: Path, verb: str) -> Iterator[Path]:
-    """A file that becomes `destination` when the block ends well. ONNX Runtime is kept quiet."""
-    level = logging.root.level
+    """A file that becomes `destination` when the block ends well. ONNX Runtime is kept quiet.
+
+    `onnx` names files by `uuid1`, which opens a socket to read a network card's address; random names serve.
+    """
+    level, by_address = logging.root.level, uuid.uuid1
     logging.root.setLevel(logging.ERROR)
+    uuid.uuid1 = _random_name
     try:
         with tempfile.TemporaryDirectory(prefix="ptsr-int8-") as folder, redirect_stdout(io.StringIO()):
             path = Path(folder) / destination.name
@@ -232,3 +237,8 @@ def _written(destination: Path, verb: str) -> Iterator[Path]:
         raise JobError(f"ONNX Runtime cannot {verb} for {destination.name}: {error}") from error
     finally:
         logging.root.setLevel(level)
+        uuid.uuid1 = by_address
+
+
+def _random_name(node: int | None = None, clock_seq: int | None = None) -> uuid.UUID:  # noqa: ARG001
+    return uuid.uuid4()

@@ -34,7 +34,7 @@ PIPELINE = (
     "flow", "metrics", "target", "telemetry", "trt_engine", "build_on_device", "trt_flavour", "trt_plan",
     "backend_ort", "backend_openvino", "backend_trt", "runtime", "__init__",
     # data
-    "landmarks", "faces", "synthetic", "data",
+    "landmarks", "faces", "synthetic", "png", "data",
     # model and training
     "blocks", "selection", "model", "checkpoint", "augment", "inference", "fit", "train", "protocol",
     # the exact static graph and its proof
