@@ -431,8 +431,13 @@ def test_an_interrupt_leaves_nothing_half_written(
     if older:
         shutil.copytree(tiny_bundle, out)
     before = digest_of(tmp_path)
-    result = export("--checkpoint", pocket, "--calibration", megc_folder, "--budgets", "1", "--no-cache",
-                    "--calibration-samples", "6", "--out", out)  # fmt: skip
+    # A shell starts what runs in its background with the signal ignored.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        result = export("--checkpoint", pocket, "--calibration", megc_folder, "--budgets", "1", "--no-cache",
+                        "--calibration-samples", "6", "--out", out)  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert result.exit_code == 1
     assert (result.stdout, result.stderr.split()) == ("", ["Aborted!"])
     assert digest_of(tmp_path) == before
