@@ -221,6 +221,35 @@ def pareto(rows: Iterable[Row]) -> list[Row]:
     return front
 
 
+def undominated(rows: Sequence[Row]) -> list[Row]:
+    """The rows that no other is at least as good as in latency (p50), UAR and size, and better in one."""
+
+    def costs(row: Row) -> tuple[float, float, float]:
+        return (row.p50_ms or 0.0, -(row.uar or 0.0), row.measured.size_bytes)
+
+    def beats(one: Row, other: Row) -> bool:
+        mine, its = costs(one), costs(other)
+        return mine != its and all(a <= b for a, b in zip(mine, its, strict=True))
+
+    return [row for row in rows if not any(beats(other, row) for other in rows)]
+
+
+def half_interval(row: Row) -> float:
+    """Half the 95 % interval of a row's UAR, 0 where there is no confusion matrix.
+
+    UAR is the mean of independent recalls, so its variance is the mean of theirs over the number of
+    classes; each recall's is that of Agresti & Coull (1998), which is not 0 at a recall of 0 or 1.
+    """
+    if row.measured.accuracy is None or not row.measured.accuracy.confusion:
+        return 0.0
+    counts = np.asarray(row.measured.accuracy.confusion, dtype=np.float64)
+    totals = counts.sum(axis=1)
+    hits, totals = np.diag(counts)[totals > 0] + 2, totals[totals > 0] + 4
+    shares = hits / totals
+    variances = shares * (1 - shares) / totals
+    return float(1.96 * math.sqrt(variances.sum()) / len(variances)) if len(variances) else 0.0
+
+
 def raw_samples(row: Row) -> tuple[NDArray[np.float64] | None, str]:
     """The latency samples of a row in milliseconds, or None and the reason why there are none.
 

@@ -10,9 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from ptsr_edge import costs, svg, tiles
+from ptsr_edge import costs, histogram, svg, tiles
 from ptsr_edge.canvas import (
     Box,
     Canvas,
@@ -24,7 +22,7 @@ from ptsr_edge.canvas import (
     scale_time,
     spread,
 )
-from ptsr_edge.comparison import Comparison, Row, pareto, precision_rank
+from ptsr_edge.comparison import Comparison, Row, half_interval, pareto, precision_rank, undominated
 from ptsr_edge.costs import quantity, three_digits
 from ptsr_edge.svg import Picture
 from ptsr_edge.verdict import Verdict
@@ -47,7 +45,8 @@ def draw_all(comparison: Comparison, verdict: Verdict) -> dict[str, Picture]:
 
 
 def tradeoff(comparison: Comparison, verdict: Verdict) -> Picture:
-    """Accuracy against latency: the area of a mark is its MACs, a line joins what nothing beats.
+    """Accuracy against latency: the area of a mark is its size, a line joins what nothing beats in the two, and
+    what another beats in all three is pale.
 
     Where no accuracy was measured, the budget takes its place.
     """
@@ -62,6 +61,10 @@ def tradeoff(comparison: Comparison, verdict: Verdict) -> Picture:
     fronts = [pareto(row for row in rows if row.source is source) for source in comparison.sources]
     fronts = [front for front in fronts if front]
     best = [row for front in fronts for row in front]
+    pale = set(rows) - {
+        row for s in comparison.sources for row in undominated([r for r in rows if r.source is s])
+    }
+    pale = pale if judged else set()
     picked = next((row for row in rows if row.name == verdict.name), None)
     subjects = [picked, comparison.reference(picked)] if picked else [row for row in rows if row.is_baseline]
     times = [row.p50_ms or 0.0 for row in rows]
@@ -89,6 +92,7 @@ def tradeoff(comparison: Comparison, verdict: Verdict) -> Picture:
                 level(row),
                 sizes[row],
                 row.name == verdict.name,
+                0.4 if row in pale else 1.0,
             )
         crowded = len(rows) > (8 if canvas.compact else 14)
         named = [row for row in rows if not crowded or row in best or row.is_baseline]
@@ -121,7 +125,7 @@ def budgets(comparison: Comparison, verdict: Verdict) -> Picture:
         lines.setdefault(line, []).append(row)
     base = next((row for row in rows if row.is_baseline), None)
     crowded = len(lines) > MOST_WHISKERED_LINES
-    errors = {row: 0.0 if crowded else _half_interval(row) for row in rows}
+    errors = {row: 0.0 if crowded else half_interval(row) for row in rows}
 
     def paint(canvas: Canvas) -> None:
         ends = [max(points, key=lambda row: row.measured.keep_rate) for points in lines.values()]
@@ -173,6 +177,7 @@ PICTURES: tuple[Callable[[Comparison, Verdict], Picture], ...] = (
     tiles.kept,
     tiles.confusion,
     budgets,
+    histogram.dynamic,
 )
 
 
@@ -184,14 +189,16 @@ def _scale_level(axes: Any, levels: Sequence[float], least: float) -> None:
 
 
 def _diameter(row: Row, rows: Sequence[Row], canvas: Canvas) -> float:
-    top = max(other.measured.macs for other in rows) or 1
+    top = max(other.measured.size_bytes for other in rows) or 1
     largest = 26.0 if canvas.compact else 34.0
-    return max(5.0, largest * math.sqrt(row.measured.macs / top))
+    return max(5.0, largest * math.sqrt(row.measured.size_bytes / top))
 
 
-def _mark(canvas: Canvas, axes: Any, role: str, row: Row, level: float, size: float, picked: bool) -> None:
+def _mark(
+    canvas: Canvas, axes: Any, role: str, row: Row, level: float, size: float, picked: bool, alpha: float
+) -> None:
     shape = _SHAPES.get(row.measured.target, _OTHER_SHAPE)[0]
-    (mark,) = axes.plot([row.p50_ms], [level], shape, ms=size, mew=1.5, clip_on=False, zorder=3)
+    (mark,) = axes.plot([row.p50_ms], [level], shape, ms=size, mew=1.5, clip_on=False, zorder=3, alpha=alpha)
     mark.set_markerfacecolor(svg.colour("paper" if row.is_baseline else role))
     mark.set_markeredgecolor(svg.colour(role if row.is_baseline else "paper"))
     canvas.tip(mark, _point_words(row))
@@ -244,14 +251,14 @@ def _colour_key(canvas: Canvas, comparison: Comparison, rows: Sequence[Row]) -> 
 
 
 def _area_key(canvas: Canvas, rows: Sequence[Row]) -> None:
-    """Two discs with the multiply-adds that they stand for, at the right edge."""
-    shown = sorted({row.measured.macs for row in rows})
+    """Two discs with the sizes that they stand for, at the right edge."""
+    shown = sorted({row.measured.size_bytes for row in rows})
     x = canvas.width - 10.0
     entries = [shown[-1], shown[0]] if shown[0] < shown[-1] else shown
-    by_macs = {row.measured.macs: row for row in rows}
+    by_size = {row.measured.size_bytes: row for row in rows}
     for count in entries:
-        label = quantity(count) + ("MAC" if count is entries[0] else "")
-        size = _diameter(by_macs[count], rows, canvas)
+        label = quantity(count) + "B"
+        size = _diameter(by_size[count], rows, canvas)
         x -= svg.text_width(label)
         canvas.write(x, 24, label)
         x -= size / 2 + 6
@@ -263,16 +270,19 @@ def _area_key(canvas: Canvas, rows: Sequence[Row]) -> None:
 
 def _point_words(row: Row) -> str:
     accuracy = f", UAR {row.uar:.3f}" if row.uar is not None else ""
-    return f"{row.name}: {three_digits(row.p50_ms or 0.0)} ms{accuracy}, {quantity(row.measured.macs)}MAC"
+    size = f"{quantity(row.measured.size_bytes)}B"
+    return f"{row.name}: {three_digits(row.p50_ms or 0.0)} ms{accuracy}, {size}, {quantity(row.measured.macs)}MAC"
 
 
 def _tradeoff_caption(comparison: Comparison, rows: Sequence[Row], judged: bool) -> str:
-    caption = "Area: multiply-adds. Hollow: the full-token ViT."
+    caption = "Area: size on disk. Hollow: the full-token ViT."
     if judged:
         accuracy = rows[0].measured.accuracy
         assert accuracy is not None, "comparable rows have an accuracy"
         caption = f"UAR on {accuracy.data}, {accuracy.protocol}, n = {accuracy.n}. {caption}"
-        caption += " Dashed: what no other beats in both."
+        caption += (
+            " Dashed: what no other beats in both. Pale: what another beats in accuracy, latency and size."
+        )
     else:
         caption += " Accuracy was not measured, so the budget stands in its place."
     targets = sorted({row.measured.target for row in rows})
@@ -283,22 +293,6 @@ def _tradeoff_caption(comparison: Comparison, rows: Sequence[Row], judged: bool)
     if left_out:
         caption += f" Not shown, without an accuracy on this data: {left_out}."
     return caption
-
-
-def _half_interval(row: Row) -> float:
-    """Half the 95 % interval of a row's UAR, 0 where there is no confusion matrix.
-
-    UAR is the mean of independent recalls, so its variance is the mean of theirs over the number of
-    classes; each recall's is that of Agresti & Coull (1998), which is not 0 at a recall of 0 or 1.
-    """
-    if row.measured.accuracy is None or not row.measured.accuracy.confusion:
-        return 0.0
-    counts = np.asarray(row.measured.accuracy.confusion, dtype=np.float64)
-    totals = counts.sum(axis=1)
-    hits, totals = np.diag(counts)[totals > 0] + 2, totals[totals > 0] + 4
-    shares = hits / totals
-    variances = shares * (1 - shares) / totals
-    return float(1.96 * math.sqrt(variances.sum()) / len(variances)) if len(variances) else 0.0
 
 
 def _baseline_band(canvas: Canvas, axes: Any, uar: float, drop: float) -> None:

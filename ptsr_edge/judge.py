@@ -72,7 +72,8 @@ def judge(folder: Path, variant: Variant, data: FlowData, protocol: str, threads
     from ptsr_edge.evaluate import evaluate_session
     from ptsr_edge.protocol import figures
 
-    record = figures(data, evaluate_session(open_variant(folder, variant, threads), data))
+    answers = evaluate_session(open_variant(folder, variant, threads), data)
+    record = figures(data, answers)
     return Accuracy(
         data=data.source,
         protocol=protocol,
@@ -81,6 +82,7 @@ def judge(folder: Path, variant: Variant, data: FlowData, protocol: str, threads
         uar=record["uar"],
         uar_drop=None,
         confusion=record["confusion"],
+        predicted=answers.tolist(),
     )
 
 
@@ -117,6 +119,8 @@ def kept_patches(
         labels=[data.label_names[int(data.labels[place])] for place in places],
         strain=[grey_picture(data.flows[place, ..., 2], bundle.model.grid) for place in places],
         kept=kept,
+        depth=bundle.model.depth,
+        select_block=-1 if bundle.model.selects_before_embedding else bundle.model.select_block,
     )
 
 

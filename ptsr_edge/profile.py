@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -20,9 +21,10 @@ import numpy as np
 from ptsr_edge.console import Verb, finish, run, say
 from ptsr_edge.environment import describe_environment
 from ptsr_edge.errors import InputError, JobError
-from ptsr_edge.judge import is_random, judge, judged_data, kept_patches
+from ptsr_edge.judge import is_random, judged_data
 from ptsr_edge.manifest import Bundle
 from ptsr_edge.measure import check_setting, measure_interleaved
+from ptsr_edge.profile_accuracy import check_control_seeds, judge_entries
 from ptsr_edge.profile_entries import (
     Entry,
     check_same_model,
@@ -30,10 +32,11 @@ from ptsr_edge.profile_entries import (
     exported_baseline,
     given_baseline,
     read_bundles,
+    shown_path,
 )
 from ptsr_edge.profile_method import DEFAULT, Setting, command_of, method_of
 from ptsr_edge.profile_notes import operator_macs, timing_notes
-from ptsr_edge.profile_record import PROFILE, Accuracy, KeptPatches, Measured, Profile
+from ptsr_edge.profile_record import PROFILE, Accuracy, Measured, Profile
 from ptsr_edge.statistics import latency_summary, ratio_interval
 from ptsr_edge.storage import staged_folder, write_whole
 from ptsr_edge.worker import Job, RawTiming
@@ -55,6 +58,8 @@ def profile_bundles(
     data: str | None = None,
     root: Path | None = None,
     setting: Setting = DEFAULT,
+    checkpoint: Path | None = None,
+    control_seeds: int = 0,
 ) -> Profile:
     """Profiles every variant of the bundles, interleaved with the full-token ViT, and writes the record.
 
@@ -65,6 +70,9 @@ def profile_bundles(
         data: name of the data to judge accuracy on; None: accuracy is not measured.
         root: folder of the data.
         setting: of the timing.
+        checkpoint: that the bundles were exported from, for what only the eager model can tell: DTSM against
+            its controls; by default the embedded weights, where the bundles hold these.
+        control_seeds: draws of random selection as a control of DTSM; 0: no controls.
 
     Raises:
         InputError: something in the call is not acceptable; nothing was started.
@@ -75,6 +83,7 @@ def profile_bundles(
         threads=setting.threads, pin=setting.pin,
     )  # fmt: skip
     check_out(out)
+    check_control_seeds(control_seeds)
     bundles = read_bundles(folders)
     first = check_same_model(bundles)
     with ExitStack() as stack:
@@ -88,11 +97,14 @@ def profile_bundles(
         environment = describe_environment()
         warn_of_load(environment)
         timings, refusals = _time(entries, setting)
-        accuracies = _accuracies(entries, samples, refusals, setting.threads)
+        judgement = judge_entries(
+            entries, samples, refusals, setting.threads, checkpoint=checkpoint, control_seeds=control_seeds
+        )
         stage = stack.enter_context(staged_folder(out))
         profile = Profile(
             schema=1,
-            command=command_of(folders, out, baseline, data, root, setting),
+            command=command_of(folders, out, baseline, data, root, setting)
+            + accuracy_options(checkpoint, control_seeds if data is not None else 0),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             model=first.name,
             model_card=str(first.provenance.get("card", "its provenance says nothing about these weights")),
@@ -101,14 +113,25 @@ def profile_bundles(
             method=method_of(setting, timings),
             baseline=reference.id,
             variants=[
-                _measured(entry, reference, timings, refusals, accuracies, data, setting) for entry in entries
+                _measured(entry, reference, timings, refusals, judgement.accuracies, data, setting)
+                for entry in entries
             ],
-            kept_patches=_kept(first, entries[1:], refusals, samples),
+            kept_patches=judgement.kept,
+            judged=judgement.judged,
+            controls=judgement.controls,
+            dynamic_counts=judgement.dynamic_counts,
         )
         for name, timing in timings.items():
             write_samples(stage / samples_file(name), timing)
         write_whole(stage / PROFILE, record_text(profile))
     return profile
+
+
+def accuracy_options(checkpoint: Path | None, control_seeds: int) -> str:
+    """What the command of a profile says of the eager model: nothing where nothing was asked of it."""
+    words = ["--checkpoint", shown_path(checkpoint)] if checkpoint is not None else []
+    words += ["--control-seeds", str(control_seeds)] if control_seeds else []
+    return f" {shlex.join(words)}" if words else ""
 
 
 def warn_of_load(environment: Mapping[str, Any]) -> None:
@@ -184,35 +207,6 @@ def _samples(
     return judged_data(data, root, [first] if is_random(reference) else [first, reference])
 
 
-def _kept(
-    first: Bundle, entries: Sequence[Entry], refusals: Mapping[str, str], samples: tuple[FlowData, str] | None
-) -> KeptPatches | None:
-    if samples is None:
-        return None
-    runnable = {entry.id: (entry.folder, entry.variant) for entry in entries if entry.id not in refusals}
-    return kept_patches(first, runnable, samples[0])
-
-
-def _accuracies(
-    entries: Sequence[Entry], samples: tuple[FlowData, str] | None, refusals: Mapping[str, str], threads: int
-) -> dict[str, Accuracy]:
-    if samples is None:
-        return {}
-    data, protocol = samples
-    say(f"judging on {data.source}, {protocol}: {len(data)} samples of {len(data.subject_names)} subjects")
-    found: dict[str, Accuracy] = {}
-    for entry in entries:
-        if entry.id not in refusals and not is_random(entry.bundle):
-            found[entry.id] = judge(entry.folder, entry.variant, data, protocol, threads)
-    base = found.get(entries[0].id)
-    if base is None:
-        return found
-    return {
-        name: accuracy.model_copy(update={"uar_drop": base.uar - accuracy.uar})
-        for name, accuracy in found.items()
-    }
-
-
 def _measured(
     entry: Entry,
     reference: Entry,
@@ -255,6 +249,7 @@ def _measured(
         parameters=variant.parameters,
         size_bytes=sum(file.bytes for file in variant.files),
         accuracy=accuracy,
+        int8_layers=variant.built_with.get("accuracy"),
         notes=notes,
         **figures,
     )
@@ -298,6 +293,10 @@ def table(profile: Profile) -> list[str]:
               help="A bundle of the full-token ViT; default: one is exported for this run.")  # fmt: skip
 @click.option("--data", help="Judge accuracy on this data; default: not measured.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the data; synthetic needs none.")
+@click.option("--checkpoint", type=click.Path(path_type=Path),
+              help="What the bundles were exported from, for the controls; default: the embedded weights.")  # fmt: skip
+@click.option("--control-seeds", type=int, default=3, show_default=True,
+              help="With --data: draws of random selection beside DTSM; 0 for none.")  # fmt: skip
 @click.option("--duration-s", type=float, default=5.0, show_default=True,
               help="Least timed duration of each variant.")  # fmt: skip
 @click.option("--min-runs", type=int, default=100, show_default=True, help="Least samples of each variant.")
@@ -307,14 +306,14 @@ def table(profile: Profile) -> list[str]:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/profile"), show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the record.")
 def main(
-    bundles: tuple[Path, ...], baseline: Path | None, data: str | None, root: Path | None, duration_s: float,
-    min_runs: int, threads: int, pin: bool, seed: int, out: Path, as_json: bool,
+    bundles: tuple[Path, ...], baseline: Path | None, data: str | None, root: Path | None,
+    checkpoint: Path | None, control_seeds: int, duration_s: float, min_runs: int, threads: int, pin: bool, seed: int, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure MACs, latency, memory, size and accuracy of every variant beside the full-token ViT."""
     setting = Setting(duration_s=duration_s, min_runs=min_runs, threads=threads, pin=pin, seed=seed)
     profile = profile_bundles(
         bundles, out=out, baseline=baseline, data=data, root=root,
-        setting=setting,
+        setting=setting, checkpoint=checkpoint, control_seeds=control_seeds,
     )  # fmt: skip
     finish(profile.model_dump(mode="json", by_alias=True), [*table(profile), str(out / PROFILE)], as_json)
 

@@ -40,7 +40,9 @@ class Ratio(Record):
 class Accuracy(Record):
     """Accuracy through the artifact, on subjects that training never saw unless `protocol` says so.
 
-    `uar_drop` is the baseline's UAR minus this variant's; `confusion` has true classes as rows.
+    `uar_drop` is the baseline's UAR minus this variant's, `uar_drop_low` and `uar_drop_high` its 95 % interval by
+    a paired bootstrap over subjects; `confusion` has true classes as rows; `predicted` (n,) are the classes
+    answered, in the order of the profile's `judged`.
     """
 
     data: str
@@ -50,10 +52,23 @@ class Accuracy(Record):
     uar: float
     uar_drop: float | None
     confusion: list[list[int]] | None = None
+    uar_drop_low: float | None = None
+    uar_drop_high: float | None = None
+    predicted: list[int] | None = None
+
+    @property
+    def is_told_apart(self) -> bool | None:
+        """Whether the interval of the drop leaves out zero; None where there is no interval."""
+        if self.uar_drop_low is None or self.uar_drop_high is None:
+            return None
+        return not self.uar_drop_low <= 0 <= self.uar_drop_high
 
 
 class Measured(Record):
-    """One variant. `bundle` is null for a baseline that was exported for this run alone."""
+    """One variant. `bundle` is null for a baseline that was exported for this run alone.
+
+    `int8_layers` is what the export says of an int8 whose accuracy it judged: see `repair.build_within`.
+    """
 
     id: str
     bundle: str | None
@@ -73,6 +88,7 @@ class Measured(Record):
     throughput_per_s: float | None = None
     accuracy: Accuracy | None = None
     raw_samples: str | None = None
+    int8_layers: dict[str, Any] | None = None
     notes: list[str] = Field(default_factory=list)
 
 
@@ -82,6 +98,8 @@ class KeptPatches(Record):
     Attributes:
         strain: (samples, H, W) the input's strain channel, scaled to 0..255.
         kept: per budget id, per sample, the kept patch indices in row-major order.
+        depth: how many blocks the model has.
+        select_block: the block (from 0) after which tokens are dropped; -1: before the embedding.
     """
 
     data: str
@@ -90,6 +108,57 @@ class KeptPatches(Record):
     labels: list[str]
     strain: list[list[list[int]]]
     kept: dict[str, list[list[int]]]
+    depth: int | None = None
+    select_block: int | None = None
+
+
+class Judged(Record):
+    """What accuracy was judged on, without names: `truth` (n,) classes, `subject` (n,) numbers from 0."""
+
+    truth: list[int] = Field(min_length=1)
+    subject: list[int] = Field(min_length=1)
+
+
+class Control(Record):
+    """A way to select tokens, through the eager model with the same weights on the judged samples.
+
+    Attributes:
+        tokens: the budget.
+        selection: `DTSM`, or a control: `random`, or `strain` energy.
+        seeds: over how many draws its UAR is a mean.
+        uar: unweighted average recall.
+        gain: UAR of DTSM minus this one's, with a 95 % interval by a paired bootstrap over subjects; null for
+            DTSM itself.
+    """
+
+    tokens: int
+    selection: str
+    seeds: int = Field(ge=1)
+    uar: float
+    gain: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
+
+
+class Dynamic(Record):
+    """Counts of DTSM's dynamic mode: the smallest set of tokens that holds `mass` of a sample's score.
+
+    `counts` is a histogram, tokens to samples; `on` says which samples (`calibration` or `judged` ones).
+    """
+
+    data: str
+    on: str
+    mass: float
+    counts: dict[str, int]
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return sum(self.counts.values())
+
+    def truncated(self, tokens: int) -> float:
+        """The share of samples of which a static budget keeps fewer tokens than the dynamic mode."""
+        return sum(n for count, n in self.counts.items() if int(count) > tokens) / max(self.samples, 1)
 
 
 class Profile(Record):
@@ -106,6 +175,9 @@ class Profile(Record):
     baseline: str
     variants: list[Measured] = Field(min_length=1)
     kept_patches: KeptPatches | None = None
+    judged: Judged | None = None
+    controls: list[Control] | None = None
+    dynamic_counts: Dynamic | None = None
 
 
 def read_profile(folder: Path) -> Profile:

@@ -13,9 +13,12 @@ import click
 from pydantic import Field
 
 from ptsr_edge import svg
+from ptsr_edge.bounds import CONFIDENCE, Unit
 from ptsr_edge.comparison import Comparison, compare, read_sources
 from ptsr_edge.console import Verb, finish, run
-from ptsr_edge.errors import InputError, require
+from ptsr_edge.decision import Decision, Limits, check_limits, choose
+from ptsr_edge.errors import InputError, JobError, require
+from ptsr_edge.evidence import build_evidence
 from ptsr_edge.figures import draw_all
 from ptsr_edge.profile_record import Profile
 from ptsr_edge.schema import Record, parse
@@ -57,14 +60,16 @@ class Report(Record):
     verdict: Verdict
     profiles: list[MergedProfile] = Field(min_length=1)
     figures: list[Figure]
+    decision: Decision | None = None
 
 
-def write_report(profiles: Sequence[Path], out: Path) -> Path:
+def write_report(profiles: Sequence[Path], out: Path, limits: Limits | None = None) -> Path:
     """Writes the report of one or more profiles of one model.
 
     Args:
         profiles: folders with a `profile.json`.
         out: folder for `report.html`, `report.md`, `report.json` and `figures/`; may hold other files.
+        limits: what the variant to be chosen must meet; None: the verdict says what was measured.
 
     Returns:
         The path of `report.html`, which is written last.
@@ -72,23 +77,30 @@ def write_report(profiles: Sequence[Path], out: Path) -> Path:
     Raises:
         InputError: no profile, one that cannot be read, or profiles that do not belong together;
             nothing was written.
-        JobError: a file cannot be written, or matplotlib or jinja2 is not installed.
+        JobError: no variant meets the limits (the report is there and says it); or a file cannot be written, or matplotlib or jinja2 is not installed.
     """
-    return _write(profiles, out)[1]
+    record, page, _, decision = _write(profiles, out, limits)
+    if decision is not None and decision.picked is None:
+        raise JobError(_refusal(record))
+    return page
 
 
-def _write(profiles: Sequence[Path], out: Path) -> tuple[dict[str, Any], Path, list[str]]:
+def _write(
+    profiles: Sequence[Path], out: Path, limits: Limits | None
+) -> tuple[dict[str, Any], Path, list[str], Decision | None]:
     """Writes the report; returns the record for `--json`, the page's path and the terminal's lines."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; the report needs a folder")
     comparison = compare(read_sources(profiles))
-    verdict = decide(comparison)
+    verdict, decision = (decide(comparison), None) if limits is None else choose(comparison, limits)
     pictures = draw_all(comparison, verdict)
     command = "python -m ptsr_edge.report "
     command += " ".join(f"--profile {shlex.quote(folder.as_posix())}" for folder in profiles)
+    command += "" if limits is None else _options(limits)
     command += f" --out {shlex.quote(out.as_posix())}"
-    report = _report(comparison, verdict, pictures, command)
+    report = _report(comparison, verdict, pictures, command).model_copy(update={"decision": decision})
     words = _words(comparison, verdict, pictures, command)
+    words |= build_evidence(comparison, decision)
     # Everything exists before the first file is written; the page, which names the others, comes last.
     files = {
         f"figures/{name}.svg": svg.standalone(picture.wide, f"{picture.title}. {picture.words}")
@@ -112,7 +124,24 @@ def _write(profiles: Sequence[Path], out: Path) -> tuple[dict[str, Any], Path, l
             for row in comparison.rows
         ],
     }
-    return record, page, [*aligned(words["tables"][0]), "", verdict.sentence, page.as_posix()]
+    if decision is not None:
+        record["decision"] = decision.model_dump(mode="json")
+    return record, page, [*aligned(words["tables"][0]), "", _told(verdict), page.as_posix()], decision
+
+
+def _told(verdict: Verdict) -> str:
+    return f"{verdict.sentence} {verdict.detail}".strip()
+
+
+def _refusal(record: dict[str, Any]) -> str:
+    return _told(parse(Verdict, record["verdict"], "verdict"))
+
+
+def _options(limits: Limits) -> str:
+    """The limits as options of the command."""
+    text = "" if limits.max_latency_ms is None else f" --max-latency-ms {limits.max_latency_ms:g}"
+    text += f" --max-uar-drop {limits.max_uar_drop:g} --confidence {limits.confidence:g}"
+    return f"{text} --unit {limits.unit}"
 
 
 def _report(comparison: Comparison, verdict: Verdict, pictures: dict[str, Picture], command: str) -> Report:
@@ -228,7 +257,12 @@ def _render(template: str, words: dict[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"markdown": markdown, "unbroken": _unbroken, "sentence": _sentence}
+    environment.filters |= {
+        "markdown": markdown,
+        "unbroken": _unbroken,
+        "sentence": _sentence,
+        "exact": _exact,
+    }
     environment.globals["table_lines"] = pipe_table
     return str(environment.get_template(template).render(words))
 
@@ -236,6 +270,11 @@ def _render(template: str, words: dict[str, Any]) -> str:
 def _sentence(text: str) -> str:
     first = text[:1].upper() if text[1:2].islower() else text[:1]
     return f"{first}{text[1:].removesuffix('.')}."
+
+
+def _exact(number: float) -> str:
+    """The number behind a cell, as it is recorded."""
+    return f"{number:,}" if isinstance(number, int) else f"{number:.6g}"
 
 
 def _unbroken(text: str) -> str:
@@ -269,10 +308,24 @@ def _json_text(record: dict[str, Any]) -> str:
     type=click.Path(path_type=Path),
     help="Folder for report.html, report.md, report.json and figures/.",
 )
+@click.option("--max-latency-ms", type=float, help="Choose a variant whose p95 latency is at most this.")
+@click.option("--max-uar-drop", type=float,
+              help="Choose one that surely loses no more UAR than this against fp32 at full budget.")  # fmt: skip
+@click.option("--confidence", type=float, default=CONFIDENCE, show_default=True, help="How sure is sure.")
+@click.option("--unit", type=click.Choice(["subject", "sample"]), default="subject", show_default=True,
+              help="What is independent: people, or every sample.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def main(profiles: tuple[Path, ...], out: Path, as_json: bool) -> None:
-    """Turns profiles into a page, a Markdown file, a JSON record and pictures."""
-    record, _page, lines = _write(profiles, out)
+def main(
+    profiles: tuple[Path, ...], out: Path, max_latency_ms: float | None, max_uar_drop: float | None,
+    confidence: float, unit: Unit, as_json: bool,
+) -> None:  # fmt: skip
+    """Turns profiles into a page, a Markdown file, a JSON record and pictures, and chooses a variant."""
+    limits = check_limits(max_latency_ms, max_uar_drop, confidence, unit)
+    record, page, lines, decision = _write(profiles, out, limits)
+    if decision is not None and decision.picked is None:
+        if as_json:
+            finish(record, lines, as_json)
+        raise JobError(f"{_refusal(record)} The report: {page.as_posix()}")
     finish(record, lines, as_json)
 
 

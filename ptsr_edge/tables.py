@@ -220,6 +220,11 @@ def _cell(column: Column, row: Row, notes: list[str]) -> Cell:
         reasons = _reasons(row, column.topics)
         notes += [reason for reason in reasons if reason not in notes]
         return Cell(NOT_MEASURED, None, number, tuple(notes.index(reason) + 1 for reason in reasons))
+    accuracy = row.measured.accuracy
+    if column is _DROP and accuracy is not None and accuracy.is_told_apart is not None:
+        interval = f"[{accuracy.uar_drop_low:+.3f}, {accuracy.uar_drop_high:+.3f}]"
+        told = _signed(accuracy.uar_drop or 0.0) if accuracy.is_told_apart else "none"
+        return Cell(f"{told} {interval}", value, number)
     ratio = row.measured.ratio
     if column.value is _ratio and ratio is not None:
         return Cell(ratio_text(ratio.median, ratio.low, ratio.high), value, number)

@@ -57,6 +57,7 @@ def kept(comparison: Comparison, _: Verdict) -> Picture:
 
     caption = f"Samples of {patches.data}: optical strain, brighter where the face stretches more. Patches "
     caption += "inside the line are kept; the faded ones are dropped."
+    caption += f" {layers_text(patches, columns)}"
     if patches.data != "synthetic":
         caption += f" These pictures are derived from {patches.data}: its licence says who may see them."
     budgets = ", ".join(heading for heading, _ in columns)
@@ -98,6 +99,24 @@ def confusion(comparison: Comparison, verdict: Verdict) -> Picture:
     words = "; ".join(_recall_words(row, labels) for row in shown)
     return Picture(
         name, title, caption, f"Share of each class recognised: {words}.", draw(svg.WIDE), draw(svg.NARROW)
+    )
+
+
+def layers_text(patches: KeptPatches, columns: Columns) -> str:
+    """How many tokens each layer has: a model that selects once has one number before and one after."""
+    if patches.depth is None or patches.select_block is None:
+        return ""
+    total, after = patches.grid**2, ", ".join(f"{len(kept_of[0])}" for _, kept_of in columns)
+    rates = " / ".join(heading for heading, _ in columns)
+    if patches.select_block < 0:
+        return (
+            f"Layer by layer: the selection scores all {total} patches before the embedding; the embedding and all "
+            f"{patches.depth} blocks have {after} tokens (at {rates}) and the class token."
+        )
+    later = patches.depth - 1 - patches.select_block
+    return (
+        f"Layer by layer: the embedding and the blocks 0 to {patches.select_block} have all {total} patches; the "
+        f"{later} blocks after block {patches.select_block} have {after} tokens (at {rates}) and the class token."
     )
 
 

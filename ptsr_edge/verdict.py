@@ -21,11 +21,16 @@ Status = Literal[
     "latency-not-measured",
     "nothing-measured",
     "no-variant",
+    "chosen",
+    "none-meets-the-limits",
 ]
 
 
 class Verdict(Record):
-    """The sentence, what kind of answer it is, and the variant it is about (null: about none)."""
+    """The sentence, what kind of answer it is, and the variant it is about (null: about none).
+
+    `detail` says how sure a choice is, and what is missing for another one.
+    """
 
     sentence: str
     status: Status
@@ -33,6 +38,7 @@ class Verdict(Record):
     name: str | None = None
     id: str | None = None
     profile: str | None = None
+    detail: str = ""
 
 
 def decide(comparison: Comparison, max_uar_drop: float = MAX_UAR_DROP) -> Verdict:
@@ -120,6 +126,9 @@ def _accuracy_clause(row: Row, comparison: Comparison) -> str:
     base = comparison.reference(row)
     same = base is not None and base.uar is not None and accuracy_key(base) == accuracy_key(row)
     against = f" against {base.uar:.3f}" if base is not None and same else ""
+    if accuracy.is_told_apart is False:
+        interval = f"{-(accuracy.uar_drop_high or 0.0):+.3f}, {-(accuracy.uar_drop_low or 0.0):+.3f}"
+        return f"in UAR there is no difference ({accuracy.uar:.3f}{against}, [{interval}], n = {accuracy.n})"
     return f"its UAR is {step} ({accuracy.uar:.3f}{against}, n = {accuracy.n})"
 
 

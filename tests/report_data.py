@@ -13,6 +13,7 @@ import numpy as np
 
 from ptsr_edge.profile_record import (
     Accuracy,
+    Dynamic,
     KeptPatches,
     Latency,
     Measured,
@@ -23,6 +24,7 @@ from ptsr_edge.storage import write_json
 
 LABELS = ["negative", "positive", "surprise"]
 GRID = 14
+DYNAMIC = Dynamic(data="synthetic", on="calibration", mass=0.9, counts={"40": 5, "60": 10, "98": 4, "120": 1})
 SPEED = {"fp32": 1.0, "int8": 0.45}
 
 
@@ -101,6 +103,7 @@ def make_profile(
         "baseline": rows[0].id,
         "variants": rows,
         "kept_patches": _kept(rng, rates, data) if kept else None,
+        "dynamic_counts": DYNAMIC if kept else None,
     }
     profile = Profile.model_validate(fields | changes)
     write_profile(folder, profile)

@@ -31,7 +31,7 @@ PIPELINE = (
     # the records that stages hand over
     "manifest", "profile_record",
     # the device side: numpy and one runtime
-    "flow", "metrics", "target", "telemetry", "trt_engine", "build_on_device", "trt_flavour", "trt_plan",
+    "flow", "metrics", "bounds", "target", "telemetry", "trt_engine", "build_on_device", "trt_flavour", "trt_plan",
     "backend_ort", "backend_openvino", "backend_trt", "runtime", "__init__",
     # data
     "landmarks", "faces", "synthetic", "png", "data",
@@ -44,10 +44,11 @@ PIPELINE = (
     "target_cpu", "target_openvino", "target_trt",
     "layerwise", "sensitivity", "repair", "recipe", "cache", "served", "layouts", "plan", "build", "export",
     # judging and measuring
-    "evaluate", "statistics", "worker", "worker_process", "judge", "measure",
-    "profile_entries", "profile_method", "profile_notes", "profile",
+    "evaluate", "statistics", "worker", "worker_process", "judge", "controls", "measure",
+    "profile_entries", "profile_accuracy", "profile_method", "profile_notes", "profile",
     # the report
-    "svg", "comparison", "verdict", "canvas", "costs", "tiles", "tables", "figures", "report",
+    "svg", "comparison", "verdict", "canvas", "costs", "decision", "tiles", "histogram", "tables", "evidence", "figures",
+    "report", "profile_index",
     # around it all
     "demo", "installation", "doctor", "cli", "__main__",
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from report_data import LABELS, make_profile, without, write_profile
 
-from ptsr_edge.comparison import Comparison, compare, pareto, raw_samples, read_sources
+from ptsr_edge.comparison import Comparison, compare, pareto, raw_samples, read_sources, undominated
 from ptsr_edge.errors import InputError
 
 
@@ -72,6 +73,19 @@ def test_pareto_is_what_brute_force_finds(tmp_path: Path) -> None:
     front = pareto(rows)
     assert set(front) == expected
     assert front == sorted(front, key=lambda row: points[row][0])
+
+
+def test_what_nothing_beats_in_all_three(tmp_path: Path) -> None:
+    make_profile(tmp_path / "one")
+    *others, last = compared(tmp_path / "one").rows
+    assert last.measured.latency_ms is not None
+    slow = last.measured.latency_ms.model_copy(update={"p50": 1e3})
+    small = replace(last, measured=last.measured.model_copy(update={"latency_ms": slow, "size_bytes": 1}))
+    large = replace(last, measured=last.measured.model_copy(update={"latency_ms": slow, "size_bytes": 10**9}))
+    # The slowest and least accurate is beaten by all, unless it is the smallest.
+    assert small in undominated([small, *others])
+    assert large not in undominated([large, *others])
+    assert undominated([last, last]) == [last, last]
 
 
 def test_accuracies_on_other_data_are_not_compared(tmp_path: Path) -> None:

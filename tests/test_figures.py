@@ -11,8 +11,8 @@ import pytest
 from report_data import make_profile, without, write_profile
 
 from ptsr_edge import svg
-from ptsr_edge.comparison import Comparison, Row, compare, read_sources
-from ptsr_edge.figures import _half_interval, budgets, draw_all, tradeoff
+from ptsr_edge.comparison import Comparison, Row, compare, half_interval, read_sources
+from ptsr_edge.figures import budgets, draw_all, tradeoff
 from ptsr_edge.svg import Picture
 from ptsr_edge.verdict import decide
 
@@ -32,7 +32,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Picture]:
 
 
 def test_all_pictures_are_drawn(pictures: dict[str, Picture]) -> None:
-    assert set(pictures) == {"tradeoff", "latency", "macs", "kept", "confusion", "budgets"}
+    assert set(pictures) == {"tradeoff", "latency", "macs", "kept", "confusion", "budgets", "dynamic"}
     for picture in pictures.values():
         assert picture.caption
         assert picture.words
@@ -83,7 +83,7 @@ def test_every_mark_has_its_values(pictures: dict[str, Picture]) -> None:
     assert wide is not None
     tips = re.findall(r"<title>([^<]*)</title>", wide)
     assert len(tips) == 16
-    assert "full ViT fp32 cpu: 8.26 ms, UAR 0.883, 540 MMAC" in tips
+    assert "full ViT fp32 cpu: 8.26 ms, UAR 0.883, 10.9 MB, 540 MMAC" in tips
 
 
 def test_marks_lie_where_their_figures_are(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_interval_of_uar_by_hand(tmp_path: Path) -> None:
     # Agresti & Coull: two hits and two misses more; UAR is the mean of three independent recalls.
     shares = [(10 / 14, 14), (22 / 24, 24), (37 / 44, 44)]
     by_hand = 1.96 * math.sqrt(sum(share * (1 - share) / count for share, count in shares)) / 3
-    assert _half_interval(row) == pytest.approx(by_hand)
+    assert half_interval(row) == pytest.approx(by_hand)
 
 
 def test_budget_picture_shows_the_loss_that_is_let_through(pictures: dict[str, Picture]) -> None:

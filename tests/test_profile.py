@@ -12,6 +12,7 @@ import pytest
 from bundle_data import PATCHES, SIDE, tiny_flows, write_pair, write_tiny_bundle
 from click.testing import CliRunner, Result
 
+import ptsr_edge.controls  # noqa: F401 - before a test replaces data.load, which modules under it take by name
 from ptsr_edge import measure
 from ptsr_edge.data import FlowData
 from ptsr_edge.errors import JobError

@@ -77,7 +77,7 @@ def record(made: Path) -> Report:
 def test_files(made: Path) -> None:
     out = made / "out"
     files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
-    names = ("budgets", "confusion", "kept", "latency", "macs", "tradeoff")
+    names = ("budgets", "confusion", "dynamic", "kept", "latency", "macs", "tradeoff")
     assert files == [*(f"figures/{name}.svg" for name in names), "report.html", "report.json", "report.md"]
 
 
@@ -114,9 +114,9 @@ def test_the_page_works_without_script_and_for_everybody(page: Page) -> None:
     # Buttons are made by the script alone: without it there is nothing that does not work.
     assert not [tag for tag, _ in page.tags if tag == "button"]
     images = [attributes for tag, attributes in page.tags if attributes.get("role") == "img"]
-    assert len(images) == 6
+    assert len(images) == 7
     assert all(len(str(attributes.get("aria-label"))) > 60 for attributes in images)
-    assert sum(tag == "figcaption" for tag, _ in page.tags) == 6
+    assert sum(tag == "figcaption" for tag, _ in page.tags) == 7
     heads = [attributes for tag, attributes in page.tags if tag == "th"]
     assert all(attributes.get("scope") in ("col", "row") for attributes in heads)
     assert ("html", {"lang": "en"}) in page.tags
@@ -155,7 +155,7 @@ def test_every_figure_stands_in_page_and_markdown(made: Path, page: Page, record
 def test_markdown_points_to_the_pictures(made: Path) -> None:
     markdown = (made / "out" / "report.md").read_text(encoding="utf-8")
     files = re.findall(r"\]\((figures/[^)]*)\)", markdown)
-    assert len(files) == 6
+    assert len(files) == 7
     for file in files:
         ElementTree.parse(made / "out" / file)
         assert (made / "out" / file).stat().st_size < 40_000
