@@ -60,6 +60,7 @@ class Job:
         judged: other samples of the training side, on which the loss of int8 is measured.
         options: what targets understand; see their `build`.
         max_uar_drop: the largest loss of UAR of int8 against fp32 on `judged`; None: not judged.
+        uncounted: filled while tracing: by token count, operators that the MACs leave out for want of a formula.
         not_built: filled while building: why there are graphs where engines were asked for.
     """
 
@@ -70,6 +71,7 @@ class Job:
     judged: FlowData
     options: Mapping[str, Any] = field(default_factory=dict)
     max_uar_drop: float | None = None
+    uncounted: dict[int, dict[str, int]] = field(default_factory=dict)
     not_built: list[str] = field(default_factory=list)
 
     @property
@@ -100,7 +102,12 @@ def trace_budgets(job: Job, folder: Path) -> tuple[dict[int, Path], dict[int, in
         graphs[tokens] = folder / f"{config.name}-k{tokens}.onnx"
         models[graphs[tokens]] = trace(static, config)
         add_metadata(models[graphs[tokens]], job.info.labels, job.info.preprocess)
-        macs[tokens] = count_macs(static, (torch.zeros(1, *config.input_shape),)).total
+        counted = count_macs(static, (torch.zeros(1, *config.input_shape),))
+        macs[tokens], job.uncounted[tokens] = counted.total, counted.uncounted
+        if counted.uncounted:
+            say(
+                f"MACs at {tokens} tokens leave out operators without a formula: {', '.join(counted.uncounted)}"
+            )
     write_sharing_weights(models, folder / "weights.bin")
     return graphs, macs
 
@@ -140,6 +147,7 @@ def build_and_prove(
                 artifact=artifact.path.relative_to(stage).as_posix(),
                 files=[describe_file(stage, path) for path in artifact.files],
                 macs=macs[tokens],
+                macs_uncounted=job.uncounted.get(tokens, {}),
                 parameters=count_parameters(job.model),
                 parity=parity,
                 built_with=built_with if repaired is None else {**built_with, "accuracy": repaired},

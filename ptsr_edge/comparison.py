@@ -281,7 +281,8 @@ def accuracy_key(row: Row) -> tuple[str, str] | None:
 
 
 def _is_baseline(profile: Profile, measured: Measured) -> bool:
-    against = {other.ratio.against for other in profile.variants if other.ratio}
+    ratios = [ratio for other in profile.variants for ratio in (other.ratio, other.ratio_same_precision)]
+    against = {ratio.against for ratio in ratios if ratio}
     return measured.bundle is None or measured.id == profile.baseline or measured.id in against
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ptsr_edge import costs, histogram, svg, tiles
+from ptsr_edge import costs, histogram, svg, tiles, time_bars
 from ptsr_edge.canvas import (
     Box,
     Canvas,
@@ -178,6 +178,7 @@ PICTURES: tuple[Callable[[Comparison, Verdict], Picture], ...] = (
     tiles.confusion,
     budgets,
     histogram.dynamic,
+    time_bars.stages,
 )
 
 

@@ -80,7 +80,8 @@ class Variant(Record):
     """One static token budget in one precision for one target.
 
     `parity` is null where the artifact could be built but not run on the machine that exported it;
-    `verified_on` has a record for each other machine and runtime that it was run on since.
+    `verified_on` has a record for each other machine and runtime that it was run on since. `macs_uncounted` has
+    the operators that no formula is known for, and how often each was met: `macs` leaves them out.
     """
 
     id: str
@@ -93,6 +94,7 @@ class Variant(Record):
     macs: int = Field(ge=0)
     parameters: int = Field(ge=0)
     parity: Parity | None
+    macs_uncounted: dict[str, int] = Field(default_factory=dict)
     built_with: dict[str, Any]
     runs_on: dict[str, Any]
     verified_on: list[VerifiedOn] = Field(default_factory=list)

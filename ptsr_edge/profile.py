@@ -10,20 +10,17 @@ import re
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from ptsr_edge.console import Verb, finish, run, say
 from ptsr_edge.environment import describe_environment
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.errors import InputError
 from ptsr_edge.judge import is_random, judged_data
 from ptsr_edge.manifest import Bundle
-from ptsr_edge.measure import check_setting, measure_interleaved
 from ptsr_edge.profile_accuracy import check_control_seeds, judge_entries
 from ptsr_edge.profile_entries import (
     Entry,
@@ -32,19 +29,17 @@ from ptsr_edge.profile_entries import (
     exported_baseline,
     given_baseline,
     read_bundles,
+    same_precision_baselines,
     shown_path,
 )
 from ptsr_edge.profile_method import DEFAULT, Setting, command_of, method_of
-from ptsr_edge.profile_notes import operator_macs, timing_notes
-from ptsr_edge.profile_record import PROFILE, Accuracy, Measured, Profile
-from ptsr_edge.statistics import latency_summary, ratio_interval
-from ptsr_edge.storage import staged_folder, write_whole
-from ptsr_edge.worker import Job, RawTiming
+from ptsr_edge.profile_record import PROFILE, Attempt, Profile
+from ptsr_edge.profile_rows import NOT_RUN, measured, samples_file, write_samples
+from ptsr_edge.profile_timing import Try, check_timing, time_until_stable
+from ptsr_edge.storage import check_place, staged_folder, write_whole
 
 if TYPE_CHECKING:
     from ptsr_edge.data import FlowData
-
-SAMPLES = "samples"
 
 BUSY_LOAD = 0.5
 """Load average per core above which others are at work."""
@@ -78,29 +73,23 @@ def profile_bundles(
         InputError: something in the call is not acceptable; nothing was started.
         JobError: the baseline cannot be run, or a measuring process died; nothing was written.
     """
-    check_setting(
-        duration_s=setting.duration_s, min_runs=setting.min_runs, block=setting.block,
-        threads=setting.threads, pin=setting.pin,
-    )  # fmt: skip
+    check_timing(setting)
     check_out(out)
     check_control_seeds(control_seeds)
     bundles = read_bundles(folders)
     first = check_same_model(bundles)
-    with ExitStack() as stack:
-        reference = (
-            given_baseline(baseline, first)
-            if baseline is not None
-            else exported_baseline(first, Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        )
-        entries = [reference, *entries_of(bundles, reference)]
-        samples = _samples(first, reference.bundle, data, root)
+    with tempfile.TemporaryDirectory() as scratch:
+        references = _references(bundles, first, baseline, Path(scratch))
+        entries = [*references, *entries_of(bundles, references[0])]
+        samples = _samples(first, references[0].bundle, data, root)
         environment = describe_environment()
         warn_of_load(environment)
-        timings, refusals = _time(entries, setting)
+        tries, refusals = time_until_stable(entries, setting)
+        timings = tries[-1][0]
         judgement = judge_entries(
-            entries, samples, refusals, setting.threads, checkpoint=checkpoint, control_seeds=control_seeds
-        )
-        stage = stack.enter_context(staged_folder(out))
+            entries, len(references), samples, refusals, setting.threads,
+            checkpoint=checkpoint, control_seeds=control_seeds,
+        )  # fmt: skip
         profile = Profile(
             schema=1,
             command=command_of(folders, out, baseline, data, root, setting)
@@ -111,20 +100,41 @@ def profile_bundles(
             labels=first.labels,
             environment=environment,
             method=method_of(setting, timings),
-            baseline=reference.id,
+            baseline=references[0].id,
             variants=[
-                _measured(entry, reference, timings, refusals, judgement.accuracies, data, setting)
+                measured(
+                    entry, references, timings, refusals, judgement.accuracies.get(entry.id), data, setting
+                )
                 for entry in entries
             ],
             kept_patches=judgement.kept,
             judged=judgement.judged,
             controls=judgement.controls,
             dynamic_counts=judgement.dynamic_counts,
+            attempts=[Attempt(unstable=unstable) for _, unstable in tries],
         )
-        for name, timing in timings.items():
-            write_samples(stage / samples_file(name), timing)
-        write_whole(stage / PROFILE, record_text(profile))
+        _write(out, profile, tries)
     return profile
+
+
+def _references(
+    bundles: Mapping[Path, Bundle], first: Bundle, given: Path | None, scratch: Path
+) -> list[Entry]:
+    """The full-token ViT that ratios are against, and after it its variants in other targets and precisions."""
+    if given is None:
+        return [exported_baseline(first, scratch)]
+    reference = given_baseline(given, first)
+    return [reference, *same_precision_baselines(given, reference, bundles.values())]
+
+
+def _write(out: Path, profile: Profile, tries: Sequence[Try]) -> None:
+    """The record and the samples of all attempts: what came before the last one under its number."""
+    with staged_folder(out) as stage:
+        for number, (found, _) in enumerate(tries, start=1):
+            place = stage if number == len(tries) else stage / f"attempt-{number}"
+            for name, timing in found.items():
+                write_samples(place / samples_file(name), timing)
+        write_whole(stage / PROFILE, record_text(profile))
 
 
 def accuracy_options(checkpoint: Path | None, control_seeds: int) -> str:
@@ -156,43 +166,13 @@ def check_out(out: Path) -> None:
     """The folder is replaced as a whole: it must be new, empty or an earlier profile.
 
     Raises:
-        InputError: it is a file, or holds anything else.
+        InputError: it is a file, holds anything else, or may not be written.
     """
+    check_place(out)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; --out names a folder")
     if out.is_dir() and not (out / PROFILE).is_file() and any(out.iterdir()):
         raise InputError(f"{out} holds other files and would be replaced; name a new folder")
-
-
-def samples_file(name: str) -> str:
-    """Where a variant's raw samples lie, relative to the profile."""
-    return f"{SAMPLES}/{name.replace('/', '--')}.npz"
-
-
-def write_samples(path: Path, timing: RawTiming) -> None:
-    """Writes (n,) `samples_ns` int64 and (n,) `round` int32."""
-    path.parent.mkdir(exist_ok=True)
-    np.savez_compressed(path, samples_ns=timing.samples_ns, round=timing.rounds.astype(np.int32))
-
-
-def _time(entries: Sequence[Entry], setting: Setting) -> tuple[dict[str, RawTiming], dict[str, str]]:
-    """Timings by id, and why others could not be run here; the baseline must."""
-    refusals: dict[str, str] = {}
-    reference = entries[0].id
-
-    def refused(job: Job, error: JobError) -> None:
-        if job.id == reference:
-            raise error
-        say(f"left out: {error}")
-        # Runtimes name whole paths, which have no place in a record.
-        refusals[job.id] = str(error).removeprefix(f"{job.id}: ").replace(f"{job.bundle}/", "")
-
-    jobs = [Job(entry.id, entry.folder, entry.variant.id) for entry in entries]
-    timings = measure_interleaved(
-        jobs, duration_s=setting.duration_s, min_runs=setting.min_runs, block=setting.block,
-        threads=setting.threads, pin=setting.pin, seed=setting.seed, refused=refused,
-    )  # fmt: skip
-    return timings, refusals
 
 
 def _samples(
@@ -207,64 +187,6 @@ def _samples(
     return judged_data(data, root, [first] if is_random(reference) else [first, reference])
 
 
-def _measured(
-    entry: Entry,
-    reference: Entry,
-    timings: Mapping[str, RawTiming],
-    refusals: Mapping[str, str],
-    accuracies: Mapping[str, Accuracy],
-    data: str | None,
-    setting: Setting,
-) -> Measured:
-    variant = entry.variant
-    by_operator, notes = operator_macs(entry.folder / variant.artifact, variant.macs)
-    accuracy = accuracies.get(entry.id)
-    notes += _accuracy_notes(entry, reference, accuracy, data)
-    figures: dict[str, Any] = {}
-    if entry.id in refusals:
-        notes.insert(0, f"could not be run here, so nothing was timed: {refusals[entry.id]}")
-    else:
-        timing, base = timings[entry.id], timings[reference.id]
-        ratio = None
-        if entry is not reference:
-            ratio = ratio_interval(base.blocks_ns, timing.blocks_ns, against=reference.id, seed=setting.seed)
-        figures = {
-            "load_ms": timing.load_ms,
-            "first_ms": timing.first_ms,
-            "latency_ms": latency_summary(timing.samples_ns),
-            "ratio": ratio,
-            "peak_rss_bytes": timing.peak_rss_bytes,
-            "raw_samples": samples_file(entry.id),
-        }
-        notes = timing_notes(timing, base, variant.target, setting.threads) + notes
-    return Measured(
-        id=entry.id,
-        bundle=entry.shown,
-        target=variant.target,
-        precision=variant.precision,
-        keep_rate=variant.keep_rate,
-        tokens=variant.tokens,
-        macs=variant.macs,
-        macs_by_operator=by_operator,
-        parameters=variant.parameters,
-        size_bytes=sum(file.bytes for file in variant.files),
-        accuracy=accuracy,
-        int8_layers=variant.built_with.get("accuracy"),
-        notes=notes,
-        **figures,
-    )
-
-
-def _accuracy_notes(entry: Entry, reference: Entry, accuracy: Accuracy | None, data: str | None) -> list[str]:
-    if is_random(entry.bundle):
-        return ["accuracy was not measured: the weights are random"]
-    if data is None:
-        return ["accuracy was not measured: no --data was given"]
-    if accuracy is not None and accuracy.uar_drop is None:
-        return [f"no drop of UAR: the weights of the baseline {reference.bundle.name} are random"]
-    return []
-
-
 def table(profile: Profile) -> list[str]:
     """A line a variant, the baseline first."""
     head = (
@@ -275,6 +197,8 @@ def table(profile: Profile) -> list[str]:
         p50 = f"{row.latency_ms.p50:.3f}" if row.latency_ms else "-"
         ratio = f"{row.ratio.median:.2f} [{row.ratio.low:.2f}, {row.ratio.high:.2f}]" if row.ratio else "-"
         ratio = "baseline" if row.id == profile.baseline else ratio
+        if row.latency_ms is None and row.target == "trt":
+            ratio = NOT_RUN
         uar = f"{row.accuracy.uar:.3f}" if row.accuracy else "-"
         lines.append(
             f"{row.id:32} {row.tokens:6d} {row.macs / 1e6:8.1f} {row.size_bytes / 1e6:7.2f} {p50:>8}  "
@@ -301,16 +225,26 @@ def table(profile: Profile) -> list[str]:
               help="Least timed duration of each variant.")  # fmt: skip
 @click.option("--min-runs", type=int, default=100, show_default=True, help="Least samples of each variant.")
 @click.option("--threads", type=int, default=1, show_default=True, help="CPU threads of an artifact.")
+@click.option("--processes", type=int, default=5, show_default=True,
+              help="How often the process of each variant is started.")  # fmt: skip
+@click.option("--attempts", type=int, default=2, show_default=True,
+              help="How often an unstable run is measured at most.")  # fmt: skip
+@click.option("--streams", type=int, default=2, show_default=True,
+              help="Sessions at once for the throughput; 0: not measured.")  # fmt: skip
 @click.option("--pin", is_flag=True, help="Bind all variants to the same cores.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order and the bootstrap.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/profile"), show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the record.")
 def main(
     bundles: tuple[Path, ...], baseline: Path | None, data: str | None, root: Path | None,
-    checkpoint: Path | None, control_seeds: int, duration_s: float, min_runs: int, threads: int, pin: bool, seed: int, out: Path, as_json: bool,
+    checkpoint: Path | None, control_seeds: int, duration_s: float, min_runs: int, threads: int,
+    processes: int, attempts: int, streams: int, pin: bool, seed: int, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure MACs, latency, memory, size and accuracy of every variant beside the full-token ViT."""
-    setting = Setting(duration_s=duration_s, min_runs=min_runs, threads=threads, pin=pin, seed=seed)
+    setting = Setting(
+        duration_s=duration_s, min_runs=min_runs, threads=threads, pin=pin, seed=seed, processes=processes,
+        attempts=attempts, streams=streams, extras=True,
+    )  # fmt: skip
     profile = profile_bundles(
         bundles, out=out, baseline=baseline, data=data, root=root,
         setting=setting, checkpoint=checkpoint, control_seeds=control_seeds,

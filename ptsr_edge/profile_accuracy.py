@@ -44,6 +44,7 @@ def check_control_seeds(seeds: int) -> None:
 
 def judge_entries(
     entries: Sequence[Entry],
+    baselines: int,
     samples: Samples | None,
     refusals: Mapping[str, str],
     threads: int,
@@ -54,7 +55,8 @@ def judge_entries(
     """Judges every variant that can run here, the baseline first.
 
     Args:
-        entries: the baseline, then the variants.
+        entries: the baseline, other variants of the ViT, then those of the bundles.
+        baselines: how many of them are the ViT's.
         samples: what to judge on; None: nothing is judged.
         refusals: ids of what cannot run here.
         threads: CPU threads of an artifact.
@@ -65,7 +67,7 @@ def judge_entries(
         InputError: the checkpoint is another one than the bundles'.
         JobError: an artifact gives an answer that is not finite.
     """
-    first = entries[1].bundle
+    first = entries[baselines].bundle
     if samples is None:
         return Judgement(dynamic_counts=_dynamic(first, None, None))
     data, protocol = samples
@@ -81,7 +83,7 @@ def judge_entries(
     if model is not None and control_seeds:
         from ptsr_edge.controls import compare_selections
 
-        tokens = [entry.variant.tokens for entry in entries[1:]]
+        tokens = [entry.variant.tokens for entry in entries[baselines:]]
         controls = compare_selections(model, data, tokens, control_seeds) or None
     elif control_seeds:
         say("no controls of DTSM: the weights of the bundle are not at hand; name them with --checkpoint")
@@ -90,7 +92,11 @@ def judge_entries(
         judged=judged_record(data),
         kept=kept_patches(
             first,
-            {entry.id: (entry.folder, entry.variant) for entry in runnable if entry is not entries[0]},
+            {
+                entry.id: (entry.folder, entry.variant)
+                for entry in runnable
+                if entry not in entries[:baselines]
+            },
             data,
         ),
         controls=controls,

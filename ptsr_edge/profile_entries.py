@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,6 +103,21 @@ def given_baseline(folder: Path, first: Bundle) -> Entry:
         )
     variant = min(bundle.variants, key=lambda v: (v.target != first.target, v.precision != "fp32"))
     return Entry(variant.id, folder, bundle, variant, shown_path(folder))
+
+
+def same_precision_baselines(folder: Path, reference: Entry, bundles: Iterable[Bundle]) -> list[Entry]:
+    """The ViT's other variants in the targets and precisions of the bundles: a fair reference for each.
+
+    A variant in int8 is then shown against the ViT in int8, too. Ids differ from those of the bundles, since the
+    models' names do.
+    """
+    kinds = {(variant.target, variant.precision) for bundle in bundles for variant in bundle.variants}
+    kinds.discard((reference.variant.target, reference.variant.precision))
+    return [
+        Entry(variant.id, folder, reference.bundle, variant, shown_path(folder))
+        for variant in reference.bundle.variants
+        if (variant.target, variant.precision) in kinds
+    ]
 
 
 def exported_baseline(first: Bundle, folder: Path) -> Entry:

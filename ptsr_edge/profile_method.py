@@ -10,6 +10,7 @@ from typing import Any
 
 from ptsr_edge.measure import WARM_UP_RUNS, WARM_UP_S
 from ptsr_edge.profile_entries import shown_path
+from ptsr_edge.stability import DRIFT_LIMIT, INTERVAL_LIMIT
 from ptsr_edge.worker import SETTLE_RUNS, RawTiming
 
 
@@ -23,6 +24,10 @@ class Setting:
     threads: int = 1
     pin: bool = False
     seed: int = 0
+    processes: int = 1
+    attempts: int = 1
+    streams: int = 0
+    extras: bool = False
 
 
 DEFAULT = Setting()
@@ -34,7 +39,8 @@ def method_of(setting: Setting, timings: Mapping[str, RawTiming]) -> dict[str, A
     return {
         "timed": "Session.infer, synchronous, batch 1: the network alone on a normalised input",
         "clock": "time.perf_counter_ns around each call",
-        "processes": "one for each variant, all loaded, one running at a time",
+        "processes": "one for each variant, all loaded, one running at a time; all ended and started again "
+        f"until there were {some.processes} of each",
         "interleaving": f"{len(some.blocks_ns)} rounds; in each, every variant runs one block, in an order "
         f"drawn anew; a block has at least {setting.block} runs and takes the same time for all",
         "warm_up": f"at least {WARM_UP_S:g} s and {WARM_UP_RUNS} runs, and "
@@ -45,13 +51,26 @@ def method_of(setting: Setting, timings: Mapping[str, RawTiming]) -> dict[str, A
         "pinned": setting.pin,
         "seed": setting.seed,
         "outliers": "none removed; all samples lie beside this file",
-        "ratio": "median over rounds of (block median of the baseline / block median of the variant), 95 % "
-        "percentile bootstrap over rounds",
+        "ratio": ratio_text(some.processes),
+        "unstable": f"measured again, up to {setting.attempts} times in all, where a ratio was known to less than "
+        f"{INTERVAL_LIMIT:.0%}, the baseline drifted by more than {DRIFT_LIMIT:.0%} or a core was shared",
+        "throughput": f"{setting.streams} sessions in threads of one process"
+        if setting.streams
+        else "not measured",
+        "energy": some.energy_why or "not measured",
         "load": "Session.open: manifest, SHA-256 of all files, loading or compiling; the import comes before",
         "memory": "VmHWM of the process that runs one variant, Python and runtime included",
         "macs": "one multiply-add counts as one; matrix products and convolutions only",
         "accuracy": "through the same artifacts, one sample at a time",
     }
+
+
+def ratio_text(processes: int) -> str:
+    """How a ratio came about."""
+    inside = "median over rounds of (block median of the baseline / block median of the variant)"
+    if processes == 1:
+        return f"{inside}, 95 % percentile bootstrap over rounds: how processes differ is not in it"
+    return f"geometric mean over processes of the {inside}, 95 % bootstrap over processes, widened for few"
 
 
 def command_of(
@@ -77,5 +96,9 @@ def command_of(
         ("--seed", setting.seed),
     ):
         words += [name, f"{value:g}"]
+    for name, number in (
+        ("--processes", setting.processes), ("--attempts", setting.attempts), ("--streams", setting.streams),
+    ):  # fmt: skip
+        words += [name, str(number)]
     words += ["--pin"] if setting.pin else []
     return shlex.join(["python", "-m", "ptsr_edge.profile", *words, "--out", shown_path(out)])

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.errors import InputError
 from ptsr_edge.statistics import CV_LIMIT, lag_one_correlation, latency_summary, ratio_interval, round_ratios
 from ptsr_edge.worker import RawTiming
 
@@ -48,7 +45,7 @@ def timing_notes(timing: RawTiming, baseline: RawTiming, target: str, threads: i
                 f"by CPU time instead of wall time it is {ratio.median:.2f} [{ratio.low:.2f}, "
                 f"{ratio.high:.2f}] times as fast: on a busy machine, the fairer figure"
             )
-    if timing is not baseline:
+    if timing is not baseline and timing.processes == 1:
         correlation = lag_one_correlation(round_ratios(baseline.blocks_ns, timing.blocks_ns))
         if correlation > 2 / math.sqrt(len(timing.blocks_ns)):
             notes.append(
@@ -65,36 +62,13 @@ def timing_notes(timing: RawTiming, baseline: RawTiming, target: str, threads: i
         notes.append(
             f"{timing.base_rss_bytes / 1e6:.0f} MB of the peak memory are Python, numpy and the runtime"
         )
-    notes.append("throughput was not measured: all runs are synchronous")
+    if timing.throughput_per_s is None:
+        notes.append("throughput was not measured: all runs are synchronous")
+    if timing.energy_mj is None and timing.energy_why:
+        notes.append(f"energy was not measured: {timing.energy_why}")
     return notes
 
 
 def _cpu_per_run(timing: RawTiming) -> list[NDArray[np.float64]]:
     """Per round, (1,) mean CPU nanoseconds of a run."""
     return [np.array([cpu / len(b)]) for cpu, b in zip(timing.cpu_ns, timing.blocks_ns, strict=True)]
-
-
-def operator_macs(artifact: Path, macs: int) -> tuple[dict[str, int] | None, list[str]]:
-    """MACs by operator of the graph that runs, and what is to be said about the count.
-
-    Args:
-        artifact: what the runtime opens; only ONNX graphs can be counted.
-        macs: what the manifest says.
-    """
-    if artifact.suffix != ".onnx":
-        return None, ["MACs are those of the graph that the artifact was built from"]
-    if find_spec("onnx") is None:
-        return None, ["MACs by operator were not counted: the package onnx is not installed"]
-    from ptsr_edge.onnx_flops import onnx_macs
-
-    try:
-        counted = onnx_macs(artifact)
-    except InputError:
-        return None, ["MACs by operator were not counted: the artifact is no readable ONNX model"]
-    notes = []
-    if counted.uncounted:
-        met = ", ".join(f"{name} ({times}x)" for name, times in counted.uncounted.items())
-        notes.append(f"MACs leave out operators without a formula: {met}")
-    if counted.total != macs:
-        notes.append(f"the artifact's own graph has {counted.total} MACs, its source {macs}")
-    return counted.by_operator, notes

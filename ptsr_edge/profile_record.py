@@ -29,12 +29,16 @@ class Latency(Record):
 
 
 class Ratio(Record):
-    """How many times as fast as `against` (its latency over this one's), with a 95 % bootstrap interval."""
+    """How many times as fast as `against` (its latency over this one's), with a 95 % bootstrap interval.
+
+    `per_process` has the ratio of each start of the two processes; `median` is their geometric mean.
+    """
 
     against: str
     median: float
     low: float
     high: float
+    per_process: list[float] = Field(default_factory=list)
 
 
 class Accuracy(Record):
@@ -64,8 +68,46 @@ class Accuracy(Record):
         return not self.uar_drop_low <= 0 <= self.uar_drop_high
 
 
+class Stages(Record):
+    """Where the time of one sample goes, medians in milliseconds; timed apart from `latency_ms`.
+
+    `flow_ms` and `strain_ms` are for two frames of the model's size, null where the model takes ready-made flow.
+    `operators` has the inference's shares by class of operator, by the runtime's own profiler.
+    """
+
+    flow_ms: float | None
+    strain_ms: float | None
+    normalise_ms: float
+    inference_ms: float
+    postprocess_ms: float
+    operators: dict[str, float] | None
+    operators_why: str | None
+
+
+class Ceiling(Record):
+    """What a plain matrix product of `shape` (m, k, n) reached in the same runtime, precision and threads.
+
+    `share` is the variant's own multiply-adds a second at p50 over that; null where there is no ceiling, and
+    `why` says so.
+    """
+
+    gmacs_per_s: float | None
+    shape: list[int]
+    share: float | None
+    why: str | None
+
+
+class Attempt(Record):
+    """One time that everything was measured: what made it unstable; null where nothing did."""
+
+    unstable: str | None
+
+
 class Measured(Record):
     """One variant. `bundle` is null for a baseline that was exported for this run alone.
+
+    `macs` are those of the static graph, `macs_eager` of the model as it is written, `macs_graph` of the ONNX
+    file itself; `macs_explained` says in a sentence why they differ.
 
     `int8_layers` is what the export says of an int8 whose accuracy it judged: see `repair.build_within`.
     """
@@ -78,14 +120,23 @@ class Measured(Record):
     tokens: int
     macs: int
     macs_by_operator: dict[str, int] | None = None
+    macs_eager: int | None = None
+    macs_graph: int | None = None
+    macs_uncounted: dict[str, int] = Field(default_factory=dict)
+    macs_explained: str | None = None
     parameters: int
     size_bytes: int
     load_ms: float | None = None
     first_ms: float | None = None
     latency_ms: Latency | None = None
     ratio: Ratio | None = None
+    ratio_same_precision: Ratio | None = None
     peak_rss_bytes: int | None = None
     throughput_per_s: float | None = None
+    streams: int | None = None
+    energy_mj: float | None = None
+    stages: Stages | None = None
+    ceiling: Ceiling | None = None
     accuracy: Accuracy | None = None
     raw_samples: str | None = None
     int8_layers: dict[str, Any] | None = None
@@ -178,6 +229,7 @@ class Profile(Record):
     judged: Judged | None = None
     controls: list[Control] | None = None
     dynamic_counts: Dynamic | None = None
+    attempts: list[Attempt] = Field(default_factory=list)
 
 
 def read_profile(folder: Path) -> Profile:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,25 +13,23 @@ from pydantic import Field
 
 from ptsr_edge import svg
 from ptsr_edge.bounds import CONFIDENCE, Unit
+from ptsr_edge.caveats import caveats
 from ptsr_edge.comparison import Comparison, compare, read_sources
 from ptsr_edge.console import Verb, finish, run
 from ptsr_edge.decision import Decision, Limits, check_limits, choose
-from ptsr_edge.errors import InputError, JobError, require
+from ptsr_edge.errors import InputError, JobError
 from ptsr_edge.evidence import build_evidence
 from ptsr_edge.figures import draw_all
-from ptsr_edge.profile_record import Profile
+from ptsr_edge.profile_record import Profile, read_profile
+from ptsr_edge.regression import Regression, changes_words, compare_profiles, summary
+from ptsr_edge.render import json_text, render
 from ptsr_edge.schema import Record, parse
-from ptsr_edge.statistics import CV_LIMIT
 from ptsr_edge.storage import write_whole
 from ptsr_edge.svg import Picture
-from ptsr_edge.tables import aligned, build_tables, facts, markdown, pipe_table, remarks
+from ptsr_edge.tables import aligned, build_tables, facts, remarks
 from ptsr_edge.verdict import Verdict, decide
 
 SCHEMA = 1
-TEMPLATES = Path(__file__).parent / "templates"
-
-TAIL_SAMPLES = 24_576
-"""Samples that MLPerf asks for before it trusts a 90th percentile at 99 % confidence."""
 
 
 class Figure(Record):
@@ -61,6 +58,19 @@ class Report(Record):
     profiles: list[MergedProfile] = Field(min_length=1)
     figures: list[Figure]
     decision: Decision | None = None
+    changes: Regression | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: the record for `--json`, the page's path, the terminal's lines, and what they rest on."""
+
+    record: dict[str, Any]
+    page: Path
+    lines: list[str]
+    verdict: Verdict
+    decision: Decision | None
+    regression: Regression | None
 
 
 def write_report(profiles: Sequence[Path], out: Path, limits: Limits | None = None) -> Path:
@@ -77,39 +87,53 @@ def write_report(profiles: Sequence[Path], out: Path, limits: Limits | None = No
     Raises:
         InputError: no profile, one that cannot be read, or profiles that do not belong together;
             nothing was written.
-        JobError: no variant meets the limits (the report is there and says it); or a file cannot be written, or matplotlib or jinja2 is not installed.
+        JobError: no variant meets the limits (the report is there and says it); a file cannot be written; or
+            matplotlib or jinja2 is not installed.
     """
-    record, page, _, decision = _write(profiles, out, limits)
-    if decision is not None and decision.picked is None:
-        raise JobError(_refusal(record))
-    return page
+    done = _write(profiles, out, limits)
+    if done.decision is not None and done.decision.picked is None:
+        raise JobError(_told(done.verdict))
+    return done.page
 
 
-def _write(
-    profiles: Sequence[Path], out: Path, limits: Limits | None
-) -> tuple[dict[str, Any], Path, list[str], Decision | None]:
-    """Writes the report; returns the record for `--json`, the page's path and the terminal's lines."""
+def compared_with(old: Path, comparison: Comparison) -> Regression:
+    """What changed since the profile in a folder.
+
+    Raises:
+        InputError: it is none, of another schema or model, or there are several new ones.
+    """
+    if len(comparison.sources) > 1:
+        raise InputError("--compare tells what changed in one profile: give --profile once")
+    return compare_profiles(read_profile(old), comparison.sources[0].profile)
+
+
+def _write(profiles: Sequence[Path], out: Path, limits: Limits | None, old: Path | None = None) -> Written:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; the report needs a folder")
     comparison = compare(read_sources(profiles))
+    regression = None if old is None else compared_with(old, comparison)
     verdict, decision = (decide(comparison), None) if limits is None else choose(comparison, limits)
     pictures = draw_all(comparison, verdict)
     command = "python -m ptsr_edge.report "
     command += " ".join(f"--profile {shlex.quote(folder.as_posix())}" for folder in profiles)
     command += "" if limits is None else _options(limits)
     command += f" --out {shlex.quote(out.as_posix())}"
-    report = _report(comparison, verdict, pictures, command).model_copy(update={"decision": decision})
+    command += "" if old is None else f" --compare {shlex.quote(old.as_posix())}"
+    report = _report(comparison, verdict, pictures, command).model_copy(
+        update={"decision": decision, "changes": regression}
+    )
     words = _words(comparison, verdict, pictures, command)
     words |= build_evidence(comparison, decision)
+    words["changes"] = None if regression is None else changes_words(regression)
     # Everything exists before the first file is written; the page, which names the others, comes last.
     files = {
         f"figures/{name}.svg": svg.standalone(picture.wide, f"{picture.title}. {picture.words}")
         for name, picture in pictures.items()
         if picture.wide
     }
-    files["report.json"] = _json_text(report.model_dump(mode="json", by_alias=True))
-    files["report.md"] = _render("report.md.jinja", words)
-    files["report.html"] = _render("report.html.jinja", words)
+    files["report.json"] = json_text(report.model_dump(mode="json", by_alias=True))
+    files["report.md"] = render("report.md.jinja", words)
+    files["report.html"] = render("report.html.jinja", words)
     for name, content in files.items():
         write_whole(out / name, content)
     for name, picture in pictures.items():
@@ -124,17 +148,17 @@ def _write(
             for row in comparison.rows
         ],
     }
+    lines = [*aligned(words["tables"][0]), "", _told(verdict)]
     if decision is not None:
         record["decision"] = decision.model_dump(mode="json")
-    return record, page, [*aligned(words["tables"][0]), "", _told(verdict), page.as_posix()], decision
+    if regression is not None:
+        record["changes"] = regression.model_dump(mode="json", by_alias=True)
+        lines += ["", *summary(regression)]
+    return Written(record, page, [*lines, page.as_posix()], verdict, decision, regression)
 
 
 def _told(verdict: Verdict) -> str:
     return f"{verdict.sentence} {verdict.detail}".strip()
-
-
-def _refusal(record: dict[str, Any]) -> str:
-    return _told(parse(Verdict, record["verdict"], "verdict"))
 
 
 def _options(limits: Limits) -> str:
@@ -187,7 +211,7 @@ def _words(
             }
             for source in comparison.sources
         ],
-        "limits": limits(comparison),
+        "limits": caveats(comparison),
         "model_cards": sorted({source.profile.model_card for source in comparison.sources}),
         "command": command,
         "halo": svg.HALO,
@@ -195,103 +219,6 @@ def _words(
         "light": svg.theme_css(0),
         "dark": svg.theme_css(1),
     }
-
-
-def limits(comparison: Comparison) -> list[str]:
-    """What the numbers do not say, in sentences."""
-    rows = comparison.rows
-    texts = [
-        "The latencies are those of the machine, versions and thread count under Environment, at batch 1. "
-        "Another device needs a profile of its own.",
-        "What is timed is what Method says; finding the face and measuring the optical flow are not part "
-        "of it unless Method names them.",
-        "One multiply-add counts as one MAC. MACs bound what a budget can gain, they do not promise it.",
-    ]
-    counts = [row.measured.latency_ms.n for row in rows if row.measured.latency_ms]
-    if counts and min(counts) < TAIL_SAMPLES:
-        texts.append(
-            f"The tail percentiles rest on {min(counts):,} samples and more. MLPerf asks for "
-            f"{TAIL_SAMPLES:,} before it trusts a 90th percentile: read p99 as an impression."
-        )
-    spreads = [row.measured.latency_ms.cv for row in rows if row.measured.latency_ms]
-    restless = sum(spread > CV_LIMIT for spread in spreads)
-    if restless:
-        texts.append(
-            f"The latency of {restless} of {len(spreads)} variants varied by more than "
-            f"{100 * CV_LIMIT:g} % (coefficient of variation, up to {100 * max(spreads):.0f} %): the machine "
-            "was not quiet."
-        )
-    if len(comparison.sources) > 1:
-        texts.append(
-            "The profiles are separate runs. A ratio holds within its own profile, and the dashed line of "
-            "the first picture joins points of one profile only."
-        )
-    data = sorted({row.measured.accuracy.data for row in rows if row.measured.accuracy})
-    if data:
-        texts.append(
-            "Accuracy is that of one set of weights on one set of samples. Another training seed moves it, "
-            "and a difference of a hundredth is not evidence."
-        )
-    if "synthetic" in data:
-        texts.append(
-            "Accuracy on synthetic data shows what a smaller budget or precision keeps of what the "
-            "checkpoint learnt. It is no evidence about people."
-        )
-    texts += [
-        "The weights that ship with ptsr-edge were trained on the project's own synthetic data. They are "
-        "for trying the toolkit, not for judging people.",
-        "PTSR is a documented reconstruction from the publication's abstract and published building "
-        "blocks, not its authors' code. A class is a pattern of movement, not what somebody feels.",
-    ]
-    return texts
-
-
-def _render(template: str, words: dict[str, Any]) -> str:
-    jinja2 = require("jinja2", "report", "writing a report")
-    page = template.endswith(".html.jinja")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=page,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "markdown": markdown,
-        "unbroken": _unbroken,
-        "sentence": _sentence,
-        "exact": _exact,
-    }
-    environment.globals["table_lines"] = pipe_table
-    return str(environment.get_template(template).render(words))
-
-
-def _sentence(text: str) -> str:
-    first = text[:1].upper() if text[1:2].islower() else text[:1]
-    return f"{first}{text[1:].removesuffix('.')}."
-
-
-def _exact(number: float) -> str:
-    """The number behind a cell, as it is recorded."""
-    return f"{number:,}" if isinstance(number, int) else f"{number:.6g}"
-
-
-def _unbroken(text: str) -> str:
-    """Keeps numbers with their units and intervals on one line."""
-    text = re.sub(r"(?<=\d) (?=(ms|%)(\W|$))", "\u00a0", text)
-    text = re.sub(r"(?<=x) (?=\[)|(?<=\[\d\.\d,) ", "\u00a0", text)
-    text = re.sub(r"(?<=n) = (?=\d)", "\u00a0=\u00a0", text)
-    return text.replace("full-token", "full\u2011token")
-
-
-def _json_text(record: dict[str, Any]) -> str:
-    """Indented JSON, with each innermost list of numbers on one line."""
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
-    return (
-        re.sub(r"\[\n\s*((?:[\d.e+-]+,\s+)*[\d.e+-]+)\n\s*\]", lambda m: f"[{' '.join(m[1].split())}]", text)
-        + "\n"
-    )
 
 
 @click.command(cls=Verb, epilog="Example: python -m ptsr_edge.report --profile out/profile --out out/report")
@@ -314,19 +241,28 @@ def _json_text(record: dict[str, Any]) -> str:
 @click.option("--confidence", type=float, default=CONFIDENCE, show_default=True, help="How sure is sure.")
 @click.option("--unit", type=click.Choice(["subject", "sample"]), default="subject", show_default=True,
               help="What is independent: people, or every sample.")  # fmt: skip
+@click.option("--compare", "old", type=click.Path(path_type=Path),
+              help="Folder of an earlier profile: say what changed beyond noise since then.")  # fmt: skip
+@click.option("--fail-on-regression", "strict", is_flag=True,
+              help="With --compare: exit code 1 if anything got worse.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def main(
     profiles: tuple[Path, ...], out: Path, max_latency_ms: float | None, max_uar_drop: float | None,
-    confidence: float, unit: Unit, as_json: bool,
+    confidence: float, unit: Unit, old: Path | None, strict: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Turns profiles into a page, a Markdown file, a JSON record and pictures, and chooses a variant."""
+    if strict and old is None:
+        raise InputError("--fail-on-regression needs --compare DIR, the profile to compare with")
     limits = check_limits(max_latency_ms, max_uar_drop, confidence, unit)
-    record, page, lines, decision = _write(profiles, out, limits)
-    if decision is not None and decision.picked is None:
-        if as_json:
-            finish(record, lines, as_json)
-        raise JobError(f"{_refusal(record)} The report: {page.as_posix()}")
-    finish(record, lines, as_json)
+    done = _write(profiles, out, limits, old)
+    refused = done.decision is not None and done.decision.picked is None
+    worse = done.regression.regressions if strict and done.regression is not None else []
+    if as_json or not refused:
+        finish(done.record, done.lines, as_json)
+    if refused:
+        raise JobError(f"{_told(done.verdict)} The report: {done.page.as_posix()}")
+    if worse:
+        raise JobError(f"worse than before: {', '.join(worse)}")
 
 
 if __name__ == "__main__":

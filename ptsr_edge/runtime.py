@@ -141,7 +141,14 @@ class Session:
             JobError: the runtime gave an answer that is not finite.
         """
         check_flow(flow, self.bundle.preprocess.image_size)
-        logits, kept = self.infer(to_input(flow))
+        return self.answer(*self.infer(to_input(flow)))
+
+    def answer(self, logits: NDArray[np.float32], kept: NDArray[np.int64]) -> Prediction:
+        """What `infer` found, as a prediction: logits (k,), kept patches (K,).
+
+        Raises:
+            JobError: the logits are not finite.
+        """
         if not np.isfinite(logits).all():
             raise JobError(f"{self.variant.id} answered {logits.tolist()}: not finite")
         weights = np.exp(logits.astype(np.float64) - logits.max())

@@ -56,6 +56,12 @@ class RawTiming:
         predict_ms: median of the whole `Session.predict` call, normalising and softmax included.
         base_rss_bytes: resident memory with the runtime imported and nothing loaded.
         peak_rss_bytes: largest resident memory of the process.
+        launches: per round, which start of the process it was timed in, from 0.
+        throughput_per_s: inferences a second with `streams` sessions in threads of one process.
+        streams: how many those were.
+        energy_mj: of one inference, everything included that the meter sees; `energy_why` says why not.
+        stages: where the time of one sample goes; see `worker_process.Bench.stages`.
+        ceiling: what a plain matrix product reaches in this runtime; see `ceiling.measure_ceiling`.
     """
 
     import_ms: float
@@ -67,6 +73,18 @@ class RawTiming:
     cpu_ns: list[int] = field(default_factory=list)
     predict_ms: float | None = None
     peak_rss_bytes: int | None = None
+    launches: list[int] = field(default_factory=list)
+    throughput_per_s: float | None = None
+    streams: int | None = None
+    energy_mj: float | None = None
+    energy_why: str | None = None
+    stages: dict[str, Any] | None = None
+    ceiling: dict[str, Any] | None = None
+
+    @property
+    def processes(self) -> int:
+        """How many processes the rounds were timed in."""
+        return max(1, len(set(self.launches)))
 
     @property
     def samples_ns(self) -> NDArray[np.int64]:
@@ -77,6 +95,12 @@ class RawTiming:
     def rounds(self) -> NDArray[np.int64]:
         """(n,) the round of each sample, from 0."""
         return np.repeat(np.arange(len(self.blocks_ns)), [len(block) for block in self.blocks_ns])
+
+    @property
+    def launch_of_samples(self) -> NDArray[np.int64]:
+        """(n,) the start of the process that each sample was taken in, from 0."""
+        launches = self.launches or [0] * len(self.blocks_ns)
+        return np.repeat(np.array(launches, dtype=np.int64), [len(block) for block in self.blocks_ns])
 
     @property
     def cpu_share(self) -> float:
@@ -135,6 +159,19 @@ class Worker:
         request = {"op": "block", "call": call, "duration_s": duration_s, "runs": runs, "settle": settle}
         answer = self._ask(request)
         return np.array(answer["ns"], dtype=np.int64), int(answer["cpu_ns"])
+
+    def throughput(self, *, streams: int, duration_s: float) -> float:
+        """Inferences a second of `streams` sessions in threads of the process."""
+        answer = self._ask({"op": "throughput", "streams": streams, "duration_s": duration_s})
+        return float(answer["per_s"])
+
+    def stages(self, *, runs: int) -> dict[str, Any]:
+        """Where the time of one sample goes; see `worker_process.Bench.stages`."""
+        return self._ask({"op": "stages", "runs": runs})
+
+    def ceiling(self, *, duration_s: float) -> dict[str, Any]:
+        """What a plain matrix product reaches; see `ceiling.measure_ceiling`."""
+        return self._ask({"op": "ceiling", "duration_s": duration_s})
 
     def peak_rss_bytes(self) -> int | None:
         """Largest resident memory of the process so far; None where the system does not tell."""

@@ -3,6 +3,9 @@
     {"op": "load", "bundle": DIR, "variant": ID, "threads": 1, "cpus": null, "seed": 0}
     {"op": "block", "call": "infer", "duration_s": 0.05, "runs": 5, "settle": 2}
     {"op": "memory"}
+    {"op": "throughput", "streams": 2, "duration_s": 1.0}
+    {"op": "stages", "runs": 20}
+    {"op": "ceiling", "duration_s": 0.5}
 
 Each request is answered by one line: a record, or `{"error": ..., "kind": ...}`. The process ends when
 its stdin does. It is started by `worker.Worker`, never by hand.
@@ -17,16 +20,22 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ptsr_edge.ceiling import measure_ceiling
 from ptsr_edge.errors import InputError, JobError, PtsrError
 from ptsr_edge.flow import to_input
 from ptsr_edge.manifest import Bundle, Variant, read_bundle
+from ptsr_edge.operator_times import operator_shares
 from ptsr_edge.runtime import Session
+from ptsr_edge.stages import frame_steps, median_ms
+from ptsr_edge.throughput import runs_per_second
 
 RUNTIMES = {"cpu": ("onnxruntime",), "openvino": ("openvino",), "trt": ("tensorrt", "tensorrt_rtx")}
 """Packages that run a target; what is installed of them is imported before the loading is timed."""
@@ -54,6 +63,9 @@ def serve(requests: Iterable[str], answers: TextIO) -> None:
         "load": bench.load,
         "block": bench.block,
         "memory": bench.memory,
+        "throughput": bench.throughput,
+        "stages": bench.stages,
+        "ceiling": bench.ceiling,
     }
     for line in requests:
         request = json.loads(line)
@@ -67,11 +79,25 @@ def serve(requests: Iterable[str], answers: TextIO) -> None:
         answers.flush()
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A variant that was loaded, with its input: `flow` (S, S, 3), `prepared` (1, 3, S, S)."""
+
+    folder: Path
+    bundle: Bundle
+    variant: Variant
+    threads: int
+    session: Session
+    flow: NDArray[np.float32]
+    prepared: NDArray[np.float32]
+
+
 class Bench:
     """One loaded variant and its input."""
 
     def __init__(self) -> None:
         self._calls: dict[str, Callable[[], object]] = {}
+        self._opened: Opened | None = None
 
     def load(
         self, *, bundle: str, variant: str, threads: int, cpus: list[int] | None, seed: int
@@ -96,6 +122,7 @@ class Bench:
         answered = time.perf_counter_ns()
         if not np.isfinite(logits).all():
             raise JobError(f"{variant} answered {logits.tolist()}: not finite")
+        self._opened = Opened(Path(bundle), manifest, chosen, threads, session, flow, prepared)
         self._calls = {
             "infer": lambda: session.infer(prepared),
             "predict": lambda: session.predict(flow),
@@ -117,6 +144,44 @@ class Bench:
         cpu = time.process_time_ns()
         samples = timed_runs(run, duration_s, runs)
         return {"ns": samples, "cpu_ns": time.process_time_ns() - cpu}
+
+    def throughput(self, *, streams: int, duration_s: float) -> dict[str, Any]:
+        """Inferences a second of `streams` sessions at once, each in a thread of this process."""
+        own = self._loaded()
+        more = [open_variant(own.folder, own.variant, own.threads) for _ in range(streams - 1)]
+        runs = [partial(session.infer, own.prepared) for session in (own.session, *more)]
+        return {"per_s": runs_per_second(runs, duration_s)}
+
+    def stages(self, *, runs: int) -> dict[str, Any]:
+        """Where the time of one sample goes, in medians over `runs`.
+
+        `flow_ms` and `strain_ms` (two gray frames of the model's size; None without OpenCV, or where the
+        model takes ready-made flow), `normalise_ms`, `inference_ms`, `postprocess_ms`, and by class of
+        operator the shares of the inference, by the runtime's own profiler: `operators`, or None and `why`.
+        """
+        own = self._loaded()
+        logits, kept = own.session.infer(own.prepared)
+        steps = {
+            "normalise_ms": lambda: to_input(own.flow),
+            "inference_ms": lambda: own.session.infer(own.prepared),
+            "postprocess_ms": lambda: own.session.answer(logits, kept),
+        }
+        found: dict[str, Any] = {"flow_ms": None, "strain_ms": None, **median_ms(steps, runs)}
+        if own.bundle.preprocess.flow != "published" and importlib.util.find_spec("cv2") is not None:
+            found |= median_ms(frame_steps(own.bundle.preprocess), runs)
+        artifact = own.folder / own.variant.artifact
+        operators, why = operator_shares(own.variant.target, artifact, own.threads, own.prepared, runs)
+        return found | {"operators": operators, "operators_why": why}
+
+    def ceiling(self, *, duration_s: float) -> dict[str, Any]:
+        """What a plain matrix product reaches in the variant's runtime and precision, with its threads."""
+        own = self._loaded()
+        return measure_ceiling(own.variant.target, own.variant.precision, own.threads, duration_s)
+
+    def _loaded(self) -> Opened:
+        if self._opened is None:
+            raise InputError("nothing is loaded")
+        return self._opened
 
     def memory(self) -> dict[str, Any]:
         """The largest resident memory of this process.

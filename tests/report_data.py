@@ -19,6 +19,7 @@ from ptsr_edge.profile_record import (
     Measured,
     Profile,
     Ratio,
+    Stages,
 )
 from ptsr_edge.storage import write_json
 
@@ -162,6 +163,12 @@ def _row(
             cv=0.034, n=samples,
         ),
         peak_rss_bytes=91_000_000,
+        stages=Stages(
+            flow_ms=1.8, strain_ms=0.2, normalise_ms=0.05, inference_ms=p50, postprocess_ms=0.03,
+            operators={"matrix products": 0.7, "normalisation": 0.12, "softmax and activations": 0.1,
+                       "element-wise": 0.05, "selection": 0.03},
+            operators_why=None,
+        ),
         throughput_per_s=1000 / p50,
         accuracy=Accuracy(
             data=data,

@@ -38,17 +38,19 @@ PIPELINE = (
     # model and training
     "blocks", "selection", "model", "checkpoint", "augment", "inference", "fit", "train", "protocol",
     # the exact static graph and its proof
-    "flops", "onnx_flops", "rewrite", "static", "onnx_graph", "parity", "calibration",
+    "flops", "onnx_flops", "macs", "rewrite", "static", "onnx_graph", "parity", "calibration",
     # targets and export
     "quantize", "quantize_openvino", "strong_types", "typed_runner",
     "target_cpu", "target_openvino", "target_trt",
     "layerwise", "sensitivity", "repair", "recipe", "cache", "served", "layouts", "plan", "build", "export",
     # judging and measuring
-    "evaluate", "statistics", "worker", "worker_process", "judge", "controls", "measure",
-    "profile_entries", "profile_accuracy", "profile_method", "profile_notes", "profile",
+    "evaluate", "statistics", "throughput", "stages", "ceiling", "operator_times", "energy",
+    "worker", "worker_process", "judge", "controls", "measure", "stability",
+    "profile_entries", "profile_accuracy", "profile_method", "profile_notes", "profile_macs", "profile_rows",
+    "profile_timing", "profile",
     # the report
-    "svg", "comparison", "verdict", "canvas", "costs", "decision", "tiles", "histogram", "tables", "evidence", "figures",
-    "report", "profile_index",
+    "regression", "svg", "comparison", "verdict", "canvas", "costs", "decision", "tiles", "histogram", "time_bars",
+    "tables", "evidence", "figures", "caveats", "render", "report", "profile_index",
     # around it all
     "demo", "installation", "doctor", "cli", "__main__",
 )  # fmt: skip

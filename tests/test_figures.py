@@ -32,7 +32,16 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Picture]:
 
 
 def test_all_pictures_are_drawn(pictures: dict[str, Picture]) -> None:
-    assert set(pictures) == {"tradeoff", "latency", "macs", "kept", "confusion", "budgets", "dynamic"}
+    assert set(pictures) == {
+        "tradeoff",
+        "latency",
+        "macs",
+        "kept",
+        "confusion",
+        "budgets",
+        "dynamic",
+        "stages",
+    }
     for picture in pictures.values():
         assert picture.caption
         assert picture.words

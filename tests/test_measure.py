@@ -14,7 +14,7 @@ from bundle_data import write_tiny_bundle
 from ptsr_edge import measure
 from ptsr_edge.errors import InputError, JobError
 from ptsr_edge.measure import measure_interleaved, pinned_cpus
-from ptsr_edge.worker import Job, Worker
+from ptsr_edge.worker import Job, RawTiming, Worker
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,31 @@ def test_a_refused_job_is_told_and_left_out(tmp_path: Path, monkeypatch: pytest.
     assert "cannot load" in told[jobs[1].id]
     with pytest.raises(JobError, match="cannot load"):
         measure_interleaved(jobs, duration_s=0.1)
+
+
+def test_processes_are_started_again_and_their_rounds_told_apart(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "WARM_UP_S", 0.0)
+    monkeypatch.setattr(measure, "MIN_BLOCK_S", 0.001)
+    pids: list[int] = []
+    load = Worker.load
+
+    def remember(self: Worker) -> RawTiming:
+        pids.append(self.pid)
+        return load(self)
+
+    monkeypatch.setattr(Worker, "load", remember)
+    jobs = [Job("full", bundle, "ptsr-test-cpu-fp32-k16"), Job("half", bundle, "ptsr-test-cpu-fp32-k8")]
+    timings = measure_interleaved(jobs, duration_s=0.01, min_runs=1, processes=3)
+    assert len(set(pids)) == 6
+    for timing in timings.values():
+        # 20 rounds at least, shared out among 3 starts: 7 each.
+        assert timing.launches == [0] * 7 + [1] * 7 + [2] * 7
+        assert len(timing.blocks_ns) == len(timing.cpu_ns) == 21
+        assert timing.processes == 3
+        assert timing.throughput_per_s is None
+        assert timing.stages is None
 
 
 def test_more_threads_than_cores_cannot_be_pinned() -> None:

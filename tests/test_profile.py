@@ -49,7 +49,22 @@ def profiled(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
         result = run(
-            "--bundle", bundle, "--baseline", baseline, "--duration-s", 0.05, "--min-runs", 30, "--out", "p"
+            "--bundle",
+            bundle,
+            "--baseline",
+            baseline,
+            "--duration-s",
+            0.05,
+            "--min-runs",
+            30,
+            "--processes",
+            2,
+            "--attempts",
+            1,
+            "--streams",
+            2,
+            "--out",
+            "p",
         )
     return result, here / "p"
 
@@ -91,10 +106,21 @@ def test_every_variant_stands_beside_the_baseline(
         )
         assert row.accuracy is None
         assert "accuracy was not measured: no --data was given" in row.notes
-        assert any(note.startswith("throughput was not measured") for note in row.notes)
+        assert row.throughput_per_s is not None
+        assert row.throughput_per_s > 0
+        assert row.streams == 2
+        assert row.stages is not None
+        assert row.stages.inference_ms > 0
+        assert sum((row.stages.operators or {}).values()) == pytest.approx(1)
+        assert row.ceiling is not None
+        assert row.ceiling.share is not None
+        assert row.ceiling.share > 0
+        assert (row.energy_mj is None) == any("energy was not measured" in note for note in row.notes)
         assert any("samples beyond it" in note for note in row.notes)
+    assert len(record.attempts) == 1
     for row in record.variants[1:]:
         assert row.ratio is not None
+        assert len(row.ratio.per_process) == 2
         assert row.ratio.against == record.baseline
         assert row.ratio.low <= row.ratio.median <= row.ratio.high
 
@@ -123,7 +149,7 @@ def test_the_record_names_no_machine_and_no_path(
     assert str(folders[0].parent) not in text
     assert json.loads(text)["command"] == (
         "python -m ptsr_edge.profile --bundle ptsr --baseline vit --duration-s 0.05 --min-runs 30 "
-        "--threads 1 --seed 0 --out p"
+        "--threads 1 --seed 0 --processes 2 --attempts 1 --streams 2 --out p"
     )
 
 
@@ -201,7 +227,7 @@ def test_an_earlier_profile_is_replaced_as_a_whole_and_json_is_the_record(tmp_pa
     (earlier / "left-over").write_text("old")
     result = run(
         "--bundle", tmp_path / "ptsr", "--baseline", tmp_path / "vit", "--duration-s", 0.05, "--out", earlier,
-        "--json",
+        "--json", "--processes", 1, "--attempts", 1,
     )  # fmt: skip
     assert Profile.model_validate(json.loads(result.stdout)) == read_profile(earlier)
     assert sorted(path.name for path in earlier.iterdir()) == ["profile.json", "samples"]
@@ -287,6 +313,9 @@ def _full_out(place: Path) -> list[object]:
         (lambda place: ["--bundle", place / "ptsr", "--duration-s", -3], "number of seconds, got -3"),
         (lambda place: ["--bundle", place / "ptsr", "--threads", 0], "threads must be at least 1, got 0"),
         (lambda place: ["--bundle", place / "ptsr", "--min-runs", 0], "min_runs must be at least 1"),
+        (lambda place: ["--bundle", place / "ptsr", "--processes", 0], "processes must be at least 1, got 0"),
+        (lambda place: ["--bundle", place / "ptsr", "--attempts", 0], "attempts must be at least 1, got 0"),
+        (lambda place: ["--bundle", place / "ptsr", "--streams", -1], "streams must be at least 0"),
         (lambda place: ["--bundle", place / "ptsr", "--threads", 999, "--pin"], "cannot pin 999 threads"),
         (_full_out, "holds other files and would be replaced"),
         (

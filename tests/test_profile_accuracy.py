@@ -27,7 +27,7 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
 
 def test_answers_truth_and_subjects_can_be_paired_again(entries: list[Entry]) -> None:
     data = tiny_flows(24)
-    found = judge_entries(entries, (data, "held-out subjects"), {}, threads=1)
+    found = judge_entries(entries, 1, (data, "held-out subjects"), {}, threads=1)
     assert found.judged is not None
     assert found.judged.truth == data.labels.tolist()
     base = found.accuracies[entries[0].id]
@@ -44,7 +44,7 @@ def test_answers_truth_and_subjects_can_be_paired_again(entries: list[Entry]) ->
 
 def test_what_cannot_run_here_is_not_judged(entries: list[Entry]) -> None:
     refused = entries[2].id
-    found = judge_entries(entries, (tiny_flows(), "x"), {refused: "no GPU"}, threads=1)
+    found = judge_entries(entries, 1, (tiny_flows(), "x"), {refused: "no GPU"}, threads=1)
     assert set(found.accuracies) == {entry.id for entry in entries} - {refused}
     assert found.kept is not None
     assert refused not in found.kept.kept
@@ -60,12 +60,12 @@ def test_subjects_become_numbers() -> None:
 
 
 def test_nothing_is_judged_without_samples(entries: list[Entry]) -> None:
-    found = judge_entries(entries, None, {}, threads=1)
+    found = judge_entries(entries, 1, None, {}, threads=1)
     assert (found.accuracies, found.judged, found.kept, found.controls) == ({}, None, None, None)
 
 
 def test_controls_need_the_weights(entries: list[Entry], capsys: pytest.CaptureFixture[str]) -> None:
-    found = judge_entries(entries, (tiny_flows(), "x"), {}, threads=1, control_seeds=1)
+    found = judge_entries(entries, 1, (tiny_flows(), "x"), {}, threads=1, control_seeds=1)
     assert found.controls is None
     assert "no controls of DTSM" in capsys.readouterr().err
     with pytest.raises(InputError, match="number of draws, 0 for no controls, got -1"):

@@ -9,8 +9,15 @@ from bundle_data import write_pair, write_tiny_bundle
 
 from ptsr_edge.errors import InputError
 from ptsr_edge.manifest import read_bundle
-from ptsr_edge.profile import samples_file
-from ptsr_edge.profile_entries import check_same_model, entries_of, given_baseline, read_bundles, shown_path
+from ptsr_edge.profile_entries import (
+    check_same_model,
+    entries_of,
+    given_baseline,
+    read_bundles,
+    same_precision_baselines,
+    shown_path,
+)
+from ptsr_edge.profile_rows import samples_file
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +63,13 @@ def test_the_baseline_is_fp32_on_the_bundles_target(folders: tuple[Path, Path]) 
         vit.model_copy(update={"variants": many}).model_dump_json(by_alias=True), encoding="utf-8"
     )
     assert given_baseline(folder, first).id == "cpu-fp32"
+    reference = given_baseline(folder, first)
+    quantized = first.model_copy(
+        update={"variants": [first.variants[0].model_copy(update={"precision": p}) for p in ("fp32", "int8")]}
+    )
+    # The baseline itself is no second reference, and a target that no bundle has is none at all.
+    assert [entry.id for entry in same_precision_baselines(folder, reference, [quantized])] == ["cpu-int8"]
+    assert same_precision_baselines(folder, reference, [first]) == []
     elsewhere = first.model_copy(update={"target": "openvino"})
     assert given_baseline(folder, elsewhere).id == "openvino-fp32"
 

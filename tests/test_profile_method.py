@@ -14,14 +14,16 @@ from ptsr_edge.worker import RawTiming
 
 def test_the_command_repeats_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    setting = Setting(duration_s=2.5, min_runs=7, threads=2, pin=True, seed=9)
+    setting = Setting(
+        duration_s=2.5, min_runs=7, threads=2, pin=True, seed=9, processes=5, attempts=2, streams=3
+    )
     words = command_of(
         [Path("a b"), tmp_path / "c"], tmp_path / "out" / "p", tmp_path / "vit", "megc-flow",
         tmp_path.parent / "data", setting,
     )  # fmt: skip
     assert words == (
         "python -m ptsr_edge.profile --bundle 'a b' --bundle c --baseline vit --data megc-flow --root data "
-        "--duration-s 2.5 --min-runs 7 --threads 2 --seed 9 --pin --out out/p"
+        "--duration-s 2.5 --min-runs 7 --threads 2 --seed 9 --processes 5 --attempts 2 --streams 3 --pin --out out/p"
     )
     # Every option that it names is one that the command has.
     known = {name for option in main.params for name in option.opts}

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper
 
-from ptsr_edge.profile_notes import operator_macs, timing_notes
+from ptsr_edge.profile_notes import timing_notes
 from ptsr_edge.worker import RawTiming
 
 
@@ -49,27 +46,3 @@ def test_what_weakens_a_figure_is_said() -> None:
     )
     wandering = timing(STEADY * (1 + 0.1 * np.sin(np.arange(40) / 6))[:, None])
     assert any("interval is too narrow" in note for note in timing_notes(wandering, timing(STEADY), "cpu", 1))
-
-
-def test_operators_without_a_formula_are_said(tmp_path: Path) -> None:
-    nodes = [helper.make_node("DFT", ["flow"], ["y"])]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("flow", TensorProto.FLOAT, [1, 4, 4, 1])],
-        [helper.make_empty_tensor_value_info("y")],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "g.onnx")
-    counted, notes = operator_macs(tmp_path / "g.onnx", 7)
-    assert counted == {}
-    assert notes == [
-        "MACs leave out operators without a formula: DFT (1x)",
-        "the artifact's own graph has 0 MACs, its source 7",
-    ]
-    engine = operator_macs(tmp_path / "g.plan", 7)
-    assert engine == (None, ["MACs are those of the graph that the artifact was built from"])
-    (tmp_path / "broken.onnx").write_text("no graph")
-    unreadable = operator_macs(tmp_path / "broken.onnx", 7)
-    assert unreadable == (
-        None, ["MACs by operator were not counted: the artifact is no readable ONNX model"]
-    )  # fmt: skip

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from report_data import make_profile, without, write_profile
 
 from ptsr_edge.errors import InputError, MissingExtraError
@@ -77,7 +77,7 @@ def record(made: Path) -> Report:
 def test_files(made: Path) -> None:
     out = made / "out"
     files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
-    names = ("budgets", "confusion", "dynamic", "kept", "latency", "macs", "tradeoff")
+    names = ("budgets", "confusion", "dynamic", "kept", "latency", "macs", "stages", "tradeoff")
     assert files == [*(f"figures/{name}.svg" for name in names), "report.html", "report.json", "report.md"]
 
 
@@ -114,9 +114,9 @@ def test_the_page_works_without_script_and_for_everybody(page: Page) -> None:
     # Buttons are made by the script alone: without it there is nothing that does not work.
     assert not [tag for tag, _ in page.tags if tag == "button"]
     images = [attributes for tag, attributes in page.tags if attributes.get("role") == "img"]
-    assert len(images) == 7
+    assert len(images) == 8
     assert all(len(str(attributes.get("aria-label"))) > 60 for attributes in images)
-    assert sum(tag == "figcaption" for tag, _ in page.tags) == 7
+    assert sum(tag == "figcaption" for tag, _ in page.tags) == 8
     heads = [attributes for tag, attributes in page.tags if tag == "th"]
     assert all(attributes.get("scope") in ("col", "row") for attributes in heads)
     assert ("html", {"lang": "en"}) in page.tags
@@ -155,7 +155,7 @@ def test_every_figure_stands_in_page_and_markdown(made: Path, page: Page, record
 def test_markdown_points_to_the_pictures(made: Path) -> None:
     markdown = (made / "out" / "report.md").read_text(encoding="utf-8")
     files = re.findall(r"\]\((figures/[^)]*)\)", markdown)
-    assert len(files) == 7
+    assert len(files) == 8
     for file in files:
         ElementTree.parse(made / "out" / file)
         assert (made / "out" / file).stat().st_size < 40_000
@@ -271,3 +271,64 @@ def test_importing_the_verb_loads_neither_matplotlib_nor_jinja() -> None:
     code = "import sys, ptsr_edge.report; print(sorted({'matplotlib', 'jinja2', 'torch'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_compare_marks_what_changed_and_fails_where_asked(tmp_path: Path) -> None:
+    old = make_profile(tmp_path / "old", samples=20, kept=False)
+    rows = list(old.variants)
+    for folder, factor in (("old", 1.0), ("same", 1.01), ("slow", 1 / 1.1)):
+        for place in (1, 2, 3):
+            ratio = old.variants[place].ratio
+            assert ratio is not None
+            each = [ratio.median * factor * luck for luck in (0.998, 1.0, 1.001, 0.999, 1.002)]
+            rows[place] = old.variants[place].model_copy(
+                update={"ratio": ratio.model_copy(update={"per_process": each})}
+            )
+        make_profile(tmp_path / folder, samples=20, kept=False)
+        write_profile(tmp_path / folder, old.model_copy(update={"variants": list(rows)}))
+
+    def report(name: str, *more: str) -> Result:
+        call = ["--profile", str(tmp_path / name), "--compare", str(tmp_path / "old"), *more]
+        return CliRunner().invoke(main, [*call, "--out", str(tmp_path / f"{name}-report")])
+
+    strict = report("slow", "--fail-on-regression")
+    assert strict.exit_code == 1
+    assert strict.stderr.splitlines()[-1].endswith(
+        f"worse than before: {', '.join(row.id for row in rows[1:])}"
+    )
+    page = (tmp_path / "slow-report" / "report.html").read_text(encoding="utf-8")
+    assert "slower: 1.100 times as long" in Page(page).text()
+    assert "slower: 1.100 times as long" in (tmp_path / "slow-report" / "report.md").read_text(
+        encoding="utf-8"
+    )
+    changes = read_record(Report, tmp_path / "slow-report" / "report.json").changes
+    assert changes is not None
+    assert [change.time for change in changes.changes] == ["not compared", *["slower"] * 3]
+    # Without the flag the change is told and the command is content; 1 % is no change at all.
+    assert report("slow").exit_code == 0
+    same = report("same", "--fail-on-regression")
+    assert same.exit_code == 0, same.stderr
+    assert "nothing got worse beyond noise" in same.stdout
+
+
+def test_compare_refuses_what_cannot_be_compared(made: Path, tmp_path: Path) -> None:
+    make_profile(tmp_path / "other", model="ptsr-small", samples=20, raw="none", kept=False)
+    record = json.loads((tmp_path / "other" / "profile.json").read_text(encoding="utf-8"))
+    (tmp_path / "later").mkdir()
+    (tmp_path / "later" / "profile.json").write_text(json.dumps(record | {"schema": 2}), encoding="utf-8")
+    one = ["--profile", str(made / "one")]
+    for call, said in (
+        (
+            [*one, "--compare", str(tmp_path / "other")],
+            "differ in their model: ptsr-small before, ptsr-tiny now",
+        ),
+        ([*one, "--compare", str(tmp_path / "later")], "schema: "),
+        ([*one, "--compare", str(tmp_path)], "profile.json does not exist"),
+        ([*one, "--fail-on-regression"], "--fail-on-regression needs --compare DIR"),
+    ):
+        out = tmp_path / "out"
+        result = CliRunner().invoke(main, [*call, "--out", str(out)])
+        assert result.exit_code == 2
+        assert said in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert not out.exists()

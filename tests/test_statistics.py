@@ -9,10 +9,13 @@ import pytest
 from ptsr_edge.errors import InputError
 from ptsr_edge.statistics import (
     MIN_ROUNDS,
+    change_interval,
     lag_one_correlation,
     latency_summary,
+    process_interval,
     ratio_interval,
     round_ratios,
+    student_quantile,
 )
 
 Blocks = list[npt.NDArray[np.float64]]
@@ -38,6 +41,26 @@ def simulated(
                 samples[run] = base * clock * (1 + level) * (3.0 if rng.random() < 0.01 else 1.0)
             blocks.append(samples)
     return pair
+
+
+def launched(
+    seed: int, speedup: float, processes: int = 5, spread: float = 0.01
+) -> tuple[Blocks, Blocks, list[int]]:
+    """As `simulated`, in several starts of both processes, each of which is faster or slower for good.
+
+    `spread` is the standard deviation of a process: an assumption. How large it is on a machine is what
+    `python benchmarks/aa.py` prints; on a busy one it is several times as large.
+    """
+    rng = np.random.default_rng(seed)
+    pair: tuple[Blocks, Blocks] = ([], [])
+    launches: list[int] = []
+    for launch in range(processes):
+        blocks = simulated(1000 * seed + launch, speedup, rounds=4)
+        for side, found in zip(pair, blocks, strict=True):
+            luck = rng.normal(1, spread)
+            side.extend(block * luck for block in found)
+        launches += [launch] * 4
+    return *pair, launches
 
 
 def test_latency_summary_is_the_hand_formula() -> None:
@@ -94,6 +117,79 @@ def test_the_interval_holds_the_truth_nineteen_times_in_twenty(speedup: float, r
         for seed in range(400)
     ]
     assert np.mean([ratio.low <= speedup <= ratio.high for ratio in intervals]) >= 0.95 - 3 * 0.0109
+
+
+@pytest.mark.parametrize("processes", [3, 5, 10])
+def test_over_processes_a_variant_against_itself_holds_one(processes: int) -> None:
+    # As above: 95 % of 400, less three standard errors; and an interval that says anything is bounded.
+    intervals = []
+    for seed in range(400):
+        baseline, variant, launches = launched(seed, 1.0, processes)
+        intervals.append(ratio_interval(baseline, variant, against="a", launches=launches, resamples=500))
+    assert np.mean([ratio.low <= 1.0 <= ratio.high for ratio in intervals]) >= 0.95 - 3 * 0.0109
+    assert all(len(ratio.per_process) == processes for ratio in intervals)
+    if processes == 5:
+        assert np.median([ratio.high - ratio.low for ratio in intervals]) < 0.06
+
+
+def test_rounds_alone_do_not_know_how_processes_differ() -> None:
+    # The belief that the bootstrap over processes corrects: with 60 quiet rounds of one process each, the
+    # interval is narrower than what processes differ by, and misses 1.0 far too often.
+    held = 0
+    for seed in range(100):
+        luck = np.random.default_rng(seed).normal(1, 0.02, 2)
+        baseline, variant = simulated(seed, 1.0, noise=0.005)
+        found = ratio_interval(
+            [b * luck[0] for b in baseline], [b * luck[1] for b in variant], against="a", resamples=300
+        )
+        held += found.low <= 1.0 <= found.high
+    assert held < 50
+
+
+def test_two_runs_of_the_same_overlap_and_their_change_holds_one() -> None:
+    held = overlap = 0
+    for seed in range(200):
+        old, new = (
+            ratio_interval(baseline, variant, against="a", launches=launches, resamples=500)
+            for baseline, variant, launches in (launched(2 * seed + run, 1.3) for run in (0, 1))
+        )
+        overlap += old.low <= new.high and new.low <= old.high
+        _, low, high = change_interval(old.per_process, new.per_process, resamples=500)
+        held += low <= 1.0 <= high
+    # Two intervals of 95 % that are independent overlap in more than 99 of 100 cases.
+    assert overlap >= 196
+    assert held / 200 >= 0.95 - 3 * (0.95 * 0.05 / 200) ** 0.5
+
+
+def test_process_interval_is_students_on_logarithms() -> None:
+    # Logs -.02, 0, .02: s = .02, half-width t(2) s / sqrt(3) = 4.303 x .02 / 1.732 = .0497 in theory; the
+    # bootstrap has 27 different draws only, so a tenth is what can be asked of it.
+    middle, low, high = process_interval(np.exp([-0.02, 0.0, 0.02]).tolist(), resamples=20_000)
+    assert middle == pytest.approx(1.0)
+    assert np.log(high) == pytest.approx(0.0497, rel=0.15)
+    assert np.log(low) == pytest.approx(-0.0497, rel=0.15)
+    # Twenty processes drawn from a normal distribution come close.
+    logs = np.random.default_rng(0).normal(0, 0.02, 20)
+    _, low, high = process_interval(np.exp(logs).tolist(), resamples=20_000)
+    assert np.log(high / low) / 2 == pytest.approx(2.093 * logs.std(ddof=1) / 20**0.5, rel=0.05)
+
+
+def test_change_is_time_over_time() -> None:
+    # 2.0 times as fast before, 1.6 times after: 1.25 times as long.
+    assert change_interval([2.0, 2.0], [1.6, 1.6]) == pytest.approx((1.25, 1.25, 1.25))
+    with pytest.raises(InputError, match="needs two of them"):
+        change_interval([2.0, 2.0], [1.6])
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 30, 1000, 4.7])
+def test_student_quantile_is_scipys(freedom: float) -> None:
+    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
+    assert student_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, int(freedom)), rel=1.3e-3)
+
+
+def test_a_distribution_without_freedom_is_refused() -> None:
+    with pytest.raises(InputError, match="at least one degree of freedom, got 0"):
+        student_quantile(0)
 
 
 @pytest.mark.parametrize("seed", range(5))

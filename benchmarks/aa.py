@@ -1,0 +1,56 @@
+"""A variant against itself: how often the interval of its ratio holds 1.0, and how much two processes differ.
+
+    python benchmarks/aa.py --bundle DIR [--tries 20] [--processes 5] [--duration-s 1]
+
+Exit code 1 where fewer than 19 of 20 tries hold it. The machine should have nothing else to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ptsr_edge.manifest import read_bundle
+from ptsr_edge.measure import measure_interleaved
+from ptsr_edge.statistics import ratio_interval
+from ptsr_edge.worker import Job
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--variant", help="Default: the smallest budget.")
+    parser.add_argument("--tries", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=5)
+    parser.add_argument("--duration-s", type=float, default=1.0)
+    arguments = parser.parse_args()
+    variants = read_bundle(arguments.bundle).variants
+    name = arguments.variant or min(variants, key=lambda variant: variant.tokens).id
+    jobs = [Job(place, arguments.bundle, name) for place in ("a", "b")]
+    held, spread = 0, []
+    for number in range(arguments.tries):
+        timings = measure_interleaved(
+            jobs, duration_s=arguments.duration_s, processes=arguments.processes, seed=100 * number
+        )
+        a, b = (timings[job.id] for job in jobs)
+        ratio = ratio_interval(a.blocks_ns, b.blocks_ns, against="a", launches=a.launches)
+        holds = ratio.low <= 1.0 <= ratio.high
+        held += holds
+        spread.append(np.log(ratio.per_process))
+        print(
+            f"{number + 1:3d}  {ratio.median:.4f} [{ratio.low:.4f}, {ratio.high:.4f}]  "
+            f"{'holds' if holds else 'MISSES'}",
+            flush=True,
+        )
+    deviation = float(np.concatenate(spread).std(ddof=1))
+    print(
+        f"{name}: {held} of {arguments.tries} hold 1.0; one pair of processes: sd {deviation:.2%} of the ratio"
+    )
+    return 0 if held >= 0.95 * arguments.tries else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""A real artifact slowed by a wrapper around the session: 10 % must be found by `--compare`, 1 % not called.
+
+    python benchmarks/planted_slowdown.py --bundle DIR --baseline DIR [--processes 5] [--duration-s 2]
+
+The wrapper stands in the measuring process, around each inference of the variants (not of the baseline): it
+burns a share of the time that the inference took. Each case is a whole run of `profile`; exit code 1 where one
+of them is judged wrongly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from ptsr_edge.profile import profile_bundles
+from ptsr_edge.profile_method import Setting
+from ptsr_edge.profile_record import Profile
+from ptsr_edge.regression import compare_profiles, sentence
+
+WRAPPER = """
+import os, time
+share = float(os.environ.get("PTSR_EDGE_PLANTED_SLOWDOWN", "0"))
+if share:
+    from ptsr_edge import runtime
+    plain = runtime.Session.infer
+
+    def slowed(self, flow):
+        start = time.perf_counter_ns()
+        answer = plain(self, flow)
+        if self.bundle.model.kind == "ptsr":
+            end = time.perf_counter_ns()
+            until = end + share * (end - start)
+            while time.perf_counter_ns() < until:
+                pass
+        return answer
+
+    runtime.Session.infer = slowed
+"""
+"""Loaded as `sitecustomize` by each measuring process."""
+
+CASES = ((0.0, ("no change",)), (0.01, ("no change", "unclear")), (0.10, ("slower",)))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--baseline", type=Path, required=True)
+    parser.add_argument("--processes", type=int, default=5)
+    parser.add_argument("--duration-s", type=float, default=2.0)
+    arguments = parser.parse_args()
+    setting = Setting(duration_s=arguments.duration_s, processes=arguments.processes)
+    wrong = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "sitecustomize.py").write_text(WRAPPER, encoding="utf-8")
+        paths = [str(folder), str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+
+        def profile(share: float, out: str) -> Profile:
+            os.environ["PTSR_EDGE_PLANTED_SLOWDOWN"] = str(share)
+            return profile_bundles(
+                [arguments.bundle], out=folder / out, baseline=arguments.baseline, setting=setting
+            )
+
+        old = profile(0.0, "old")
+        for share, expected in CASES:
+            found = compare_profiles(old, profile(share, f"new-{share:g}"))
+            for change in found.changes:
+                if change.times_as_long is None:
+                    continue
+                right = change.time in expected
+                wrong += not right
+                print(
+                    f"{'right' if right else 'WRONG'}  +{share:.0%}  {change.id}  {sentence(change)}",
+                    flush=True,
+                )
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""What changed between two profiles beyond noise: time, size, multiply-adds, memory, accuracy.
+
+Times are compared through the ratios against the baseline of each run, so that a machine that is slower today
+as a whole is no change. A change is called only where its whole 95 % interval, over the processes of both runs,
+lies beyond `MARGIN`: a difference that is real and too small to matter is none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ptsr_edge.errors import InputError
+from ptsr_edge.profile_record import Accuracy, Measured, Profile
+from ptsr_edge.schema import Record
+from ptsr_edge.statistics import change_interval
+
+MARGIN = 0.02
+"""Changes of time, size and multiply-adds within this share are none."""
+
+UNCLEAR = 0.10
+"""An interval that reaches beyond this share to either side leaves open whether anything changed."""
+
+MEMORY_MARGIN = 0.05
+"""The peak of a process moves by some per cent from start to start."""
+
+Verdict = Literal["slower", "faster", "no change", "unclear", "not compared"]
+WORSE, BETTER = "worse", "better"
+
+
+class Figure(Record):
+    """A figure beside the time that changed: from `old` to `new`, and whether that is `worse` or `better`."""
+
+    name: str
+    old: float
+    new: float
+    is_: Literal["worse", "better"] = Field(alias="is")
+
+
+class Change(Record):
+    """What became of one variant. `times_as_long` is its new time over its old one, with a 95 % interval."""
+
+    id: str
+    time: Verdict
+    times_as_long: float | None = None
+    low: float | None = None
+    high: float | None = None
+    figures: list[Figure] = Field(default_factory=list)
+    note: str | None = None
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether anything got worse."""
+        return self.time == "slower" or any(figure.is_ == WORSE for figure in self.figures)
+
+
+class Regression(Record):
+    """Two profiles compared; `conditions` names what else was not the same in the two runs."""
+
+    old_created: str
+    new_created: str
+    changes: list[Change]
+    only_old: list[str]
+    only_new: list[str]
+    conditions: list[str]
+
+    @property
+    def regressions(self) -> list[str]:
+        """Ids of the variants that got worse in anything."""
+        return [change.id for change in self.changes if change.is_regression]
+
+
+def compare_profiles(old: Profile, new: Profile) -> Regression:
+    """Variant by variant, by id, what changed from an old profile to a new one.
+
+    Raises:
+        InputError: the two are of different models, classes or baselines.
+    """
+    for what, before, after in (
+        ("model", old.model, new.model),
+        ("classes", ", ".join(old.labels), ", ".join(new.labels)),
+        ("baseline", old.baseline, new.baseline),
+    ):
+        if before != after:
+            raise InputError(f"the profiles differ in their {what}: {before} before, {after} now")
+    before_rows = {row.id: row for row in old.variants}
+    after_rows = {row.id: row for row in new.variants}
+    both = [name for name in after_rows if name in before_rows]
+    return Regression(
+        old_created=old.created,
+        new_created=new.created,
+        changes=[_change(before_rows[name], after_rows[name], new.baseline) for name in both],
+        only_old=[name for name in before_rows if name not in after_rows],
+        only_new=[name for name in after_rows if name not in before_rows],
+        conditions=list(_conditions(old, new)),
+    )
+
+
+def _change(old: Measured, new: Measured, baseline: str) -> Change:
+    figures = list(_figures(old, new))
+    if new.id == baseline:
+        why = "all times are relative to it: what changes it moves all the others"
+        return Change(id=new.id, time="not compared", figures=figures, note=why)
+    if old.ratio is None or new.ratio is None:
+        when = "before" if old.ratio is None else "now"
+        return Change(id=new.id, time="not compared", figures=figures, note=f"it was not timed {when}")
+    if min(len(old.ratio.per_process), len(new.ratio.per_process)) < 2:
+        why = "one process of each variant says nothing about the next: profile with --processes 5"
+        return Change(id=new.id, time="unclear", figures=figures, note=why)
+    middle, low, high = change_interval(old.ratio.per_process, new.ratio.per_process)
+    return Change(
+        id=new.id, time=time_verdict(low, high), times_as_long=middle, low=low, high=high, figures=figures
+    )
+
+
+def time_verdict(low: float, high: float) -> Verdict:
+    """What an interval of new time over old time says."""
+    if low > 1 + MARGIN:
+        return "slower"
+    if high < 1 / (1 + MARGIN):
+        return "faster"
+    return "unclear" if high > 1 + UNCLEAR or low < 1 / (1 + UNCLEAR) else "no change"
+
+
+def _figures(old: Measured, new: Measured) -> Iterator[Figure]:
+    for name, margin in (("size_bytes", MARGIN), ("macs", MARGIN), ("peak_rss_bytes", MEMORY_MARGIN)):
+        before, after = getattr(old, name), getattr(new, name)
+        if before and after and abs(math.log(after / before)) > math.log1p(margin):
+            yield _figure(name, before, after, after > before)
+    if old.accuracy and new.accuracy:
+        gap = new.accuracy.uar - old.accuracy.uar
+        limit = _uar_noise(old.accuracy, new.accuracy)
+        if limit is not None and abs(gap) > limit:
+            yield _figure("uar", old.accuracy.uar, new.accuracy.uar, gap < 0)
+
+
+def _figure(name: str, old: float, new: float, worse: bool) -> Figure:
+    return Figure(name=name, old=old, new=new, **{"is": WORSE if worse else BETTER})
+
+
+def _uar_noise(old: Accuracy, new: Accuracy) -> float | None:
+    """Half-width of the 95 % interval of a difference of two UARs; None where they cannot be compared.
+
+    Recalls as independent binomials, the two runs as if on samples of their own. On the same samples the answers
+    go together and the true interval is narrower: what is called here is a change.
+    """
+    if (old.data, old.protocol, old.n) != (new.data, new.protocol, new.n):
+        return None
+    variance = 0.0
+    for accuracy in (old, new):
+        if accuracy.confusion is None:
+            return None
+        rows = [row for row in accuracy.confusion if sum(row)]
+        for place, row in enumerate(accuracy.confusion):
+            if sum(row):
+                # One added to each side, so that a recall of 1 is not taken for certain (Agresti & Coull 1998).
+                share = (row[place] + 1) / (sum(row) + 2)
+                variance += share * (1 - share) / (sum(row) + 2) / len(rows) ** 2
+    return 1.96 * math.sqrt(variance)
+
+
+def _conditions(old: Profile, new: Profile) -> Iterator[str]:
+    """What differs in the machine, its tools and the setting, as far as a time depends on it."""
+    for what, before, after in (
+        *_entries("environment", old.environment, new.environment, ("cpu", "gpus", "packages", "kernel")),
+        *_entries("method", old.method, new.method, ("threads", "pinned")),
+    ):
+        if before != after:
+            yield f"{what}: {before} before, {after} now"
+
+
+def _entries(
+    where: str, old: dict[str, Any], new: dict[str, Any], keys: tuple[str, ...]
+) -> Iterator[tuple[str, Any, Any]]:
+    for key in keys:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            for name in dict.fromkeys([*before, *after]):
+                yield f"{where}.{key}.{name}", before.get(name), after.get(name)
+        else:
+            yield f"{where}.{key}", before, after
+
+
+# ---------------------------------------------------------------------------------------------
+# Words
+
+
+def sentence(change: Change) -> str:
+    """One variant's change in words."""
+    time: str = change.time
+    if change.times_as_long is not None:
+        time += f": {change.times_as_long:.3f} times as long [{change.low:.3f}, {change.high:.3f}]"
+    parts = [time]
+    parts += [f"{figure.name} {figure.is_}: {figure.old:g} -> {figure.new:g}" for figure in change.figures]
+    parts += [change.note] if change.note else []
+    return "; ".join(parts)
+
+
+def summary(regression: Regression) -> list[str]:
+    """What the terminal shows: a line a variant, what came and went, what else differs, and the outcome."""
+    lines = [f"{change.id:32} {sentence(change)}" for change in regression.changes]
+    lines += [f"{name:32} was there before and is gone" for name in regression.only_old]
+    lines += [f"{name:32} is new" for name in regression.only_new]
+    lines += [f"not the same in both runs: {text}" for text in regression.conditions]
+    worse = regression.regressions
+    return [*lines, f"worse than before: {', '.join(worse)}" if worse else "nothing got worse beyond noise"]
+
+
+def changes_words(regression: Regression) -> dict[str, Any]:
+    """What the templates write: `since`, `rows` of a variant and what became of it, and the `rest` in sentences."""
+    return {
+        "since": regression.old_created,
+        "rows": [(change.id, sentence(change)) for change in regression.changes],
+        "rest": summary(regression)[len(regression.changes) :],
+    }

@@ -1,0 +1,35 @@
+"""What a report says its numbers do not say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from report_data import make_profile, without, write_profile
+
+from ptsr_edge.caveats import TAIL_SAMPLES, caveats
+from ptsr_edge.comparison import compare, read_sources
+
+
+def told(*folders: Path) -> str:
+    return " ".join(caveats(compare(read_sources(folders))))
+
+
+def test_few_samples_and_a_restless_machine_are_named(tmp_path: Path) -> None:
+    profile = make_profile(tmp_path)
+    assert "The tail percentiles rest on 1,200 samples" in told(tmp_path)
+    assert "The latency of 4 of 4 variants varied by more than 2.5 %" in told(tmp_path)
+    latency = profile.variants[0].latency_ms
+    assert latency is not None
+    quiet = latency.model_copy(update={"n": TAIL_SAMPLES, "cv": 0.01})
+    write_profile(tmp_path, without(profile, latency_ms=quiet))
+    assert "tail percentiles" not in told(tmp_path)
+    assert "varied by more" not in told(tmp_path)
+
+
+def test_synthetic_data_and_separate_runs_are_named_where_they_are(tmp_path: Path) -> None:
+    make_profile(tmp_path / "a")
+    make_profile(tmp_path / "b", data="megc-flow")
+    assert "no evidence about people" in told(tmp_path / "a")
+    assert "no evidence about people" not in told(tmp_path / "b")
+    assert "separate runs" not in told(tmp_path / "a")
+    assert "separate runs" in told(tmp_path / "a", tmp_path / "b")

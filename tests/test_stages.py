@@ -1,0 +1,37 @@
+"""The steps around the inference: which are run, how often, and on what."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ptsr_edge.config import Preprocess
+from ptsr_edge.flow import optical_flow
+from ptsr_edge.stages import frame_pair, frame_steps, median_ms
+
+
+def test_steps_take_turns_and_the_first_turn_is_not_counted() -> None:
+    calls: list[str] = []
+    found = median_ms({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert calls == ["a", "b"] * 4
+    assert list(found) == ["a", "b"]
+    assert min(found.values()) >= 0
+
+
+def test_the_frames_move_by_a_pixel() -> None:
+    pytest.importorskip("cv2")
+    onset, apex = frame_pair(112)
+    assert onset.shape == apex.shape == (112, 112)
+    assert onset.dtype == np.uint8
+    # What stands at x in the first frame stands at x + 1 in the second.
+    assert np.array_equal(onset[:, :-1], apex[:, 1:])
+    flow = optical_flow(onset, apex, Preprocess(image_size=112, global_motion="none"))
+    # The median of a dense flow on smooth texture; DIS is right to a few tenths (.1 to .5 px is usual).
+    assert np.median(flow, axis=(0, 1)) == pytest.approx([1.0, 0.0], abs=0.2)
+
+
+def test_flow_and_strain_are_the_projects_own() -> None:
+    pytest.importorskip("cv2")
+    steps = frame_steps(Preprocess(image_size=56))
+    assert np.shape(steps["flow_ms"]()) == (56, 56, 2)
+    assert np.shape(steps["strain_ms"]()) == (56, 56)
