@@ -2,7 +2,8 @@
 
 Times are compared through the ratios against the baseline of each run, so that a machine that is slower today
 as a whole is no change. A change is called only where its whole 95 % interval, over the processes of both runs,
-lies beyond `MARGIN`: a difference that is real and too small to matter is none.
+lies beyond `MARGIN`: a difference that is real and too small to matter is none. Nothing is called from a run that
+was unstable: what disturbed it lasts longer than a process, so that its interval is too narrow.
 """
 
 from __future__ import annotations
@@ -89,17 +90,26 @@ def compare_profiles(old: Profile, new: Profile) -> Regression:
     before_rows = {row.id: row for row in old.variants}
     after_rows = {row.id: row for row in new.variants}
     both = [name for name in after_rows if name in before_rows]
+    unstable = _unstable(old, new)
     return Regression(
         old_created=old.created,
         new_created=new.created,
-        changes=[_change(before_rows[name], after_rows[name], new.baseline) for name in both],
+        changes=[_change(before_rows[name], after_rows[name], new.baseline, unstable) for name in both],
         only_old=[name for name in before_rows if name not in after_rows],
         only_new=[name for name in after_rows if name not in before_rows],
         conditions=list(_conditions(old, new)),
     )
 
 
-def _change(old: Measured, new: Measured, baseline: str) -> Change:
+def _unstable(old: Profile, new: Profile) -> str | None:
+    """What made a run unstable, so that its times cannot be held against another run's."""
+    for when, profile in (("before", old), ("now", new)):
+        if profile.attempts and (fault := profile.attempts[-1].unstable):
+            return f"the run {when} was unstable: {fault}"
+    return None
+
+
+def _change(old: Measured, new: Measured, baseline: str, unstable: str | None) -> Change:
     figures = list(_figures(old, new))
     if new.id == baseline:
         why = "all times are relative to it: what changes it moves all the others"
@@ -111,8 +121,9 @@ def _change(old: Measured, new: Measured, baseline: str) -> Change:
         why = "one process of each variant says nothing about the next: profile with --processes 5"
         return Change(id=new.id, time="unclear", figures=figures, note=why)
     middle, low, high = change_interval(old.ratio.per_process, new.ratio.per_process)
+    time = time_verdict(low, high) if unstable is None else "unclear"
     return Change(
-        id=new.id, time=time_verdict(low, high), times_as_long=middle, low=low, high=high, figures=figures
+        id=new.id, time=time, times_as_long=middle, low=low, high=high, figures=figures, note=unstable
     )
 
 

@@ -11,7 +11,7 @@ from report_data import make_profile
 from test_statistics import launched
 
 from ptsr_edge.errors import InputError
-from ptsr_edge.profile_record import Measured, Profile, Ratio
+from ptsr_edge.profile_record import Attempt, Measured, Profile, Ratio
 from ptsr_edge.regression import changes_words, compare_profiles, summary, time_verdict
 from ptsr_edge.statistics import ratio_interval
 
@@ -58,6 +58,19 @@ def test_one_percent_and_nothing_are_not_called(profile: Profile, slowdown: floa
 
 def test_a_gain_is_told_apart(profile: Profile) -> None:
     assert verdicts(profile, 1 / 1.15, 20).count("faster") >= 19
+
+
+@pytest.mark.parametrize("when", ["before", "now"])
+def test_an_unstable_run_leaves_it_open(profile: Profile, when: str) -> None:
+    restless = {"attempts": [Attempt(unstable=None), Attempt(unstable="a neighbour woke up")]}
+    stable = {"attempts": [Attempt(unstable="at first"), Attempt(unstable=None)]}
+    old = changed(profile, ratio=ratio(0, 1.0)).model_copy(update=restless if when == "before" else stable)
+    new = changed(profile, ratio=ratio(1, 1.2)).model_copy(update=restless if when == "now" else stable)
+    found = compare_profiles(old, new)
+    assert found.changes[1].time == "unclear"
+    assert found.changes[1].note == f"the run {when} was unstable: a neighbour woke up"
+    assert found.changes[1].times_as_long == pytest.approx(1.2, abs=0.05)
+    assert found.regressions == []
 
 
 @pytest.mark.parametrize(
