@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ptsr_edge.backend_openvino import DEVICE, choose_precision, compile_ir, load_openvino, read_ir, rt_entry
 from ptsr_edge.errors import require
 from ptsr_edge.onnx_graph import PRODUCTS
 
@@ -55,6 +57,35 @@ def product_values(graph: Path, inputs: NDArray[np.float32]) -> dict[str, NDArra
     finally:
         beside.unlink(missing_ok=True)
     return dict(zip(names, values, strict=True))
+
+
+def ir_values(
+    artifact: Path, names: Iterable[str], inputs: NDArray[np.float32]
+) -> dict[str, NDArray[np.float32]]:
+    """What the operations of some names give in an IR, for one input, calculated as the IR asks for.
+
+    An IR names its operations as the ONNX graph that it was made of does; those that it lacks are left out. One
+    that is read out is fused less than one that is not, so that the last digits may differ.
+
+    Raises:
+        MissingExtraError: openvino is not installed.
+        JobError: a file is missing or no IR, or this CPU cannot calculate in its precision.
+    """
+    core = load_openvino().Core()
+    model = read_ir(core, artifact)
+    wanted = set(names)
+    tapped = [op for op in model.get_ordered_ops() if op.get_friendly_name() in wanted]
+    model.add_outputs([operation.output(0) for operation in tapped])
+    precision = choose_precision(
+        rt_entry(model, "inference_precision", artifact).split(),
+        core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"),
+        artifact.name,
+    )
+    answers = list(compile_ir(core, model, precision, 1, artifact.name)([inputs]).values())
+    return {
+        operation.get_friendly_name(): np.array(value)
+        for operation, value in zip(tapped, answers[len(answers) - len(tapped) :], strict=True)
+    }
 
 
 def first_departure(

@@ -6,7 +6,7 @@ Everything runs for real. What is tampered with is a built artifact, as a faulty
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ from ptsr_edge.metrics import confusion, uar
 from ptsr_edge.model import Model, Ptsr, count_parameters
 from ptsr_edge.onnx_graph import write_sharing_weights
 from ptsr_edge.strong_types import product_types
-from ptsr_edge.target import Artifact, BuildRequest
+from ptsr_edge.target import Artifact, BuildRequest, Target
 from ptsr_edge.target_cpu import CpuTarget
+from ptsr_edge.target_openvino import OpenVinoTarget
 from ptsr_edge.target_trt import NoEngineError, TrtTarget
 from ptsr_edge.typed_runner import TypedGraphRunner
 
@@ -105,7 +106,7 @@ def stage(tmp_path: Path) -> Path:
 
 
 def prove(
-    job: Job, traced: Traced, stage: Path, precision: str, target: CpuTarget | None = None
+    job: Job, traced: Traced, stage: Path, precision: str, target: Target | None = None
 ) -> list[Variant]:
     return build_and_prove(job, target or CpuTarget(), precision, *traced, stage)
 
@@ -113,6 +114,15 @@ def prove(
 def eager(model: Model, flows: NDArray[np.float32], tokens: int) -> NDArray[np.float32]:
     with torch.no_grad():
         return np.concatenate([model(torch.from_numpy(to_input(f[None])), tokens).logits for f in flows])
+
+
+def scale_layer(models: Iterable[onnx.ModelProto], layer: str) -> None:
+    """Makes the weights of a layer 1 % larger, in place."""
+    for model in models:
+        node = next(node for node in model.graph.node if node.name == layer)
+        weights = next(tensor for tensor in model.graph.initializer if tensor.name in node.input)
+        values = onnx.numpy_helper.to_array(weights) * np.float32(1.01)
+        weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
 
 
 class Tampering(CpuTarget):
@@ -124,13 +134,24 @@ class Tampering(CpuTarget):
     def build(self, request: BuildRequest) -> dict[int, Artifact]:
         built = super().build(request)
         models = {artifact.path: onnx.load(artifact.path) for artifact in built.values()}
-        for model in models.values():
-            node = next(node for node in model.graph.node if node.name == self.layer)
-            weights = next(tensor for tensor in model.graph.initializer if tensor.name in node.input)
-            values = onnx.numpy_helper.to_array(weights) * np.float32(1.01)
-            weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
+        scale_layer(models.values(), self.layer)
         write_sharing_weights(models, next(iter(built.values())).files[1])
         return built
+
+
+class TamperingIr(OpenVinoTarget):
+    """The same fault, in an IR."""
+
+    def __init__(self, layer: str, scratch: Path) -> None:
+        self.layer, self.scratch = layer, scratch
+
+    def build(self, request: BuildRequest) -> dict[int, Artifact]:
+        models = {tokens: onnx.load(path) for tokens, path in request.graphs.items()}
+        scale_layer(models.values(), self.layer)
+        graphs = {tokens: self.scratch / path.name for tokens, path in request.graphs.items()}
+        for tokens, path in graphs.items():
+            onnx.save(models[tokens], path)
+        return super().build(dataclasses.replace(request, graphs=graphs))
 
 
 class Elsewhere(CpuTarget):
@@ -381,6 +402,21 @@ def test_the_layer_that_was_built_wrongly_is_named(job: Job, traced: Traced, sta
     message = str(caught.value)
     assert message.startswith("ptsr-test-cpu-fp32-k4 departs from eager fp32 on 32 samples: logits differ by")
     # Its weights are 1 % too large, and so is its product.
+    assert message.endswith(f"; the first layer to depart is {layer} (by 0.01, limit 0.001)")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("layer", ["tokenizer.kernel", "blocks.0.tail.mlp.fc2"])
+def test_the_layer_of_an_ir_that_was_built_wrongly_is_named(
+    job: Job, traced: Traced, stage: Path, tmp_path: Path, layer: str
+) -> None:
+    pytest.importorskip("openvino", reason="openvino is missing: pip install 'ptsr-edge[openvino]'")
+    with pytest.raises(ParityError) as caught:
+        prove(job, traced, stage, "fp32", TamperingIr(layer, tmp_path))
+    message = str(caught.value)
+    assert message.startswith(
+        "ptsr-test-openvino-fp32-k4 departs from eager fp32 on 32 samples: logits differ"
+    )
     assert message.endswith(f"; the first layer to depart is {layer} (by 0.01, limit 0.001)")
     assert "\n" not in message
 
