@@ -7,6 +7,10 @@ What the precisions are, each with its arithmetic named in the IR and read back 
     bf16   float16 weights, calculated in bfloat16, which the CPU must offer
     int8   8-bit weights and activations by NNCF, all else in float32
 
+In every precision what only serves the scores that tokens are selected by is calculated in float32: rounded to 11
+or 8 bits, close scores change their order, and a token in another's place moves the logits more than all other
+rounding does.
+
 The IRs of one precision read their constants from one weights file, each distinct constant once.
 """
 
@@ -15,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,7 +35,7 @@ from ptsr_edge.backend_openvino import (
 from ptsr_edge.config import Preprocess
 from ptsr_edge.console import progress
 from ptsr_edge.errors import InputError, JobError
-from ptsr_edge.quantize_openvino import named_operations, quantize
+from ptsr_edge.quantize_openvino import named_operations, quantize, selection_only
 from ptsr_edge.storage import write_whole
 from ptsr_edge.target import Artifact, BuildRequest, variant_id
 
@@ -80,11 +84,12 @@ class OpenVinoTarget:
                 if request.precision == "int8":
                     model, settings = quantize(model, request)
                 name_by_place(model)
+                precise = selection_only(model) if request.precision in HALF_WEIGHTS else ()
                 annotate(ov, model, request, ident)
                 single = Path(scratch) / f"{ident}.xml"
                 save(ov, model, single, request.precision)
                 paths[tokens] = request.folder / single.name
-                write_whole(paths[tokens], pool.move_constants(single))
+                write_whole(paths[tokens], pool.move_constants(single, precise))
                 single.with_suffix(".bin").unlink()
         if unknown:
             raise InputError(
@@ -127,10 +132,14 @@ class WeightsPool:
         self.content = bytearray()
         self._places: dict[str, int] = {}
 
-    def move_constants(self, xml: Path) -> str:
+    def move_constants(self, xml: Path, precise: Collection[str] = ()) -> str:
         """Takes over the constants of an IR; the text of the IR with their offsets in the pool.
 
         An IR's `Const` layers name their constant by `offset` and `size` in the weights file.
+
+        Args:
+            xml: the IR, its own weights file beside it.
+            precise: operations to be calculated in float32 whatever the rest is; see `keep_precise`.
 
         Raises:
             JobError: not all of the IR is there.
@@ -147,6 +156,7 @@ class WeightsPool:
                     f"{xml.name} names bytes {start} to {start + size} of {len(own)} bytes of weights"
                 )
             data.set("offset", str(self._place(own[start : start + size])))
+        keep_precise(root, precise)
         for section in root.iterfind("rt_info"):
             for copied in section.findall("framework"):
                 section.remove(copied)  # the ONNX file's metadata: `model_info` says the same
@@ -160,6 +170,21 @@ class WeightsPool:
             self._places[key] = len(self.content)
             self.content.extend(constant)
         return self._places[key]
+
+
+def keep_precise(root: ElementTree.Element, names: Collection[str]) -> None:
+    """Gives layers of an IR the attribute `precise`, in place: OpenVINO then leaves them in float32.
+
+    It is how an IR writes the attribute `DisableFP16Compression` of an operation, which Python cannot set.
+    """
+    for layer in root.iterfind(".//layer"):
+        if layer.get("name") not in names:
+            continue
+        section = layer.find("rt_info")
+        if section is None:
+            section = ElementTree.Element("rt_info")
+            layer.insert(sum(child.tag == "data" for child in layer), section)
+        ElementTree.SubElement(section, "attribute", {"name": "precise", "version": "0"})
 
 
 def save(ov: ModuleType, model: Any, path: Path, precision: str) -> None:

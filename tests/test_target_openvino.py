@@ -18,7 +18,8 @@ from ptsr_edge.target import Artifact
 ov = pytest.importorskip("openvino", reason="openvino is missing: pip install 'ptsr-edge[openvino]'")
 pytest.importorskip("nncf", reason="nncf is missing: pip install 'ptsr-edge[openvino]'")
 
-from ptsr_edge.backend_openvino import can_calculate  # noqa: E402
+from ptsr_edge.backend_openvino import can_calculate, compile_ir, read_ir  # noqa: E402
+from ptsr_edge.quantize_openvino import selection_only  # noqa: E402
 from ptsr_edge.target_openvino import (  # noqa: E402
     INFERENCE_PRECISION,
     OpenVinoTarget,
@@ -160,6 +161,31 @@ def test_bf16_holds_where_only_the_class_token_is_read(ptsr_config, randomised, 
         found, expected = (np.array(side) for side in zip(*pairs, strict=True))
         # 8 bits are 2^-9 relative a rounding; 5 % leaves room for a depth of 3.
         assert np.abs(found - expected).max() <= 0.05 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_what_only_serves_the_selection_is_calculated_in_float32(
+    precision: str, ptsr_config, randomised, tmp_path: Path
+) -> None:
+    """Read back from what was compiled: the softmax of the scores, and for contrast all else."""
+    kind = INFERENCE_PRECISION[precision].split()[0]
+    if not can_calculate([kind]):
+        pytest.skip(f"this CPU cannot calculate in {kind}")
+    graphs = write_graphs(tmp_path / "graphs", randomised(ptsr_config(score="class-attention")))
+    artifact = TARGET.build(request_for(tmp_path / "out", graphs, precision))[TOKENS[1]]
+    names = selection_only(read_ir(ov.Core(), artifact.path))
+    model = read_ir(ov.Core(), artifact.path)
+    compiled = compile_ir(ov.Core(), model, kind, 1, "m")
+    scores, others = set(), set()
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        said = {key: node.get_rt_info()[key].astype(str) for key in ("layerType", "originalLayersNames")}
+        ran = node.get_rt_info()["runtimePrecision"].astype(str)
+        if names.isdisjoint(said["originalLayersNames"].split(",")):
+            others.add(ran)
+        elif said["layerType"] == "Softmax":
+            scores.add(ran)
+    assert scores == {"f32"}
+    assert kind in others
 
 
 def test_a_transpose_after_a_reduction_is_not_lost() -> None:
