@@ -166,4 +166,17 @@ class QuantizeLinear(OpRun):
         return _rounded(steps, zero_point)
 
 
-OPERATORS = [Add, MatMul, Gemm, Gelu, Softmax, LayerNormalization, QuantizeLinear]
+class TopK(OpRun):
+    """The k first by value; of equal ones those of the lower index, as ONNX asks and the evaluator's own does not."""
+
+    op_domain = ""
+
+    def _run(
+        self, values: Array, k: Array, axis: int = -1, largest: int = 1, sorted: int = 1  # noqa: ARG002
+    ) -> tuple[Array, Array]:  # fmt: skip
+        order = np.argsort(-values if largest else values, axis=axis, kind="stable")
+        places = np.take(order, np.arange(int(k.item())), axis=axis)
+        return np.take_along_axis(values, places, axis=axis), places.astype(np.int64)
+
+
+OPERATORS = [Add, MatMul, Gemm, Gelu, Softmax, LayerNormalization, QuantizeLinear, TopK]

@@ -103,6 +103,21 @@ def test_int8_is_rounded_to_even_steps_and_ends_at_its_range(tmp_path: Path) -> 
     assert TypedGraphRunner(path).run(values)[0].tolist() == [0.0, 2.0, -2.0, 127.0, 127.0, -128.0]
 
 
+@pytest.mark.parametrize(("largest", "expected"), [(1, [3, 1, 4]), (0, [0, 2, 5])])
+def test_of_equal_scores_the_lower_index_is_taken(largest: int, expected: list[int], tmp_path: Path) -> None:
+    """As ONNX asks: two equal values are ordered by their index, the lower one first."""
+    nodes = [
+        helper.make_node("TopK", ["flow", "k"], ["values", "places"], largest=largest),
+        helper.make_node("Cast", ["places"], ["logits"], to=TensorProto.FLOAT),
+    ]
+    source = small_graph(nodes, [1, 6], {})
+    source.graph.initializer.append(onnx.numpy_helper.from_array(np.array([3], np.int64), "k"))
+    path = tmp_path / "ties.onnx"
+    onnx.save(source, path)
+    scores = np.array([[1, 3, 1, 4, 3, 1]], np.float32)
+    assert TypedGraphRunner(path).run(scores)[0].tolist() == expected
+
+
 def test_weights_are_scaled_once_and_not_at_every_run(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("DequantizeLinear", ["steps", "step"], ["weights"], axis=1),
