@@ -109,7 +109,8 @@ def hardware() -> dict[str, Any]:
 def data_fingerprint(name: str, root: Path | None) -> str:
     """What tells one state of a data set from another, without reading the files.
 
-    Data in files: SHA-256 over names, sizes and times of change below `root`. Data without (`synthetic`) are
+    Data in files: SHA-256 over names, sizes and times of change below `root`, of the content and of the file's
+    own record, which no tool can set back. Data without (`synthetic`) are
     made by this package's source, which `code_digest` stands for.
 
     Raises:
@@ -123,7 +124,8 @@ def data_fingerprint(name: str, root: Path | None) -> str:
             if path.is_file():
                 facts = path.stat()
                 place = path.relative_to(root).as_posix()
-                digest.update(f"\0{place}\0{facts.st_size}\0{facts.st_mtime_ns}".encode())
+                times = f"{facts.st_mtime_ns}\0{facts.st_ctime_ns}"
+                digest.update(f"\0{place}\0{facts.st_size}\0{times}".encode())
     except OSError as error:
         raise JobError(f"cannot look at the data below {root}: {error}") from error
     return digest.hexdigest()
