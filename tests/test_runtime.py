@@ -20,6 +20,7 @@ from ptsr_edge.config import LABELS
 from ptsr_edge.errors import InputError, JobError
 from ptsr_edge.export import export_bundle
 from ptsr_edge.flow import to_input
+from ptsr_edge.inference import predict_logits
 from ptsr_edge.manifest import MANIFEST, describe_file, read_bundle, write_bundle
 
 BUDGETS = {1.0: 16, 0.5: 8, 0.25: 4}
@@ -127,6 +128,19 @@ def test_of_several_targets_the_first_that_can_run_here(
         Session.open(every_target, **asked)
     for extra in ("openvino", "ort"):
         assert f"pip install 'ptsr-edge[{extra}]'" in str(caught.value)
+
+
+@pytest.mark.parametrize("budget", [1.0, 0.5])
+def test_a_flow_has_the_same_class_through_the_eager_model_and_both_runtimes_of_processors(
+    every_target: Path, tiny_checkpoint: Path, random_flows: Any, budget: float
+) -> None:
+    flows = random_flows(200)
+    model, _ = load_checkpoint(tiny_checkpoint)
+    classes = predict_logits(model, flows, model.config.tokens_at(budget))[0].argmax(axis=1).tolist()
+    assert len(set(classes)) > 1  # a model that always says the same would prove nothing
+    for target in ("cpu", "openvino"):
+        session = Session.open(every_target, budget=budget, target=target, precision="fp32", threads=1)
+        assert [int(session.predict(flow).logits.argmax()) for flow in flows] == classes
 
 
 def test_int8_is_taken_by_default_where_its_accuracy_was_judged(every_target: Path, tmp_path: Path) -> None:
