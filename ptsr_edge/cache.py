@@ -110,8 +110,8 @@ def data_fingerprint(name: str, root: Path | None) -> str:
     """What tells one state of a data set from another, without reading the files.
 
     Data in files: SHA-256 over names, sizes and times of change below `root`, of the content and of the file's
-    own record, which no tool can set back. Data without (`synthetic`) are
-    made by this package's source, which `code_digest` stands for.
+    own record, which no tool can set back. Data without (`synthetic`) are made by this package's source, which
+    `code_digest` stands for.
 
     Raises:
         JobError: a file below `root` cannot be looked at.
