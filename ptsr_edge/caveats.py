@@ -9,6 +9,21 @@ TAIL_SAMPLES = 24_576
 """Samples that MLPerf asks for before it trusts a 90th percentile at 99 % confidence."""
 
 
+def instability(comparison: Comparison) -> list[str]:
+    """A sentence for each profile whose last attempt was unstable: what disturbed it, and how often it was tried."""
+    texts = []
+    for source in comparison.sources:
+        attempts = source.profile.attempts
+        if attempts and attempts[-1].unstable:
+            which = f"The profile {source.name} is" if len(comparison.sources) > 1 else "This profile is"
+            times = "once" if len(attempts) == 1 else f"{len(attempts)} times"
+            texts.append(
+                f"{which} unstable: {attempts[-1].unstable}. It was measured {times}; times and ratios are to be "
+                "taken with care until a quiet machine repeats them."
+            )
+    return texts
+
+
 def caveats(comparison: Comparison) -> list[str]:
     """What the numbers do not say, in sentences."""
     rows = comparison.rows

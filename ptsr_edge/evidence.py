@@ -32,7 +32,27 @@ def build_evidence(comparison: Comparison, decision: Decision | None) -> dict[st
         "dynamic_text": dynamic_text(dynamic),
         "int8_table": _int8_table(int8),
         "int8_text": int8_text(int8),
+        "macs_text": macs_text(comparison),
     }
+
+
+def macs_text(comparison: Comparison) -> list[str]:
+    """The multiply-adds as written, exported and in the file itself, a sentence a budget, and why they differ."""
+    texts: dict[str, None] = {}
+    for row in comparison.rows:
+        found = row.measured
+        if found.macs_eager is None or found.macs_explained is None:
+            continue
+        name = "The full-token ViT" if row.is_baseline else f"At {budget_text(found.keep_rate)}"
+        text = f"{name}: {found.macs_eager:,} multiply-adds as written (fvcore on the eager model), {found.macs:,} exported"
+        if found.macs_graph is not None:
+            alike = "the same" if found.macs_graph == found.macs else f"{found.macs_graph:,}"
+            text += f", {alike} counted on the ONNX file itself"
+        elif any(text in other for other in texts):
+            continue  # the same budget, counted on a file of another target
+        told = found.macs_explained
+        texts[text + ("." if found.macs == found.macs_eager else f": {told}.")] = None
+    return list(texts)
 
 
 def difference_text(value: float, low: float, high: float) -> str:

@@ -33,8 +33,8 @@ from ptsr_edge.profile_entries import (
     shown_path,
 )
 from ptsr_edge.profile_method import DEFAULT, Setting, command_of, method_of
-from ptsr_edge.profile_record import PROFILE, Attempt, Profile
-from ptsr_edge.profile_rows import NOT_RUN, measured, samples_file, write_samples
+from ptsr_edge.profile_record import NOT_RUN, PROFILE, Attempt, Profile
+from ptsr_edge.profile_rows import measured, samples_file, write_samples
 from ptsr_edge.profile_timing import Try, check_timing, time_until_stable
 from ptsr_edge.storage import check_place, staged_folder, write_whole
 

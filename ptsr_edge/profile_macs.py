@@ -45,7 +45,9 @@ def mac_figures(config: ModelConfig, variant: Variant, artifact: Path) -> tuple[
 def graph_count(artifact: Path) -> tuple[MacCount | None, list[str]]:
     """What the graph that runs takes; None and why, where it cannot be counted."""
     if artifact.suffix != ".onnx":
-        return None, ["MACs are those of the graph that the artifact was built from"]
+        return None, [
+            "the artifact's own graph is not ONNX: its MACs are those of the graph that it was built from"
+        ]
     if find_spec("onnx") is None:
         return None, ["MACs by operator were not counted: the package onnx is not installed"]
     from ptsr_edge.onnx_flops import onnx_macs

@@ -62,6 +62,14 @@ def timing_notes(timing: RawTiming, baseline: RawTiming, target: str, threads: i
         notes.append(
             f"{timing.base_rss_bytes / 1e6:.0f} MB of the peak memory are Python, numpy and the runtime"
         )
+    if timing.ceiling is not None and timing.ceiling["why"]:
+        notes.append(f"there is no ceiling: {timing.ceiling['why']}")
+    if timing.stages is None:
+        notes.append("stages were not timed")
+    elif timing.stages["flow_ms"] is None:
+        notes.append(
+            "the stages flow and strain were not timed: no OpenCV, or the model takes ready-made flow"
+        )
     if timing.throughput_per_s is None:
         notes.append("throughput was not measured: all runs are synchronous")
     if timing.energy_mj is None and timing.energy_why:

@@ -11,6 +11,9 @@ from ptsr_edge.schema import Record, read_record
 
 PROFILE = "profile.json"
 
+NOT_RUN = "built, not run here"
+"""How the note of an engine begins on a machine without its GPU: it has no figure that needs a run."""
+
 
 class Latency(Record):
     """Synchronous batch-1 latency in milliseconds; nothing is trimmed.

@@ -13,13 +13,11 @@ from ptsr_edge.profile_entries import Entry
 from ptsr_edge.profile_macs import mac_figures
 from ptsr_edge.profile_method import Setting
 from ptsr_edge.profile_notes import timing_notes
-from ptsr_edge.profile_record import Accuracy, Ceiling, Measured, Ratio, Stages
+from ptsr_edge.profile_record import NOT_RUN, Accuracy, Ceiling, Measured, Ratio, Stages
 from ptsr_edge.statistics import latency_summary, ratio_interval
 from ptsr_edge.worker import RawTiming
 
 SAMPLES = "samples"
-NOT_RUN = "built, not run here"
-"""What is said of an engine on a machine without its GPU."""
 
 
 def samples_file(name: str) -> str:
@@ -95,6 +93,9 @@ def measured(
             "raw_samples": samples_file(entry.id),
         }
         notes = timing_notes(timing, base, variant.target, setting.threads) + notes
+        if figures["ratio"] is not None and figures["ratio_same_precision"] is None:
+            kind = f"{variant.precision} on {variant.target}"
+            notes.append(f"there is no ratio within {kind}: the baseline was not given so")
     return Measured(
         id=entry.id,
         bundle=entry.shown,
@@ -113,11 +114,11 @@ def measured(
 
 
 def _fair(entry: Entry, references: Sequence[Entry], timings: Mapping[str, RawTiming]) -> Entry | None:
-    """The ViT in the variant's own target and precision, where that is not the baseline itself."""
+    """The ViT in the variant's own target and precision, where it was timed."""
     kind = (entry.variant.target, entry.variant.precision)
     alike = [
         other
-        for other in references[1:]
+        for other in references
         if other.id in timings and (other.variant.target, other.variant.precision) == kind
     ]
     return alike[0] if alike else None

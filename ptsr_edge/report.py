@@ -13,12 +13,13 @@ from pydantic import Field
 
 from ptsr_edge import svg
 from ptsr_edge.bounds import CONFIDENCE, Unit
-from ptsr_edge.caveats import caveats
+from ptsr_edge.caveats import caveats, instability
 from ptsr_edge.comparison import Comparison, compare, read_sources
 from ptsr_edge.console import Verb, finish, run
 from ptsr_edge.decision import Decision, Limits, check_limits, choose
 from ptsr_edge.errors import InputError, JobError
 from ptsr_edge.evidence import build_evidence
+from ptsr_edge.facts import facts
 from ptsr_edge.figures import draw_all
 from ptsr_edge.profile_record import Profile, read_profile
 from ptsr_edge.regression import Regression, changes_words, compare_profiles, summary
@@ -26,7 +27,7 @@ from ptsr_edge.render import json_text, render
 from ptsr_edge.schema import Record, parse
 from ptsr_edge.storage import write_whole
 from ptsr_edge.svg import Picture
-from ptsr_edge.tables import aligned, build_tables, facts, remarks
+from ptsr_edge.tables import aligned, build_tables, remarks
 from ptsr_edge.verdict import Verdict, decide
 
 SCHEMA = 1
@@ -148,7 +149,7 @@ def _write(profiles: Sequence[Path], out: Path, limits: Limits | None, old: Path
             for row in comparison.rows
         ],
     }
-    lines = [*aligned(words["tables"][0]), "", _told(verdict)]
+    lines = [*aligned(words["tables"][0]), "", *words["unstable"], _told(verdict)]
     if decision is not None:
         record["decision"] = decision.model_dump(mode="json")
     if regression is not None:
@@ -212,6 +213,7 @@ def _words(
             for source in comparison.sources
         ],
         "limits": caveats(comparison),
+        "unstable": instability(comparison),
         "model_cards": sorted({source.profile.model_card for source in comparison.sources}),
         "command": command,
         "halo": svg.HALO,

@@ -50,7 +50,7 @@ PIPELINE = (
     "profile_timing", "profile",
     # the report
     "regression", "svg", "comparison", "verdict", "canvas", "costs", "decision", "tiles", "histogram", "time_bars",
-    "tables", "evidence", "figures", "caveats", "render", "report", "profile_index",
+    "columns", "tables", "facts", "evidence", "figures", "caveats", "render", "report", "profile_index",
     # around it all
     "demo", "installation", "doctor", "cli", "__main__",
 )  # fmt: skip

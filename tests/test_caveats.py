@@ -6,8 +6,10 @@ from pathlib import Path
 
 from report_data import make_profile, without, write_profile
 
-from ptsr_edge.caveats import TAIL_SAMPLES, caveats
+from ptsr_edge.caveats import TAIL_SAMPLES, caveats, instability
 from ptsr_edge.comparison import compare, read_sources
+from ptsr_edge.profile_record import Attempt
+from ptsr_edge.report import write_report
 
 
 def told(*folders: Path) -> str:
@@ -33,3 +35,17 @@ def test_synthetic_data_and_separate_runs_are_named_where_they_are(tmp_path: Pat
     assert "no evidence about people" not in told(tmp_path / "b")
     assert "separate runs" not in told(tmp_path / "a")
     assert "separate runs" in told(tmp_path / "a", tmp_path / "b")
+
+
+def test_an_unstable_run_is_named_on_the_page_and_in_markdown(tmp_path: Path) -> None:
+    profile = make_profile(tmp_path / "p", samples=50)
+    assert instability(compare(read_sources([tmp_path / "p"]))) == []
+    mended = [Attempt(unstable="a neighbour"), Attempt(unstable=None)]
+    write_profile(tmp_path / "p", profile.model_copy(update={"attempts": mended}))
+    assert instability(compare(read_sources([tmp_path / "p"]))) == []
+    shaky = [Attempt(unstable="a neighbour"), Attempt(unstable="the ratio of b is known to 9% only")]
+    write_profile(tmp_path / "p", profile.model_copy(update={"attempts": shaky}))
+    page = write_report([tmp_path / "p"], tmp_path / "r")
+    said = "This profile is unstable: the ratio of b is known to 9% only. It was measured 2 times"
+    assert said in page.read_text(encoding="utf-8")
+    assert said in page.with_suffix(".md").read_text(encoding="utf-8")

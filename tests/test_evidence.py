@@ -104,3 +104,25 @@ def test_no_difference_is_called_none_in_the_verdict_too(tmp_path: Path) -> None
     sentence = decide(compare(read_sources([tmp_path]))).sentence
     assert "in UAR there is no difference" in sentence
     assert "lower" not in sentence
+
+
+def test_three_counts_of_multiply_adds_and_why_they_differ(tmp_path: Path) -> None:
+    profile = make_profile(tmp_path, samples=50, kept=False, rates=(0.25,), targets=("cpu", "openvino"))
+    rows = [
+        row.model_copy(
+            update={
+                "macs": 600 if row.bundle else 1000,
+                "macs_eager": 1000,
+                "macs_graph": None if row.target == "openvino" else 600 if row.bundle else 1000,
+                "macs_explained": "fewer rows" if row.bundle else "as many",
+            }
+        )
+        for row in profile.variants
+    ]
+    write_profile(tmp_path, profile.model_copy(update={"variants": rows}))
+    found = build_evidence(compare(read_sources([tmp_path])), None)["macs_text"]
+    written = "multiply-adds as written (fvcore on the eager model)"
+    assert found == [
+        f"The full-token ViT: 1,000 {written}, 1,000 exported, the same counted on the ONNX file itself.",
+        f"At 25 %: 1,000 {written}, 600 exported, the same counted on the ONNX file itself: fewer rows.",
+    ]

@@ -29,7 +29,9 @@ def test_all_counts_of_a_named_model_are_recorded_and_explained(tmp_path: Path) 
     assert fields["macs_eager"] == sum(eager_macs(config, 13).values()) > exported == fields["macs"]
     assert fields["macs_explained"] == explain(config, 13)
     assert (fields["macs_graph"], fields["macs_uncounted"]) == (None, {})
-    assert notes == ["MACs are those of the graph that the artifact was built from"]
+    assert notes == [
+        "the artifact's own graph is not ONNX: its MACs are those of the graph that it was built from"
+    ]
 
 
 def test_a_count_that_the_closed_form_does_not_give_is_not_explained_away(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ def test_a_steady_run_has_nothing_to_confess() -> None:
     assert notes == [
         "p99 has 12 of 1200 samples beyond it",
         "peak memory was not measured: this system does not tell it",
+        "stages were not timed",
         "throughput was not measured: all runs are synchronous",
     ]
 
@@ -46,3 +47,10 @@ def test_what_weakens_a_figure_is_said() -> None:
     )
     wandering = timing(STEADY * (1 + 0.1 * np.sin(np.arange(40) / 6))[:, None])
     assert any("interval is too narrow" in note for note in timing_notes(wandering, timing(STEADY), "cpu", 1))
+
+
+def test_why_there_is_no_ceiling_and_no_flow() -> None:
+    ceiling = {"gmacs_per_s": None, "shape": [1, 1, 1], "why": "not for this precision"}
+    notes = timing_notes(timing(STEADY, ceiling=ceiling, stages={"flow_ms": None}), timing(STEADY), "cpu", 1)
+    assert "there is no ceiling: not for this precision" in notes
+    assert any(note.startswith("the stages flow and strain were not timed") for note in notes)

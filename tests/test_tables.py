@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 from report_data import make_profile, without, write_profile
 
+from ptsr_edge.columns import TABLES
 from ptsr_edge.comparison import Comparison, compare, read_sources
 from ptsr_edge.tables import (
-    TABLES,
     aligned,
     build_tables,
-    bytes_text,
-    facts,
     markdown,
     pipe_table,
     remarks,
@@ -31,10 +29,13 @@ def comparison(tmp_path: Path) -> Comparison:
 def test_every_table_has_every_variant_and_every_column(comparison: Comparison) -> None:
     tables = build_tables(comparison, decide(comparison))
     assert [table.name for table in tables] == [name for name, _, _ in TABLES]
-    for table, (_, _, columns) in zip(tables, TABLES, strict=True):
-        assert len(table.headings) == len(columns) + 1
+    for table, (name, _, columns) in zip(tables, TABLES, strict=True):
+        recalls = len(comparison.labels) if name == "accuracy" else 0
+        headings = [column.heading for column in columns if not column.is_optional]
+        assert list(table.headings[1 : len(headings) + 1]) == headings
+        assert len(table.headings) == len(headings) + 1 + recalls
         assert [line.name for line in table.lines] == ["full ViT", "100 %", "50 %", "25 %"]
-        assert all(len(line.cells) == len(columns) for line in table.lines)
+        assert all(len(line.cells) == len(headings) + recalls for line in table.lines)
         assert [line.is_picked for line in table.lines] == [False, False, False, True]
 
 
@@ -60,14 +61,14 @@ def test_a_missing_figure_points_to_its_reason(tmp_path: Path) -> None:
     comparison = noted(tmp_path / "one", accuracy=None, throughput_per_s=None, notes=notes)
     tables = {table.name: table for table in build_tables(comparison, decide(comparison))}
     assert tables["summary"].notes == (notes[2],)
-    assert tables["cost"].notes == (notes[1],)
+    assert tables["cost"].notes[0] == notes[1]
     assert tables["timing"].notes == ()
-    cell = tables["cost"].lines[0].cells[-1]
+    cell = tables["cost"].lines[0].cells[tables["cost"].headings.index("Per second") - 1]
     assert (cell.text, cell.sort, cell.notes) == ("not measured", None, (1,))
 
 
 def test_a_missing_figure_without_a_reason_says_so(tmp_path: Path) -> None:
-    comparison = noted(tmp_path / "one", peak_rss_bytes=None, notes=[])
+    comparison = noted(tmp_path / "one", peak_rss_bytes=None, energy_mj=1.0, streams=1, notes=[])
     tables = {table.name: table for table in build_tables(comparison, decide(comparison))}
     assert tables["cost"].notes == ("no reason was recorded",)
 
@@ -75,7 +76,16 @@ def test_a_missing_figure_without_a_reason_says_so(tmp_path: Path) -> None:
 def test_what_could_not_be_run_has_that_reason_everywhere(tmp_path: Path) -> None:
     refusal = "could not be run here, so nothing was timed: no GPU"
     missing = dict.fromkeys(
-        ("latency_ms", "ratio", "load_ms", "first_ms", "peak_rss_bytes", "throughput_per_s", "accuracy")
+        (
+            "latency_ms",
+            "ratio",
+            "load_ms",
+            "first_ms",
+            "peak_rss_bytes",
+            "throughput_per_s",
+            "accuracy",
+            "stages",
+        )
     )
     comparison = noted(tmp_path / "one", notes=[refusal], **missing)
     for table in build_tables(comparison, decide(comparison)):
@@ -115,34 +125,3 @@ def test_markdown_table_keeps_its_columns(comparison: Comparison) -> None:
 )
 def test_markdown_is_escaped(text: str, expected: str) -> None:
     assert markdown(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("count", "expected"),
-    [(0, "0 B"), (512, "512 B"), (1000, "1 kB"), (10_900_000, "10.9 MB"), (999_999_999, "1 GB")],
-)
-def test_bytes_text(count: int, expected: str) -> None:
-    assert bytes_text(count) == expected
-
-
-def test_facts_are_flat_and_readable() -> None:
-    record = {
-        "cpu": {"cores_visible": 2, "virtual": True, "flags": ["avx2", "fma"], "governor": None},
-        "gpus": [{"name": "A"}, {"name": "B"}],
-        "memory_bytes": 8_000_000_000,
-        "least_duration_s": 1.5,
-        "packages": {"numpy": "2.4.6", "torch": "2.13.0+cpu"},
-        "none": [],
-    }
-    assert facts(record) == [
-        ("cpu, cores visible", "2"),
-        ("cpu, virtual", "yes"),
-        ("cpu, flags", "avx2, fma"),
-        ("cpu, governor", "not known"),
-        ("gpus 1, name", "A"),
-        ("gpus 2, name", "B"),
-        ("memory", "8 GB"),
-        ("least duration, s", "1.5"),
-        ("packages", "numpy 2.4.6, torch 2.13.0+cpu"),
-        ("none", "none"),
-    ]
