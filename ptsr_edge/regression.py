@@ -12,10 +12,12 @@ import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from ptsr_edge.errors import InputError
-from ptsr_edge.profile_record import Accuracy, Measured, Profile
+from ptsr_edge.metrics import paired_bootstrap
+from ptsr_edge.profile_record import Accuracy, Judged, Measured, Profile
 from ptsr_edge.schema import Record
 from ptsr_edge.statistics import change_interval
 
@@ -91,10 +93,13 @@ def compare_profiles(old: Profile, new: Profile) -> Regression:
     after_rows = {row.id: row for row in new.variants}
     both = [name for name in after_rows if name in before_rows]
     unstable = _unstable(old, new)
+    judged = new.judged if new.judged is not None and new.judged == old.judged else None
     return Regression(
         old_created=old.created,
         new_created=new.created,
-        changes=[_change(before_rows[name], after_rows[name], new.baseline, unstable) for name in both],
+        changes=[
+            _change(before_rows[name], after_rows[name], new.baseline, unstable, judged) for name in both
+        ],
         only_old=[name for name in before_rows if name not in after_rows],
         only_new=[name for name in after_rows if name not in before_rows],
         conditions=list(_conditions(old, new)),
@@ -109,8 +114,10 @@ def _unstable(old: Profile, new: Profile) -> str | None:
     return None
 
 
-def _change(old: Measured, new: Measured, baseline: str, unstable: str | None) -> Change:
-    figures = list(_figures(old, new))
+def _change(
+    old: Measured, new: Measured, baseline: str, unstable: str | None, judged: Judged | None
+) -> Change:
+    figures = list(_figures(old, new, judged))
     if new.id == baseline:
         why = "all times are relative to it: what changes it moves all the others"
         return Change(id=new.id, time="not compared", figures=figures, note=why)
@@ -136,16 +143,24 @@ def time_verdict(low: float, high: float) -> Verdict:
     return "unclear" if high > 1 + UNCLEAR or low < 1 / (1 + UNCLEAR) else "no change"
 
 
-def _figures(old: Measured, new: Measured) -> Iterator[Figure]:
+def _figures(old: Measured, new: Measured, judged: Judged | None) -> Iterator[Figure]:
     for name, margin in (("size_bytes", MARGIN), ("macs", MARGIN), ("peak_rss_bytes", MEMORY_MARGIN)):
         before, after = getattr(old, name), getattr(new, name)
         if before and after and abs(math.log(after / before)) > math.log1p(margin):
             yield _figure(name, before, after, after > before)
-    if old.accuracy and new.accuracy:
-        gap = new.accuracy.uar - old.accuracy.uar
-        limit = _uar_noise(old.accuracy, new.accuracy)
-        if limit is not None and abs(gap) > limit:
-            yield _figure("uar", old.accuracy.uar, new.accuracy.uar, gap < 0)
+    if old.accuracy and new.accuracy and _uar_changed(old.accuracy, new.accuracy, judged):
+        yield _figure("uar", old.accuracy.uar, new.accuracy.uar, new.accuracy.uar < old.accuracy.uar)
+
+
+def _uar_changed(old: Accuracy, new: Accuracy, judged: Judged | None) -> bool:
+    """Whether a UAR changed beyond its 95 % interval: paired where both runs answered the same samples."""
+    if judged is None or old.predicted is None or new.predicted is None:
+        limit = _uar_noise(old, new)
+        return limit is not None and abs(new.uar - old.uar) > limit
+    _, low, high = paired_bootstrap(
+        judged.truth, new.predicted, old.predicted, np.array([str(number) for number in judged.subject])
+    )
+    return low > 0 or high < 0
 
 
 def _figure(name: str, old: float, new: float, worse: bool) -> Figure:
@@ -155,8 +170,7 @@ def _figure(name: str, old: float, new: float, worse: bool) -> Figure:
 def _uar_noise(old: Accuracy, new: Accuracy) -> float | None:
     """Half-width of the 95 % interval of a difference of two UARs; None where they cannot be compared.
 
-    Recalls as independent binomials, the two runs as if on samples of their own. On the same samples the answers
-    go together and the true interval is narrower: what is called here is a change.
+    For runs that answered other samples, or kept no answers: recalls as independent binomials.
     """
     if (old.data, old.protocol, old.n) != (new.data, new.protocol, new.n):
         return None
