@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.errors import InputError
+from ptsr_edge.metrics import uar_interval
 from ptsr_edge.profile_record import PROFILE, Measured, Profile, read_profile
 
 _PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8", "int4")
@@ -248,6 +249,17 @@ def half_interval(row: Row) -> float:
     shares = hits / totals
     variances = shares * (1 - shares) / totals
     return float(1.96 * math.sqrt(variances.sum()) / len(variances)) if len(variances) else 0.0
+
+
+def uar_bounds(row: Row) -> tuple[float, float] | None:
+    """The 95 % interval of a row's UAR: over subjects where the answers were recorded, else binomial; or None."""
+    accuracy, judged = row.measured.accuracy, row.source.profile.judged
+    if accuracy is None:
+        return None
+    if judged is not None and accuracy.predicted is not None:
+        return uar_interval(judged.truth, accuracy.predicted, judged.subject)
+    half = half_interval(row)
+    return (accuracy.uar - half, accuracy.uar + half) if half else None
 
 
 def raw_samples(row: Row) -> tuple[NDArray[np.float64] | None, str]:

@@ -22,7 +22,7 @@ from ptsr_edge.canvas import (
     scale_time,
     spread,
 )
-from ptsr_edge.comparison import Comparison, Row, half_interval, pareto, precision_rank, undominated
+from ptsr_edge.comparison import Comparison, Row, pareto, precision_rank, uar_bounds, undominated
 from ptsr_edge.costs import quantity, three_digits
 from ptsr_edge.svg import Picture
 from ptsr_edge.verdict import Verdict
@@ -125,13 +125,14 @@ def budgets(comparison: Comparison, verdict: Verdict) -> Picture:
         lines.setdefault(line, []).append(row)
     base = next((row for row in rows if row.is_baseline), None)
     crowded = len(lines) > MOST_WHISKERED_LINES
-    errors = {row: 0.0 if crowded else half_interval(row) for row in rows}
+    bounds = {row: uar_bounds(row) for row in rows}
 
     def paint(canvas: Canvas) -> None:
         ends = [max(points, key=lambda row: row.measured.keep_rate) for points in lines.values()]
         labels = [_line_label(row, lines) for row in ends]
         axes = canvas.axes(44, 16 + max(svg.text_width(label) for label in labels), 34, 44)
-        edges = [(row.uar or 0.0) + sign * errors[row] for row in rows for sign in (-1, 1)]
+        edges = [row.uar or 0.0 for row in rows]
+        edges += [] if crowded else [edge for found in bounds.values() if found for edge in found]
         edges += [base.uar - verdict.max_uar_drop] if base and base.uar is not None else []
         _scale_level(axes, edges, 0.005)
         axes.set_xlim(0, 105)
@@ -146,7 +147,8 @@ def budgets(comparison: Comparison, verdict: Verdict) -> Picture:
                 axes,
                 role_of(points[0], comparison),
                 points,
-                errors,
+                bounds,
+                not crowded,
                 step * (place - (len(lines) - 1) / 2),
             )
         heights = [canvas.pixel(axes, 0, row.uar or 0.0)[1] for row in ends]
@@ -161,11 +163,14 @@ def budgets(comparison: Comparison, verdict: Verdict) -> Picture:
     caption = f"UAR on {accuracy.data}, {accuracy.protocol}, n = {accuracy.n}."
     if base is not None:
         caption += f" Line: {base.name}; band: at most {verdict.max_uar_drop:g} below it."
-    if any(errors.values()):
-        caption += " Whiskers: 95 % binomial interval from the confusion matrix, as if samples were "
-        caption += "independent, which those of one person are not."
-    caption += " Their intervals are left out for room." if crowded else ""
-    words = "; ".join(f"{row.name} {row.uar:.3f}" for row in rows)
+    if any(bounds.values()):
+        caption += " Whiskers: 95 % interval, " if not crowded else " Intervals on hover: 95 %, "
+        caption += (
+            "by a bootstrap over subjects."
+            if rows[0].source.profile.judged is not None
+            else "binomial from the confusion matrix, as if samples were independent, which those of one person are not."
+        )
+    words = "; ".join(f"{row.name} {row.uar:.3f}{_interval_text(bounds[row])}" for row in rows)
     wide, narrow = render(name, (360, 340), paint)
     return Picture(name, title, caption, f"UAR: {words}.", wide, narrow)
 
@@ -309,7 +314,8 @@ def _budget_line(
     axes: Any,
     role: str,
     points: Sequence[Row],
-    errors: Mapping[Row, float],
+    bounds: Mapping[Row, tuple[float, float] | None],
+    whiskers: bool,
     shift: float,
 ) -> None:
     """One precision over the budgets, moved sideways by `shift` to keep whiskers apart."""
@@ -318,14 +324,18 @@ def _budget_line(
     levels = [row.uar or 0.0 for row in points]
     axes.plot(places, levels, color=svg.colour(role), lw=1.5, zorder=3)
     for row, x, y in zip(points, places, levels, strict=True):
-        if errors[row]:
-            axes.plot([x, x], [y - errors[row], y + errors[row]], color=svg.colour(role), lw=1, alpha=0.6)
+        found = bounds[row]
+        if found and whiskers:
+            axes.plot([x, x], found, color=svg.colour(role), lw=1, alpha=0.6)
         shape = _SHAPES.get(row.measured.target, _OTHER_SHAPE)[0]
         style = {"mfc": svg.colour(role), "mec": svg.colour("paper"), "mew": 1.2, "zorder": 4}
         (mark,) = axes.plot([x], [y], shape, ms=8.5, **style)
-        interval = f" ± {errors[row]:.3f}" if errors[row] else ""
         uf1 = row.measured.accuracy.uf1 if row.measured.accuracy else 0.0
-        canvas.tip(mark, f"{row.name}: UAR {y:.3f}{interval}, UF1 {uf1:.3f}")
+        canvas.tip(mark, f"{row.name}: UAR {y:.3f}{_interval_text(found)}, UF1 {uf1:.3f}")
+
+
+def _interval_text(bounds: tuple[float, float] | None) -> str:
+    return f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else ""
 
 
 def _line_label(row: Row, lines: Mapping[tuple[str | None, ...], Sequence[Row]]) -> str:

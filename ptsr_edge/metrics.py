@@ -138,6 +138,44 @@ def paired_bootstrap(
     return float(difference), float(low), float(high)
 
 
+def uar_interval(
+    true: ArrayLike,
+    predicted: ArrayLike,
+    subjects: ArrayLike,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The 95 % interval of a UAR from resampling subjects: (low, high), the 2.5 % and 97.5 % percentiles.
+
+    Args:
+        true: (n,) integers.
+        predicted: (n,) integers.
+        subjects: (n,) who is seen, as integers or names: whole subjects are drawn with replacement.
+        resamples: how many draws; a class that a draw misses is left out of its mean.
+        seed: of the draws.
+
+    Raises:
+        InputError: lengths differ, or there is no sample.
+    """
+    labels, answers, names = (np.asarray(values) for values in (true, predicted, subjects))
+    if len({labels.shape, answers.shape, names.shape}) != 1 or labels.ndim != 1 or not labels.size:
+        raise InputError(
+            "true, predicted and subjects must be as many, at least 1; found "
+            f"{labels.shape}, {answers.shape}, {names.shape}"
+        )
+    _, label = np.unique(labels, return_inverse=True)
+    _, owner = np.unique(names, return_inverse=True)
+    shape = (int(owner.max()) + 1, int(label.max()) + 1)  # (subjects, classes)
+    cell = owner * shape[1] + label
+    counts = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape)
+    hits = np.bincount(cell, answers == labels, minlength=shape[0] * shape[1]).reshape(shape)
+    draws = np.random.default_rng(seed).multinomial(shape[0], np.full(shape[0], 1 / shape[0]), size=resamples)
+    with np.errstate(invalid="ignore"):
+        spread = np.nanmean((draws @ hits) / (draws @ counts), axis=1)
+    low, high = np.percentile(spread, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def _labels(values: ArrayLike, classes: int, name: str) -> Counts:
     labels = np.asarray(values)
     if labels.size == 0:

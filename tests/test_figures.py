@@ -8,10 +8,11 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from judged_data import judged_profile
 from report_data import make_profile, without, write_profile
 
 from ptsr_edge import svg
-from ptsr_edge.comparison import Comparison, Row, compare, half_interval, read_sources
+from ptsr_edge.comparison import Comparison, Row, compare, half_interval, read_sources, uar_bounds
 from ptsr_edge.figures import budgets, draw_all, tradeoff
 from ptsr_edge.svg import Picture
 from ptsr_edge.verdict import decide
@@ -167,3 +168,24 @@ def test_budget_picture_shows_the_loss_that_is_let_through(pictures: dict[str, P
     assert picture.wide is not None
     assert "full-token ViT: UAR 0.883" in picture.wide
     assert "Whiskers" in picture.caption
+
+
+def test_budget_intervals_are_over_subjects_and_never_lost(tmp_path: Path) -> None:
+    worse = {1.0: 0.0, 0.5: 0.0, 0.25: 0.1}
+    judged_profile(tmp_path / "one", worse=worse)
+    comparison = compared(tmp_path / "one")
+    picture = budgets(comparison, decide(comparison))
+    assert "by a bootstrap over subjects" in picture.caption
+    row = comparison.rows[-1]
+    bounds = uar_bounds(row)
+    assert bounds is not None
+    assert row.uar is not None
+    assert bounds[0] < row.uar < bounds[1]
+    assert f"{row.name} {row.uar:.3f} [{bounds[0]:.3f}, {bounds[1]:.3f}]" in picture.words
+    make_profile(
+        tmp_path / "many", precisions=("fp32", "fp16", "int8"), targets=("cpu", "openvino"), samples=50
+    )
+    crowded = compared(tmp_path / "many")
+    picture = budgets(crowded, decide(crowded))
+    assert "Intervals on hover" in picture.caption
+    assert picture.words.count("[") == len(crowded.rows)

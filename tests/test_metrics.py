@@ -133,3 +133,16 @@ def test_bootstrap_with_unfit_input(arguments, says):
 def test_bootstrap_without_resamples():
     with pytest.raises(InputError, match="at least 1, got 0"):
         metrics.paired_bootstrap(TRUE, PREDICTED, TRUE, SUBJECTS, resamples=0)
+
+
+def test_uar_interval_is_the_spread_of_subjects():
+    # Ten subjects with two samples of two classes, each subject right on all or on nothing: the UAR is the mean of
+    # ten coins of .5, whose standard error is sqrt(.25 / 10) = .158; 95 % is .31 to either side, in steps of .1.
+    true = np.tile([0, 1], 10)
+    subjects = np.repeat(np.arange(10), 2)
+    answers = np.where(subjects % 2 == 0, true, 1 - true)
+    low, high = metrics.uar_interval(true, answers, subjects)
+    assert (low, high) == (pytest.approx(0.2, abs=0.011), pytest.approx(0.8, abs=0.011))
+    assert metrics.uar_interval(true, true, subjects) == (1.0, 1.0)
+    with pytest.raises(InputError, match="must be as many"):
+        metrics.uar_interval(true, true[1:], subjects)
