@@ -81,7 +81,10 @@ def _onnx_runtime(precision: str, threads: int) -> Run | str:
     return lambda: session.run(None, {"x": rows})
 
 
-OPENVINO_TYPES = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+OPENVINO_TYPES = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
+"""The precision hint: what is between quantized products stays fp32."""
+
+LEVELS = 255
 
 
 def _openvino(precision: str, threads: int) -> Run | str:
@@ -91,12 +94,16 @@ def _openvino(precision: str, threads: int) -> Run | str:
     kind = OPENVINO_TYPES.get(precision)
     if kind is None:
         return f"OpenVINO takes a plain matrix product for {' or '.join(OPENVINO_TYPES)}, not for {precision}"
+    quantized = precision == "int8"
     if CAPABILITY[kind] not in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
         return f"OpenVINO on this CPU offers no {precision}"
     rng = np.random.default_rng(0)
     rows = ops.parameter([ROWS, WIDTH], np.float32)
     weights = ops.constant(rng.uniform(-1, 1, (WIDTH, WIDTH)).astype(np.float32))
-    product = ops.matmul(rows, weights, False, False)
+    ends = [ops.constant(np.float32(end)) for end in (-1, 1, -1, 1)]
+    # As in what NNCF writes: rounded to the levels of int8, which the plugin turns into an int8 product.
+    factors = [ops.fake_quantize(x, *ends, LEVELS) if quantized else x for x in (rows, weights)]
+    product = ops.matmul(*factors, False, False)
     compiled = core.compile_model(
         ov.Model([product], [rows], "ceiling"),
         DEVICE,
@@ -105,6 +112,17 @@ def _openvino(precision: str, threads: int) -> Run | str:
             "ENABLE_CPU_PINNING": False, "CACHE_DIR": "",
         },
     )  # fmt: skip
+    if quantized and (ran := _product_precision(compiled)) not in ("i8", "u8"):
+        return f"OpenVINO on this CPU calculates a quantized matrix product in {ran}"
     request = compiled.create_infer_request()
     given = rng.uniform(-1, 1, (ROWS, WIDTH)).astype(np.float32)
     return lambda: request.infer([given], share_inputs=True, share_outputs=True)
+
+
+def _product_precision(compiled: Any) -> str:
+    """The type that the compiled graph's product reads, as the runtime tells it."""
+    for operator in compiled.get_runtime_model().get_ops():
+        told = operator.get_rt_info()
+        if told["layerType"].astype(str) in ("FullyConnected", "MatMul"):
+            return str(told["runtimePrecision"].astype(str))
+    return "an operator that is no matrix product"

@@ -7,7 +7,10 @@ import pytest
 from ptsr_edge.ceiling import ROWS, WIDTH, measure_ceiling
 
 
-@pytest.mark.parametrize(("target", "precision"), [("cpu", "fp32"), ("cpu", "int8"), ("openvino", "fp32")])
+@pytest.mark.parametrize(
+    ("target", "precision"),
+    [("cpu", "fp32"), ("cpu", "int8"), ("openvino", "fp32"), ("openvino", "int8")],
+)
 def test_a_product_runs_in_the_runtime(target: str, precision: str) -> None:
     pytest.importorskip("onnxruntime" if target == "cpu" else "openvino")
     found = measure_ceiling(target, precision, 1, 0.01)
@@ -21,7 +24,7 @@ def test_a_product_runs_in_the_runtime(target: str, precision: str) -> None:
     [
         ("trt", "fp16", "no ceiling is measured for target trt"),
         ("cpu", "fp16", "no matrix product in fp16"),
-        ("openvino", "int8", "not for int8"),
+        ("openvino", "int4", "not for int4"),
     ],
 )
 def test_where_there_is_none_it_says_why(target: str, precision: str, why: str) -> None:
