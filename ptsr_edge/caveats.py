@@ -53,6 +53,12 @@ def caveats(comparison: Comparison) -> list[str]:
             "The profiles are separate runs. A ratio holds within its own profile, and the dashed line of "
             "the first picture joins points of one profile only."
         )
+    trained = {str(source.profile.method.get("baseline_trained", "")) for source in comparison.sources}
+    texts += [
+        f"The baseline was trained {text}: what its accuracy differs by is not the architecture's alone."
+        for text in sorted(trained)
+        if text.startswith("otherwise")
+    ]
     data = sorted({row.measured.accuracy.data for row in rows if row.measured.accuracy})
     if data:
         texts.append(

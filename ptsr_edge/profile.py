@@ -23,7 +23,9 @@ from ptsr_edge.judge import is_random, judged_data
 from ptsr_edge.manifest import Bundle
 from ptsr_edge.profile_accuracy import check_control_seeds, judge_entries
 from ptsr_edge.profile_entries import (
+    ALIKE,
     Entry,
+    baseline_training,
     check_same_model,
     entries_of,
     exported_baseline,
@@ -99,7 +101,7 @@ def profile_bundles(
             model_card=str(first.provenance.get("card", "its provenance says nothing about these weights")),
             labels=first.labels,
             environment=environment,
-            method=method_of(setting, timings),
+            method=method_of(setting, timings) | _trained(first, references[0].bundle, samples),
             baseline=references[0].id,
             variants=[
                 measured(
@@ -125,6 +127,14 @@ def _references(
         return [exported_baseline(first, scratch)]
     reference = given_baseline(given, first)
     return [reference, *same_precision_baselines(given, reference, bundles.values())]
+
+
+def _trained(first: Bundle, reference: Bundle, samples: object) -> dict[str, str]:
+    """How the baseline was trained beside the model; said where accuracies are compared that are not alike in it."""
+    trained = baseline_training(first, reference)
+    if samples is not None and trained != ALIKE:
+        say(f"the baseline was trained {trained}: their accuracies are no fair comparison")
+    return {"baseline_trained": trained}
 
 
 def _write(out: Path, profile: Profile, tries: Sequence[Try]) -> None:

@@ -105,6 +105,33 @@ def given_baseline(folder: Path, first: Bundle) -> Entry:
     return Entry(variant.id, folder, bundle, variant, shown_path(folder))
 
 
+ALIKE = "as the model: same data, subjects, seed and recipe"
+
+
+def baseline_training(model: Bundle, baseline: Bundle) -> str:
+    """Whether the baseline was trained as the model was: `ALIKE`, or in what it differs.
+
+    A comparison of accuracies is fair only in the first case. Budgets are no difference: a ViT has one.
+    """
+    ours, its = model.provenance, baseline.provenance
+    if "random" in (ours.get("kind"), its.get("kind")):
+        return (
+            "not at all: random weights" if its.get("kind") == "random" else "the model's weights are random"
+        )
+    gaps = [
+        name.replace("_", " ")
+        for name in ("data", "data_sha256", "train_subjects", "seed")
+        if ours.get(name) != its.get(name) or ours.get(name) is None
+    ]
+    recipes = [dict(provenance.get("recipe") or {}) for provenance in (ours, its)]
+    gaps += [
+        f"{name} ({recipes[0].get(name)} for the model, {recipes[1].get(name)} for the baseline)"
+        for name in dict.fromkeys([*recipes[0], *recipes[1]])
+        if name != "budgets" and recipes[0].get(name) != recipes[1].get(name)
+    ]
+    return f"otherwise than the model, in {', '.join(gaps)}" if gaps else ALIKE
+
+
 def same_precision_baselines(folder: Path, reference: Entry, bundles: Iterable[Bundle]) -> list[Entry]:
     """The ViT's other variants in the targets and precisions of the bundles: a fair reference for each.
 

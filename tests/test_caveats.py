@@ -49,3 +49,11 @@ def test_an_unstable_run_is_named_on_the_page_and_in_markdown(tmp_path: Path) ->
     said = "This profile is unstable: the ratio of b is known to 9% only. It was measured 2 times"
     assert said in page.read_text(encoding="utf-8")
     assert said in page.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_a_baseline_trained_otherwise_is_a_caveat(tmp_path: Path) -> None:
+    profile = make_profile(tmp_path, samples=50)
+    assert "trained otherwise" not in told(tmp_path)
+    method = profile.method | {"baseline_trained": "otherwise than the model, in seed"}
+    write_profile(tmp_path, profile.model_copy(update={"method": method}))
+    assert "The baseline was trained otherwise than the model, in seed" in told(tmp_path)

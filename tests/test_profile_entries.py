@@ -8,8 +8,10 @@ import pytest
 from bundle_data import write_pair, write_tiny_bundle
 
 from ptsr_edge.errors import InputError
-from ptsr_edge.manifest import read_bundle
+from ptsr_edge.manifest import Bundle, read_bundle
 from ptsr_edge.profile_entries import (
+    ALIKE,
+    baseline_training,
     check_same_model,
     entries_of,
     given_baseline,
@@ -78,3 +80,23 @@ def test_bundles_of_one_model_may_differ_in_target_and_variants(folders: tuple[P
     first = read_bundle(folders[0])
     other = first.model_copy(update={"target": "openvino", "variants": first.variants[:1]})
     assert check_same_model({folders[0]: first, folders[1]: other}) is first
+
+
+def test_a_baseline_that_was_trained_otherwise_is_told(folders: tuple[Path, Path]) -> None:
+    ours, vit = (read_bundle(folder) for folder in folders)
+    recipe = {"epochs": 10, "lr": 0.001, "budgets": [1.0, 0.5]}
+    same = {"kind": "trained", "data": "synthetic", "data_sha256": "a", "train_subjects": ["s1"], "seed": 0}
+
+    def bundles(**its: object) -> tuple[Bundle, Bundle]:
+        provenance = {**same, "recipe": recipe}
+        return (
+            ours.model_copy(update={"provenance": provenance}),
+            vit.model_copy(update={"provenance": provenance | its}),
+        )
+
+    assert baseline_training(*bundles(recipe=recipe | {"budgets": [1.0]})) == ALIKE
+    assert baseline_training(*bundles(seed=1, recipe=recipe | {"epochs": 2})) == (
+        "otherwise than the model, in seed, epochs (10 for the model, 2 for the baseline)"
+    )
+    assert baseline_training(*bundles(train_subjects=["s2"])) == "otherwise than the model, in train subjects"
+    assert baseline_training(*bundles(kind="random")) == "not at all: random weights"
