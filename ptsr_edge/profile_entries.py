@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ptsr_edge.config import baseline_of
 from ptsr_edge.console import say
+from ptsr_edge.environment import describe_gpus
 from ptsr_edge.errors import InputError, require
 from ptsr_edge.manifest import Bundle, Variant, read_bundle
 
@@ -148,15 +149,17 @@ def same_precision_baselines(folder: Path, reference: Entry, bundles: Iterable[B
 
 
 def exported_baseline(first: Bundle, folder: Path) -> Entry:
-    """The full-token ViT in fp32 on the bundle's target, exported into `folder`."""
+    """The full-token ViT in fp32 on the bundle's target, exported into `folder`.
+
+    On the processor where that target is `trt` and there is no GPU: a baseline has to run.
+    """
     require("torch", "train", "exporting the baseline (or give one: --baseline DIR)")
     from ptsr_edge.export import export_bundle
 
     name = baseline_of(first.model).name
-    say(f"exporting the baseline {name} for {first.target}")
-    bundle = export_bundle(
-        out=folder / name, model=name, target=first.target, budgets=[1.0], precisions=["fp32"]
-    )
+    target = "cpu" if first.target == "trt" and not describe_gpus() else first.target
+    say(f"exporting the baseline {name} for {target}")
+    bundle = export_bundle(out=folder / name, model=name, target=target, budgets=[1.0], precisions=["fp32"])
     variant = bundle.variants[0]
     return Entry(variant.id, folder / name, bundle, variant, None)
 

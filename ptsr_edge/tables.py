@@ -85,7 +85,7 @@ def _cell(column: Column, row: Row, notes: list[str]) -> Cell:
     if row.is_baseline and column.of_baseline is not None:
         return Cell(column.of_baseline, value if value is not None else 0.0, number)
     if value is None:
-        reasons = _reasons(row, column.topics)
+        reasons = _reasons(row, column)
         notes += [reason for reason in reasons if reason not in notes]
         text = NOT_RUN if any(reason.startswith(NOT_RUN) for reason in reasons) else NOT_MEASURED
         return Cell(text, None, number, tuple(notes.index(reason) + 1 for reason in reasons))
@@ -99,13 +99,13 @@ def _cell(column: Column, row: Row, notes: list[str]) -> Cell:
     return Cell(column.write(value) if column.write else str(value), value, number)
 
 
-def _reasons(row: Row, topics: tuple[str, ...]) -> list[str]:
+def _reasons(row: Row, column: Column) -> list[str]:
     """The notes that say why a figure is missing; all of the row's where none speaks of it."""
     notes = row.measured.notes
-    if notes and notes[0].startswith(NOT_RUN) and not any(topic in notes[0] for topic in topics):
+    if notes and notes[0].startswith(NOT_RUN) and not column.is_of_file:
         return notes[:1]
     negative = [note for note in notes if re.search(r"\b(not|no|nothing)\b", note)]
-    telling = [note for note in negative if any(topic in note for topic in topics)]
+    telling = [note for note in negative if any(topic in note for topic in column.topics)]
     return telling or list(notes) or ["no reason was recorded"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ptsr_edge.comparison import Comparison, Row, accuracy_key, budget_text
+from ptsr_edge.profile_record import NOT_RUN
 from ptsr_edge.schema import Record
 
 MAX_UAR_DROP = 0.02
@@ -65,7 +66,9 @@ def decide(comparison: Comparison, max_uar_drop: float = MAX_UAR_DROP) -> Verdic
             "Only the full-token ViT was measured: there is no PTSR variant to set against it.",
         )
     if not timed and not judged:
-        return answer("nothing-measured", "Neither latency nor accuracy was measured.")
+        text = "Neither latency nor accuracy was measured"
+        unrun = all(row.measured.notes and row.measured.notes[0].startswith(NOT_RUN) for row in candidates)
+        return answer("nothing-measured", f"{text}: every variant was {NOT_RUN}." if unrun else f"{text}.")
     if not timed:
         best = min(judged, key=lambda row: row.uar_drop or 0.0)
         text = f"Latency was not measured; {_lower_first(_where(best, comparison))} PTSR is closest "

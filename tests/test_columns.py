@@ -80,7 +80,8 @@ def test_energy_and_streams(tmp_path: Path) -> None:
 def test_an_engine_that_was_not_run_has_no_time_in_any_table(tmp_path: Path) -> None:
     profile = make_profile(tmp_path, samples=50, kept=False)
     gone = {name: None for name, field in Measured.model_fields.items() if field.default is None}
-    gone |= {"target": "trt", "bundle": "out/engine", "notes": [f"{NOT_RUN}: no GPU", "MACs are counted"]}
+    own = "the artifact's own graph is not ONNX"
+    gone |= {"target": "trt", "bundle": "out/engine", "notes": [f"{NOT_RUN}: no GPU", own]}
     rows = [*profile.variants, profile.variants[1].model_copy(update={"id": "engine", **gone})]
     engine = profile.model_copy(update={"variants": rows})
     write_profile(tmp_path, engine)
@@ -89,6 +90,8 @@ def test_an_engine_that_was_not_run_has_no_time_in_any_table(tmp_path: Path) -> 
     for table in build_tables(comparison, decide(comparison)):
         line = next(line for line in table.lines if "trt" in line.name)
         for heading, cell in zip(table.headings[1:], line.cells, strict=True):
-            if heading not in facts_of_the_file:
+            if heading == "In the file":
+                assert (cell.text, table.notes[cell.notes[0] - 1]) == ("not measured", own)
+            elif heading not in facts_of_the_file:
                 assert (cell.text, cell.sort, cell.is_missing) == (NOT_RUN, None, True), heading
                 assert table.notes[cell.notes[0] - 1] == f"{NOT_RUN}: no GPU"

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from bundle_data import write_pair, write_tiny_bundle
 
+from ptsr_edge import profile_entries
+from ptsr_edge.config import MODELS
 from ptsr_edge.errors import InputError
 from ptsr_edge.manifest import Bundle, read_bundle
 from ptsr_edge.profile_entries import (
@@ -14,6 +16,7 @@ from ptsr_edge.profile_entries import (
     baseline_training,
     check_same_model,
     entries_of,
+    exported_baseline,
     given_baseline,
     read_bundles,
     same_precision_baselines,
@@ -100,3 +103,12 @@ def test_a_baseline_that_was_trained_otherwise_is_told(folders: tuple[Path, Path
     )
     assert baseline_training(*bundles(train_subjects=["s2"])) == "otherwise than the model, in train subjects"
     assert baseline_training(*bundles(kind="random")) == "not at all: random weights"
+
+
+def test_the_baseline_of_engines_runs_on_the_processor_where_there_is_no_gpu(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    engines = read_bundle(folders[0]).model_copy(update={"target": "trt", "model": MODELS["ptsr-nano"]})
+    monkeypatch.setattr(profile_entries, "describe_gpus", list)
+    assert exported_baseline(engines, tmp_path).variant.target == "cpu"
