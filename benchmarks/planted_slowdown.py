@@ -1,4 +1,5 @@
-"""A real artifact slowed by a wrapper around the session: 10 % must be found by `--compare`, 1 % not called.
+"""A real artifact slowed by a wrapper around the session: 10 % must be found by `--compare`, 1 % not called; and
+the same variant profiled twice must have ratios whose intervals overlap.
 
     python benchmarks/planted_slowdown.py --bundle DIR --baseline DIR [--processes 5] [--duration-s 2]
 
@@ -44,6 +45,24 @@ if share:
 CASES = ((0.0, ("no change",)), (0.01, ("no change", "unclear")), (0.10, ("slower",)))
 
 
+def apart(old: Profile, new: Profile) -> int:
+    """How many ratios of two runs of the same have intervals that do not overlap; each pair is printed."""
+    ratios = {row.id: row.ratio for row in old.variants if row.ratio is not None}
+    count = 0
+    for row in new.variants:
+        before = ratios.get(row.id)
+        if before is None or row.ratio is None:
+            continue
+        overlap = before.low <= row.ratio.high and row.ratio.low <= before.high
+        count += not overlap
+        print(
+            f"{'right' if overlap else 'WRONG'}  twice  {row.id}  {before.median:.3f} [{before.low:.3f}, "
+            f"{before.high:.3f}] and {row.ratio.median:.3f} [{row.ratio.low:.3f}, {row.ratio.high:.3f}]",
+            flush=True,
+        )
+    return count
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, required=True)
@@ -70,7 +89,10 @@ def main() -> int:
 
         old = profile(0.0, "old")
         for share, expected in CASES:
-            found = compare_profiles(old, profile(share, f"new-{share:g}"))
+            new = profile(share, f"new-{share:g}")
+            found = compare_profiles(old, new)
+            if share == 0:
+                wrong += apart(old, new)
             for change in found.changes:
                 if change.times_as_long is None:
                     continue

@@ -191,6 +191,10 @@ def _samples(
     """What to judge on and how that choice is named; None where there is nothing to judge."""
     if data is None:
         return None
+    from ptsr_edge.data import DATA_NAMES
+
+    if data not in DATA_NAMES:
+        raise InputError(f"unknown data {data!r}; known: {', '.join(DATA_NAMES)}")
     if is_random(first):
         say(f"accuracy is not measured: the weights of {first.name} are random")
         return None

@@ -297,6 +297,11 @@ def _full_out(place: Path) -> list[object]:
     return ["--bundle", place / "ptsr", "--baseline", place / "vit", "--out", place / "full"]
 
 
+def _random_weights_on_unknown_data(place: Path) -> list[object]:
+    write_tiny_bundle(place / "random", provenance={"kind": "random"})
+    return ["--bundle", place / "random", "--baseline", place / "vit", "--data", "nosuch"]
+
+
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
@@ -322,6 +327,7 @@ def _full_out(place: Path) -> list[object]:
             lambda place: ["--bundle", place / "ptsr", "--baseline", place / "vit", "--data", "synthetik"],
             "unknown data 'synthetik'",
         ),
+        (_random_weights_on_unknown_data, "unknown data 'nosuch'; known: synthetic"),
     ],
 )  # fmt: skip
 def test_wrong_calls_give_one_line_and_exit_code_2(tmp_path: Path, prepare: Prepare, message: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from report_data import make_profile, write_profile
 
 from ptsr_edge.comparison import compare, read_sources
-from ptsr_edge.profile_record import Measured, Profile, Ratio
+from ptsr_edge.profile_record import NOT_RUN, Measured, Profile, Ratio
 from ptsr_edge.verdict import Verdict, decide, ratio_text
 
 
@@ -171,3 +171,16 @@ def test_ratio_text_has_the_digits_that_its_interval_deserves(
     ratio: tuple[float, float, float], expected: str
 ) -> None:
     assert ratio_text(*ratio) == expected
+
+
+def test_engines_that_were_not_run_are_said_to_be_built(verdict_of: Callable[..., Verdict]) -> None:
+    def unrun(row: Measured) -> Measured:
+        nothing = dict.fromkeys(("latency_ms", "ratio", "accuracy"))
+        return row.model_copy(update={"target": "trt", "notes": [f"{NOT_RUN}: no GPU"], **nothing})
+
+    verdict = verdict_of(lambda row: unrun(row) if row.bundle else row)
+    assert (
+        verdict.sentence
+        == "Neither latency nor accuracy was measured: every variant was built, not run here."
+    )
+    assert verdict.status == "nothing-measured"
