@@ -97,6 +97,7 @@ def _decision_text(decision: Decision | None) -> list[str]:
             "it loses."
         ]
     limits, unit = decision.limits, decision.limits.unit
+    together = f" for all {decision.tests} variants at once" if decision.tests > 1 else ""
     dependent = (
         "Assumed: subjects are independent of one another; samples of one subject may depend on each other in any way."
         if unit == "subject"
@@ -104,7 +105,7 @@ def _decision_text(decision: Decision | None) -> list[str]:
         "assume it."
     )
     return [
-        f"UAR lost: against {decision.reference}, as measured. At most: with {100 * limits.confidence:g} % confidence for all {decision.tests} variants at once, the expected "
+        f"UAR lost: against {decision.reference}, as measured. At most: with {100 * limits.confidence:g} % confidence{together}, the expected "
         "loss is not above this. The bound assumes no distribution: it is a "
         "test by betting (Waudby-Smith and Ramdas 2023) on paired answers to the same held-out samples.",
         f"{dependent} There are {decision.units:,} subjects with {decision.samples:,} samples. "

@@ -58,7 +58,7 @@ def stages(comparison: Comparison, verdict: Verdict) -> Picture:
     untold = sum(record is not None and record.operators is None for _, record in shown)
     caption += f" {untold} of these could not be split." if untold else ""
     left_out = len(timed) - len(shown)
-    caption += f" {left_out} more are in the tables." if left_out > 0 else ""
+    caption += f" {left_out} more {'is' if left_out == 1 else 'are'} in the tables." if left_out > 0 else ""
     words = "; ".join(f"{row.name}: {_words(parts)}" for row, parts in rows)
     heights = [
         14 + 18 * len(_key_lines(Canvas(width, 10), roles)) + 4 + 34 * len(rows)
