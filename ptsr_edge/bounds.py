@@ -134,7 +134,7 @@ def upper_bound(answers: Paired, *, confidence: float = CONFIDENCE, tests: int =
     least = _smallest(np.zeros_like(answers.parts), answers.shares, alpha)
     if least >= 1:
         raise InputError(
-            f"{len(answers.parts)} {_plural(answers.unit, len(answers.parts))} are too few for any statement on "
+            f"{len(answers.parts)} {_plural(answers.unit, len(answers.parts))} {'is' if len(answers.parts) == 1 else 'are'} too few for any statement on "
             f"the drop of UAR at {confidence:.0%} confidence (for {tests} variants): judge more"
         )
     return Bound(
