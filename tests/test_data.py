@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ptsr_edge import data
+from ptsr_edge import data, megc_flow
 from ptsr_edge.config import Preprocess
 from ptsr_edge.errors import InputError
 
@@ -28,7 +28,7 @@ ROWS = [
 
 def write_image(root: Path, row: tuple, size: int = 28) -> np.ndarray:
     """Writes a flow image as the publisher did; returns it as (size, size, 3) uint8: u, v, strain."""
-    folder = root / data.MEGC_FOLDER
+    folder = root / megc_flow.FOLDER
     folder.mkdir(exist_ok=True)
     u_v_strain = np.random.default_rng(len(row[2])).integers(0, 256, (size, size, 3), dtype=np.uint8)
     written, png = cv2.imencode(".png", u_v_strain[..., ::-1])  # OpenCV takes blue first
@@ -39,7 +39,7 @@ def write_image(root: Path, row: tuple, size: int = 28) -> np.ndarray:
 
 def write_table(root: Path, rows: list[tuple]) -> None:
     lines = [f"{data_set},{sub},{clip},{label},,{sub}_{clip}.jpg,\r\n" for data_set, sub, clip, label in rows]
-    (root / data.MEGC_TABLE).write_text(HEADING + "".join(lines), newline="")
+    (root / megc_flow.TABLE).write_text(HEADING + "".join(lines), newline="")
 
 
 @pytest.fixture
@@ -97,20 +97,20 @@ def test_a_data_set_that_is_wholly_absent_is_left_out_and_logged(tree, caplog):
 
 def test_an_image_missing_in_a_present_data_set_names_its_line(tree):
     write_table(tree, [*ROWS, ("smic", "s02", "s02_po_01", 1)])
-    with pytest.raises(InputError, match=r"line 6: .*s02_s02_po_01 \.png is missing \(1 of the 2 clips"):
+    with pytest.raises(InputError, match=r"row 6: .*s02_s02_po_01 \.png is missing \(1 of the 2 clips"):
         load_tree(tree)
 
 
 def test_an_image_that_is_no_image_names_file_and_line(tree, capfd):
     """One line, and none from the C libraries beside it: they write to stderr by themselves."""
-    image = tree / data.MEGC_FOLDER / "sub02_EP01_11f .png"
+    image = tree / megc_flow.FOLDER / "sub02_EP01_11f .png"
     whole = image.read_bytes()
     flipped = whole[:100] + bytes([whole[100] ^ 1]) + whole[101:]
     header = whole[12:16] + struct.pack(">II", 10**6, 10**6) + whole[24:29]
     huge = whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]
     for content, fault in [
         (b"", "it is empty"),
-        (b"not a png", "it has no PNG signature"),
+        (b"not a png", "it is no JPEG, PNG, BMP or TIFF"),
         (whole[:8], "it is cut short after 8 bytes"),
         (whole[:-1], f"it is cut short after {len(whole) - 1} bytes"),
         (whole[: len(whole) // 2], "it is cut short"),
@@ -119,17 +119,17 @@ def test_an_image_that_is_no_image_names_file_and_line(tree, capfd):
         (huge, "Assertion failed|CV_IO_MAX|refuses its pixels|pixels"),
     ]:
         image.write_bytes(content)
-        with pytest.raises(InputError, match=rf"11f \.png \(line 4 of .*no readable PNG image: .*({fault})"):
+        with pytest.raises(InputError, match=rf"row 4: .*11f \.png is no readable PNG image: .*({fault})"):
             load_tree(tree)
     assert capfd.readouterr().err == ""
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no /proc: no file that root cannot read")
 def test_an_image_that_may_not_be_read_names_file_and_line(tree):
-    image = tree / data.MEGC_FOLDER / "sub02_EP01_11f .png"
+    image = tree / megc_flow.FOLDER / "sub02_EP01_11f .png"
     image.unlink()
     image.symlink_to("/proc/self/mem")  # its first byte is mapped nowhere: an I/O error for everybody
-    with pytest.raises(InputError, match=r"11f \.png \(line 4 of .*cannot be read: Input/output error"):
+    with pytest.raises(InputError, match=r"row 4: .*11f \.png cannot be read: Input/output error"):
         load_tree(tree)
 
 
@@ -142,18 +142,22 @@ def test_a_folder_for_data_that_lie_in_none_is_refused(tree):
     ("table", "says"),
     [
         pytest.param(
-            "dataset,sub,label\r\n", "no column filename_o; found: dataset, sub, label", id="column"
+            "dataset,sub,label\r\n", "no column filename_o in .*; found: dataset, sub, label; ", id="column"
         ),
-        pytest.param("", "no column dataset.*found: nothing", id="empty"),
-        pytest.param(HEADING + "smic,s01,x,7,,,\r\n", "line 2: label must be 0 to 2.*found '7'", id="label"),
-        pytest.param(HEADING + "smic,,x,1,,,\r\n", "line 2: .*must not be empty", id="no subject"),
-        pytest.param(HEADING + "smic\r\n", "line 2: .*must not be empty", id="short row"),
+        pytest.param("", "no column dataset.*found: no heading", id="empty"),
+        pytest.param(
+            HEADING + "smic,s01,x,7,,,\r\n",
+            "row 2, column label: label must be 0 to 2.*found '7'",
+            id="label",
+        ),
+        pytest.param(HEADING + "smic,,x,1,,,\r\n", "row 2, column .*must not be empty", id="no subject"),
+        pytest.param(HEADING + "smic\r\n", "row 2, column .*must not be empty", id="short row"),
         pytest.param(HEADING + "x,y,z,1,,,\r\n", "none of the 1 images", id="no image at all"),
         pytest.param(HEADING, "none of the 0 images", id="no row"),
     ],
 )
 def test_unfit_tables(tree, table, says):
-    (tree / data.MEGC_TABLE).write_text(table, newline="")
+    (tree / megc_flow.TABLE).write_text(table, newline="")
     with pytest.raises(InputError, match=says):
         load_tree(tree)
 
@@ -163,7 +167,7 @@ def test_unfit_roots(tmp_path):
         data.load("megc-flow", image_size=28)
     with pytest.raises(InputError, match="no such folder; accepted"):
         load_tree(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=f"no {data.MEGC_TABLE} and no {data.MEGC_FOLDER}; accepted"):
+    with pytest.raises(InputError, match=f"no {megc_flow.TABLE} and no {megc_flow.FOLDER}; accepted"):
         load_tree(tmp_path)
 
 

@@ -1,0 +1,184 @@
+"""What is known of a recorded data set before a pixel is looked at: clips, what was left out, and why.
+
+Every row of a sheet ends up in exactly one place: used, dropped by the rules, or unfit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ptsr_edge.errors import InputError
+
+
+class RowFault(Exception):  # noqa: N818
+    """Something in a row, or in the files that it names, that cannot be used.
+
+    Attributes:
+        message: what was found and what is accepted.
+        column: of the sheet, or None where no single column is at fault.
+    """
+
+    def __init__(self, message: str, column: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.column = column
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something missing or odd, and where.
+
+    Attributes:
+        kind: a word or two that findings are counted by.
+        file: the sheet or file that it is about.
+        message: what was found and what is accepted.
+        row: of the sheet, counted from 1 as a spreadsheet does.
+        column: heading of the sheet.
+    """
+
+    kind: str
+    file: Path
+    message: str
+    row: int | None = None
+    column: str | None = None
+
+    def __str__(self) -> str:
+        place = str(self.file)
+        if self.row is not None:
+            place += f", row {self.row}"
+        if self.column is not None:
+            place += f", column {self.column}"
+        return f"{place}: {self.message}"
+
+    def record(self) -> dict[str, Any]:
+        """The same, ready for JSON."""
+        return dataclasses.asdict(self) | {"file": str(self.file)}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One micro-expression.
+
+    Attributes:
+        data_set: its name, such as "casme2".
+        subject: unique over data sets, such as "casme2/sub01".
+        name: unique over data sets, such as "casme2/sub01/EP02_01f".
+        label: an index into `config.LABELS`.
+        emotion: what the sheet says.
+        files: the onset and the apex frame; or the one image of a published flow field.
+        offset: the offset frame, None where it is not among the files.
+        fps: frames a second of the recording; 0 for a published flow field.
+        cropped: whether the frames are face crops already.
+        sheet: the table that lists the clip.
+        row: its row there, counted from 1.
+        apex_rule: "sheet", or "midpoint" where the sheet has no apex.
+    """
+
+    data_set: str
+    subject: str
+    name: str
+    label: int
+    emotion: str
+    files: tuple[Path, ...]
+    offset: Path | None
+    fps: int
+    cropped: bool
+    sheet: Path
+    row: int
+    apex_rule: str = "sheet"
+
+    def fault(self, fault: RowFault, kind: str = "image") -> Finding:
+        """A finding about this clip's row."""
+        return Finding(kind, self.sheet, fault.message, self.row, fault.column)
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """A row that cannot be used though its class is one of the three.
+
+    Attributes:
+        finding: what is wrong, and where.
+        label: its class, None where that itself cannot be read.
+    """
+
+    finding: Finding
+    label: int | None
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """One data set as its sheet lists it and its folders hold it.
+
+    Attributes:
+        name: of the data set.
+        sheet: the table.
+        frames: the folder with the subjects' folders, or with the flow images.
+        cropped: whether frames are face crops.
+        rows: how many the sheet has, blank ones not counted.
+        clips: what can be used.
+        dropped: rows that the rules leave out, by reason.
+        unfit: rows with a fault.
+        odd: what was noticed and does no harm.
+    """
+
+    name: str
+    sheet: Path
+    frames: Path
+    cropped: bool
+    rows: int
+    clips: tuple[Clip, ...]
+    dropped: Mapping[str, int]
+    unfit: tuple[Unfit, ...] = ()
+    odd: tuple[Finding, ...] = ()
+
+    def __post_init__(self) -> None:
+        accounted = len(self.clips) + sum(self.dropped.values()) + len(self.unfit)
+        if accounted != self.rows:
+            raise AssertionError(f"{self.name}: {self.rows} rows, {accounted} accounted for")
+
+    def without(self, faults: Mapping[str, Finding]) -> Annotations:
+        """The same after the pixels were looked at: clips with a fault, by name, are unfit rows now."""
+        spoiled = tuple(Unfit(faults[clip.name], clip.label) for clip in self.clips if clip.name in faults)
+        clips = tuple(clip for clip in self.clips if clip.name not in faults)
+        return dataclasses.replace(self, clips=clips, unfit=self.unfit + spoiled)
+
+    def chosen(self, names: Iterable[str]) -> Annotations:
+        """Only the clips of these names; the others are dropped as not asked for."""
+        wanted = set(names)
+        clips = tuple(clip for clip in self.clips if clip.name in wanted)
+        left = len(self.clips) - len(clips)
+        dropped = dict(self.dropped) | ({"not asked for": left} if left else {})
+        return dataclasses.replace(self, clips=clips, dropped=dropped)
+
+    def account(self) -> str:
+        """All rows in one line: `255 rows = 145 used + 108 dropped (others 99, ...) + 2 unfit`."""
+        reasons = sorted(self.dropped.items(), key=lambda item: (-item[1], item[0]))
+        listed = ", ".join(f"{reason} {count}" for reason, count in reasons if count)
+        dropped = f"{sum(self.dropped.values())} dropped" + (f" ({listed})" if listed else "")
+        return f"{self.rows} rows = {len(self.clips)} used + {dropped} + {len(self.unfit)} unfit"
+
+    def label_counts(self, classes: int) -> tuple[list[int], list[int]]:
+        """Clips of each class that are used, and rows of each class that the sheet lists for use."""
+        used = Counter(clip.label for clip in self.clips)
+        unfit = Counter(row.label for row in self.unfit)
+        return [used[label] for label in range(classes)], [
+            used[label] + unfit[label] for label in range(classes)
+        ]
+
+
+def refuse_unfit(findings: Sequence[Finding], rows: int) -> None:
+    """Refuses a data set with unfit rows.
+
+    Raises:
+        InputError: there is a finding; the message has the first, and says how to go on without them.
+    """
+    if findings:
+        raise InputError(
+            f"{findings[0]} ({len(findings)} of {rows} rows cannot be used; `--skip-bad` goes on without "
+            "them and lists them)"
+        )
