@@ -6,6 +6,7 @@ Every row of a sheet ends up in exactly one place: used, dropped by the rules, o
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ptsr_edge.errors import InputError
+
+SKIP_BAD_VARIABLE = "PTSR_EDGE_SKIP_BAD"
 
 
 class RowFault(Exception):  # noqa: N818
@@ -169,6 +172,20 @@ class Annotations:
         return [used[label] for label in range(classes)], [
             used[label] + unfit[label] for label in range(classes)
         ]
+
+
+def skips_unfit(asked: bool | None) -> bool:
+    """Whether unfit rows are gone on without: as asked, else as $PTSR_EDGE_SKIP_BAD says, else not.
+
+    Raises:
+        InputError: the variable says neither yes nor no.
+    """
+    if asked is not None:
+        return asked
+    said = os.environ.get(SKIP_BAD_VARIABLE, "").strip().casefold()
+    if said not in {"", "0", "1", "no", "yes", "false", "true"}:
+        raise InputError(f"${SKIP_BAD_VARIABLE} must be 0 or 1, found {said!r}")
+    return said in {"1", "yes", "true"}
 
 
 def refuse_unfit(findings: Sequence[Finding], rows: int) -> None:

@@ -14,7 +14,6 @@ import dataclasses
 import difflib
 import hashlib
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 
 from ptsr_edge import flow as flow_module
 from ptsr_edge import synthetic
-from ptsr_edge.annotations import Annotations, Clip, Finding, refuse_unfit
+from ptsr_edge.annotations import Annotations, Clip, Finding, refuse_unfit, skips_unfit
 from ptsr_edge.clip_flow import finder_for, measure_clips
 from ptsr_edge.config import LABELS, Preprocess
 from ptsr_edge.console import Verb, finish, run
@@ -37,8 +36,6 @@ from ptsr_edge.recorded import read_composite, read_recorded
 from ptsr_edge.recorded_sets import RECORDED
 
 log = logging.getLogger("ptsr_edge")
-
-SKIP_BAD_VARIABLE = "PTSR_EDGE_SKIP_BAD"
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,7 @@ def load(
         subjects=subjects,
         seed=seed,
         limit=limit,
-        skip_bad=_environment_says_skip() if skip_bad is None else skip_bad,
+        skip_bad=skips_unfit(skip_bad),
         face_model=face_model,
     )
     return _LOADERS[name](asked)
@@ -188,13 +185,6 @@ class _Asked:
     limit: int | None
     skip_bad: bool
     face_model: Path | None
-
-
-def _environment_says_skip() -> bool:
-    said = os.environ.get(SKIP_BAD_VARIABLE, "").strip().casefold()
-    if said not in {"", "0", "1", "no", "yes", "false", "true"}:
-        raise InputError(f"${SKIP_BAD_VARIABLE} must be 0 or 1, found {said!r}")
-    return said in {"1", "yes", "true"}
 
 
 def _load_synthetic(asked: _Asked) -> FlowData:
@@ -323,22 +313,32 @@ DATA_NAMES = tuple(_LOADERS)
 """The data sets that `load` knows."""
 
 
+def reading_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options of verbs that load recorded data, as the arguments `skip_bad` and `face_model`."""
+    command = click.option("--face-model", type=click.Path(path_type=Path),
+                           help="YuNet model to find faces with, where frames are no face crops.")(command)  # fmt: skip
+    return click.option("--skip-bad", is_flag=True, default=None,
+                        help="List rows of the data that cannot be used, and go on without them.")(command)  # fmt: skip
+
+
 @click.command(cls=Verb, epilog="Example: ptsr-edge data check --data casme2 --root DIR")
 @click.argument("action", type=click.Choice(["check"]))
 @click.option("--data", "data_name", required=True, help=f"One of {', '.join(DATA_NAMES)}.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the data; synthetic needs none.")
-@click.option("--skip-bad", is_flag=True, help="List rows that cannot be used, and go on without them.")
-@click.option(
-    "--face-model", type=click.Path(path_type=Path), help="YuNet model, where frames are no face crops."
-)
+@reading_options
 @click.option("--json", "as_json", is_flag=True, help="Print the record.")
 def main(
-    action: str, data_name: str, root: Path | None, skip_bad: bool, face_model: Path | None, as_json: bool
+    action: str,
+    data_name: str,
+    root: Path | None,
+    skip_bad: bool | None,
+    face_model: Path | None,
+    as_json: bool,
 ) -> None:
     """Check what a folder holds of a data set: found, missing, odd, and counts beside the published ones."""
     del action  # there is one
     _check_name(data_name)
-    record = examine(data_name, root, skip_bad, face_model)
+    record = examine(data_name, root, skips_unfit(skip_bad), face_model)
     finish(record, lines_of(record), as_json)
     if not record["ok"]:
         sys.exit(1)

@@ -12,6 +12,7 @@ import hashlib
 import io
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.cache import cache_key, default_folder
+from ptsr_edge.cache import ABANDONED_S, cache_key, default_folder
 from ptsr_edge.environment import installed
 from ptsr_edge.errors import JobError
 from ptsr_edge.storage import write_whole
@@ -74,14 +75,17 @@ class FlowCache:
             self._told = True
 
     def shrink(self) -> None:
-        """Removes what was used longest ago until the rest fits into the limit."""
+        """Removes what was used longest ago until the rest fits into the limit; and what dead processes left."""
         if self.folder is None:
             return
         entries = []
-        for path in self.folder.rglob(f"*{SUFFIX}"):
-            with contextlib.suppress(FileNotFoundError):  # another process was at it
+        for path in self.folder.rglob(f"*{SUFFIX}*"):
+            with contextlib.suppress(OSError):  # another process was at it
                 facts = path.stat()
-                entries.append((facts.st_mtime_ns, facts.st_size, path))
+                if path.suffix == SUFFIX:
+                    entries.append((facts.st_mtime_ns, facts.st_size, path))
+                elif time.time() - facts.st_mtime > ABANDONED_S:
+                    path.unlink()
         total = sum(size for _, size, _ in entries)
         for _, size, path in sorted(entries):
             if total <= self.limit_bytes:

@@ -58,6 +58,7 @@ class FrameTree:
         inside: a folder within each clip that holds the frames, such as "color"; may be empty.
         subjects: folders of each subject number; two where `s1` and `s01` are both there.
         stray: files that are no frames.
+        not_taken: other folders of subjects below the same root.
     """
 
     base: Path
@@ -66,6 +67,7 @@ class FrameTree:
     inside: str
     subjects: dict[int, list[Path]]
     stray: list[Path] = field(default_factory=list)
+    not_taken: list[Path] = field(default_factory=list)
     _clips: dict[int, dict[str, list[Path]]] = field(default_factory=dict, repr=False)
     _frames: dict[Path, Frames] = field(default_factory=dict, repr=False)
 
@@ -174,7 +176,8 @@ def find_tree(
     for path in sorted(_children(base)):
         if re.fullmatch(subject, path.name, re.I):
             subjects.setdefault(int(re.findall(r"\d+", path.name)[-1]), []).append(path)
-    return FrameTree(base, cropped, clip_globs, inside, subjects, stray)
+    others = [folder for _, _, folder in found if folder != base]
+    return FrameTree(base, cropped, clip_globs, inside, subjects, stray, others)
 
 
 def _folders(root: Path, subject: re.Pattern[str], passed_over: re.Pattern[str]) -> list[tuple[Path, int]]:
@@ -199,7 +202,9 @@ def _children(folder: Path) -> list[Path]:
 
 
 def _says_cropped(root: Path, folder: Path) -> bool:
-    names = [root.name, *folder.relative_to(root).parts]
-    if folder == root:
-        names.append(root.parent.name)  # SMIC_all_cropped/HS
-    return any("crop" in name.casefold() for name in names)
+    """Whether names say that frames are face crops; the names below the root count first."""
+    below = "/".join(folder.relative_to(root).parts).casefold()
+    if "crop" in below or "raw" in below:
+        return "crop" in below
+    above = root.name + (root.parent.name if folder == root else "")  # SMIC_all_cropped/HS
+    return "crop" in above.casefold()

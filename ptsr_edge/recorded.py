@@ -155,6 +155,8 @@ class _Reader:
                 self.clips.append(self._clip(row, label))
             except RowFault as fault:
                 self.unfit.append(Unfit(self._finding("row", row, fault.message, fault.column), label))
+        others = self.tree.not_taken
+        self.odd += [Finding("folder", path, f"is not read: {self.tree.base} is") for path in others]
         self.odd += [Finding("stray file", path, "is no frame and was passed over") for path in self._stray()]
         return Annotations(
             name=self.known.name,
@@ -204,7 +206,7 @@ class _Reader:
         frames = self.tree.frames(number, name, columns.subject, columns.clip)
         if not frames.by_number:
             raise RowFault(f"{frames.folder} holds no frames", columns.clip)
-        frames = self._counted_by_place(frames, onset, offset)
+        frames = self._counted_by_place(row, frames, onset, offset)
         rule = "sheet"
         if apex is None:
             apex, rule = self._middle(row, frames, onset, offset), "midpoint"
@@ -243,12 +245,14 @@ class _Reader:
             self._note("offset", row, f"the offset {offset} comes before the apex {apex}", columns.offset)
         return onset, apex, offset
 
-    def _counted_by_place(self, frames: Frames, onset: int, offset: int | None) -> Frames:
+    def _counted_by_place(self, row: Row, frames: Frames, onset: int, offset: int | None) -> Frames:
         """Frames under the sheet's numbers where their own names count from elsewhere."""
         if not self.known.by_place or offset is None or onset in frames.by_number:
             return frames
         if len(frames.by_number) != offset - onset + 1:
             return frames
+        message = f"the onset {onset} is no frame of {frames.folder} ({frames.describe()}): counted by place"
+        self._note("frames", row, message, self.known.columns.onset)
         return Frames(frames.folder, dict(enumerate(frames.by_number.values(), start=onset)))
 
     def _middle(self, row: Row, frames: Frames, onset: int, offset: int | None) -> int:

@@ -188,12 +188,11 @@ COMPOSITE_FOLDERS = {
 """Names of a member's folder in the composite's root, in lower case and without what is no letter or digit."""
 
 
-def licence_of(data_name: str) -> str:
-    """Half a sentence for the card of a model that was trained on a data set."""
-    if data_name in RECORDED:
-        known = RECORDED[data_name]
-        return f"{known.title}, {known.licence}"
-    names = ", ".join(RECORDED[name].title for name in COMPOSITE)
-    if data_name == "megc2019":
-        return f"the MEGC2019 composite ({names}), {_SIGNED}"
-    return f"flow fields published for the MEGC2019 composite ({names}), {_SIGNED}"
+_MEMBERS = ", ".join(RECORDED[name].title for name in COMPOSITE)
+
+LICENCES = {
+    **{known.name: f"{known.title}, {known.licence}" for known in RECORDED.values()},
+    "megc2019": f"the MEGC2019 composite ({_MEMBERS}), {_SIGNED}",
+    "megc-flow": f"flow fields published for the MEGC2019 composite ({_MEMBERS}), {_SIGNED}",
+}
+"""Half a sentence each, for the card of a model that was trained on a data set."""

@@ -15,9 +15,10 @@ import click
 
 from ptsr_edge.config import DEFAULT_MODEL, MODELS, ModelConfig, named_model
 from ptsr_edge.console import Verb, finish, progress, run, say
-from ptsr_edge.data import DATA_NAMES, FlowData, load, split_subjects
+from ptsr_edge.data import DATA_NAMES, FlowData, load, reading_options, split_subjects
 from ptsr_edge.errors import InputError
 from ptsr_edge.metrics import confusion, uar, uf1
+from ptsr_edge.recorded_sets import LICENCES
 from ptsr_edge.storage import check_file
 
 try:
@@ -53,7 +54,7 @@ def model_card(data_name: str) -> str:
             "trained on synthetic faces rendered by ptsr-edge itself: made for trying the toolkit, "
             "not for judging people"
         )
-    return f"trained on {data_name}, whose licence allows non-commercial academic use only"
+    return f"trained on {LICENCES[data_name]}: the same holds for what is made from it"
 
 
 def tool_versions() -> dict[str, str]:
@@ -74,6 +75,7 @@ def tool_versions() -> dict[str, str]:
     "--data", "data_name", default="synthetic", show_default=True, help=f"One of {', '.join(DATA_NAMES)}."
 )
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the data; synthetic needs none.")
+@reading_options
 @click.option(
     "--model", "model_name", default=DEFAULT_MODEL, show_default=True, help=f"One of {', '.join(MODELS)}."
 )
@@ -101,6 +103,7 @@ def tool_versions() -> dict[str, str]:
 def main(
     data_name: str, root: Path | None, model_name: str, epochs: int | None, seed: int, holdout: float,
     init: Path | None, bf16: bool, half: bool, threads: int | None, out: Path, resume: bool, as_json: bool,
+    skip_bad: bool | None, face_model: Path | None,
 ) -> None:  # fmt: skip
     """Train PTSR or its full-token baseline and write a checkpoint."""
     config = named_model(model_name)
@@ -117,7 +120,7 @@ def main(
         if not isinstance(initial, Vit):
             raise InputError(f"--init fills a baseline (vit-*), not {config.name}")
         load_vit(initial, init)
-    data = load(data_name, root, image_size=config.image_size)
+    data = load(data_name, root, image_size=config.image_size, skip_bad=skip_bad, face_model=face_model)
     seen, held = split_subjects(data.subjects, holdout, seed=0) if holdout else (data.subject_names, [])
     training = data.of_subjects(seen)
     say(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import recorded_trees
 
 from ptsr_edge import data, megc_flow
 from ptsr_edge.config import Preprocess
@@ -182,6 +184,56 @@ def test_published_flow_fields_of_casme2_and_smic():
     assert np.bincount(loaded.labels).tolist() == [158, 83, 68]
     assert loaded.flows.min() >= 0
     assert loaded.flows.max() <= 1
+
+
+@pytest.fixture(scope="module")
+def smic(tmp_path_factory):
+    return recorded_trees.smic(tmp_path_factory.mktemp("set") / "smic")
+
+
+def test_recorded_frames_become_flow_samples(smic):
+    loaded = data.load("smic", smic, image_size=28)
+    assert loaded.flows.shape == (3, 28, 28, 3)
+    assert loaded.labels.tolist() == [0, 1, 2]
+    assert loaded.subjects.tolist() == ["smic/s01", "smic/s01", "smic/s13"]
+    assert loaded.names[0] == "smic/s01/s01_ne_01"
+    assert loaded.preprocess == Preprocess(image_size=28)
+    assert loaded.source == "smic"
+    assert data.load("smic", smic, image_size=28, subjects=["smic/s01"], limit=1).names == loaded.names[:1]
+
+
+def test_skipped_rows_are_logged_one_by_one_and_counts_add_up(smic, tmp_path, caplog):
+    root = tmp_path / "smic"
+    shutil.copytree(smic, root)
+    for frame in root.rglob("s1_po_01/*103.bmp"):
+        frame.write_bytes(b"")
+    for options in ({}, {"skip_bad": False}):
+        with pytest.raises(
+            InputError, match=r"annotation\.xlsx, row 3: .*000103\.bmp .*it is empty .*--skip-bad"
+        ):
+            data.load("smic", root, image_size=28, **options)
+    with caplog.at_level(logging.INFO, logger="ptsr_edge"):
+        loaded = data.load("smic", root, image_size=28, subjects=["smic/s01"], skip_bad=True)
+    assert loaded.names == ["smic/s01/s01_ne_01"]
+    assert "smic: 3 rows = 1 used + 1 dropped (not asked for 1) + 1 unfit" in caplog.text
+    assert caplog.text.count("skipped: ") == 1
+
+
+def test_published_images_may_be_skipped_too(tree, caplog):
+    (tree / megc_flow.FOLDER / "sub01_EP19_05f .png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"row 3: .*it is empty \(1 of 4 rows"):
+        load_tree(tree)
+    with caplog.at_level(logging.INFO, logger="ptsr_edge"):
+        loaded = load_tree(tree, skip_bad=True)
+    assert loaded.labels.tolist() == [1, 2, 0]
+    assert "casme2: 3 rows = 2 used + 0 dropped + 1 unfit" in caplog.text
+
+
+def test_nothing_that_can_be_used_is_refused_even_where_rows_are_skipped(tree):
+    for image in (tree / megc_flow.FOLDER).iterdir():
+        image.write_bytes(b"")
+    with pytest.raises(InputError, match="has no clip of megc-flow that can be used"):
+        load_tree(tree, skip_bad=True)
 
 
 def test_synthetic_needs_no_root():
