@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ptsr_edge.checkpoint import load_checkpoint
 from ptsr_edge.config import MODELS, ModelConfig, named_model
 from ptsr_edge.console import Verb, comma_separated, finish, progress, run, say
-from ptsr_edge.data import DATA_NAMES, FlowData, load
+from ptsr_edge.data import DATA_NAMES, FlowData, load, reading_options
 from ptsr_edge.errors import InputError, JobError
 from ptsr_edge.fit import recipe_for
 from ptsr_edge.flow import to_input
@@ -145,7 +145,7 @@ def evaluate_protocol(
 
 def _evaluate_trained(
     bundle: Path | None, checkpoint: Path | None, data_name: str, root: Path | None, subjects: str,
-    budgets: list[float] | None, threads: int | None,
+    budgets: list[float] | None, threads: int | None, skip_bad: bool | None, face_model: Path | None,
 ) -> tuple[list[dict[str, Any]], str]:  # fmt: skip
     """Judges a bundle, a checkpoint, or a bundle beside its checkpoint; the records and whom they are of."""
     loaded = load_checkpoint(checkpoint) if checkpoint is not None else None
@@ -155,7 +155,7 @@ def _evaluate_trained(
     config = source.model
     if loaded is not None and loaded[1].model != config:
         raise InputError(f"{bundle} holds {config.name}, {checkpoint} is {loaded[1].model.name}")
-    everything = load(data_name, root, image_size=config.image_size)
+    everything = load(data_name, root, image_size=config.image_size, skip_bad=skip_bad, face_model=face_model)
     data, chosen = judged_samples(everything, source.provenance, subjects == "all")
     if bundle is not None:
         return evaluate_bundle(bundle, data, loaded[0] if loaded else None, threads), chosen
@@ -191,6 +191,7 @@ def lines_of(records: Sequence[dict[str, Any]]) -> list[str]:
     "--data", "data_name", default="synthetic", show_default=True, help=f"One of {', '.join(DATA_NAMES)}."
 )
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the data; synthetic needs none.")
+@reading_options
 @click.option("--bundle", type=click.Path(path_type=Path), help="Judge the artifacts of a bundle.")
 @click.option("--checkpoint", type=click.Path(path_type=Path),
               help="Judge the eager model; with --bundle: compare the artifacts with it.")  # fmt: skip
@@ -207,7 +208,7 @@ def lines_of(records: Sequence[dict[str, Any]]) -> list[str]:
 def main(
     data_name: str, root: Path | None, bundle: Path | None, checkpoint: Path | None, model_name: str | None,
     protocol: str | None, seeds: int, epochs: int | None, budgets: list[float] | None, subjects: str,
-    threads: int | None, out: Path | None, as_json: bool,
+    threads: int | None, out: Path | None, as_json: bool, skip_bad: bool | None, face_model: Path | None,
 ) -> None:  # fmt: skip
     """Judge a bundle's artifacts, a checkpoint, or a model trained afresh in each fold."""
     if (bundle or checkpoint or model_name) is None:
@@ -218,13 +219,15 @@ def main(
                 "--model trains afresh in each fold; it does not go with --bundle or --checkpoint"
             )
         config = named_model(model_name)
-        data = load(data_name, root, image_size=config.image_size)
+        data = load(data_name, root, image_size=config.image_size, skip_bad=skip_bad, face_model=face_model)
         chosen = protocol or "loso"
         records = evaluate_protocol(config, data, chosen, seeds, budgets or default_rates(config), epochs)
     else:
         if protocol is not None:
             raise InputError("--protocol trains afresh in each fold: it goes with --model")
-        records, chosen = _evaluate_trained(bundle, checkpoint, data_name, root, subjects, budgets, threads)
+        records, chosen = _evaluate_trained(
+            bundle, checkpoint, data_name, root, subjects, budgets, threads, skip_bad, face_model
+        )
     say(f"{data_name}: {chosen}")
     record = {"data": data_name, "protocol": chosen, "results": records}
     lines = lines_of(records)
