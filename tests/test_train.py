@@ -9,18 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import recorded_trees
 import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 from ptsr_edge.checkpoint import load_checkpoint, read_info
 from ptsr_edge.config import LABELS, Preprocess, named_model
-from ptsr_edge.data import load
+from ptsr_edge.data import DATA_NAMES, load
+from ptsr_edge.evaluate import main as evaluate_main
 from ptsr_edge.fit import fit, recipe_for
 from ptsr_edge.inference import predict_logits
 from ptsr_edge.metrics import confusion, uar, uf1
 from ptsr_edge.model import build_model
-from ptsr_edge.train import held_out_figures, main
+from ptsr_edge.train import held_out_figures, main, model_card
 
 
 def train(*arguments: object) -> Result:
@@ -227,3 +229,35 @@ def test_held_out_figures_of_a_known_answer(megc_folder: Path) -> None:
     data = load("megc-flow", megc_folder, image_size=28)
     assert np.bincount(data.labels).tolist() == [12, 12, 12]
     assert held_out_figures(model, data, (1.0, 0.5)) == {"1": {"n": 36, "uf1": 0.1667, "uar": 0.3333}}
+
+
+def test_every_data_set_has_a_card() -> None:
+    cards = {name: model_card(name) for name in DATA_NAMES}
+    assert len(set(cards.values())) == len(cards)
+    assert "not for judging people" in cards.pop("synthetic")
+    for card in cards.values():
+        assert "non-commercial academic research only and no passing on" in card
+
+
+def test_unfit_rows_of_recorded_data_are_refused_or_skipped(tmp_path: Path) -> None:
+    """Through both verbs that learn or judge."""
+    root = recorded_trees.casme2(tmp_path / "set")
+    (root / "Cropped/sub01/EP01_2/reg_img35.jpg").unlink()
+    out = tmp_path / "nano.safetensors"
+    call = ("--data", "casme2", "--root", root)
+    training = (*call, "--model", "ptsr-nano", "--epochs", 1, "--holdout", 0, "--out", out)
+    refused = train(*training)
+    assert refused.exit_code == 2
+    assert "20140508.xlsx, row 4, column ApexFrame: frame 35 is not in" in refused.stderr.splitlines()[-1]
+    assert not out.exists()
+    trained = train(*training, "--skip-bad")
+    assert trained.exit_code == 0, trained.stderr
+    said = read_info(out).provenance
+    assert said["train_subjects"] == ["casme2/sub01", "casme2/sub02", "casme2/sub17"]
+    assert said["card"].startswith("trained on CASME II, whose licence")
+
+    judging = [*map(str, call), "--checkpoint", str(out), "--subjects", "all", "--json"]
+    assert CliRunner().invoke(evaluate_main, judging).exit_code == 2
+    judged = CliRunner().invoke(evaluate_main, [*judging, "--skip-bad"])
+    assert judged.exit_code == 0, judged.stderr
+    assert {result["n"] for result in json.loads(judged.stdout)["results"]} == {4}
