@@ -233,7 +233,7 @@ def _on_cluster(
             for place, plan in enumerate(pending)
         }
         try:
-            for future in distributed.as_completed(futures):
+            for future in distributed.as_completed(futures, loop=client.loop):
                 yield future.result()
                 futures.discard(future)  # or the cluster keeps the result to the end
         except distributed.KilledWorker as error:
@@ -259,7 +259,7 @@ def _read(path: Path, identity: str) -> Arrays | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         if str(arrays.pop(IDENTITY)) == identity:
             return arrays
