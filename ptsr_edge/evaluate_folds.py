@@ -119,7 +119,7 @@ def plan_learners(call: FoldCall) -> tuple[list[ModelLearner], list[tuple[str, f
     device = choose_device(call.device)
     rates = {name: _rates(named_model(name), call.budgets) for name in dict.fromkeys(call.models)}
     if call.budgets and not any(named_model(name).kind == "ptsr" for name in rates):
-        raise InputError(f"{', '.join(rates)} keep all tokens: budgets go with a PTSR")
+        raise InputError(f"budgets go with a PTSR; all tokens are kept by {', '.join(rates)}")
     references = []
     for text in call.against:
         name, at, rate = text.partition("@")
@@ -146,6 +146,8 @@ def parse_rate(rate: str, text: str) -> float:
     """The keep rate behind the @ of `MODEL@RATE`; raises InputError where it is none."""
     try:
         return parse_budget(rate)
+    except InputError:
+        raise
     except ValueError:
         raise InputError(f"cannot read the keep rate in {text!r}; accepted: MODEL or MODEL@RATE") from None
 
