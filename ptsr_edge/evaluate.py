@@ -11,23 +11,27 @@ from typing import Any
 
 import click
 import numpy as np
+from click.core import ParameterSource
 from numpy.typing import NDArray
 
 from ptsr_edge.checkpoint import load_checkpoint
-from ptsr_edge.config import MODELS, ModelConfig, named_model
+from ptsr_edge.config import MODELS
 from ptsr_edge.console import Verb, comma_separated, finish, progress, run, say
 from ptsr_edge.data import DATA_NAMES, FlowData, load, reading_options
+from ptsr_edge.engine import ENGINES
 from ptsr_edge.errors import InputError, JobError
-from ptsr_edge.fit import recipe_for
+from ptsr_edge.evaluate_folds import FoldCall, default_rates, evaluate_folds
 from ptsr_edge.flow import to_input
-from ptsr_edge.inference import predict_logits
+from ptsr_edge.fold_figures import lines_of_folds
+from ptsr_edge.inference import DEVICES, predict_logits
 from ptsr_edge.manifest import Variant, check_files, read_bundle
 from ptsr_edge.model import Model
+from ptsr_edge.model_learner import THROUGH
 from ptsr_edge.parity import THROUGH_ARTIFACT, THROUGH_GRAPH
 from ptsr_edge.plan import parse_budget
-from ptsr_edge.protocol import PROTOCOLS, figures, folds, run_protocol, unseen_subjects
+from ptsr_edge.protocol import GROUPS, PROTOCOLS, figures, unseen_subjects
 from ptsr_edge.runtime import Session, why_not_here
-from ptsr_edge.storage import write_json
+from ptsr_edge.storage import check_file, write_json
 
 
 def evaluate_session(session: Session, data: FlowData, label: str = "") -> NDArray[np.int64]:
@@ -121,28 +125,6 @@ def evaluate_checkpoint(model: Model, data: FlowData, rates: Sequence[float]) ->
     ]
 
 
-def evaluate_protocol(
-    config: ModelConfig, data: FlowData, protocol: str, seeds: int, rates: Sequence[float], epochs: int | None
-) -> list[dict[str, Any]]:
-    """Figures of a model that is trained afresh in each fold, for each seed and keep rate."""
-    recipe = recipe_for(config)
-    if epochs is not None:
-        recipe = recipe.model_copy(update={"epochs": epochs})
-    records = []
-    for seed in range(seeds):
-        bar = iter(progress(folds(protocol, data.subjects, seed), f"{protocol}, seed {seed}"))
-        next(bar, None)
-        judged, predicted = run_protocol(
-            config, data, protocol, recipe, seed, rates, on_fold=lambda bar=bar: next(bar, None)  # type: ignore[misc]
-        )  # fmt: skip
-        records += [
-            {"id": f"{config.name}-seed{seed}-k{config.tokens_at(rate)}", "keep_rate": rate, "seed": seed}
-            | figures(judged, classes)
-            for rate, classes in predicted.items()
-        ]
-    return records
-
-
 def _evaluate_trained(
     bundle: Path | None, checkpoint: Path | None, data_name: str, root: Path | None, subjects: str,
     budgets: list[float] | None, threads: int | None, skip_bad: bool | None, face_model: Path | None,
@@ -163,11 +145,6 @@ def _evaluate_trained(
     return evaluate_checkpoint(loaded[0], data, budgets or default_rates(config)), chosen
 
 
-def default_rates(config: ModelConfig) -> list[float]:
-    """The keep rates that are judged where none are named."""
-    return [1.0, 0.5, 0.25] if config.kind == "ptsr" else [1.0]
-
-
 def lines_of(records: Sequence[dict[str, Any]]) -> list[str]:
     """A line a record."""
     lines = []
@@ -184,6 +161,11 @@ def lines_of(records: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
+TRAINS_AFRESH = ("model_name", "against", "protocol", "groups", "seeds", "epochs", "oracle", "through", "device",
+                 "jobs", "engine", "scheduler", "run_folder", "resume")  # fmt: skip
+"""Options of a model that is trained afresh in each fold."""
+
+
 @click.command(
     cls=Verb, epilog="Example: python -m ptsr_edge.evaluate --data synthetic --bundle out/ptsr-tiny-cpu"
 )
@@ -195,46 +177,83 @@ def lines_of(records: Sequence[dict[str, Any]]) -> list[str]:
 @click.option("--bundle", type=click.Path(path_type=Path), help="Judge the artifacts of a bundle.")
 @click.option("--checkpoint", type=click.Path(path_type=Path),
               help="Judge the eager model; with --bundle: compare the artifacts with it.")  # fmt: skip
-@click.option("--model", "model_name", help=f"Train afresh in each fold: one of {', '.join(MODELS)}.")
-@click.option("--protocol", help=f"With --model: one of {', '.join(PROTOCOLS)}.")
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--epochs", type=click.IntRange(min=1), help="With --model: instead of the recipe's number.")
 @click.option("--budgets", callback=comma_separated(parse_budget, "--budgets"), help="Keep rates in (0, 1].")
 @click.option("--subjects", type=click.Choice(["unseen", "all"]), default="unseen", show_default=True,
               help="Whom to judge a trained model on.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of an artifact.")
+@click.option("--model", "model_name", multiple=True,
+              help=f"Train afresh in each fold; may be repeated: {', '.join(MODELS)}.")  # fmt: skip
+@click.option("--against", multiple=True, metavar="MODEL[@RATE]",
+              help="With --model: the paired difference from it, in the same folds; may be repeated.")  # fmt: skip
+@click.option("--protocol", help=f"With --model: one of {', '.join(PROTOCOLS)}; by default loso.")
+@click.option("--groups", type=click.IntRange(min=2), default=GROUPS, show_default=True,
+              help="Subject-disjoint groups of the protocol groups.")  # fmt: skip
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="How many.")
+@click.option("--epochs", type=click.IntRange(min=1), help="With --model: instead of the recipe's number.")
+@click.option("--oracle", is_flag=True,
+              help="Also the LEAKY figure: the best epoch for each held-out subject, by its own labels.")  # fmt: skip
+@click.option("--through", type=click.Choice(THROUGH), default="torch", show_default=True,
+              help="Who answers in a fold: the model in torch, or its artifact of target cpu.")  # fmt: skip
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True,
+              help="Where to train; auto: on the GPU where torch sees one.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Folds at a time, each in a process of its own.")  # fmt: skip
+@click.option("--engine", type=click.Choice(ENGINES), default="joblib", show_default=True,
+              help="This machine, or a Dask cluster.")  # fmt: skip
+@click.option("--scheduler", metavar="ADDRESS", help="Of the Dask cluster: tcp://HOST:PORT.")
+@click.option(
+    "--run-folder", type=click.Path(path_type=Path), help="Keep each fold's answers in a file here."
+)
+@click.option("--resume", is_flag=True, help="Take the folds that --run-folder has, and do the others.")
 @click.option("--out", type=click.Path(path_type=Path), help="Also write the record to this JSON file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record.")
 def main(
-    data_name: str, root: Path | None, bundle: Path | None, checkpoint: Path | None, model_name: str | None,
-    protocol: str | None, seeds: int, epochs: int | None, budgets: list[float] | None, subjects: str,
-    threads: int | None, out: Path | None, as_json: bool, skip_bad: bool | None, face_model: Path | None,
+    data_name: str, root: Path | None, bundle: Path | None, checkpoint: Path | None,
+    budgets: list[float] | None, subjects: str, threads: int | None, out: Path | None, as_json: bool,
+    skip_bad: bool | None, face_model: Path | None, **folds: Any,
 ) -> None:  # fmt: skip
     """Judge a bundle's artifacts, a checkpoint, or a model trained afresh in each fold."""
-    if (bundle or checkpoint or model_name) is None:
+    if not (bundle or checkpoint or folds["model_name"]):
         raise InputError("nothing to evaluate: give --bundle DIR, --checkpoint FILE or --model NAME")
-    if model_name is not None:
+    if out is not None:
+        check_file(out)
+    if folds["model_name"]:
         if bundle or checkpoint:
             raise InputError(
                 "--model trains afresh in each fold; it does not go with --bundle or --checkpoint"
             )
-        config = named_model(model_name)
-        data = load(data_name, root, image_size=config.image_size, skip_bad=skip_bad, face_model=face_model)
-        chosen = protocol or "loso"
-        records = evaluate_protocol(config, data, chosen, seeds, budgets or default_rates(config), epochs)
+        record = evaluate_folds(
+            _fold_call(folds, budgets), data_name, root, skip_bad=skip_bad, face_model=face_model
+        )
+        chosen, lines = record["protocol"], lines_of_folds(record)
     else:
-        if protocol is not None:
-            raise InputError("--protocol trains afresh in each fold: it goes with --model")
+        context = click.get_current_context()
+        for name in TRAINS_AFRESH:
+            if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+                option = name.replace("_", "-")
+                raise InputError(f"--{option} is about training afresh in each fold: it goes with --model")
         records, chosen = _evaluate_trained(
             bundle, checkpoint, data_name, root, subjects, budgets, threads, skip_bad, face_model
         )
+        record = {"data": data_name, "protocol": chosen, "results": records}
+        lines = lines_of(records)
     say(f"{data_name}: {chosen}")
-    record = {"data": data_name, "protocol": chosen, "results": records}
-    lines = lines_of(records)
     if out is not None:
         write_json(out, record)
         lines.append(str(out))
     finish(record, lines, as_json)
+
+
+def _fold_call(options: dict[str, Any], budgets: list[float] | None) -> FoldCall:
+    named = ("against", "groups", "seeds", "epochs", "oracle", "through", "device")
+    how = {key: options[key] for key in ("engine", "jobs", "scheduler", "resume")}
+    return FoldCall(
+        models=options["model_name"],
+        protocol=options["protocol"] or "loso",
+        budgets=budgets,
+        how=how | {"folder": options["run_folder"]},
+        **{key: options[key] for key in named},
+    )
 
 
 if __name__ == "__main__":

@@ -82,6 +82,8 @@ def fit(
     state_file: Path | None = None,
     resume: bool = False,
     on_step: Callable[[int, int], None] | None = None,
+    on_epoch: Callable[[Model], None] | None = None,
+    device: str = "cpu",
 ) -> Model:
     """Trains on all samples of `data` and returns the moving average of the weights.
 
@@ -94,6 +96,8 @@ def fit(
         state_file: where the state is kept after each epoch, removed at the end; None keeps none.
         resume: go on from `state_file` where there is one.
         on_step: called with the number of steps done and of all steps.
+        on_epoch: called after each epoch with the moving average as it stands, not to be changed.
+        device: where it trains, as `choose_device` gives it; the model that is returned is on the CPU.
 
     Raises:
         InputError: no data, a class without a sample, or a state file of another run.
@@ -107,7 +111,7 @@ def fit(
     start = initial or build_model(config, seed)
     run = [config.model_dump(), recipe.model_dump(), seed, data.digest(), _digest(start)]
     identity = json.dumps(run, sort_keys=True)
-    state = _start(start, recipe)
+    state = _start(start.to(device), recipe)
     if resume and state_file is not None and state_file.is_file():
         _restore(state, state_file, identity)
     while state.step < total:
@@ -120,11 +124,13 @@ def fit(
         state.step += 1
         if on_step is not None:
             on_step(state.step, total)
+        if on_epoch is not None and state.step % per_epoch == 0:
+            on_epoch(state.average)
         if state_file is not None and state.step % per_epoch == 0 and state.step < total:
             _keep(state, state_file, identity)
     if state_file is not None:
         state_file.unlink(missing_ok=True)
-    return state.average.eval()
+    return state.average.eval().to("cpu")
 
 
 def _train_step(
@@ -132,12 +138,15 @@ def _train_step(
 ) -> None:
     generator = _generator(seed, 1, state.step)
     torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))  # dropout, random selection
-    batch = augment(inputs, recipe.augmentation, generator)
+    device = next(state.model.parameters()).device
+    # Drawn on the CPU, wherever the model is: the same batch everywhere.
+    batch = augment(inputs, recipe.augmentation, generator).to(device)
+    labels, weights = labels.to(device), weights.to(device)
     tokens = None
     if isinstance(state.model, Ptsr):
         drawn = int(torch.randint(len(recipe.budgets), (1,), generator=generator))
         tokens = state.model.config.tokens_at(recipe.budgets[drawn])
-    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
         logits = state.model(batch, tokens).logits
     loss = F.cross_entropy(logits.float(), labels, weights, label_smoothing=recipe.label_smoothing)
     state.optimizer.zero_grad()

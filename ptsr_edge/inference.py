@@ -6,8 +6,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ptsr_edge.errors import InputError
 from ptsr_edge.flow import to_input
 from ptsr_edge.model import Model
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def choose_device(name: str) -> str:
+    """`cpu` or `cuda`; for `auto` the GPU where torch sees one.
+
+    Raises:
+        InputError: another name, or `cuda` where torch sees no GPU.
+    """
+    if name not in DEVICES:
+        raise InputError(f"unknown device {name!r}; accepted: {', '.join(DEVICES)}")
+    sees_gpu = torch.cuda.is_available()
+    if name == "cuda" and not sees_gpu:
+        raise InputError(
+            f"device cuda was asked for, but torch {torch.__version__} sees no GPU; accepted: auto, cpu"
+        )
+    return "cuda" if name != "cpu" and sees_gpu else "cpu"
 
 
 def predict_logits(
@@ -15,15 +34,16 @@ def predict_logits(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Logits (n, k) and kept patches (n, K) of flow samples (n, H, W, 3), before normalisation.
 
-    The model is put into evaluation mode and left in the mode it was in.
+    The model is put into evaluation mode and left in the mode it was in; it answers where it is.
     """
     training = model.training
+    device = next(model.parameters()).device
     model.eval()
     logits, kept = [], []
     with torch.no_grad():
         for start in range(0, len(flows), batch):
-            output = model(torch.from_numpy(to_input(flows[start : start + batch])), tokens)
-            logits.append(output.logits.float().numpy())
-            kept.append(output.kept.numpy())
+            output = model(torch.from_numpy(to_input(flows[start : start + batch])).to(device), tokens)
+            logits.append(output.logits.float().cpu().numpy())
+            kept.append(output.kept.cpu().numpy())
     model.train(training)
     return np.concatenate(logits), np.concatenate(kept)

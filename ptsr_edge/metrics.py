@@ -95,12 +95,13 @@ def paired_bootstrap(
     """The difference metric(a) - metric(b) with a 95 % interval from resampling subjects.
 
     Clips of one person are no independent draws: whole subjects are drawn with replacement, and both
-    models are judged on the same draw.
+    models are judged on the same draw. Of several runs (seeds) the metric is averaged inside each draw: the
+    interval is of the mean over these very runs, and tells what other people would change, not other seeds.
 
     Args:
         true: (n,) integers.
-        predicted_a: (n,) integers.
-        predicted_b: (n,) integers.
+        predicted_a: (n,) integers, or (runs, n).
+        predicted_b: (n,) integers, or (runs, n).
         subjects: (n,) names.
         metric: `uar`, `uf1`, or any other function of a confusion matrix.
         resamples: how many draws.
@@ -113,29 +114,35 @@ def paired_bootstrap(
     Raises:
         InputError: lengths differ, there is no sample, or fewer than 1 resample is asked for.
     """
-    labels = [np.asarray(values) for values in (true, predicted_a, predicted_b)]
-    names = np.asarray(subjects)
-    if len({values.shape for values in (*labels, names)}) != 1 or names.ndim != 1 or not names.size:
+    labels, names = np.asarray(true), np.asarray(subjects)
+    runs = [np.atleast_2d(np.asarray(values)) for values in (predicted_a, predicted_b)]
+    shapes = [values.shape for values in (labels, *(run[0] for run in runs if len(run)), names)]
+    if len(set(shapes)) != 1 or len(shapes) != 4 or names.ndim != 1 or not names.size:
         raise InputError(
             "true, both predictions and subjects must be as many, at least 1; found "
-            + ", ".join(str(values.shape) for values in (*labels, names))
+            + ", ".join(str(shape) for shape in shapes)
         )
     if resamples < 1:
         raise InputError(f"resamples must be at least 1, got {resamples}")
     if classes is None:
-        classes = int(max(values.max() for values in labels)) + 1
+        classes = int(max(values.max() for values in (labels, *runs))) + 1
     _, owner = np.unique(names, return_inverse=True)
+    people = int(owner.max()) + 1
     per_subject = [
-        np.stack(
-            [confusion(labels[0][owner == s], pred[owner == s], classes) for s in range(owner.max() + 1)]
+        np.array(
+            [[confusion(labels[owner == s], one[owner == s], classes) for s in range(people)] for one in run]
         )
-        for pred in labels[1:]
-    ]  # two of (subjects, classes, classes)
-    difference = metric(per_subject[0].sum(axis=0)) - metric(per_subject[1].sum(axis=0))
-    draws = np.random.default_rng(seed).integers(0, owner.max() + 1, size=(resamples, owner.max() + 1))
-    spread = [metric(per_subject[0][d].sum(axis=0)) - metric(per_subject[1][d].sum(axis=0)) for d in draws]
-    low, high = np.percentile(spread, [2.5, 97.5])
-    return float(difference), float(low), float(high)
+        for run in runs
+    ]  # two of (runs, subjects, classes, classes)
+
+    def difference(drawn: NDArray[np.intp]) -> float:
+        tables = [counts[:, drawn].sum(axis=1) for counts in per_subject]  # two of (runs, classes, classes)
+        a, b = (float(np.mean([metric(table) for table in run])) for run in tables)
+        return a - b
+
+    draws = np.random.default_rng(seed).integers(0, people, size=(resamples, people))
+    low, high = np.percentile([difference(drawn) for drawn in draws], [2.5, 97.5])
+    return difference(np.arange(people)), float(low), float(high)
 
 
 def uar_interval(

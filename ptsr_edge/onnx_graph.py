@@ -127,7 +127,7 @@ def write_sharing_weights(models: Mapping[Path, onnx.ModelProto], weights: Path)
                 content.extend(b"\0" * (-len(content) % ALIGNMENT))
                 offsets[key] = len(content)
                 content.extend(data)
-            _point_at(tensor, weights.name, offsets[key], len(data))
+            point_at(tensor, weights.name, offsets[key], len(data))
     write_whole(weights, bytes(content))
     for path, model in models.items():
         write_whole(path, model.SerializeToString())
@@ -137,7 +137,8 @@ def write_sharing_weights(models: Mapping[Path, onnx.ModelProto], weights: Path)
             raise JobError(f"{path.name} is no valid ONNX graph: {error}") from error
 
 
-def _point_at(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+def point_at(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+    """Makes a tensor one that lies in a file beside its graph: `length` bytes at `offset`."""
     tensor.ClearField("raw_data")
     for field in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
         tensor.ClearField(field)

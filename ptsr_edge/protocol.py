@@ -6,21 +6,18 @@ chosen by it, no statistic is taken from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.config import ModelConfig
 from ptsr_edge.data import FlowData, split_subjects
 from ptsr_edge.errors import InputError
-from ptsr_edge.fit import Recipe, fit
-from ptsr_edge.inference import predict_logits
 from ptsr_edge.metrics import confusion, per_class_recall, uar, uf1
 
-PROTOCOLS = ("loso", "groups", "holdout")
+PROTOCOLS = ("loso", "groups", "holdout", "cross")
 GROUPS = 5
 HELD_OUT = 0.2
 
@@ -33,14 +30,27 @@ class Fold:
     held_out: tuple[str, ...]
 
 
-def folds(protocol: str, subjects: Sequence[str] | NDArray[np.str_], seed: int = 0) -> list[Fold]:
+def set_of(subject: str) -> str:
+    """The data set that a subject is of: `casme2` of `casme2/sub01`."""
+    return str(subject).partition("/")[0]
+
+
+def folds(
+    protocol: str, subjects: Sequence[str] | NDArray[np.str_], seed: int = 0, groups: int = GROUPS
+) -> list[Fold]:
     """The folds of a protocol over the subjects of a data set.
 
-    `loso`: each subject is held out once; `groups`: five subject-disjoint groups, for quick looks;
-    `holdout`: a fifth of the subjects, once.
+    `loso`: each subject is held out once; `groups`: subject-disjoint groups, for quick looks; `holdout`: a
+    fifth of the subjects, once; `cross`: each data set of a composite once, trained on the others.
+
+    Args:
+        protocol: one of `PROTOCOLS`.
+        subjects: names; a name may come more than once, as in `FlowData.subjects`.
+        seed: draws the groups.
+        groups: how many there are.
 
     Raises:
-        InputError: an unknown protocol, or too few subjects for it.
+        InputError: an unknown protocol, or too few subjects, or sets, for it.
     """
     names = sorted({str(subject) for subject in subjects})
     if protocol == "holdout":
@@ -50,7 +60,12 @@ def folds(protocol: str, subjects: Sequence[str] | NDArray[np.str_], seed: int =
         parts = [[name] for name in names]
     elif protocol == "groups":
         order = np.random.default_rng(seed).permutation(len(names))
-        parts = [sorted(names[place] for place in order[start::GROUPS]) for start in range(GROUPS)]
+        parts = [sorted(names[place] for place in order[start::groups]) for start in range(groups)]
+    elif protocol == "cross":
+        sets = sorted({set_of(name) for name in names})
+        if len(sets) < 2:
+            raise InputError(f"protocol cross needs two data sets or more, found {', '.join(sets) or 'none'}")
+        parts = [[name for name in names if set_of(name) == held] for held in sets]
     else:
         raise InputError(f"unknown protocol {protocol!r}; accepted: {', '.join(PROTOCOLS)}")
     if len(names) < 2 or not all(parts):
@@ -58,41 +73,22 @@ def folds(protocol: str, subjects: Sequence[str] | NDArray[np.str_], seed: int =
     return [Fold(tuple(name for name in names if name not in part), tuple(part)) for part in parts]
 
 
-def run_fold(
-    config: ModelConfig, data: FlowData, fold: Fold, recipe: Recipe, seed: int, rates: Sequence[float]
-) -> dict[float, NDArray[np.int64]]:
-    """Trains on a fold's training side; the predicted classes of its held-out clips at each keep rate."""
-    model = fit(config, data.of_subjects(fold.train), recipe, seed)
-    held = data.of_subjects(fold.held_out)
-    return {
-        rate: predict_logits(model, held.flows, config.tokens_at(rate))[0].argmax(axis=1) for rate in rates
+def figures(data: FlowData, predicted: NDArray[np.int64]) -> dict[str, Any]:
+    """Sample count, UF1, UAR, recall per class and confusion matrix, pooled over all clips.
+
+    Of a composite also those of each of its sets, by `sets`; null where the data are one set.
+    """
+    sets = sorted({set_of(name) for name in data.subject_names})
+    whole = _figures(data, predicted)
+    if len(sets) < 2:
+        return whole | {"sets": None}
+    owner = np.array([set_of(name) for name in data.subjects])
+    return whole | {
+        "sets": {name: _figures(data.subset(owner == name), predicted[owner == name]) for name in sets}
     }
 
 
-def run_protocol(
-    config: ModelConfig,
-    data: FlowData,
-    protocol: str,
-    recipe: Recipe,
-    seed: int,
-    rates: Sequence[float],
-    on_fold: Callable[[], None] | None = None,
-) -> tuple[FlowData, dict[float, NDArray[np.int64]]]:
-    """Runs all folds; the judged clips and, at each keep rate, the class predicted for each of them."""
-    predicted: dict[float, list[NDArray[np.int64]]] = {rate: [] for rate in rates}
-    places = []
-    for fold in folds(protocol, data.subjects, seed):
-        for rate, classes in run_fold(config, data, fold, recipe, seed, rates).items():
-            predicted[rate].append(classes)
-        places.append(np.flatnonzero(np.isin(data.subjects, fold.held_out)))
-        if on_fold is not None:
-            on_fold()
-    judged = data.subset(np.concatenate(places))
-    return judged, {rate: np.concatenate(parts) for rate, parts in predicted.items()}
-
-
-def figures(data: FlowData, predicted: NDArray[np.int64]) -> dict[str, Any]:
-    """Sample count, UF1, UAR, recall per class and confusion matrix, pooled over all clips."""
+def _figures(data: FlowData, predicted: NDArray[np.int64]) -> dict[str, Any]:
     table = confusion(data.labels, predicted, len(data.label_names))
     recalls = per_class_recall(table)
     return {

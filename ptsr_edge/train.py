@@ -26,7 +26,7 @@ try:
 
     from ptsr_edge.checkpoint import CheckpointInfo, load_vit, save_checkpoint
     from ptsr_edge.fit import Recipe, fit, recipe_for
-    from ptsr_edge.inference import predict_logits
+    from ptsr_edge.inference import DEVICES, choose_device, predict_logits
     from ptsr_edge.model import Model, Ptsr, Vit, build_model
 except ImportError as error:
     if __name__ != "__main__" or (error.name or "ptsr_edge").startswith("ptsr_edge"):
@@ -95,6 +95,8 @@ def tool_versions() -> dict[str, str]:
 )
 @click.option("--half", is_flag=True, help="Store the weights as float16.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's choice.")
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True,
+              help="Where to train; auto: on the GPU where torch sees one.")  # fmt: skip
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="The checkpoint to write (.safetensors)."
 )
@@ -102,11 +104,11 @@ def tool_versions() -> dict[str, str]:
 @click.option("--json", "as_json", is_flag=True, help="Print the result record.")
 def main(
     data_name: str, root: Path | None, model_name: str, epochs: int | None, seed: int, holdout: float,
-    init: Path | None, bf16: bool, half: bool, threads: int | None, out: Path, resume: bool, as_json: bool,
-    skip_bad: bool | None, face_model: Path | None,
+    init: Path | None, bf16: bool, half: bool, threads: int | None, device: str, out: Path, resume: bool,
+    as_json: bool, skip_bad: bool | None, face_model: Path | None,
 ) -> None:  # fmt: skip
     """Train PTSR or its full-token baseline and write a checkpoint."""
-    config = named_model(model_name)
+    config, device = named_model(model_name), choose_device(device)
     if out.suffix != ".safetensors":
         raise InputError(f"a checkpoint ends in .safetensors, got {out.name!r}")
     check_file(out)
@@ -127,7 +129,7 @@ def main(
         f"training {config.name} on {len(training)} clips of {len(seen)} subjects, "
         f"{len(held)} subjects held out"
     )
-    model = _fit_with_bar(config, training, recipe, seed, initial, out, resume)
+    model = _fit_with_bar(config, training, recipe, seed, initial, out, resume, device)
     figures = held_out_figures(model, data.of_subjects(held), recipe.budgets) if held else {}
     provenance = {
         "kind": "trained",
@@ -138,6 +140,7 @@ def main(
         "held_out_subjects": held,
         "recipe": recipe.model_dump(mode="json"),
         "seed": seed,
+        "device": device,
         "command": _command(root),
         "versions": tool_versions(),
         "held_out": figures,
@@ -170,8 +173,9 @@ def _command(root: Path | None) -> str:
 
 
 def _fit_with_bar(
-    config: ModelConfig, data: FlowData, recipe: Recipe, seed: int, initial: Model, out: Path, resume: bool
-) -> Model:
+    config: ModelConfig, data: FlowData, recipe: Recipe, seed: int, initial: Model, out: Path, resume: bool,
+    device: str,
+) -> Model:  # fmt: skip
     total = recipe.epochs * max(1, len(data) // recipe.batch_size)
     bar = iter(progress(range(total), "training", length=total))
     advanced = 0
@@ -184,8 +188,9 @@ def _fit_with_bar(
 
     state_file = out.with_suffix(".state")
     return fit(
-        config, data, recipe, seed, initial=initial, state_file=state_file, resume=resume, on_step=on_step
-    )
+        config, data, recipe, seed, initial=initial, state_file=state_file, resume=resume, on_step=on_step,
+        device=device,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

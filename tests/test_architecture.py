@@ -27,7 +27,7 @@ MODULES = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
 
 PIPELINE = (
     # what everything stands on
-    "errors", "storage", "console", "schema", "config", "environment",
+    "errors", "storage", "console", "schema", "config", "environment", "engine",
     # the records that stages hand over
     "manifest", "profile_record",
     # the device side: numpy and one runtime
@@ -39,13 +39,14 @@ PIPELINE = (
     # model and training
     "blocks", "selection", "model", "checkpoint", "augment", "inference", "fit", "train", "protocol",
     # the exact static graph and its proof
-    "flops", "onnx_flops", "macs", "rewrite", "static", "onnx_graph", "parity", "calibration",
+    "flops", "onnx_flops", "macs", "rewrite", "static", "onnx_graph", "refill", "parity", "calibration",
     # targets and export
     "quantize", "quantize_openvino", "strong_types", "typed_runner",
     "target_cpu", "target_openvino", "target_trt",
     "layerwise", "sensitivity", "repair", "recipe", "served", "layouts", "plan", "build", "export",
     # judging and measuring
-    "evaluate", "statistics", "throughput", "stages", "ceiling", "operator_times", "energy",
+    "cross_validation", "model_learner", "fold_figures", "evaluate_folds", "evaluate",
+    "statistics", "throughput", "stages", "ceiling", "operator_times", "energy",
     "worker", "worker_process", "judge", "controls", "measure", "stability",
     "profile_entries", "profile_accuracy", "profile_method", "profile_notes", "profile_macs", "profile_rows",
     "profile_timing", "profile",

@@ -150,8 +150,11 @@ def test_a_protocol_trains_and_judges(megc_folder: Path, tmp_path: Path) -> None
         (["--checkpoint", "nowhere.safetensors"], "no checkpoint at nowhere.safetensors"),
         (["--model", "ptsr-huge"], "nearest: ptsr-"),
         (["--model", "ptsr-nano", "--data", "synthetik"], "nearest: synthetic"),
-        (["--checkpoint", "x", "--protocol", "loso"], "goes with --model"),
-        (["--model", "ptsr-nano", "--data", "megc-flow", "--protocol", "all"], "needs a root"),
+        (["--checkpoint", "x", "--protocol", "loso"], "--protocol is about training afresh in each fold"),
+        (["--bundle", "x", "--run-folder", "y"], "--run-folder is about training afresh in each fold"),
+        (["--checkpoint", "x", "--jobs", "1"], "it goes with --model"),
+        (["--model", "ptsr-nano", "--data", "megc-flow", "--protocol", "loso"], "needs a root"),
+        (["--model", "ptsr-nano", "--out", "."], "it is a folder"),
     ],
 )
 def test_wrong_calls_get_one_line_and_exit_code_2(call: list[str], words: str) -> None:

@@ -249,3 +249,29 @@ def test_bfloat16_trains_and_leaves_float32_weights() -> None:
 )
 def test_ptsr_and_its_baseline_share_a_recipe(name: str, recipe: str) -> None:
     assert recipe_for(named_model(name)) is RECIPES[recipe]
+
+
+def test_each_epoch_shows_the_average_and_changes_nothing() -> None:
+    config, data, recipe = named_model("ptsr-nano"), toy(), Recipe(epochs=3, batch_size=6)
+    shown: list[dict[str, Tensor]] = []
+
+    def look(model: Model) -> None:
+        predict_logits(model, data.flows, 12)
+        shown.append(weights_of(model))
+
+    watched = fit(config, data, recipe, seed=0, on_epoch=look)
+    assert len(shown) == 3
+    assert all(torch.equal(value, shown[-1][name]) for name, value in watched.state_dict().items())
+    assert not torch.equal(shown[0]["head.local"], shown[1]["head.local"])
+    assert_same(watched, fit(config, data, recipe, seed=0))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
+def test_a_gpu_trains_the_same_batches() -> None:
+    config, data, recipe = named_model("vit-nano"), toy(), Recipe(epochs=2, batch_size=6)
+    there = fit(config, data, recipe, seed=0, device="cuda")
+    here = fit(config, data, recipe, seed=0)
+    assert {value.device.type for value in there.parameters()} == {"cpu"}
+    # Four steps of AdamW at 1e-3 from equal batches; without dropout, only the order of sums differs.
+    for first, second in zip(there.parameters(), here.parameters(), strict=True):
+        torch.testing.assert_close(first, second, atol=1e-3, rtol=0)

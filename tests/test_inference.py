@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import torch
 
 from ptsr_edge.config import ModelConfig
-from ptsr_edge.inference import predict_logits
+from ptsr_edge.errors import InputError
+from ptsr_edge.inference import choose_device, predict_logits
 from ptsr_edge.model import build_model
 
 CONFIG = ModelConfig(
@@ -30,3 +33,14 @@ def test_dropout_is_off_and_the_mode_is_put_back() -> None:
     second, _ = predict_logits(model, flows)
     np.testing.assert_array_equal(first, second)
     assert model.training
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (choose_device("auto"), choose_device("cpu")) == ("cpu", "cpu")
+    with pytest.raises(InputError, match="sees no GPU; accepted: auto, cpu"):
+        choose_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [choose_device(name) for name in ("auto", "cpu", "cuda")] == ["cuda", "cpu", "cuda"]
+    with pytest.raises(InputError, match="unknown device 'tpu'; accepted: auto, cpu, cuda"):
+        choose_device("tpu")

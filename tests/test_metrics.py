@@ -118,10 +118,34 @@ def test_bootstrap_resamples_subjects_not_clips():
     assert seen == {0.0, 0.5, 1.0}
 
 
+def test_bootstrap_averages_runs_inside_each_draw():
+    # Two subjects of one class. Under A, run 1 is right on subject a only and run 2 on b only: whatever is
+    # drawn, the mean of the two runs is 1/2. Under B nothing is right. Averaging the runs' answers first, or
+    # drawing anew for each run, would give an interval.
+    true, subjects = [0] * 20, ["a"] * 10 + ["b"] * 10
+    runs = [[0] * 10 + [1] * 10, [1] * 10 + [0] * 10]
+
+    def accuracy(counts: np.ndarray) -> float:
+        return float(np.diag(counts).sum() / counts.sum())
+
+    found = metrics.paired_bootstrap(true, runs, [[1] * 20] * 3, subjects, accuracy, resamples=100)
+    assert found == (0.5, 0.5, 0.5)
+
+
+def test_bootstrap_of_one_run_is_that_of_the_run():
+    rng = np.random.default_rng(0)
+    true, a, b = rng.integers(0, 3, (3, 60))
+    subjects = rng.integers(0, 8, 60).astype(str)
+    single = metrics.paired_bootstrap(true, a, b, subjects, resamples=40)
+    assert single == metrics.paired_bootstrap(true, a[None], b[None], subjects, resamples=40)
+    assert single == pytest.approx(metrics.paired_bootstrap(true, [a, a], b, subjects, resamples=40))
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         pytest.param(([0, 1], [0, 1], [0], ["a", "b"]), "must be as many", id="lengths"),
+        pytest.param(([0, 1], [[0, 1]], np.zeros((0, 2), int), ["a", "b"]), "must be as many", id="no run"),
         pytest.param(([], [], [], []), "at least 1", id="nothing"),
     ],
 )

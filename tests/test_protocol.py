@@ -5,17 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import ptsr_edge.protocol as protocol_module
-from ptsr_edge.config import LABELS, ModelConfig, Preprocess
+from ptsr_edge.config import LABELS, Preprocess
 from ptsr_edge.data import FlowData
 from ptsr_edge.errors import InputError
-from ptsr_edge.fit import Recipe
-from ptsr_edge.model import build_model
-from ptsr_edge.protocol import figures, folds, run_protocol, unseen_subjects
-
-TINY = ModelConfig(
-    name="toy", kind="ptsr", image_size=16, patch_size=4, dim=8, depth=1, heads=2, score="strain"
-)
+from ptsr_edge.protocol import Fold, figures, folds, set_of, unseen_subjects
 
 
 def toy_data(subjects: int = 6, clips: int = 3) -> FlowData:
@@ -52,31 +45,27 @@ def test_groups_depend_on_the_seed_and_nothing_else() -> None:
     assert folds("groups", names, 1) != folds("groups", names, 2)
 
 
+def test_as_many_groups_as_are_asked_for() -> None:
+    names = [f"s{number}" for number in range(7)]
+    made = folds("groups", names, 0, groups=3)
+    assert sorted(len(fold.held_out) for fold in made) == [2, 2, 3]
+    assert sorted(name for fold in made for name in fold.held_out) == names
+
+
+def test_each_set_of_a_composite_is_held_out_in_turn() -> None:
+    made = folds("cross", ["smic/s1", "casme2/sub02", "samm/006", "casme2/sub01", "smic/s1"])
+    assert [{set_of(name) for name in fold.held_out} for fold in made] == [{"casme2"}, {"samm"}, {"smic"}]
+    assert made[2] == Fold(("casme2/sub01", "casme2/sub02", "samm/006"), ("smic/s1",))
+
+
 @pytest.mark.parametrize(
     ("protocol", "names", "words"),
-    [("leave-one-out", ["a", "b"], "loso, groups, holdout"), ("loso", ["a"], "the 1 found"),
-     ("groups", ["a", "b", "c"], "the 3 found")],
+    [("leave-one-out", ["a", "b"], "loso, groups, holdout, cross"), ("loso", ["a"], "the 1 found"),
+     ("groups", ["a", "b", "c"], "the 3 found"), ("cross", ["a/1", "a/2"], "two data sets or more, found a")],
 )  # fmt: skip
 def test_refused(protocol: str, names: list[str], words: str) -> None:
     with pytest.raises(InputError, match=words):
         folds(protocol, names)
-
-
-def test_training_never_sees_the_held_out_subject(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[set[str]] = []
-
-    def spy(config: ModelConfig, data: FlowData, _recipe: Recipe, seed: int) -> object:
-        seen.append(set(data.subject_names))
-        return build_model(config, seed)
-
-    monkeypatch.setattr(protocol_module, "fit", spy)
-    data = toy_data()
-    judged, predicted = run_protocol(TINY, data, "loso", Recipe(epochs=1), 0, [1.0, 0.25])
-    assert [set(data.subject_names) - subjects for subjects in seen] == [
-        {name} for name in data.subject_names
-    ]
-    assert sorted(judged.names) == sorted(data.names)
-    assert {rate: len(classes) for rate, classes in predicted.items()} == {1.0: 18, 0.25: 18}
 
 
 def test_figures_pool_all_clips() -> None:

@@ -130,6 +130,12 @@ def test_the_baseline_starts_from_a_vit_of_another_project(megc_folder: Path, tm
         (["--out", "weights.pth"], "a checkpoint ends in .safetensors, got 'weights.pth'"),
         (["--epochs", "0"], "Invalid value for '--epochs': 0 is not in the range x>=1."),
         (["--holdout", "1"], "Invalid value for '--holdout': 1.0 is not in the range"),
+        (["--device", "tpu"], "Invalid value for '--device': 'tpu' is not one of 'auto', 'cpu', 'cuda'."),
+        pytest.param(
+            ["--device", "cuda"],
+            "device cuda was asked for, but torch",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU here"),
+        ),
         (["--init", "none.safetensors"], "there is no checkpoint at none.safetensors"),
         (
             ["--model", "ptsr-nano", "--init", "v.safetensors"],

@@ -1,0 +1,143 @@
+"""All learners go through the same folds, and a fold is the same numbers wherever it runs."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dask_cluster import dask_cluster
+from fold_data import TOY, NearestMean, composite, toy_learner
+
+from ptsr_edge import cross_validation, model_learner
+from ptsr_edge.cross_validation import DECIDING, Learner, cross_validate, deciding_versions
+from ptsr_edge.data import FlowData
+from ptsr_edge.errors import InputError
+from ptsr_edge.model import build_model
+from ptsr_edge.protocol import folds
+
+DATA = composite()
+PACKAGE = Path(cross_validation.__file__).parent
+
+
+def logits(learners: Sequence[Learner], seeds: Sequence[int] = (0, 1), **how: Any) -> list[bytes]:
+    found = cross_validate(learners, DATA, "loso", seeds, **how)
+    return [answers.logits.tobytes() for answers in found]
+
+
+def test_every_engine_gives_the_same_bits(tmp_path: Path) -> None:
+    pytest.importorskip("joblib")
+    pytest.importorskip("distributed")
+    learners = [toy_learner(oracle=True), NearestMean()]
+    here = logits(learners)
+    assert logits(learners, jobs=2) == here
+    with dask_cluster(tmp_path, workers=1) as address:
+        assert logits(learners, engine="dask", scheduler=address) == here
+    assert here[0] != logits([toy_learner()], seeds=(0, 2))[0]
+
+
+def test_training_never_sees_the_held_out_subject(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[str]] = []
+
+    def spy(config: Any, data: FlowData, _recipe: Any, seed: int, **_: Any) -> object:
+        seen.append(set(data.subject_names))
+        return build_model(config, seed)
+
+    monkeypatch.setattr(model_learner, "fit", spy)
+    (answers,) = cross_validate([toy_learner()], DATA, "loso", [0])
+    assert [set(DATA.subject_names) - subjects for subjects in seen] == [
+        {name} for name in DATA.subject_names
+    ]
+    assert answers.data.names == DATA.names
+    assert answers.logits.shape == (1, 2, len(DATA), 3)
+    assert np.isfinite(answers.logits).all()
+    assert answers.oracle is None
+
+
+def test_answers_stand_at_their_clips() -> None:
+    """By another way: each subject's clips judged by the rest, put back by hand."""
+    (answers,) = cross_validate([NearestMean()], DATA, "loso", [0])
+    for fold in folds("loso", DATA.subjects):
+        mine = np.isin(DATA.subjects, fold.held_out)
+        expected = NearestMean().answer(DATA.of_subjects(fold.train), DATA.subset(mine), 0)["logits"]
+        np.testing.assert_array_equal(answers.logits[0][:, mine], expected)
+    np.testing.assert_array_equal(answers.predicted, answers.logits.argmax(axis=-1))
+
+
+def test_only_the_held_out_part_is_judged_by_holdout() -> None:
+    (answers,) = cross_validate([NearestMean()], DATA, "holdout", [0])
+    (fold,) = folds("holdout", DATA.subjects)
+    assert answers.data.subject_names == list(fold.held_out)
+    assert answers.logits.shape[2] == len(answers.data) == 3
+
+
+def test_kept_folds_are_taken_over_where_all_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[int] = []
+    real = model_learner.fit
+
+    def counted(config: Any, data: FlowData, recipe: Any, seed: int, **more: Any) -> object:
+        fitted.append(seed)
+        return real(config, data, recipe, seed, **more)
+
+    monkeypatch.setattr(model_learner, "fit", counted)
+    how: dict[str, Any] = dict(folder=tmp_path, resume=True)
+    first = logits([toy_learner()], seeds=[0], **how)
+    assert fitted == [0] * 4
+    assert logits([toy_learner()], seeds=[0], **how) == first
+    assert len(fitted) == 4
+    longer = logits([toy_learner()], seeds=[0, 1], **how)
+    assert fitted[4:] == [1] * 4, "a seed more needs its own folds only"
+    assert longer[0].startswith(first[0])
+    slower = toy_learner(recipe=toy_learner().recipe.model_copy(update={"lr": 1e-3}))
+    logits([slower], seeds=[0], **how)
+    assert len(fitted) == 12
+    fewer = DATA.subset(np.arange(len(DATA)) != 5)
+    cross_validate([toy_learner()], fewer, "loso", [0], **how)
+    assert len(fitted) == 16
+    monkeypatch.setattr(cross_validation, "deciding_versions", lambda: {"torch": "another"})
+    logits([toy_learner()], seeds=[0], **how)
+    assert len(fitted) == 20
+
+
+def test_code_that_decides_is_in_the_digest() -> None:
+    """All modules that the learner's module stands on, but for those that hold no arithmetic of a fold."""
+    idle = {"__init__", "console", "data", "engine", "errors", "manifest", "metrics", "schema", "storage"}
+    modules = {path.stem for path in PACKAGE.glob("*.py")}
+    needed, left = set(), {"cross_validation", "model_learner"}
+    while left:
+        name = left.pop()
+        needed.add(name)
+        for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ptsr_edge."):
+                left |= {str(node.module).partition(".")[2]} - needed - idle
+    assert set(DECIDING) == needed & modules
+    assert set(deciding_versions()) == {"code", *cross_validation.TOOLS}
+
+
+@pytest.mark.parametrize(
+    ("learners", "data", "words"),
+    [
+        ([NearestMean(), NearestMean(scale=2.0)], DATA, "names of their own"),
+        ([NearestMean()], {32: DATA}, "no samples of 16 pixels"),
+        (
+            [NearestMean(), NearestMean(name="wide", image_size=32)],
+            {16: DATA, 32: DATA.subset(np.arange(len(DATA))[::-1])},
+            "the same clips in the same order",
+        ),
+    ],
+)
+def test_learners_that_cannot_be_compared(learners: list[Learner], data: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        cross_validate(learners, data, "loso", [0])
+
+
+def test_progress_is_told_fold_by_fold() -> None:
+    told: list[int] = []
+    cross_validate([NearestMean(), toy_learner()], DATA, "cross", [0, 1], on_fold=lambda: told.append(1))
+    assert len(told) == 2 * 2 * 2
+    assert TOY.name == toy_learner().name
