@@ -10,6 +10,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -149,8 +150,9 @@ def run_fold(shared: _Shared, job: _Job) -> Arrays:
     return learner.answer(data.of_subjects(job.fold.train), data.of_subjects(job.fold.held_out), job.seed)
 
 
+@cache
 def deciding_versions() -> dict[str, str]:
-    """Versions of the tools, and a digest of the modules, that decide what a fold gives."""
+    """Versions of the tools, and a digest of the modules, that decide what a fold gives; asked once a process."""
     digest = hashlib.sha256()
     for name in DECIDING:
         digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
