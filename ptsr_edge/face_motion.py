@@ -58,6 +58,9 @@ REGIONS: tuple[str, ...] = tuple(_BOXES)
 """The parts that are measured; the eyes, which a blink moves most, come last."""
 
 EYES = 2
+MIN_SIDE = 16
+"""Crops of fewer pixels are refused; below 56 or so there is little left to see."""
+
 _ITERATIONS = 2
 _BLUR = 1.0
 _NOISE_VARIANCE = 9.0
@@ -72,12 +75,13 @@ class Motion:
     Attributes:
         regions: (R, 2) dx, dy of each of REGIONS in pixels at 112, without the head's motion.
         rigid: (R, 2) what the head's motion does to each.
-        residual: root mean square of what the head's motion leaves unexplained, in gray levels.
+        residual_share: root mean square of what the head's motion leaves unexplained where expressions
+            move the face least, as a share of the contrast there.
     """
 
     regions: NDArray[np.float64]
     rigid: NDArray[np.float64]
-    residual: float
+    residual_share: float
 
 
 class MotionMeter:
@@ -127,6 +131,7 @@ class _Reference:
         light = np.column_stack([levels[stable], np.ones(len(stable)), *layout.ramps[:, stable]])
         self._rigid = _solver(np.concatenate([steepest, -light], axis=1), 6)  # (6, n)
         self._light, self._light_terms = _solver(light, 0, 4), light
+        self._contrast = max(float(levels[stable].std()), 1.0)
         self._parts = []
         for part in layout.slices:
             pixels = layout.parts[part]
@@ -134,14 +139,14 @@ class _Reference:
             self._parts.append(_solver(terms, 2))  # (2, n)
 
     def pose(self, frame: Float, start: Float) -> tuple[Float, float]:
-        """(6,) rigid motion from the reference to a frame, and the residual in gray levels."""
+        """(6,) rigid motion from the reference to a frame, and the residual as a share of the contrast."""
         layout, pose = _layout(), start
         reference = self._frame.ravel()[layout.stable]
         for _ in range(_ITERATIONS):
             error = _seen(frame, layout.stable_places + _displaced(layout.stable_basis, pose)) - reference
             pose = pose - self._rigid @ error
         error = error - self._light_terms @ (self._light @ error)
-        return pose, float(np.sqrt(np.mean(error * error)))
+        return pose, float(np.sqrt(np.mean(error * error)) / self._contrast)
 
     def regions(self, frame: Float, pose: Float) -> Float:
         """(R, 2) motion of each region from the reference to a frame, beyond the rigid motion."""

@@ -170,9 +170,7 @@ def draw_script(
     return Script(who, duration_s, tuple(happenings), head, light, int(rng.integers(2**31)))
 
 
-def film(
-    script: Script, fps: float, size: int = REFERENCE_SIZE
-) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def film(script: Script, fps: float, size: int = REFERENCE_SIZE) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Films a script.
 
     Args:
@@ -225,9 +223,7 @@ def _draw_expressions(rng: np.random.Generator, who: Person, duration_s: float) 
         if is_macro:
             rise, fall = rng.uniform(0.3, 0.8, 2) * lasts / 2
             moves = rng.uniform(*MACRO_GAIN) * expression.moves
-            drawn.append(
-                Happening("macro", onset, onset + rise, onset + lasts - fall, onset + lasts, moves)
-            )
+            drawn.append(Happening("macro", onset, onset + rise, onset + lasts - fall, onset + lasts, moves))
         else:
             apex = onset + lasts * rng.uniform(*APEX_SHARE)
             drawn.append(Happening("micro", onset, apex, apex, onset + lasts, expression.moves, label))
@@ -264,7 +260,9 @@ def _draw_head(rng: np.random.Generator, duration_s: float, strength: float) -> 
         lasts.append(last)
         jumps.append(jump)
         # Without a way back the head would leave the frame in a long clip.
-        back = start + last * (1 + rng.exponential(0.3)) if rng.random() < 0.5 else start + rng.uniform(1.0, 4.0)
+        back = (
+            start + last * (1 + rng.exponential(0.3)) if rng.random() < 0.5 else start + rng.uniform(1.0, 4.0)
+        )
         starts.append(back)
         lasts.append(rng.uniform(0.12, 0.5))
         jumps.append(-jump)

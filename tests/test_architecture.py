@@ -33,8 +33,10 @@ PIPELINE = (
     # the device side: numpy and one runtime
     "flow", "metrics", "bounds", "target", "telemetry", "trt_engine", "build_on_device", "trt_flavour", "trt_plan",
     "backend_ort", "backend_openvino", "backend_trt", "runtime", "__init__",
+    # spotting in a stream of face crops
+    "bump_filter", "face_motion", "spotting",
     # data
-    "landmarks", "faces", "synthetic", "png", "data",
+    "landmarks", "faces", "synthetic", "synthetic_video", "png", "data",
     # model and training
     "blocks", "selection", "model", "checkpoint", "augment", "inference", "fit", "train", "protocol",
     # the exact static graph and its proof
@@ -58,7 +60,7 @@ PIPELINE = (
 
 DEVICE_SIDE = (
     "errors", "storage", "schema", "config", "manifest", "profile_record", "flow", "metrics", "runtime",
-    "backend_ort",
+    "backend_ort", "bump_filter", "face_motion", "spotting",
 )  # fmt: skip
 HEAVY = {
     "torch", "sklearn", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt", "tensorrt_rtx", "cv2",
