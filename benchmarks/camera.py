@@ -129,7 +129,9 @@ def measure(arguments: argparse.Namespace, path: Path) -> tuple[dict[str, Any], 
                 f"{cpu['p50']:.2f}, p95 {cpu['p95']:.2f} ms; {run['events']} events",
                 flush=True,
             )
-            print("    ms a frame: " + ", ".join(f"{k} {v:.2f}" for k, v in run["stage_ms_per_frame"].items()))
+            print(
+                "    ms a frame: " + ", ".join(f"{k} {v:.2f}" for k, v in run["stage_ms_per_frame"].items())
+            )
             if paced:
                 claims.append((f"{streams} streams: p95 of a push under 33 ms", push["p95"] < DEADLINE_MS))
             else:
@@ -203,11 +205,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--precision", default="int8")
-    parser.add_argument("--budget", default="auto", type=lambda text: float(text) if text[0].isdigit() else text)
+    parser.add_argument(
+        "--budget", default="auto", type=lambda text: float(text) if text[0].isdigit() else text
+    )
     parser.add_argument("--face", default="auto")
     parser.add_argument("--video", type=Path, default=clip(FACE))
     parser.add_argument("--seconds", type=float, default=60.0, help="Of video, each stream.")
-    parser.add_argument("--streams", type=lambda text: [int(part) for part in text.split(",")], default=[1, 4])
+    parser.add_argument(
+        "--streams", type=lambda text: [int(part) for part in text.split(",")], default=[1, 4]
+    )
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--cv-threads", type=int, default=1)
     parser.add_argument("--soak", action="store_true")

@@ -33,11 +33,13 @@ PIPELINE = (
     # the device side: numpy and one runtime
     "flow", "metrics", "bounds", "target", "telemetry", "trt_engine", "build_on_device", "trt_flavour", "trt_plan",
     "backend_ort", "backend_openvino", "backend_trt", "runtime", "__init__",
+    # spotting in a stream of face crops
+    "bump_filter", "face_motion", "spotting",
     # the camera: from frames to events
     "camera_event", "face_boxes", "face_track", "crop_window", "stream_stats", "camera_stream", "cascade", "governor",
     "answering", "pipeline",
     # data
-    "landmarks", "faces", "synthetic", "png", "data",
+    "landmarks", "faces", "synthetic", "synthetic_video", "png", "data",
     # model and training
     "blocks", "selection", "model", "checkpoint", "augment", "inference", "fit", "train", "protocol",
     # the exact static graph and its proof
@@ -62,8 +64,8 @@ PIPELINE = (
 
 DEVICE_SIDE = (
     "errors", "storage", "schema", "config", "manifest", "profile_record", "flow", "metrics", "runtime",
-    "backend_ort", "camera_event", "face_boxes", "face_track", "crop_window", "stream_stats", "camera_stream",
-    "cascade", "governor", "answering", "pipeline",
+    "backend_ort", "bump_filter", "face_motion", "spotting", "camera_event", "face_boxes", "face_track",
+    "crop_window", "stream_stats", "camera_stream", "cascade", "governor", "answering", "pipeline",
 )  # fmt: skip
 HEAVY = {
     "torch", "sklearn", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt", "tensorrt_rtx", "cv2",
