@@ -148,7 +148,7 @@ def soak(arguments: argparse.Namespace, path: Path) -> tuple[dict[str, Any], boo
     """Frames for so many minutes of the source, from four streams in turn, each of which ends and begins anew."""
     frames = [frame.copy() for frame, _ in looped(path, 72)]
     count = round(arguments.minutes * 60 * 30)
-    before = (len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd")))
+    before = (entries("/proc/self/task"), entries("/proc/self/fd"))
     rss: list[tuple[float, float]] = []
     events, began = 0, time.perf_counter()
     with open_pipeline(arguments) as pipeline:
@@ -159,8 +159,8 @@ def soak(arguments: argparse.Namespace, path: Path) -> tuple[dict[str, Any], boo
             if number % 300 == 299:
                 rss.append((number / 1800, rss_mb()))
     took = time.perf_counter() - began
-    pipeline = None
-    after = (len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd")))
+    del pipeline
+    after = (entries("/proc/self/task"), entries("/proc/self/fd"))
     first = max(value for minute, value in rss if minute <= 1.0)
     growth = max(value for minute, value in rss if minute > 1.0) / first - 1
     speed = count * FRAME_NS / 1e9 / took
@@ -183,6 +183,10 @@ def soak(arguments: argparse.Namespace, path: Path) -> tuple[dict[str, Any], boo
         "threads": before[0:1] + after[0:1], "open_files": before[1:] + after[1:],
     }  # fmt: skip
     return {"soak": record, "claims": claims}, all(claims.values())
+
+
+def entries(folder: str) -> int:
+    return sum(1 for _ in Path(folder).iterdir())
 
 
 def pool_threads() -> int:
