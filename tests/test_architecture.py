@@ -34,7 +34,7 @@ PIPELINE = (
     "flow", "metrics", "bounds", "target", "telemetry", "trt_engine", "build_on_device", "trt_flavour", "trt_plan",
     "backend_ort", "backend_openvino", "backend_trt", "runtime", "__init__",
     # spotting in a stream of face crops
-    "bump_filter", "face_motion", "spotting",
+    "interval_metrics", "bump_filter", "face_motion", "frame_average", "spotting",
     # data
     "landmarks", "faces", "synthetic", "synthetic_video", "png", "data",
     # model and training
@@ -60,7 +60,7 @@ PIPELINE = (
 
 DEVICE_SIDE = (
     "errors", "storage", "schema", "config", "manifest", "profile_record", "flow", "metrics", "runtime",
-    "backend_ort", "bump_filter", "face_motion", "spotting",
+    "backend_ort", "bump_filter", "face_motion", "frame_average", "spotting",
 )  # fmt: skip
 HEAVY = {
     "torch", "sklearn", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt", "tensorrt_rtx", "cv2",
