@@ -34,7 +34,7 @@ PIPELINE = (
     "flow", "metrics", "bounds", "target", "telemetry", "trt_engine", "build_on_device", "trt_flavour", "trt_plan",
     "backend_ort", "backend_openvino", "backend_trt", "runtime", "__init__",
     # spotting in a stream of face crops
-    "bump_filter", "face_motion", "spotting",
+    "interval_metrics", "bump_filter", "face_motion", "frame_average", "spotting",
     # the camera: from frames to events
     "camera_event", "face_boxes", "face_track", "crop_window", "stream_stats", "camera_stream", "cascade", "governor",
     "answering", "pipeline",
@@ -64,7 +64,7 @@ PIPELINE = (
 
 DEVICE_SIDE = (
     "errors", "storage", "schema", "config", "manifest", "profile_record", "flow", "metrics", "runtime",
-    "backend_ort", "bump_filter", "face_motion", "spotting", "camera_event", "face_boxes", "face_track",
+    "backend_ort", "bump_filter", "face_motion", "frame_average", "spotting", "camera_event", "face_boxes", "face_track",
     "crop_window", "stream_stats", "camera_stream", "cascade", "governor", "answering", "pipeline",
 )  # fmt: skip
 HEAVY = {
