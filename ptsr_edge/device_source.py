@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class DeviceSource:
             there = sorted(path.name.removeprefix("video") for path in Path("/dev").glob("video[0-9]*"))
             raise InputError(f"no capture device {self._index} here; found: {', '.join(there) or 'none'}")
 
-    def frames(self, stop: threading.Event) -> Iterator[TimedFrame]:
+    def frames(self, stop: threading.Event) -> Generator[TimedFrame, None, None]:
         """See `FrameSource.frames`."""
         cv2 = require("cv2", "camera", "reading a capture device")
         os.environ.setdefault(_SELECT_TIMEOUT, str(max(1, round(self._settings.stall_s))))

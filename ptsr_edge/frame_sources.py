@@ -7,9 +7,10 @@ gives milliseconds whose first two are both 0, and counts frames where the rate 
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -63,7 +64,7 @@ class FrameSource(Protocol):
             InputError: they cannot.
         """
 
-    def frames(self, stop: threading.Event) -> Iterator[TimedFrame]:
+    def frames(self, stop: threading.Event) -> Generator[TimedFrame, None, None]:
         """Opens the source, yields its frames, and closes it: at its end, on `stop`, or with the generator.
 
         Raises:
@@ -142,14 +143,19 @@ class VideoSource:
                 f"{self.source.shown} is no video that FFmpeg can read ({error.strerror})"
             ) from error
 
-    def frames(self, stop: threading.Event) -> Iterator[TimedFrame]:
+    def frames(self, stop: threading.Event) -> Generator[TimedFrame, None, None]:
         """See `FrameSource.frames`."""
         av = require_av()
+        opening = time.monotonic()
         try:
             with self._opened(av) as container:
+                opening = math.inf
                 yield from self._decoded(av, container, stop)
-        except av.error.ExitError as error:
-            raise JobError(f"nothing came for {self._settings.stall_s:g} s") from error
+        except (av.error.ExitError, av.error.InvalidDataError) as error:
+            # An opening that ran out of time is reported as either.
+            if isinstance(error, av.error.ExitError) or time.monotonic() - opening >= self._settings.stall_s:
+                raise JobError(f"nothing came for {self._settings.stall_s:g} s") from error
+            raise JobError(_reason(error)) from error
         except (av.error.HTTPClientError, av.error.ProtocolNotFoundError) as error:
             raise SourceRefusedError(_reason(error)) from error
         except av.FFmpegError as error:
@@ -172,7 +178,7 @@ class VideoSource:
 
     def _decoded(
         self, ffmpeg: Any, container: av.container.InputContainer, stop: threading.Event
-    ) -> Iterator[TimedFrame]:
+    ) -> Generator[TimedFrame, None, None]:
         stream = container.streams.video[0]
         convert = ffmpeg.video.reformatter.VideoReformatter()
         usable_at = time.monotonic()
@@ -181,6 +187,7 @@ class VideoSource:
             if stop.is_set():
                 return
             started = time.perf_counter()
+            self.damaged += packet.is_corrupt
             try:
                 decoded = packet.decode()
             except ffmpeg.FFmpegError:

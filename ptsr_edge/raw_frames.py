@@ -11,7 +11,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from fractions import Fraction
 
 import numpy as np
@@ -98,7 +98,7 @@ class RawSource:
     def check(self) -> None:
         """Nothing can be told before the first frame."""
 
-    def frames(self, stop: threading.Event) -> Iterator[TimedFrame]:
+    def frames(self, stop: threading.Event) -> Generator[TimedFrame, None, None]:
         """See `FrameSource.frames`; the n-th frame is at n / fps seconds."""
         pipe = InputPipe(self._descriptor, stop, self._stall_s)
         width, height = self._size
