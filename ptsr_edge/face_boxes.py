@@ -90,7 +90,10 @@ class FixedCrop:
             InputError: no four finite numbers, or a width or height that is not positive.
         """
         if box is not None:
-            numbers = np.asarray(box, dtype=np.float64)
+            try:
+                numbers = np.asarray(box, dtype=np.float64)
+            except (TypeError, ValueError):
+                numbers = np.empty(0)
             if numbers.shape != (4,) or not np.isfinite(numbers).all() or (numbers[2:] < 1).any():
                 raise InputError(
                     f"a fixed crop is x, y, width, height in pixels, at least 1 wide and high; found {list(box)}"
@@ -193,7 +196,7 @@ def open_detector(face: FaceOption = "auto") -> Detector:
     if isinstance(face, str | Path):
         return _named(str(face))
     if isinstance(face, Sequence | np.ndarray):
-        return FixedCrop(face)
+        return FixedCrop(face)  # type: ignore[arg-type]
     if callable(getattr(face, "detect", None)):
         return face
     raise InputError(f"{_ACCEPTED}; found {type(face).__name__}")

@@ -28,6 +28,9 @@ LOST_AFTER_S = 1.0
 _TRACK_SIDE = 320
 _POINTS = 40
 _FEWEST = 8
+_MOST_DIFFERENT = 25.0
+"""Mean difference in gray levels around a corner from which it is not the same corner any more."""
+
 _SMOOTHING = 0.5
 """Share of a new detection in the box: detectors' boxes jitter by some pixels."""
 
@@ -168,10 +171,10 @@ class _Points:
         image, shrink = _small_gray(cv2, frame)
         if image.shape != self._image.shape:
             return None
-        places, status, _ = cv2.calcOpticalFlowPyrLK(
+        places, status, differences = cv2.calcOpticalFlowPyrLK(
             self._image, image, self._places, None, winSize=(15, 15), maxLevel=2
         )
-        kept = status.ravel() == 1
+        kept = (status.ravel() == 1) & (differences.ravel() < _MOST_DIFFERENT)
         if int(kept.sum()) < _FEWEST:
             self._places = self._places[:0]
             return None
