@@ -150,4 +150,3 @@ def serve(port: int | None, page: Page) -> Iterator[int | None]:
         server.shutdown()
         server.server_close()
         thread.join()
-
