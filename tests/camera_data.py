@@ -32,7 +32,9 @@ def scene(width: int = 320, height: int = 240, seed: int = 0) -> NDArray[np.uint
     return np.asarray(wall)
 
 
-def with_face(frame: NDArray[np.uint8], x: int, y: int, subject: int = 0, side: int = FACE) -> NDArray[np.uint8]:
+def with_face(
+    frame: NDArray[np.uint8], x: int, y: int, subject: int = 0, side: int = FACE
+) -> NDArray[np.uint8]:
     """The frame with a face at x, y, cut where it leaves the frame."""
     shown, face = frame.copy(), cv2.cvtColor(face_image(subject, side), cv2.COLOR_GRAY2BGR)
     height, width = frame.shape[:2]

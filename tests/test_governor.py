@@ -51,7 +51,9 @@ def test_it_does_not_swing() -> None:
     """At a load where full budget just fits and leaves no reserve, it goes down once and stays."""
     load = Load(Governor(COSTS, 33))
     load.run(3, slow=3.0)
-    budgets = load.run(900, slow=2.1, rest_ms=5.0)  # 10.5 + 21 = 31.5 of 33 ms: fits, with less than a fifth left
+    budgets = load.run(
+        900, slow=2.1, rest_ms=5.0
+    )  # 10.5 + 21 = 31.5 of 33 ms: fits, with less than a fifth left
     moves = sum(one != other for one, other in zip(budgets, budgets[1:], strict=False))
     assert moves <= 1
 
