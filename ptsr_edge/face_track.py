@@ -28,9 +28,10 @@ LOST_AFTER_S = 1.0
 _TRACK_SIDE = 320
 _POINTS = 40
 _FEWEST = 8
-_MOST_DIFFERENT = 25.0
-"""Mean difference in gray levels around a corner from which it is not the same corner any more."""
+_MOST_MISSED = 1.0
+"""Pixels by which a corner that is followed there and back may miss its place."""
 
+_SPARSE_FLOW = {"winSize": (15, 15), "maxLevel": 2}
 _SMOOTHING = 0.5
 """Share of a new detection in the box: detectors' boxes jitter by some pixels."""
 
@@ -141,7 +142,7 @@ class _Points:
     """Corners on the face, followed by sparse flow; the box takes their median motion.
 
     Source: Kalal et al., Forward-backward error: automatic detection of tracking failures, ICPR 2010 (median flow;
-    without its scale, which detections give).
+    without its scale, which the detections give).
     """
 
     def __init__(self) -> None:
@@ -171,10 +172,10 @@ class _Points:
         image, shrink = _small_gray(cv2, frame)
         if image.shape != self._image.shape:
             return None
-        places, status, differences = cv2.calcOpticalFlowPyrLK(
-            self._image, image, self._places, None, winSize=(15, 15), maxLevel=2
-        )
-        kept = (status.ravel() == 1) & (differences.ravel() < _MOST_DIFFERENT)
+        places, there, _ = cv2.calcOpticalFlowPyrLK(self._image, image, self._places, None, **_SPARSE_FLOW)
+        returned, back, _ = cv2.calcOpticalFlowPyrLK(image, self._image, places, None, **_SPARSE_FLOW)
+        missed = np.linalg.norm((returned - self._places).reshape(-1, 2), axis=1)
+        kept = (there.ravel() == 1) & (back.ravel() == 1) & (missed < _MOST_MISSED)
         if int(kept.sum()) < _FEWEST:
             self._places = self._places[:0]
             return None

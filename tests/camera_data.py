@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ptsr_edge.face_boxes import Face
 from ptsr_edge.faces import View, render
+from ptsr_edge.manifest import Cascade
 from ptsr_edge.synthetic import person
 
 FRAME_NS = 33_333_333
@@ -111,3 +112,12 @@ def steady(count: int, frame: NDArray[np.uint8], first: int = 0) -> Iterator[tup
     """The same frame again and again at 30 frames a second."""
     for number in range(first, first + count):
         yield frame, number * FRAME_NS
+
+
+def cascade(**changes: Any) -> Cascade:
+    """A rule from the half budget to the full one in the precision of `bundle_data`'s bundles."""
+    content: dict[str, Any] = dict(
+        target="cpu", precision="fp32", small=0.5, full=1.0, margin=0.5, escalated=0.3, limit=0.05, drop=0.0,
+        upper=0.04, confidence=0.95, unit="subject", units=100, samples=600, data="synthetic", sha256="0" * 64,
+    )  # fmt: skip
+    return Cascade(**content | changes)
