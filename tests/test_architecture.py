@@ -33,6 +33,8 @@ PIPELINE = (
     # the device side: numpy and one runtime
     "flow", "metrics", "bounds", "target", "telemetry", "trt_engine", "build_on_device", "trt_flavour", "trt_plan",
     "backend_ort", "backend_openvino", "backend_trt", "runtime", "__init__",
+    # spotting in a stream of face crops
+    "bump_filter", "face_motion", "spotting",
     # the camera: from frames to events
     "camera_event", "face_boxes", "face_track", "crop_window", "stream_stats", "camera_stream", "cascade", "governor",
     "answering", "pipeline",
@@ -40,7 +42,7 @@ PIPELINE = (
     "source_address", "frame_sources", "raw_frames", "device_source", "backoff", "frame_queue", "stream_counters",
     "streams", "exposition", "overlay", "recording", "camera_output", "camera",
     # data
-    "landmarks", "faces", "synthetic", "png", "data",
+    "landmarks", "faces", "synthetic", "synthetic_video", "png", "data",
     # model and training
     "blocks", "selection", "model", "checkpoint", "augment", "inference", "fit", "train", "protocol",
     # the exact static graph and its proof
@@ -67,7 +69,7 @@ DEVICE_SIDE = (
     "backend_ort", "camera_event", "face_boxes", "face_track", "crop_window", "stream_stats", "camera_stream",
     "cascade", "governor", "answering", "pipeline", "source_address", "frame_sources", "raw_frames", "device_source",
     "backoff", "frame_queue", "stream_counters", "streams", "exposition", "overlay", "recording", "camera_output",
-    "camera",
+    "camera", "bump_filter", "face_motion", "spotting",
 )  # fmt: skip
 HEAVY = {
     "torch", "sklearn", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt", "tensorrt_rtx", "cv2",
