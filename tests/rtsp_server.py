@@ -1,6 +1,6 @@
-"""An RTSP server on loopback, run by the system's Python: motion JPEGs of a folder, over and over, at 30 fps.
+"""An RTSP server on loopback, run by the system's Python: a test pattern as motion JPEG, 112 x 112 at 30 fps.
 
-/usr/bin/python3 tests/rtsp_server.py PORT FOLDER     serves rtsp://127.0.0.1:PORT/live, frames 000.jpg, 001.jpg, ...
+/usr/bin/python3 tests/rtsp_server.py PORT     serves rtsp://127.0.0.1:PORT/live
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
 
 
-def main(port: str, folder: str) -> None:
+def main(port: str) -> None:
     Gst.init(None)
     factory = GstRtspServer.RTSPMediaFactory()
     factory.set_launch(
-        f"( multifilesrc location={folder}/%03d.jpg loop=true caps=image/jpeg,framerate=30/1 do-timestamp=true "
-        "! jpegparse ! identity sync=true ! rtpjpegpay name=pay0 pt=26 )"
+        "( videotestsrc is-live=true pattern=ball ! video/x-raw,width=112,height=112,framerate=30/1 "
+        "! jpegenc ! rtpjpegpay name=pay0 pt=26 )"
     )
     factory.set_shared(True)
     server = GstRtspServer.RTSPServer()
