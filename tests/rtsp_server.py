@@ -18,7 +18,7 @@ def main(port: str) -> None:
     Gst.init(None)
     factory = GstRtspServer.RTSPMediaFactory()
     factory.set_launch(
-        "( videotestsrc is-live=true pattern=ball ! video/x-raw,width=112,height=112,framerate=30/1 "
+        "( videotestsrc is-live=true pattern=ball ! video/x-raw,format=I420,width=112,height=112,framerate=30/1 "
         "! jpegenc ! rtpjpegpay name=pay0 pt=26 )"
     )
     factory.set_shared(True)
