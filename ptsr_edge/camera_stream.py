@@ -23,9 +23,9 @@ from ptsr_edge.stream_stats import Counters
 MAX_GAP_S = 0.5
 """Between two frames; a longer one is a jump: a micro-expression would fit in between."""
 
-RING_S = 2.0
-RING_MOST = 512
-"""Crops that are held at most: two seconds at up to 256 frames a second."""
+RING_S = 2.5
+RING_MOST = 640
+"""Crops that are held at most: two and a half seconds at up to 256 frames a second."""
 
 
 class Motion(Protocol):

@@ -11,7 +11,6 @@ follow one another. No frame leaves the process, and nothing is written.
 
 from __future__ import annotations
 
-import importlib
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from ptsr_edge.face_boxes import Face, FaceOption, open_detector
 from ptsr_edge.face_track import DETECT_EVERY_S
 from ptsr_edge.flow import flow_sample
 from ptsr_edge.governor import Governor
+from ptsr_edge.spotting import Spotter
 from ptsr_edge.stream_stats import StreamStats
 
 CROP_SIDE = 112
@@ -54,7 +54,7 @@ class Pipeline:
         threads: int | None = 1,
         share_weights: bool = False,
         detect_every_s: float = DETECT_EVERY_S,
-        spotter: Callable[[], OnlineSpotter] | None = None,
+        spotter: Callable[[], OnlineSpotter] = Spotter,
     ) -> None:
         """Opens the bundle, loads all budgets and times them, and opens the face detector.
 
@@ -66,7 +66,7 @@ class Pipeline:
             face: how faces are found; see `face_boxes.open_detector`.
             target, precision, threads, share_weights: as `Session.open`.
             detect_every_s: time of the source between two detections of a face that is followed.
-            spotter: makes a spotter for each stream; by default `spotting.Spotter`.
+            spotter: makes a spotter for each stream; by default one with `SpotSettings`' defaults.
 
         Raises:
             InputError: an option or the bundle is not acceptable.
@@ -82,7 +82,7 @@ class Pipeline:
         self._budget = self._check_budget(budget)
         self._deadline_ms = deadline_ms
         self._detect_every_s = float(detect_every_s)
-        self._make_spotter = spotter or importlib.import_module("ptsr_edge.spotting").Spotter
+        self._make_spotter = spotter
         self._side = max(CROP_SIDE, self._session.bundle.preprocess.image_size)
         self._lock = threading.Lock()
         self._streams: dict[str, _Stream] = {}

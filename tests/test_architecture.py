@@ -50,7 +50,8 @@ PIPELINE = (
     # targets and export
     "quantize", "quantize_openvino", "strong_types", "typed_runner",
     "target_cpu", "target_openvino", "target_trt",
-    "layerwise", "sensitivity", "repair", "recipe", "cache", "served", "layouts", "plan", "build", "export",
+    "layerwise", "sensitivity", "repair", "recipe", "cache", "served", "layouts", "plan", "build",
+    "cascade_calibration", "export",
     # judging and measuring
     "evaluate", "statistics", "throughput", "stages", "ceiling", "operator_times", "energy",
     "worker", "worker_process", "judge", "controls", "measure", "stability",

@@ -157,7 +157,7 @@ def test_the_ring_never_grows_beyond_its_bounds() -> None:
         camera.take(frame, number * 1_000_000)
     assert camera.held == RING_MOST
     feed(camera, [(frame, 10**12 + number * 10**8) for number in range(40)])
-    assert camera.held == 21  # two seconds of ten frames a second, and the one at their edge
+    assert camera.held == 26  # two and a half seconds of ten frames a second, and the one at their edge
 
 
 def test_a_spot_whose_crops_are_gone_is_counted() -> None:
