@@ -16,6 +16,18 @@ class Box(Record):
     height: float = Field(gt=0)
 
 
+class View(Record):
+    """What of a stream's frames is looked at now.
+
+    Attributes:
+        face: the face that is followed; null where there is none.
+        crop: the crop that flow is measured in; null where none is placed.
+    """
+
+    face: Box | None = None
+    crop: Box | None = None
+
+
 class Event(Record):
     """One micro-expression that was spotted and classified. Times are those of the source, in nanoseconds.
 

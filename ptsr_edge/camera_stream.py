@@ -104,6 +104,13 @@ class CameraStream:
         """Crops in the ring."""
         return len(self._ring)
 
+    @property
+    def seen(self) -> tuple[Face, Region] | None:
+        """The face and the crop of the last frame; None where there was no face."""
+        if self._face is None or self._window.region is None:
+            return None
+        return self._face, self._window.region
+
     def take(self, frame: Frame, pts_ns: int) -> list[Sighting]:
         """Takes the next frame.
 

