@@ -18,6 +18,7 @@ import click
 import numpy as np
 
 from ptsr_edge.cache import BundleCache, cache_key, data_fingerprint, surroundings
+from ptsr_edge.card import bundle_card
 from ptsr_edge.config import DEFAULT_MODEL, MODELS
 from ptsr_edge.console import Verb, comma_separated, finish, run, say
 from ptsr_edge.data import DATA_NAMES, FlowData
@@ -123,7 +124,8 @@ def export_bundle(
     limit = max_uar_drop if quantizes else None
     job, side, said = _prepare(loaded, info, rates, count, calibration, calibration_data, limit, options)
     aside = None if cascade_loss is None else (_set_aside(job, side, cascade_loss), cascade_loss)
-    provenance = {"checkpoint_sha256": digest, **info.provenance, **said}
+    card = bundle_card(info.provenance.get("card"))
+    provenance = {"checkpoint_sha256": digest, **info.provenance, "model_card": card, **said}
     bundle = _write(out, job, plan, provenance, threads, aside)
     if job.not_built:
         raise JobError(

@@ -23,6 +23,7 @@ import numpy as np
 from ptsr_edge.answering import Answer, SharedSession
 from ptsr_edge.camera_event import Box, Event, View
 from ptsr_edge.camera_stream import CameraStream, OnlineSpotter, Sighting, check_frame, check_pts
+from ptsr_edge.card import bundle_card
 from ptsr_edge.config import Preprocess
 from ptsr_edge.crop_window import Region
 from ptsr_edge.errors import InputError, JobError
@@ -158,8 +159,9 @@ class Pipeline:
 
     @property
     def model_card(self) -> str:
-        """What the model was trained on and what it may be used for."""
-        return str(self._session.bundle.provenance.get("card", "unknown"))
+        """What the model was trained on, what it may be used for, and what law forbids."""
+        provenance = self._session.bundle.provenance
+        return str(provenance.get("model_card") or bundle_card(provenance.get("card")))
 
     @property
     def budgets(self) -> list[float]:

@@ -27,7 +27,7 @@ MODULES = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
 
 PIPELINE = (
     # what everything stands on
-    "errors", "storage", "console", "schema", "config", "environment",
+    "errors", "storage", "console", "schema", "config", "card", "environment",
     # the records that stages hand over
     "manifest", "profile_record",
     # the device side: numpy and one runtime
@@ -66,7 +66,7 @@ PIPELINE = (
 """Every module of the package, in the order of the pipeline: each imports only from those before it."""
 
 DEVICE_SIDE = (
-    "errors", "storage", "schema", "config", "manifest", "profile_record", "flow", "metrics", "runtime",
+    "errors", "storage", "schema", "config", "card", "manifest", "profile_record", "flow", "metrics", "runtime",
     "backend_ort", "bump_filter", "face_motion", "frame_average", "spotting", "camera_event", "face_boxes", "face_track",
     "crop_window", "stream_stats", "camera_stream", "cascade", "governor", "answering", "pipeline",
     "source_address", "frame_sources", "raw_frames", "device_source", "backoff", "frame_queue", "stream_counters",
