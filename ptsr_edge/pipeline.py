@@ -39,6 +39,8 @@ CROP_SIDE = 112
 
 MAX_STREAMS = 64
 
+_STATS_WAIT_S = 0.1
+
 
 class Pipeline:
     """A bundle at work on streams of frames."""
@@ -268,23 +270,32 @@ class _Stream:
         self.governor = governor
         self.lock = threading.RLock()
         self._budget = budget
+        self._known = self._count()
 
     def stats(self) -> StreamStats:
-        with self.lock:
-            counters = self.camera.counters
-            p50, p95, most = counters.percentiles()
-            return StreamStats(
-                stream=self.name,
-                detections=self.camera.tracker.detections,
-                tracks=self.camera.tracker.tracks,
-                deadline_misses=self.governor.misses,
-                budget=None if self._budget == "cascade" else self.governor.budget,
-                budget_moves=self.governor.moves,
-                last_pts_ns=self.camera.last_pts_ns,
-                ring=self.camera.held,
-                stages=dict(counters.stages),
-                push_ms_p50=p50,
-                push_ms_p95=p95,
-                push_ms_max=most,
-                **counters.counts,
-            )
+        """The counters now; those of the last call where a push does not end, so that one stream holds up no reader."""
+        if self.lock.acquire(timeout=_STATS_WAIT_S):
+            try:
+                self._known = self._count()
+            finally:
+                self.lock.release()
+        return self._known
+
+    def _count(self) -> StreamStats:
+        counters = self.camera.counters
+        p50, p95, most = counters.percentiles()
+        return StreamStats(
+            stream=self.name,
+            detections=self.camera.tracker.detections,
+            tracks=self.camera.tracker.tracks,
+            deadline_misses=self.governor.misses,
+            budget=None if self._budget == "cascade" else self.governor.budget,
+            budget_moves=self.governor.moves,
+            last_pts_ns=self.camera.last_pts_ns,
+            ring=self.camera.held,
+            stages=dict(counters.stages),
+            push_ms_p50=p50,
+            push_ms_p95=p95,
+            push_ms_max=most,
+            **counters.counts,
+        )

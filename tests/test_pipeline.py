@@ -308,6 +308,7 @@ def test_a_stream_that_stalls_does_not_hold_up_another(open_pipeline: Open) -> N
     slow.start()
     assert stalled.wait(30)
     assert len(push_all(pipeline, steady(16, painted((40, 60, 100, 110))), "quick")) == 2
+    assert {name: stats.frames for name, stats in pipeline.stats().items()} == {"slow": 0, "quick": 16}
     stall.set()
     slow.join()
 
