@@ -266,8 +266,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tuning-clips", type=int, default=8, help="of a minute each (default: 8)")
-    parser.add_argument("--report-clips", type=int, default=16, help="of a minute each (default: 16)")
+    parser.add_argument("--tuning-clips", type=int, default=3, help="of a minute each (default: 3)")
+    parser.add_argument("--report-clips", type=int, default=6, help="of a minute each (default: 6)")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--tuning-only", action="store_true", help="of Spotter; MDMD is left out")
     parser.add_argument("--out", type=Path, help="a JSON file for the counts")
