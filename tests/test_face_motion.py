@@ -17,7 +17,9 @@ def subject() -> faces.Subject:
     return faces.make_subject(np.random.default_rng(3))
 
 
-def frame(subject: faces.Subject, moves: dict[str, tuple[float, float]], view: View | None = None) -> np.ndarray:
+def frame(
+    subject: faces.Subject, moves: dict[str, tuple[float, float]], view: View | None = None
+) -> np.ndarray:
     landmarks = np.zeros((len(LANDMARKS), 2))
     for name, move in moves.items():
         landmarks[LANDMARKS.index(name)] = move
