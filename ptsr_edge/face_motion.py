@@ -268,8 +268,9 @@ def _displaced(basis: Float, pose: Float) -> Float:
 def _seen(frame: Float, places: Float) -> Float:
     """(n,) gray levels of a frame at (n, 2) places x, y."""
     cv2 = _cv2()
-    levels: Float = cv2.remap(frame, places[None], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return levels[0]  # of one row
+    row = cv2.remap(frame, places[None], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    levels: Float = row.reshape(-1)
+    return levels
 
 
 def _cv2() -> Any:

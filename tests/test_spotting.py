@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from ptsr_edge.errors import InputError
 from ptsr_edge.interval_metrics import count_intervals
-from ptsr_edge.spotting import Spot, Spotter, SpotSettings
+from ptsr_edge.spotting import Spot, SpotSettings, Spotter
 from ptsr_edge.synthetic_video import Script, draw_script, film
 
 pytest.importorskip("cv2")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -31,7 +33,7 @@ def test_happenings_are_what_they_are_called() -> None:
     for subject in range(3):
         script = draw_script(subject, 60.0, 1)
         expressions = [h for h in script.happenings if h.kind != "blink"]
-        for one, following in zip(expressions, expressions[1:], strict=False):
+        for one, following in itertools.pairwise(expressions):
             assert following.onset_s - one.offset_s >= 2.5, "expressions never touch"
         for one in script.happenings:
             kinds.add(one.kind)
