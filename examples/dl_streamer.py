@@ -14,12 +14,12 @@ import gi
 gi.require_version("Gst", "1.0")
 from gi.repository import Gst  # noqa: E402
 from gstgva import VideoFrame  # noqa: E402  # comes with DL Streamer
-from gstreamer_appsink import SINK, as_array  # noqa: E402  # beside this file
+from gstreamer_appsink import SINK, as_array, samples  # noqa: E402  # beside this file
 
 from ptsr_edge.camera import Pipeline  # noqa: E402
 from ptsr_edge.face_boxes import Face  # noqa: E402
 
-DETECT = "gvadetect model={model} device={device} threshold=0.6 inference-interval=1 name=faces ! queue"
+DETECT = "gvadetect model={model} device={device} threshold=0.6 inference-interval=1 ! queue"
 
 
 class DetectedUpstream:
@@ -40,19 +40,14 @@ class DetectedUpstream:
 def main(bundle, source, model, device="CPU", detect=DETECT):
     Gst.init(None)
     found = DetectedUpstream()
-    running = Gst.parse_launch(f"{source} ! {detect.format(model=model, device=device)} ! {SINK}")
-    frames = running.get_by_name("frames")
-    running.set_state(Gst.State.PLAYING)
+    launch = f"{source} ! {detect.format(model=model, device=device)} ! {SINK}"
     with Pipeline(bundle, face=found, target="openvino", detect_every_s=0) as pipeline:
-        while sample := frames.emit("pull-sample"):
+        for sample in samples(launch):
             found.take(sample)
             for event in pipeline.push(as_array(sample), sample.get_buffer().pts, stream="dl-streamer"):
                 print(event.to_json(), flush=True)
         for event in pipeline.flush("dl-streamer"):
             print(event.to_json(), flush=True)
-    error = running.get_bus().pop_filtered(Gst.MessageType.ERROR)
-    running.set_state(Gst.State.NULL)
-    sys.exit(error.parse_error()[0].message if error else 0)
 
 
 if __name__ == "__main__":

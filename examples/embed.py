@@ -5,15 +5,14 @@ python examples/embed.py BUNDLE VIDEO
 
 import sys
 
-import cv2
+import av
 
 from ptsr_edge.camera import Pipeline
 
 bundle, video = sys.argv[1:]
-capture = cv2.VideoCapture(video)  # any source of frames will do, as long as each has its timestamp
-period_ns = 1e9 / capture.get(cv2.CAP_PROP_FPS)
-with Pipeline(bundle, face="crop") as pipeline:  # this video shows a face and nothing else; by default faces are found
-    for number in range(int(capture.get(cv2.CAP_PROP_FRAME_COUNT))):
-        there, frame = capture.read()
-        for event in pipeline.push(frame, round(number * period_ns), stream="door") if there else ():
+# face="crop": these frames show a face and nothing else. Without it, faces are found and followed.
+with Pipeline(bundle, face="crop") as pipeline, av.open(video) as container:
+    for frame in container.decode(video=0):  # any source will do, as long as each frame has its timestamp
+        image, pts_ns = frame.to_ndarray(format="bgr24"), round(frame.pts * frame.time_base * 1e9)
+        for event in pipeline.push(image, pts_ns, stream="door"):
             print(event.label, f"apex at {event.apex_ns / 1e9:.2f} s, told {event.latency_ms:.0f} ms later")

@@ -26,20 +26,30 @@ def as_array(sample):
     return np.ascontiguousarray(rows[:, : 3 * info.width]).reshape(info.height, info.width, 3)
 
 
+def samples(launch):
+    """Runs a pipeline whose appsink is called `frames`, and yields its samples; ends the process on an error."""
+    running = Gst.parse_launch(launch)
+    frames, bus = running.get_by_name("frames"), running.get_bus()
+    running.set_state(Gst.State.PLAYING)
+    try:
+        while not frames.get_property("eos"):
+            sample = frames.emit("try-pull-sample", Gst.SECOND // 5)
+            if sample:
+                yield sample
+            if error := bus.pop_filtered(Gst.MessageType.ERROR):
+                sys.exit(error.parse_error()[0].message)
+    finally:
+        running.set_state(Gst.State.NULL)
+
+
 def main(bundle, source, face="auto"):
     Gst.init(None)
-    running = Gst.parse_launch(f"{source} ! {SINK}")
-    frames = running.get_by_name("frames")
-    running.set_state(Gst.State.PLAYING)
     with Pipeline(bundle, face=face) as pipeline:
-        while sample := frames.emit("pull-sample"):  # None at the end and after an error
+        for sample in samples(f"{source} ! {SINK}"):
             for event in pipeline.push(as_array(sample), sample.get_buffer().pts, stream="gstreamer"):
                 print(event.to_json(), flush=True)
         for event in pipeline.flush("gstreamer"):
             print(event.to_json(), flush=True)
-    error = running.get_bus().pop_filtered(Gst.MessageType.ERROR)
-    running.set_state(Gst.State.NULL)
-    sys.exit(error.parse_error()[0].message if error else 0)
 
 
 if __name__ == "__main__":
