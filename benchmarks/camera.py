@@ -232,7 +232,8 @@ def main() -> int:
     found, holds = (soak if arguments.soak else measure)(arguments, arguments.video)
     print(f"load average {began:.1f} before, {os.getloadavg()[0]:.1f} after")
     if arguments.out is not None:
-        said = shlex.join(["python", *sys.argv])
+        words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
+        said = shlex.join(["python", *words])
         head = {"command": said, "video": arguments.video.name, "cores": arguments.cores}
         load = {"load_average": [began, os.getloadavg()[0]]}
         write_json(arguments.out, head | {"environment": describe_environment()} | load | found)

@@ -38,7 +38,7 @@ def bump_kernels(durations_s: Sequence[float], rest_s: float, step_s: float) -> 
     kernels = np.zeros((len(durations_s), 2 * half + 1))
     for row, lasts_s in zip(kernels, durations_s, strict=True):
         reach = round((lasts_s / 2 + rest_s) / step_s)
-        times = step_s * np.arange(-reach, reach + 1)
+        times = step_s * np.arange(-reach, reach + 1, dtype=np.float64)
         terms = np.stack([bump(times, lasts_s), np.ones_like(times), times], axis=1)
         row[half - reach : half + reach + 1] = np.linalg.pinv(terms)[0]
     return kernels

@@ -18,6 +18,7 @@ import click
 import numpy as np
 
 from ptsr_edge.cache import BundleCache, cache_key, data_fingerprint, surroundings
+from ptsr_edge.card import bundle_card
 from ptsr_edge.config import DEFAULT_MODEL, MODELS
 from ptsr_edge.console import Verb, comma_separated, finish, run, say
 from ptsr_edge.data import DATA_NAMES, FlowData
@@ -94,8 +95,7 @@ def export_bundle(
             `calibration.calibration_side`.
         calibration_samples: by default `CALIBRATION_SAMPLES` where int8 is made, else fewer.
         max_uar_drop: repair int8 that loses more UAR than this on the calibration side, or refuse it.
-        cascade_loss: also calibrate, for each target and precision, a cascade of the smallest and the largest
-            budget that loses at most this much UAR against the largest alone, with 95 % confidence.
+        cascade_loss: also calibrate cascades that lose at most this much UAR; see `cascade_calibration`.
         threads: what `Session` gives to one inference on a processor unless it is told otherwise; None
             leaves it to the runtime.
         options: what a target understands besides; see its `build`.
@@ -122,11 +122,10 @@ def export_bundle(
         say("served from the cache: nothing that the export depends on has changed")
         return kept
     limit = max_uar_drop if quantizes else None
-    job, side, provenance = _prepare(
-        loaded, info, rates, count, calibration, calibration_data, limit, options
-    )
+    job, side, said = _prepare(loaded, info, rates, count, calibration, calibration_data, limit, options)
     aside = None if cascade_loss is None else (_set_aside(job, side, cascade_loss), cascade_loss)
-    provenance = {"checkpoint_sha256": digest, **info.provenance, **provenance}
+    card = bundle_card(info.provenance.get("card"))
+    provenance = {"checkpoint_sha256": digest, **info.provenance, "model_card": card, **said}
     bundle = _write(out, job, plan, provenance, threads, aside)
     if job.not_built:
         raise JobError(

@@ -116,6 +116,14 @@ class MotionMeter:
         return motion
 
 
+def expressive_mask() -> NDArray[np.bool_]:
+    """(SIDE, SIDE): the pixels of all regions but the eyes."""
+    layout = _layout()
+    mask = np.zeros(SIDE * SIDE, dtype=bool)
+    mask[layout.parts[: layout.slices[-EYES].start]] = True
+    return mask.reshape(SIDE, SIDE)
+
+
 class _Reference:
     """A frame with what least squares needs of it."""
 
@@ -243,14 +251,15 @@ def _prepared(crop: Frame | Float) -> Float:
 
 def _displaced(basis: Float, pose: Float) -> Float:
     """(n, 2, 6) and (6,) -> (n, 2); one product of matrices instead of n small ones."""
-    return (basis.reshape(-1, 6) @ pose).reshape(-1, 2)
+    displaced: Float = (basis.reshape(-1, 6) @ pose).reshape(-1, 2)
+    return displaced
 
 
 def _seen(frame: Float, places: Float) -> Float:
     """(n,) gray levels of a frame at (n, 2) places x, y."""
     cv2 = _cv2()
     levels: Float = cv2.remap(frame, places[None], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return levels[0]
+    return levels[0]  # of one row
 
 
 def _cv2() -> Any:

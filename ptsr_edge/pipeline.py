@@ -23,6 +23,7 @@ import numpy as np
 from ptsr_edge.answering import Answer, SharedSession
 from ptsr_edge.camera_event import Box, Event, View
 from ptsr_edge.camera_stream import CameraStream, OnlineSpotter, Sighting, check_frame, check_pts
+from ptsr_edge.card import bundle_card
 from ptsr_edge.config import Preprocess
 from ptsr_edge.crop_window import Region
 from ptsr_edge.errors import InputError, JobError
@@ -37,6 +38,8 @@ CROP_SIDE = 112
 """Least side of the crops that flow is measured in: smaller faces show no flow of half a pixel. As in training."""
 
 MAX_STREAMS = 64
+
+_STATS_WAIT_S = 0.1
 
 
 class Pipeline:
@@ -158,8 +161,9 @@ class Pipeline:
 
     @property
     def model_card(self) -> str:
-        """What the model was trained on and what it may be used for."""
-        return str(self._session.bundle.provenance.get("card", "unknown"))
+        """What the model was trained on, what it may be used for, and what law forbids."""
+        provenance = self._session.bundle.provenance
+        return str(provenance.get("model_card") or bundle_card(provenance.get("card")))
 
     @property
     def budgets(self) -> list[float]:
@@ -266,23 +270,32 @@ class _Stream:
         self.governor = governor
         self.lock = threading.RLock()
         self._budget = budget
+        self._known = self._count()
 
     def stats(self) -> StreamStats:
-        with self.lock:
-            counters = self.camera.counters
-            p50, p95, most = counters.percentiles()
-            return StreamStats(
-                stream=self.name,
-                detections=self.camera.tracker.detections,
-                tracks=self.camera.tracker.tracks,
-                deadline_misses=self.governor.misses,
-                budget=None if self._budget == "cascade" else self.governor.budget,
-                budget_moves=self.governor.moves,
-                last_pts_ns=self.camera.last_pts_ns,
-                ring=self.camera.held,
-                stages=dict(counters.stages),
-                push_ms_p50=p50,
-                push_ms_p95=p95,
-                push_ms_max=most,
-                **counters.counts,
-            )
+        """The counters now; those of the last call where a push does not end, so that one stream holds up no reader."""
+        if self.lock.acquire(timeout=_STATS_WAIT_S):
+            try:
+                self._known = self._count()
+            finally:
+                self.lock.release()
+        return self._known
+
+    def _count(self) -> StreamStats:
+        counters = self.camera.counters
+        p50, p95, most = counters.percentiles()
+        return StreamStats(
+            stream=self.name,
+            detections=self.camera.tracker.detections,
+            tracks=self.camera.tracker.tracks,
+            deadline_misses=self.governor.misses,
+            budget=None if self._budget == "cascade" else self.governor.budget,
+            budget_moves=self.governor.moves,
+            last_pts_ns=self.camera.last_pts_ns,
+            ring=self.camera.held,
+            stages=dict(counters.stages),
+            push_ms_p50=p50,
+            push_ms_p95=p95,
+            push_ms_max=most,
+            **counters.counts,
+        )

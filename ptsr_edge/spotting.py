@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from ptsr_edge.bump_filter import TrailingNoise, bump_kernels
 from ptsr_edge.errors import InputError
 from ptsr_edge.face_motion import EYES, MIN_SIDE, REGIONS, Frame, Motion, MotionMeter
+from ptsr_edge.frame_average import FrameAverager, Sample
 from ptsr_edge.schema import Record
 
 Array = NDArray[np.float64]
@@ -145,9 +146,7 @@ class Spotter:
         """
         self._meter.reset()
         self._pts: deque[int] = deque()
-        self._sum: NDArray[np.float32] | None = None
-        self._sum_pts: list[int] = []
-        self._sampled_ns: int | None = None
+        self._average = FrameAverager(self.settings.sample_s)
         self._before: tuple[float, Array] | None = None
         self._rows: deque[Array] = deque(maxlen=self._half + self._apart + self._look_back + self._half + 1)
         self._start_s = 0.0
@@ -180,21 +179,12 @@ class Spotter:
                 return []
             if not 0 < step <= self.settings.max_gap_s * _NS or crop.shape[0] != self._side:
                 ended = self.flush()
-        interval = pts_ns - self._pts[-1] if self._pts else 0
         self._side = crop.shape[0]
         self._pts.append(pts_ns)
         while pts_ns - self._pts[0] > self._held_ns:
             self._pts.popleft()
-        self._sum = crop.astype(np.float32) if self._sum is None else self._sum + crop
-        self._sum_pts.append(pts_ns)
-        # A sample ends with the frame that is nearest to its end, so that nothing waits for the next one.
-        due = self.settings.sample_s * _NS - interval / 2
-        if self._sampled_ns is not None and pts_ns - self._sampled_ns < due:
-            return ended
-        self._sampled_ns = pts_ns
-        sample, time_s = self._sum / len(self._sum_pts), float(np.mean(self._sum_pts)) / _NS
-        self._sum, self._sum_pts = None, []
-        return ended + self._take(sample, time_s)
+        sample = self._average.push(crop, pts_ns)
+        return ended + (self._take(sample) if sample is not None else [])
 
     def flush(self) -> list[Spot]:
         """The stream ends or is interrupted here: what can still be said; the next crop begins anew."""
@@ -205,9 +195,9 @@ class Spotter:
         self.reset()
         return spots
 
-    def _take(self, sample: NDArray[np.float32], time_s: float) -> list[Spot]:
+    def _take(self, sample: Sample) -> list[Spot]:
         """A sample goes onto the grid of `sample_s`, by linear interpolation."""
-        motion = self._meter.measure(sample)
+        motion, time_s = self._meter.measure(sample.frame), sample.time_s
         if motion.residual_share > self.settings.lost_share:
             pts = self._pts[-1]
             spots = self.flush()
@@ -286,12 +276,12 @@ class Spotter:
         onset, offset = apex - 2 * _half_height(before, rise), apex + 2 * _half_height(after, fall)
         if (offset - onset) * self.settings.sample_s > self.settings.longest_s:
             return None
-        return self._spot(*(first + place for place in (onset, apex, offset)), moment.score)
+        return self._spot(first + np.array([onset, apex, offset]), moment.score)
 
-    def _spot(self, onset: float, apex: float, offset: float, score: float) -> Spot:
-        """Places on the grid become the pts of the frames nearest to them, three different ones."""
+    def _spot(self, places: Array, score: float) -> Spot:
+        """Onset, apex and offset on the grid become the pts of the frames nearest to them, three different ones."""
         pts = np.array(self._pts)
-        times = _NS * (self._start_s + self.settings.sample_s * np.array([onset, apex, offset]))
+        times = _NS * (self._start_s + self.settings.sample_s * places)
         nearest = np.abs(pts[:, None] - times).argmin(axis=0)
         middle = min(max(int(nearest[1]), 1), len(pts) - 2)
         left, right = min(int(nearest[0]), middle - 1), max(int(nearest[2]), middle + 1)

