@@ -161,7 +161,7 @@ class Windows:
             JobError: OpenCV has none, or there is no display.
         """
         self._cv2 = require("cv2", "camera", "--show")
-        found = re.search(r"^\s+GUI:\s+(\S+)", self._cv2.getBuildInformation(), re.MULTILINE)
+        found = re.search(r"^ +GUI: +(\w+)", self._cv2.getBuildInformation(), re.MULTILINE)
         if found is None or found[1] == "NONE":
             raise JobError(
                 "--show needs windows, and OpenCV is built without them here: put opencv-python in the place of "
