@@ -20,6 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "setup: creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "setup: installing ptsr-edge with all extras (2 GB; a few minutes the first time)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[all,dev]'
+	@$(BIN)/python tests/face_clips.py > /dev/null || echo "setup: no face clips; the tests that need them are skipped"
 	@touch $@
 
 demo: setup  ## Export, judge, profile and report on synthetic data, into out/demo

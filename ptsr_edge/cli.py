@@ -21,6 +21,7 @@ VERBS = {
     "export": "Turn a checkpoint into a bundle of proven, static token-budget variants.",
     "profile": "Measure MACs, latency, memory, size and accuracy of every variant beside the full-token ViT.",
     "report": "Turns profiles into a page, a Markdown file, a JSON record and pictures, and chooses a variant.",
+    "camera": "Turn frames of cameras or files into events, one JSON line each.",
     "doctor": "Say what is installed, and which targets can be built and run here.",
 }
 """All verbs in the order in which they are used, with their lines in `--help`."""

@@ -18,9 +18,10 @@ import click
 import numpy as np
 
 from ptsr_edge.cache import BundleCache, cache_key, data_fingerprint, surroundings
+from ptsr_edge.card import bundle_card
 from ptsr_edge.config import DEFAULT_MODEL, MODELS
 from ptsr_edge.console import Verb, comma_separated, finish, run, say
-from ptsr_edge.data import DATA_NAMES
+from ptsr_edge.data import DATA_NAMES, FlowData
 from ptsr_edge.errors import InputError, JobError
 from ptsr_edge.flow import to_input
 from ptsr_edge.manifest import Bundle, Variant, write_bundle
@@ -31,6 +32,7 @@ from ptsr_edge.target import Target
 try:
     from ptsr_edge.build import GRAPH_ONLY, JUDGED_SAMPLES, Job, build_and_prove, trace_budgets
     from ptsr_edge.calibration import budgets_from_data, calibration_side, draw
+    from ptsr_edge.cascade_calibration import calibrate, cascade_samples, check_reach
     from ptsr_edge.checkpoint import CheckpointInfo, resolve
     from ptsr_edge.layouts import LAYOUTS, check_repository, write_layout
     from ptsr_edge.model import Model
@@ -74,6 +76,7 @@ def export_bundle(
     calibration_data: str | None = None,
     calibration_samples: int | None = None,
     max_uar_drop: float | None = None,
+    cascade_loss: float | None = None,
     threads: int | None = None,
     options: Mapping[str, Any] | None = None,
     cache: bool = False,
@@ -92,6 +95,7 @@ def export_bundle(
             `calibration.calibration_side`.
         calibration_samples: by default `CALIBRATION_SAMPLES` where int8 is made, else fewer.
         max_uar_drop: repair int8 that loses more UAR than this on the calibration side, or refuse it.
+        cascade_loss: also calibrate cascades that lose at most this much UAR; see `cascade_calibration`.
         threads: what `Session` gives to one inference on a processor unless it is told otherwise; None
             leaves it to the runtime.
         options: what a target understands besides; see its `build`.
@@ -112,15 +116,17 @@ def export_bundle(
     count = calibration_samples or (CALIBRATION_SAMPLES if quantizes else PROOF_ONLY_SAMPLES)
     wanted = [[builder.name, names] for builder, names in plan]
     source = [calibration_data, count, data_fingerprint(calibration_data or "", calibration)]
-    call = [digest, wanted, rates, source, max_uar_drop, threads, dict(options or {})]
+    call = [digest, wanted, rates, source, max_uar_drop, cascade_loss, threads, dict(options or {})]
     key = cache_key({"call": call, **surroundings()}) if cache else ""
     if cache and (kept := BundleCache().fetch(key, out)) is not None:
         say("served from the cache: nothing that the export depends on has changed")
         return kept
     limit = max_uar_drop if quantizes else None
-    job, provenance = _prepare(loaded, info, rates, count, calibration, calibration_data, limit, options)
-    provenance = {"checkpoint_sha256": digest, **info.provenance, **provenance}
-    bundle = _write(out, job, plan, provenance, threads)
+    job, side, said = _prepare(loaded, info, rates, count, calibration, calibration_data, limit, options)
+    aside = None if cascade_loss is None else (_set_aside(job, side, cascade_loss), cascade_loss)
+    card = bundle_card(info.provenance.get("card"))
+    provenance = {"checkpoint_sha256": digest, **info.provenance, "model_card": card, **said}
+    bundle = _write(out, job, plan, provenance, threads, aside)
     if job.not_built:
         raise JobError(
             f"{out} holds checked graphs and the script that builds on the device; {job.not_built[0]}"
@@ -133,8 +139,8 @@ def export_bundle(
 def _prepare(
     model: Model, info: CheckpointInfo, rates: Rates, count: int, root: Path | None, data: str | None,
     max_uar_drop: float | None, options: Mapping[str, Any] | None,
-) -> tuple[Job, dict[str, Any]]:  # fmt: skip
-    """Draws the samples and chooses the budgets; the job, and what the manifest says of both."""
+) -> tuple[Job, FlowData, dict[str, Any]]:  # fmt: skip
+    """Draws the samples and chooses the budgets; the job, all samples, and what the manifest says of both."""
     judges = max_uar_drop is not None
     side = calibration_side(info, root, data, count + (JUDGED_SAMPLES if judges else 0))
     if judges and list(side.label_names) != info.labels:
@@ -154,16 +160,37 @@ def _prepare(
             "to judge a drop of UAR on: ask for fewer with --calibration-samples"
         )
     judged = draw(others, JUDGED_SAMPLES)[0] if judges else others
-    return Job(model, info, rates, samples, judged, dict(options or {}), max_uar_drop), said
+    return Job(model, info, rates, samples, judged, dict(options or {}), max_uar_drop), side, said
+
+
+def _set_aside(job: Job, side: FlowData, loss: float) -> FlowData:
+    """Samples to calibrate a cascade on."""
+    if len(job.rates) < 2:
+        raise InputError("a cascade needs two budgets: name more with --budgets")
+    if list(side.label_names) != job.info.labels:
+        raise InputError(
+            f"data {side.source} has the classes {', '.join(side.label_names)}, {job.info.model.name} answers "
+            f"{', '.join(job.info.labels)}: a cascade cannot be calibrated on it"
+        )
+    used = [*job.calibration.names, *(job.judged.names if job.max_uar_drop is not None else ())]
+    samples = cascade_samples(side, used, job.info.model.image_size)
+    check_reach(samples.labels, samples.subjects, loss)
+    return samples
 
 
 def _write(
     out: Path, job: Job, plan: Sequence[tuple[Target, list[str]]], provenance: dict[str, Any],
-    threads: int | None,
+    threads: int | None, aside: tuple[FlowData, float] | None,
 ) -> Bundle:  # fmt: skip
     """Traces, builds and proves; the bundle takes its place only when all of it is proven."""
     with staged_folder(out) as stage, TemporaryDirectory(prefix="ptsr-edge-") as scratch:
         graphs, macs = trace_budgets(job, Path(scratch))
+        variants = [
+            _with_threads(variant, threads)
+            for builder, wanted in plan
+            for precision in wanted
+            for variant in build_and_prove(job, builder, precision, graphs, macs, stage)
+        ]
         bundle = Bundle(
             name=job.info.model.name,
             target=plan[0][0].name,
@@ -171,12 +198,8 @@ def _write(
             labels=job.info.labels,
             preprocess=job.info.preprocess,
             provenance=provenance,
-            variants=[
-                _with_threads(variant, threads)
-                for builder, wanted in plan
-                for precision in wanted
-                for variant in build_and_prove(job, builder, precision, graphs, macs, stage)
-            ],
+            variants=variants,
+            cascades=[] if aside is None else calibrate(variants, stage, *aside),
         )
         write_bundle(stage, bundle)
     return bundle
@@ -219,6 +242,8 @@ def _parse_budgets(_ctx: click.Context, _param: click.Parameter, value: str | No
 @click.option(
     "--max-uar-drop", type=click.FloatRange(0, 1), help="Repair or refuse int8 that loses more UAR."
 )
+@click.option("--cascade-loss", type=click.FloatRange(0, 1, min_open=True, max_open=True),
+              help="Calibrate a cascade that loses at most this much UAR.")  # fmt: skip
 @click.option(
     "--threads", type=click.IntRange(min=1), help="Of one inference on the device: Session's default."
 )
@@ -241,8 +266,8 @@ def _parse_budgets(_ctx: click.Context, _param: click.Parameter, value: str | No
 def main(
     targets: list[str] | None, recipe: Path | None, checkpoint: Path | None, model: str | None,
     budgets: Any, precisions: list[str] | None, calibration: Path | None, calibration_data: str | None,
-    calibration_samples: int | None, max_uar_drop: float | None, threads: int | None, int8_scheme: str | None,
-    flavour: str | None, capabilities: list[str] | None, onnx_only: bool, layout: str,
+    calibration_samples: int | None, max_uar_drop: float | None, cascade_loss: float | None,
+    threads: int | None, int8_scheme: str | None, flavour: str | None, capabilities: list[str] | None, onnx_only: bool, layout: str,
     no_cache: bool, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Turn a checkpoint into a bundle of proven, static token-budget variants."""
@@ -272,7 +297,7 @@ def main(
     bundle = export_bundle(
         out=out, model=model, checkpoint=checkpoint, target=targets, budgets=budgets, precisions=precisions,
         calibration=calibration, calibration_data=calibration_data, calibration_samples=calibration_samples,
-        max_uar_drop=max_uar_drop, threads=threads, options=options, cache=not no_cache,
+        max_uar_drop=max_uar_drop, cascade_loss=cascade_loss, threads=threads, options=options, cache=not no_cache,
     )  # fmt: skip
     say(f"{bundle.name}: {bundle.provenance.get('card', 'trained weights')}")
     lines = [*summary(bundle), str(out)]

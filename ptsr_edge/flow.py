@@ -66,7 +66,7 @@ def optical_flow(onset: Frame, apex: Frame, preprocess: Preprocess) -> Float:
     first = _dis(onset, apex)
     if preprocess.global_motion == "none":
         return first
-    motion = _head_motion(first)
+    motion = head_motion(first)
     if motion is None:
         return first
     cv2 = _cv2()
@@ -79,6 +79,36 @@ def optical_flow(onset: Frame, apex: Frame, preprocess: Preprocess) -> Float:
         borderMode=cv2.BORDER_REPLICATE,
     )
     return _dis(onset, steadied)
+
+
+def head_motion(flow: Float) -> NDArray[np.float64] | None:
+    """The similarity (2, 3) that the parts of a face follow that expressions move least, by RANSAC.
+
+    Args:
+        flow: (H, W, 2) float32 of an aligned face crop, in pixels.
+
+    Returns:
+        (2, 3): takes (x, y, 1) of the first frame to the second; None where those parts agree on none.
+    """
+    cv2 = _cv2()
+    height, width = flow.shape[:2]
+    points = _stable_points(height, width)
+    columns, rows = points[:, 0].astype(np.intp), points[:, 1].astype(np.intp)
+    moved = points + flow[rows, columns]
+    # OpenCV's RANSAC draws from a generator of the process: without a seed, history would show.
+    cv2.setRNGSeed(0)
+    motion, _ = cv2.estimateAffinePartial2D(
+        points,
+        moved,
+        method=cv2.RANSAC,
+        ransacReprojThreshold=_INLIER_PX_PER_SIDE * max(height, width),
+        maxIters=500,
+        confidence=0.99,
+    )
+    if motion is None or not np.isfinite(motion).all():
+        return None
+    similarity: NDArray[np.float64] = np.asarray(motion, dtype=np.float64)
+    return similarity
 
 
 def optical_strain(flow: Float) -> Float:
@@ -210,29 +240,6 @@ def _dis(onset: Frame, apex: Frame) -> Float:
     method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     flow: Float = method.calc(np.ascontiguousarray(onset), np.ascontiguousarray(apex), None)
     return flow
-
-
-def _head_motion(flow: Float) -> NDArray[np.float64] | None:
-    """The similarity (2, 3) from onset to apex, or None where the stable parts agree on none."""
-    cv2 = _cv2()
-    height, width = flow.shape[:2]
-    points = _stable_points(height, width)
-    columns, rows = points[:, 0].astype(np.intp), points[:, 1].astype(np.intp)
-    moved = points + flow[rows, columns]
-    # OpenCV's RANSAC draws from a generator of the process: without a seed, history would show.
-    cv2.setRNGSeed(0)
-    motion, _ = cv2.estimateAffinePartial2D(
-        points,
-        moved,
-        method=cv2.RANSAC,
-        ransacReprojThreshold=_INLIER_PX_PER_SIDE * max(height, width),
-        maxIters=500,
-        confidence=0.99,
-    )
-    if motion is None or not np.isfinite(motion).all():
-        return None
-    similarity: NDArray[np.float64] = np.asarray(motion, dtype=np.float64)
-    return similarity
 
 
 @cache

@@ -108,8 +108,46 @@ class Variant(Record):
         return self
 
 
+class Cascade(Record):
+    """A small budget that passes close answers on to the full one, and what that was shown to cost.
+
+    Attributes:
+        target, precision: of the two variants.
+        small, full: their keep rates.
+        margin: lead of the most probable class over the second, below which the full budget is asked.
+        escalated: share of the samples that it was asked for.
+        limit: on the drop of UAR against the full budget alone.
+        drop: the measured one.
+        upper: its upper bound, at most `limit`, that holds with `confidence` (see `bounds`).
+        confidence: of the bound, for the margin that was chosen (fixed-sequence testing, from the safest margin on).
+        unit: what is taken as independent.
+        units, samples: how many there were.
+        data: what it was calibrated on: samples that nothing else was done with.
+        sha256: of these samples.
+    """
+
+    target: str
+    precision: str
+    small: float = Field(gt=0, le=1)
+    full: float = Field(gt=0, le=1)
+    margin: float = Field(ge=0, le=1)
+    escalated: float = Field(ge=0, le=1)
+    limit: float = Field(gt=0, lt=1)
+    drop: float
+    upper: float = Field(ge=0, le=1)
+    confidence: float = Field(gt=0, lt=1)
+    unit: Literal["subject", "sample"]
+    units: int = Field(ge=1)
+    samples: int = Field(ge=1)
+    data: str
+    sha256: str
+
+
 class Bundle(Record):
-    """The manifest of a bundle; `target` is the first target it was exported for."""
+    """The manifest of a bundle; `target` is the first target it was exported for.
+
+    `cascades` has a rule for each target and precision that one was calibrated for; empty as a rule.
+    """
 
     schema_: Literal[1] = Field(default=1, alias="schema")
     name: str
@@ -119,6 +157,7 @@ class Bundle(Record):
     preprocess: Preprocess
     provenance: dict[str, Any]
     variants: list[Variant] = Field(min_length=1)
+    cascades: list[Cascade] = Field(default_factory=list)
 
 
 def read_bundle(folder: Path) -> Bundle:

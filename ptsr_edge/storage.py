@@ -78,6 +78,35 @@ def write_whole(path: Path, content: bytes | str) -> None:
         raise
 
 
+@contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """A place beside `path`, of the same suffix, for a file that takes its place only when the block ends well.
+
+    For what is written bit by bit by others, such as a video. A file that was not written there is no error:
+    nothing appears at `path` then.
+
+    Raises:
+        JobError: the file cannot be written (no room, no permission); the old file is untouched.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise JobError(f"cannot write {path}: {error.strerror}") from error
+    os.close(handle)
+    stage = Path(name)
+    stage.unlink()
+    try:
+        yield stage
+        if stage.exists():
+            stage.chmod(0o644)
+            stage.replace(path)
+    except OSError as error:
+        raise JobError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        stage.unlink(missing_ok=True)
+
+
 def write_json(path: Path, record: Any) -> None:
     """Writes a record as indented JSON, whole or not at all."""
     write_whole(path, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -221,7 +221,7 @@ def draw_views(who: Person, rng: np.random.Generator) -> tuple[View, View]:
 
 def clip_label(subject: int, clip: int, seed: int = 0) -> int:
     """The class of a clip, an index into LABELS, without rendering it."""
-    return _draw_label(_generator(seed, subject, clip))
+    return draw_label(_generator(seed, subject, clip))
 
 
 def render_clip(
@@ -243,7 +243,7 @@ def render_clip(
     """
     who = person(subject, seed)
     rng = _generator(seed, subject, clip)
-    label = _draw_label(rng)
+    label = draw_label(rng)
     expression = draw_expression(who, label, rng)
     before, after = draw_views(who, rng)
     turn = turn_moves(*rng.normal(0, TURN, 2))
@@ -299,7 +299,8 @@ def _generator(seed: int, *numbers: int) -> np.random.Generator:
     return np.random.default_rng([len(numbers), seed, *numbers])
 
 
-def _draw_label(rng: np.random.Generator) -> int:
+def draw_label(rng: np.random.Generator) -> int:
+    """Draws a class, an index into LABELS, in the shares of CLASS_SHARES."""
     return int(rng.choice(len(LABELS), p=CLASS_SHARES))
 
 

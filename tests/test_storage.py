@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from ptsr_edge.errors import InputError, JobError
-from ptsr_edge.storage import check_file, check_place, sha256_of, staged_folder, write_json, write_whole
+from ptsr_edge.storage import (
+    check_file,
+    check_place,
+    sha256_of,
+    staged_file,
+    staged_folder,
+    write_json,
+    write_whole,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -212,3 +220,45 @@ def test_a_folder_that_may_not_be_written_to_is_found_before_the_work(tmp_path: 
         pytest.skip(f"{folder} may be written to: no folder is closed to this user")
     with pytest.raises(InputError, match=rf"cannot be written: no permission to write into {folder}"):
         check_place(folder / "new")
+
+
+def test_a_staged_file_appears_at_the_end_with_its_suffix(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "clip.mp4"
+    with staged_file(path) as stage:
+        assert stage.suffix == ".mp4"
+        assert stage.parent == path.parent
+        assert not stage.exists()
+        stage.write_bytes(b"video")
+        assert not path.exists()
+    assert path.read_bytes() == b"video"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert names(path.parent) == ["clip.mp4"]
+
+
+def test_a_staged_file_of_a_failed_job_leaves_the_older_one(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"older")
+
+    def fail() -> None:
+        with staged_file(path) as stage:
+            stage.write_bytes(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert path.read_bytes() == b"older"
+    assert names(tmp_path) == ["clip.mp4"]
+
+
+def test_a_staged_file_that_nobody_wrote_leaves_nothing(tmp_path: Path) -> None:
+    with staged_file(tmp_path / "clip.mp4"):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_a_staged_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(JobError, match="cannot write"), staged_file(tmp_path / "file" / "clip.mp4"):
+        pass
+    with pytest.raises(JobError, match="No space left"), staged_file(tmp_path / "clip.mp4"):
+        no_room()

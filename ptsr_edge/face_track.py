@@ -1,0 +1,198 @@
+"""One face followed through a stream: detected now and then, tracked in between.
+
+Which face: at first the largest. From then on the one that is nearest to where the face was, as long as it is within
+one box's width; others are ignored. When it has not been found for `LOST_AFTER_S`, it is gone, and the largest face
+that is seen next is followed as a new one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptsr_edge.errors import require
+from ptsr_edge.face_boxes import Detector, Face, FixedCrop, Frame
+
+DETECT_EVERY_S = 0.5
+"""Between two detections while a face is followed."""
+
+SEARCH_EVERY_S = 0.2
+"""Between two detections while there is none."""
+
+LOST_AFTER_S = 1.0
+"""Without a detection of the face that is followed, until it is taken to be gone."""
+
+_TRACK_SIDE = 320
+_POINTS = 40
+_FEWEST = 8
+_MOST_MISSED = 1.0
+"""Pixels by which a corner that is followed there and back may miss its place."""
+
+_SPARSE_FLOW = {"winSize": (15, 15), "maxLevel": 2}
+_SMOOTHING = 0.5
+"""Share of a new detection in the box: detectors' boxes jitter by some pixels."""
+
+
+class FaceTracker:
+    """Follows one face. For one thread at a time; the detector may be shared."""
+
+    def __init__(self, detector: Detector, detect_every_s: float = DETECT_EVERY_S) -> None:
+        """`detect_every_s`: in time of the source."""
+        self._detector = detector
+        self._every_ns = round(detect_every_s * 1e9)
+        self._points = _Points()
+        self.detections = 0
+        self.tracks = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the face: after a jump in time or another size of frames."""
+        self.face: Face | None = None
+        self._detected_ns: int | None = None
+        self._seen_ns = 0
+        self._points.clear()
+
+    def update(self, frame: Frame, pts_ns: int) -> Face | None:
+        """Where the face is in this frame; None where there is none.
+
+        Raises:
+            InputError: what the detector raises.
+        """
+        moved = self._track(frame)
+        if self._is_due(pts_ns, moved):
+            self._detect(frame, pts_ns)
+        return self.face
+
+    def _is_due(self, pts_ns: int, tracked: bool) -> bool:
+        if self._detected_ns is None:
+            return True
+        if isinstance(self._detector, FixedCrop):
+            return False
+        since = pts_ns - self._detected_ns
+        if self.face is None:
+            return since >= min(self._every_ns, round(SEARCH_EVERY_S * 1e9))
+        return since >= self._every_ns or not tracked
+
+    def _track(self, frame: Frame) -> bool:
+        """Moves the box with the points on it; False where too few of them could be followed."""
+        if self.face is None or self.face.aligned:
+            return True
+        motion = self._points.follow(frame)
+        if motion is None:
+            return False
+        self.face = self.face.shifted(*motion)
+        return True
+
+    def _detect(self, frame: Frame, pts_ns: int) -> None:
+        found = self._detector.detect(frame)
+        self.detections += 1
+        self._detected_ns = pts_ns
+        chosen = choose_face(found, self.face)
+        if chosen is None:
+            if self.face is not None and pts_ns - self._seen_ns >= LOST_AFTER_S * 1e9:
+                self.face = None
+                self._points.clear()
+            return
+        self._seen_ns = pts_ns
+        if self.face is None:
+            self.tracks += 1
+            self.face = chosen
+        elif not chosen.aligned:
+            self.face = _blended(self.face, chosen)
+        if not chosen.aligned:
+            self._points.start(frame, self.face)
+
+
+def choose_face(found: list[Face], followed: Face | None) -> Face | None:
+    """The face to follow: the nearest to the one that was, else the largest; None where none is acceptable."""
+    if not found:
+        return None
+    if followed is None:
+        return max(found, key=lambda face: face.width * face.height)
+
+    def distance(face: Face) -> float:
+        across, down = (new - old for new, old in zip(face.centre, followed.centre, strict=True))
+        return math.hypot(across, down)
+
+    nearest = min(found, key=distance)
+    return nearest if distance(nearest) <= max(followed.width, nearest.width) else None
+
+
+def _blended(old: Face, new: Face) -> Face:
+    share = _SMOOTHING
+
+    def mix(before: float, after: float) -> float:
+        return before + share * (after - before)
+
+    points = new.landmarks
+    if points is not None and old.landmarks is not None:
+        points = tuple(
+            (mix(x, right), mix(y, down)) for (x, y), (right, down) in zip(old.landmarks, points, strict=True)
+        )
+    return Face(
+        mix(old.x, new.x), mix(old.y, new.y), mix(old.width, new.width), mix(old.height, new.height),
+        new.score, points,
+    )  # fmt: skip
+
+
+class _Points:
+    """Corners on the face, followed by sparse flow; the box takes their median motion.
+
+    Source: Kalal et al., Forward-backward error: automatic detection of tracking failures, ICPR 2010 (median flow;
+    without its scale, which the detections give).
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self._image: NDArray[np.uint8] | None = None
+        self._places: NDArray[np.float32] = np.empty((0, 1, 2), np.float32)
+
+    def start(self, frame: Frame, face: Face) -> None:
+        """Chooses the corners in the middle of the box, where there is skin and no background."""
+        cv2 = _cv2()
+        self._image, shrink = _small_gray(cv2, frame)
+        height, width = self._image.shape
+        mask = np.zeros((height, width), np.uint8)
+        x0, x1 = ((face.x + share * face.width) * shrink for share in (0.15, 0.85))
+        y0, y1 = ((face.y + share * face.height) * shrink for share in (0.15, 0.95))
+        mask[max(0, round(y0)) : max(0, round(y1)), max(0, round(x0)) : max(0, round(x1))] = 255
+        found = cv2.goodFeaturesToTrack(self._image, _POINTS, 0.01, 3, mask=mask)
+        self._places = np.empty((0, 1, 2), np.float32) if found is None else found.reshape(-1, 1, 2)
+
+    def follow(self, frame: Frame) -> tuple[float, float] | None:
+        """Median motion in pixels of the frame; None where fewer than 8 corners were followed."""
+        if self._image is None or len(self._places) < _FEWEST:
+            return None
+        cv2 = _cv2()
+        image, shrink = _small_gray(cv2, frame)
+        if image.shape != self._image.shape:
+            return None
+        places, there, _ = cv2.calcOpticalFlowPyrLK(self._image, image, self._places, None, **_SPARSE_FLOW)
+        returned, back, _ = cv2.calcOpticalFlowPyrLK(image, self._image, places, None, **_SPARSE_FLOW)
+        missed = np.linalg.norm((returned - self._places).reshape(-1, 2), axis=1)
+        kept = (there.ravel() == 1) & (back.ravel() == 1) & (missed < _MOST_MISSED)
+        if int(kept.sum()) < _FEWEST:
+            self._places = self._places[:0]
+            return None
+        right, down = np.median((places - self._places)[kept].reshape(-1, 2), axis=0) / shrink
+        self._image, self._places = image, np.ascontiguousarray(places[kept])
+        return float(right), float(down)
+
+
+def _small_gray(cv2: Any, frame: Frame) -> tuple[NDArray[np.uint8], float]:
+    height, width = frame.shape[:2]
+    shrink = min(1.0, _TRACK_SIDE / max(height, width))
+    if shrink < 1:
+        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+        frame = cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR)
+    gray = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) if frame.ndim == 3 else np.ascontiguousarray(frame)
+    return gray, shrink
+
+
+def _cv2() -> Any:
+    return require("cv2", "camera", "tracking faces")

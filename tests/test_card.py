@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+from ptsr_edge.card import bundle_card
+from ptsr_edge.train import model_card
+
+
+def test_a_card_says_training_use_and_law() -> None:
+    card = bundle_card(model_card("synthetic"))
+    assert card.startswith("trained on synthetic faces rendered by ptsr-edge itself")
+    for part in ("no decision about a person", "(EU) 2024/1689", "article 5(1)(f)", "workplace", "education"):
+        assert part in card
+    assert "\n" not in card
+    assert bundle_card(None).startswith("training unknown. ")
