@@ -32,7 +32,7 @@ LIMIT_BYTES = 4_000_000_000
 SUBFOLDER = "flow"
 SUFFIX = ".flow"
 DIGEST_BYTES = 32
-SOURCES = ("flow.py", "face_crop.py", "images.py")
+SOURCES = ("flow.py", "face_boxes.py", "crop_window.py", "face_crop.py", "images.py")
 """Modules of this package that decide what a sample looks like."""
 
 
