@@ -24,6 +24,8 @@ class Augmentation(Record):
         degrees: largest rotation.
         scale: largest change of size, as a share.
         gain: standard deviation of the logarithm of the intensity.
+        head_motion: standard deviation of each coefficient of an affine flow that is added to u and v, in
+            units of their own spread: what is left of the head's motion after any removal of it.
     """
 
     flip: float = 0.5
@@ -31,6 +33,7 @@ class Augmentation(Record):
     degrees: float = 10.0
     scale: float = 0.1
     gain: float = 0.2
+    head_motion: float = 0.0
 
 
 def flip_horizontally(batch: Tensor) -> Tensor:
@@ -62,6 +65,24 @@ def rotate_scale_shift(batch: Tensor, radians: Tensor, scale: Tensor, shift: Ten
     return torch.stack([cos * u - sin * v, sin * u + cos * v, strain], dim=1)
 
 
+def add_affine_flow(batch: Tensor, coefficients: Tensor) -> Tensor:
+    """Adds an affine flow to u and v; the strain stays that of the face.
+
+    Args:
+        batch: (B, 3, H, W).
+        coefficients: (B, 2, 3): of u and of v, the constant and the change along x and y from the centre to
+            the rim.
+
+    Returns:
+        (B, 3, H, W).
+    """
+    height, width = batch.shape[-2:]
+    y = torch.linspace(-1, 1, height, device=batch.device).view(1, 1, height, 1)
+    x = torch.linspace(-1, 1, width, device=batch.device).view(1, 1, 1, width)
+    constant, along_x, along_y = coefficients.to(batch.device)[..., None, None].unbind(dim=2)  # (B, 2, 1, 1)
+    return torch.cat([batch[:, :2] + constant + along_x * x + along_y * y, batch[:, 2:]], dim=1)
+
+
 def augment(batch: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
     """A randomly moved copy of a batch (B, 3, H, W)."""
     count = len(batch)
@@ -78,4 +99,7 @@ def augment(batch: Tensor, how: Augmentation, generator: torch.Generator) -> Ten
         shift=between(how.shift, 2),
     )
     gain = torch.exp(torch.randn(count, generator=generator) * how.gain)
-    return batch * gain.view(-1, 1, 1, 1)
+    batch = batch * gain.view(-1, 1, 1, 1)
+    if how.head_motion:
+        batch = add_affine_flow(batch, how.head_motion * torch.randn(count, 2, 3, generator=generator))
+    return batch

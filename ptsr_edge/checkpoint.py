@@ -25,6 +25,7 @@ from ptsr_edge.storage import sha256_of, write_whole
 
 METADATA_KEY = "ptsr_edge"
 EMBEDDED = Path(__file__).parent / "weights"
+STARTING = EMBEDDED / "starting"
 
 
 class CheckpointInfo(Record):
@@ -113,6 +114,12 @@ def read_info(path: Path) -> CheckpointInfo:
 def embedded_checkpoint(name: str) -> Path | None:
     """The checkpoint of a named model that ships in the package, or None."""
     path = EMBEDDED / f"{name}.safetensors"
+    return path if path.is_file() else None
+
+
+def starting_checkpoint(name: str) -> Path | None:
+    """Weights of a named model to start training on recorded data from, or None; see `pretrain`."""
+    path = STARTING / f"{name}.safetensors"
     return path if path.is_file() else None
 
 

@@ -59,7 +59,7 @@ def evaluate_folds(call: FoldCall, data_name: str, root: Path | None, **reading:
         InputError: the call does not go together; nothing was started.
         JobError: as `engine.run_tasks`.
     """
-    learners, references = plan_learners(call)
+    learners, references = plan_learners(call, data_name)
     sizes = dict.fromkeys(learner.image_size for learner in learners)
     data = {size: load(data_name, root, image_size=size, **reading) for size in sizes}
     subjects = next(iter(data.values())).subjects
@@ -102,7 +102,7 @@ def _record(
     }
 
 
-def plan_learners(call: FoldCall) -> tuple[list[ModelLearner], list[tuple[str, float]]]:
+def plan_learners(call: FoldCall, data_name: str) -> tuple[list[ModelLearner], list[tuple[str, float]]]:
     """Who is trained, each model once with all the keep rates that are asked for; and the references.
 
     Raises:
@@ -137,7 +137,7 @@ def plan_learners(call: FoldCall) -> tuple[list[ModelLearner], list[tuple[str, f
     learners = []
     for name, own in rates.items():
         config = named_model(name)
-        recipe = recipe_for(config)
+        recipe = recipe_for(config, data_name)
         if call.epochs is not None:
             recipe = recipe.model_copy(update={"epochs": call.epochs})
         learners.append(ModelLearner(config, recipe, tuple(own), call.oracle, (), device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from ptsr_edge.backend_ort import OrtRunner
 from ptsr_edge.config import ModelConfig
 from ptsr_edge.data import FlowData
 from ptsr_edge.engine import Arrays
-from ptsr_edge.fit import Recipe, fit
+from ptsr_edge.fit import Recipe, digest_weights, fit
 from ptsr_edge.inference import predict_logits
 from ptsr_edge.model import Model
 from ptsr_edge.parity import eager_reference, measure_parity, require_parity
@@ -37,6 +38,7 @@ class ModelLearner:
         templates: graphs, one a keep rate, through which folds answer; none: they answer in torch.
         device: where it is trained, `cpu` or `cuda`.
         label: its name among the others, where that is not the model's.
+        initial: weights that training begins with; None: those that the recipe says.
     """
 
     config: ModelConfig
@@ -46,6 +48,7 @@ class ModelLearner:
     templates: tuple[Template, ...] = ()
     device: str = "cpu"
     label: str = ""
+    initial: Model | None = None
 
     @property
     def name(self) -> str:
@@ -66,6 +69,7 @@ class ModelLearner:
             "oracle": self.oracle,
             "through": THROUGH[bool(self.templates)],
             "device": self.device,
+            "initial": None if self.initial is None else digest_weights(self.initial),
         }
 
     def answer(self, train: FlowData, held: FlowData, seed: int) -> Arrays:
@@ -78,7 +82,9 @@ class ModelLearner:
             ParityError: an artifact departs from the model that it holds the weights of.
         """
         best = _BestEpoch(held, self._tokens) if self.oracle else None
-        model = fit(self.config, train, self.recipe, seed, on_epoch=best, device=self.device)
+        model = fit(
+            self.config, train, self.recipe, seed, initial=self.initial, on_epoch=best, device=self.device
+        )
         if self.templates:
             logits = [artifact_logits(model, template, held) for template in self.templates]
         else:
@@ -91,9 +97,7 @@ class ModelLearner:
     def with_templates(self) -> ModelLearner:
         """The same, answering through artifacts: exports the graph of each keep rate, once for all folds."""
         templates = tuple(export_template(self.config, tokens) for tokens in self._tokens)
-        return ModelLearner(
-            self.config, self.recipe, self.keep_rates, self.oracle, templates, self.device, self.label
-        )
+        return dataclasses.replace(self, templates=templates)
 
     @property
     def _tokens(self) -> list[int]:

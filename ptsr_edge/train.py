@@ -25,9 +25,9 @@ try:
     import torch
 
     from ptsr_edge.checkpoint import CheckpointInfo, load_vit, save_checkpoint
-    from ptsr_edge.fit import Recipe, fit, recipe_for
+    from ptsr_edge.fit import Recipe, first_weights, fit, recipe_for
     from ptsr_edge.inference import DEVICES, choose_device, predict_logits
-    from ptsr_edge.model import Model, Ptsr, Vit, build_model
+    from ptsr_edge.model import Model, Ptsr, Vit
 except ImportError as error:
     if __name__ != "__main__" or (error.name or "ptsr_edge").startswith("ptsr_edge"):
         raise  # to `cli.load_verb`, which says the same in one line
@@ -114,10 +114,10 @@ def main(
     check_file(out)
     if threads is not None:
         torch.set_num_threads(threads)
-    recipe = recipe_for(config)
+    recipe = recipe_for(config, data_name)
     changes: dict[str, Any] = {"bfloat16": bf16} | ({"epochs": epochs} if epochs else {})
     recipe = recipe.model_copy(update=changes)
-    initial = build_model(config, seed)
+    initial = first_weights(config, recipe, seed)
     if init is not None:
         if not isinstance(initial, Vit):
             raise InputError(f"--init fills a baseline (vit-*), not {config.name}")
