@@ -9,7 +9,9 @@ how a sample is made). So the frames leave DL Streamer by an appsink, the faces 
 
 import sys
 
-import gi
+import openvino  # noqa: F401  # before GStreamer: its libunwind would break OpenVINO's exceptions
+
+import gi  # isort: skip
 
 gi.require_version("Gst", "1.0")
 from gi.repository import Gst  # noqa: E402
