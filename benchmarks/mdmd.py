@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 BLOCKS = 6
 DIRECTIONS = 4
+LEAST_SHARE = 0.25
+"""Of a block, that has to count."""
+
 TOP_SHARE = 1 / 3
 """Of the vectors in a block, and of the blocks in a frame, that are averaged."""
 
@@ -56,15 +59,16 @@ def maximal_difference(head_current: Array, head_tail: Array, mask: Mask) -> flo
     differences = np.hypot(u, v) - np.hypot(head_tail[..., 0], head_tail[..., 1])
     # Right, left, down and up, each an eighth of a turn to both sides.
     directions = np.where(np.abs(u) >= np.abs(v), np.where(u >= 0, 0, 1), np.where(v >= 0, 2, 3))
-    values = []
-    for rows, columns in _blocks(*mask.shape):
-        counts_here = mask[rows, columns]
-        if counts_here.mean() < 0.25:
-            continue
-        here, found = directions[rows, columns][counts_here], differences[rows, columns][counts_here]
-        main = np.bincount(here, minlength=DIRECTIONS).argmax()
-        values.append(_top_mean(found[here == main]))
-    return _top_mean(np.array(values))
+    inside, here, found = _blocks(mask), _blocks(directions), _blocks(differences)  # each (36, n)
+    kept = inside.mean(axis=1) >= LEAST_SHARE
+    inside, here, found = inside[kept], here[kept], found[kept]
+    counts = np.stack([((here == direction) & inside).sum(axis=1) for direction in range(DIRECTIONS)], axis=1)
+    main = counts.argmax(axis=1)[:, None]
+    ordered = -np.sort(np.where(inside & (here == main), -found, np.inf), axis=1)
+    top = np.ceil(TOP_SHARE * counts.max(axis=1))[:, None]
+    values = np.where(np.arange(ordered.shape[1]) < top, ordered, 0).sum(axis=1) / top[:, 0]
+    most = math.ceil(TOP_SHARE * len(values))
+    return float(np.sort(values)[-most:].mean())
 
 
 def relative_differences(differences: Array, k: int) -> NDArray[np.float64]:
@@ -107,16 +111,10 @@ def intervals(
     return [part for part in found if shortest_s - 1e-6 <= part[1] - part[0] <= longest_s]
 
 
-def _blocks(height: int, width: int) -> list[tuple[slice, slice]]:
-    down = np.linspace(0, height, BLOCKS + 1).round().astype(int)
-    across = np.linspace(0, width, BLOCKS + 1).round().astype(int)
-    return [
-        (slice(down[row], down[row + 1]), slice(across[column], across[column + 1]))
-        for row in range(BLOCKS)
-        for column in range(BLOCKS)
-    ]
-
-
-def _top_mean(values: Array) -> float:
-    count = max(1, math.ceil(TOP_SHARE * len(values)))
-    return float(np.partition(values, -count)[-count:].mean())
+def _blocks(values: Array | Mask) -> NDArray:
+    """(36, n): the pixels of 6 x 6 equal blocks; what does not divide by 6 is left out around the rim."""
+    height, width = (side // BLOCKS * BLOCKS for side in values.shape)
+    top, left = (values.shape[0] - height) // 2, (values.shape[1] - width) // 2
+    cut = values[top : top + height, left : left + width]
+    parts = cut.reshape(BLOCKS, height // BLOCKS, BLOCKS, width // BLOCKS).swapaxes(1, 2)
+    return parts.reshape(BLOCKS * BLOCKS, -1)

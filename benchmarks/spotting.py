@@ -1,7 +1,8 @@
 """Spotting of micro-expressions in long synthetic clips, beside MDMD.
 
-    python benchmarks/spotting.py                       # tuning, then report: about half an hour on two cores
     python benchmarks/spotting.py --tuning-only         # what the default threshold comes from
+    python benchmarks/spotting.py                       # both methods, on clips of other people
+    python benchmarks/spotting.py --fps 30              # at one frame rate
 
 Thresholds are set on tuning clips and reported on other clips, of other people. MDMD has its own distance k,
 threshold p, width and regions chosen on the tuning clips, at each frame rate apart; it sees the samples that
@@ -16,7 +17,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -195,13 +196,14 @@ def run_all(clips: Sequence[Clip], jobs: int) -> list[Seen]:
 
 
 def clips_of(
-    part: tuple[int, int], count: int, fps: int, rule: tuple[tuple[float, ...], tuple[str, ...]]
+    part: tuple[int, int], count: int, fps: int, k_s: tuple[float, ...], masks: tuple[str, ...]
 ) -> list[Clip]:
     first, seed = part
-    return [Clip(first + number, seed, fps, *rule) for number in range(count)]
+    return [Clip(first + number, seed, fps, k_s, masks) for number in range(count)]
 
 
-def describe(name: str, counts: IntervalCounts, minutes: float) -> str:
+def describe(name: str, counts: IntervalCounts, seen: Sequence[Seen]) -> str:
+    minutes = len(seen) * CLIP_S / 60
     return (
         f"{name:8} F1 {counts.f1:.3f}  precision {counts.precision:.3f}  recall {counts.recall:.3f}  "
         f"{counts.false_alarms / minutes:5.2f} false alarms a minute  "
@@ -220,8 +222,8 @@ def report_rate(
     delays = [answer - apex for one in seen for _, apex, _, score, answer in one.spots if score >= threshold]
     push_ms = np.concatenate([one.push_ms for one in seen])
     print(f"{fps} fps, report clips")
-    print("  " + describe("Spotter", ours, minutes))
-    print("  " + describe("MDMD", theirs, minutes) + f"  {choice}")
+    print("  " + describe("Spotter", ours, seen))
+    print("  " + describe("MDMD", theirs, seen) + f"  {choice}")
     print(f"  on the neutral clips alone: {calm:.2f} and {their_calm:.2f} false alarms a minute")
     print(
         f"  apex to answer: median {np.median(delays):.2f} s, longest {max(delays):.2f} s, "
@@ -249,45 +251,49 @@ def by_duration(seen: Iterable[Seen], threshold: float) -> list[tuple[str, int, 
     return [(f"{low:g}-{high:g} s", *pair) for (low, high), pair in counts.items()]
 
 
-def tune_ours(tuning: dict[int, list[Seen]]) -> float:
-    """The one threshold with the best mean F1 over the frame rates, on the tuning clips."""
-    mean: Callable[[float], float] = lambda threshold: float(  # noqa: E731
-        np.mean([count_ours(seen, threshold).f1 for seen in tuning.values()])
+def tune_threshold(rates: Sequence[int], clips: int, jobs: int) -> None:
+    """Prints the one threshold with the best mean F1 over the frame rates, on the tuning clips."""
+    tuning = {fps: run_all(clips_of(TUNING, clips, fps, (), ()), jobs) for fps in rates}
+    scores = np.array(
+        [np.mean([count_ours(seen, threshold).f1 for seen in tuning.values()]) for threshold in THRESHOLDS]
     )
-    scores = np.array([mean(threshold) for threshold in THRESHOLDS])
     # The middle of what is as good as the best to a hundredth: the edge of a plateau is chance.
     good = np.flatnonzero(scores >= scores.max() - 0.01)
+    best = THRESHOLDS[good[len(good) // 2]]
     for threshold, score in zip(THRESHOLDS, scores, strict=True):
-        print(f"threshold {threshold:6.3f}: mean F1 {score:.3f}", file=sys.stderr)
-    return float(THRESHOLDS[good[len(good) // 2]])
+        print(f"threshold {threshold:6.3f}: mean F1 {score:.3f}")
+    print(f"threshold from the tuning clips: {best:.2f}; the default is {SpotSettings().threshold:g}")
+    for fps, seen in tuning.items():
+        print(f"{fps} fps  " + describe("Spotter", count_ours(seen, best), seen))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tuning-clips", type=int, default=8, help="of a minute each (default: 8)")
-    parser.add_argument("--report-clips", type=int, default=16, help="of a minute each (default: 16)")
+    parser.add_argument(
+        "--fps", type=int, action="append", help=f"a frame rate; may be repeated (default: {RATES})"
+    )
+    parser.add_argument("--tuning-clips", type=int, default=3, help="of a minute each (default: 3)")
+    parser.add_argument("--report-clips", type=int, default=6, help="of a minute each (default: 6)")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--tuning-only", action="store_true", help="of Spotter; MDMD is left out")
     parser.add_argument("--out", type=Path, help="a JSON file for the counts")
     args = parser.parse_args()
-    their = ((), ()) if args.tuning_only else (K_S, MASKS)
-    tuning = {fps: run_all(clips_of(TUNING, args.tuning_clips, fps, their), args.jobs) for fps in RATES}
-    threshold = tune_ours(tuning)
-    print(f"threshold from the tuning clips: {threshold:g}; the default is {SpotSettings().threshold:g}")
-    for fps, seen in tuning.items():
-        print(f"{fps} fps, tuning clips")
-        print("  " + describe("Spotter", count_ours(seen, threshold), len(seen) * CLIP_S / 60), flush=True)
+    rates = tuple(args.fps or RATES)
     if args.tuning_only:
+        tune_threshold(rates, args.tuning_clips, args.jobs)
         return
     record = []
-    for fps, seen in tuning.items():
-        choice = tune_mdmd(seen)
-        print("  " + describe("MDMD", count_mdmd(seen, *choice), len(seen) * CLIP_S / 60) + f"  {choice}")
+    for fps in rates:
+        tuning = run_all(clips_of(TUNING, args.tuning_clips, fps, K_S, MASKS), args.jobs)
+        choice = tune_mdmd(tuning)
+        print(f"{fps} fps, tuning clips")
+        print("  " + describe("Spotter", count_ours(tuning, SpotSettings().threshold), tuning))
+        print("  " + describe("MDMD", count_mdmd(tuning, *choice), tuning), flush=True)
         rule, mask, _ = choice
-        report = run_all(clips_of(REPORT, args.report_clips, fps, ((rule.k_s,), (mask,))), args.jobs)
-        record.append(report_rate(fps, report, threshold, choice))
+        report = run_all(clips_of(REPORT, args.report_clips, fps, (rule.k_s,), (mask,)), args.jobs)
+        record.append(report_rate(fps, report, SpotSettings().threshold, choice))
     if args.out:
         args.out.write_text(json.dumps(record, indent=1), encoding="utf-8")
 

@@ -9,6 +9,7 @@ dense flow, and cheaper: the reference's gradients are prepared once.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -75,8 +76,8 @@ class Motion:
     Attributes:
         regions: (R, 2) dx, dy of each of REGIONS in pixels at 112, without the head's motion.
         rigid: (R, 2) what the head's motion does to each.
-        residual_share: root mean square of what the head's motion leaves unexplained where expressions
-            move the face least, as a share of the contrast there.
+        residual_share: what the head's motion leaves unexplained where expressions move the face least, as
+            a share of the contrast there: 0 for the same picture, 1 for one that has nothing to do with it.
     """
 
     regions: NDArray[np.float64]
@@ -138,8 +139,6 @@ class _Reference:
         steepest = np.einsum("nd,ndp->np", gradient[stable], layout.stable_basis)
         light = np.column_stack([levels[stable], np.ones(len(stable)), *layout.ramps[:, stable]])
         self._rigid = _solver(np.concatenate([steepest, -light], axis=1), 6)  # (6, n)
-        self._light, self._light_terms = _solver(light, 0, 4), light
-        self._contrast = max(float(levels[stable].std()), 1.0)
         self._parts = []
         for part in layout.slices:
             pixels = layout.parts[part]
@@ -147,14 +146,13 @@ class _Reference:
             self._parts.append(_solver(terms, 2))  # (2, n)
 
     def pose(self, frame: Float, start: Float) -> tuple[Float, float]:
-        """(6,) rigid motion from the reference to a frame, and the residual as a share of the contrast."""
+        """(6,) rigid motion from the reference to a frame, and what it leaves unexplained."""
         layout, pose = _layout(), start
         reference = self._frame.ravel()[layout.stable]
         for _ in range(_ITERATIONS):
-            error = _seen(frame, layout.stable_places + _displaced(layout.stable_basis, pose)) - reference
-            pose = pose - self._rigid @ error
-        error = error - self._light_terms @ (self._light @ error)
-        return pose, float(np.sqrt(np.mean(error * error)) / self._contrast)
+            seen = _seen(frame, layout.stable_places + _displaced(layout.stable_basis, pose))
+            pose = pose - self._rigid @ (seen - reference)
+        return pose, _unexplained(seen, reference)
 
     def regions(self, frame: Float, pose: Float) -> Float:
         """(R, 2) motion of each region from the reference to a frame, beyond the rigid motion."""
@@ -226,16 +224,18 @@ def _depth(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64
     return depth
 
 
-def _solver(terms: NDArray[np.floating], damped: int, wanted: int | None = None) -> Float:
+def _solver(terms: NDArray[np.floating], wanted: int) -> Float:
     """The rows of least squares that give the first `wanted` unknowns.
 
-    The first `damped` of them, motions, are drawn to zero where there is no texture to see them by.
+    These are motions, and are drawn to zero where there is no texture to see them by.
     """
     normal = (terms.T @ terms).astype(np.float64)
-    normal[np.arange(damped), np.arange(damped)] += _NOISE_VARIANCE
-    scale = np.outer(*2 * [np.sqrt(np.diag(normal))])
-    solved = np.linalg.inv(normal / scale) / scale
-    rows: Float = np.ascontiguousarray((solved[: wanted or damped] @ terms.T).astype(np.float32))
+    normal[np.arange(wanted), np.arange(wanted)] += _NOISE_VARIANCE
+    # Scaled to ones on the diagonal, and a millionth more, so that a flat picture has a solution: none.
+    root = np.sqrt(np.maximum(np.diag(normal), 1.0))
+    scale = np.outer(root, root)
+    solved = np.linalg.inv(normal / scale + 1e-6 * np.eye(len(normal))) / scale
+    rows: Float = np.ascontiguousarray((solved[:wanted] @ terms.T).astype(np.float32))
     return rows
 
 
@@ -249,6 +249,16 @@ def _prepared(crop: Frame | Float) -> Float:
     return blurred
 
 
+def _unexplained(seen: Float, reference: Float) -> float:
+    """sqrt(1 - r^2), r the correlation of gray levels; 1 where they run against each other or one is flat."""
+    one, other = seen - seen.mean(), reference - reference.mean()
+    size = float(np.linalg.norm(one) * np.linalg.norm(other))
+    if size < len(seen):  # less than a gray level of contrast
+        return 1.0
+    correlation = min(max(float(one @ other) / size, 0.0), 1.0)
+    return math.sqrt(1 - correlation**2)
+
+
 def _displaced(basis: Float, pose: Float) -> Float:
     """(n, 2, 6) and (6,) -> (n, 2); one product of matrices instead of n small ones."""
     displaced: Float = (basis.reshape(-1, 6) @ pose).reshape(-1, 2)
@@ -258,8 +268,9 @@ def _displaced(basis: Float, pose: Float) -> Float:
 def _seen(frame: Float, places: Float) -> Float:
     """(n,) gray levels of a frame at (n, 2) places x, y."""
     cv2 = _cv2()
-    levels: Float = cv2.remap(frame, places[None], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return levels[0]  # of one row
+    row = cv2.remap(frame, places[None], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    levels: Float = row.reshape(-1)
+    return levels
 
 
 def _cv2() -> Any:

@@ -6,7 +6,8 @@
 
 Threads: `push` may be called from several threads. Streams share the runtime session, which is lent to one at a time
 for each inference, and the face detector, likewise; everything else belongs to one stream. Pushes to the same stream
-follow one another. No frame leaves the process, and nothing is written.
+follow one another. OpenCV's own threads are the process's and are left as they are: where several streams run,
+`cv2.setNumThreads(1)` keeps them from competing. No frame leaves the process, and nothing is written.
 """
 
 from __future__ import annotations
