@@ -7,9 +7,13 @@ one picture a face, and this model takes the flow between two (its `model_info` 
 how a sample is made). So the frames leave DL Streamer by an appsink, the faces with them, and `Pipeline` does the rest.
 """
 
+import ctypes
 import sys
 
-import gi
+# GStreamer brings libunwind, in which exceptions inside of OpenVINO end the process: the compiler's own goes first.
+ctypes.CDLL("libgcc_s.so.1", mode=ctypes.RTLD_GLOBAL)
+
+import gi  # noqa: E402
 
 gi.require_version("Gst", "1.0")
 from gi.repository import Gst  # noqa: E402

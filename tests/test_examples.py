@@ -81,10 +81,12 @@ def with_gstreamer() -> None:
 
 
 def check_lines(done: subprocess.CompletedProcess[str], stream: str) -> None:
+    """One of the events is the clip's micro-expression, to within three frames."""
     assert done.returncode == 0, done.stderr
-    (event,) = [json.loads(line) for line in done.stdout.splitlines()]
-    assert event["stream"] == stream
-    assert event["apex_ns"] / 1e9 == pytest.approx(filmed()[2].apex_s, abs=3 / FPS)
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {event["stream"] for event in events} == {stream}
+    apexes_s = [event["apex_ns"] / 1e9 for event in events]
+    assert min(abs(apex_s - filmed()[2].apex_s) for apex_s in apexes_s) <= 3 / FPS
 
 
 def test_embedding_takes_ten_lines_and_works(places: tuple[Path, Path]) -> None:
