@@ -35,8 +35,7 @@ class SpotSettings(Record):
     """What is looked for, in seconds whatever the frame rate, and how far it has to stand out.
 
     The threshold is what `python benchmarks/spotting.py --tuning-only --tuning-clips 2` prints, from clips of
-    people that no figure is reported on. The other defaults were chosen by hand on 16 such clips at 30 and
-    100 fps; small changes of them changed F1 by .05 at most.
+    people that no figure is reported on. The other defaults were chosen by hand, on clips of such people too.
 
     Attributes:
         threshold: least score of a spot.
