@@ -274,8 +274,8 @@ def main() -> None:
     parser.add_argument(
         "--fps", type=int, action="append", help=f"a frame rate; may be repeated (default: {RATES})"
     )
-    parser.add_argument("--tuning-clips", type=int, default=3, help="of a minute each (default: 3)")
-    parser.add_argument("--report-clips", type=int, default=6, help="of a minute each (default: 6)")
+    parser.add_argument("--tuning-clips", type=int, default=1, help="of a minute each (default: 1)")
+    parser.add_argument("--report-clips", type=int, default=3, help="of a minute each (default: 3)")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--tuning-only", action="store_true", help="of Spotter; MDMD is left out")
     parser.add_argument("--out", type=Path, help="a JSON file for the counts")
