@@ -153,7 +153,7 @@ def fit(
     start = initial or first_weights(config, recipe, seed)
     run = [config.model_dump(), recipe.model_dump(), seed, data.digest(), digest_weights(start)]
     identity = json.dumps(run, sort_keys=True)
-    state = _start(copy.deepcopy(start).to(device), recipe)
+    state = _start(copy.deepcopy(start).to(device).requires_grad_(True), recipe)
     if resume and state_file is not None and state_file.is_file():
         _restore(state, state_file, identity)
     while state.step < total:

@@ -1,0 +1,140 @@
+"""PTSR, its baseline and its references in the same folds, with paired intervals: the figures of ACCURACY.md.
+
+    python benchmarks/accuracy.py --root DIR [--protocol loso|groups|cross] [--seeds 3] [--jobs 2] [--out DIR]
+
+Data are megc-flow; nothing that is derived from them is written but the run folder below --out, which stays with the
+user. Every model that learns begins with weights from the same closely cropped synthetic faces or, where its name says
+`random start`, with seeded random ones. Controls of the selection are pre-trained with their own selection.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+from reference_learners import CnnLearner, Ststnet, SvmLearner, fit_cnn
+
+from ptsr_edge.config import ModelConfig, Score, named_model
+from ptsr_edge.console import progress
+from ptsr_edge.cross_validation import Answers, Learner, cross_validate
+from ptsr_edge.data import FlowData, load, split_subjects
+from ptsr_edge.fit import PRETRAINING, RECIPES, RECORDED, Recipe, fit
+from ptsr_edge.fold_figures import paired_records, summaries
+from ptsr_edge.macs import exported_macs
+from ptsr_edge.model_learner import ModelLearner
+from ptsr_edge.pretrain import closely_cropped
+from ptsr_edge.protocol import HELD_OUT, PROTOCOLS, folds
+
+RATES = (0.5, 0.25, 0.12)
+CNN_RECIPE = Recipe(epochs=50, batch_size=48, lr=3e-3, ema=0.98)
+"""Of the CNN that starts from random weights: 300 steps, as the others."""
+
+NANO = named_model("ptsr-nano")
+RANDOM_START = RECORDED["nano"].model_copy(update={"start": "random", "lr": RECIPES["nano"].lr})
+
+
+def control(score: Score, training: FlowData) -> ModelLearner:
+    """PTSR with another selection, pre-trained and trained with it."""
+    config = NANO.model_copy(update={"score": score, "name": f"ptsr-nano-{score}"})
+    start = fit(config, training, PRETRAINING["nano"], seed=0)
+    recipe = RECORDED["nano"].model_copy(update={"start": "random"})
+    return ModelLearner(config, recipe, RATES, initial=start, label=f"ptsr-nano, {score} selection")
+
+
+def learners(without: Sequence[str]) -> list[Learner]:
+    """All that are compared; `without` leaves out those whose names begin so."""
+    everything = closely_cropped(NANO.image_size)
+    training = everything.of_subjects(split_subjects(everything.subjects, HELD_OUT, seed=0)[0])
+    cnn_start: Ststnet = fit_cnn(training, PRETRAINING["nano"], seed=0)
+    found: list[Learner] = [
+        SvmLearner(),
+        CnnLearner("cnn, random start", CNN_RECIPE),
+        CnnLearner("cnn", RECORDED["nano"].model_copy(update={"start": "random"}), copy.deepcopy(cnn_start)),
+        ModelLearner(named_model("vit-nano"), RECORDED["nano"], (1.0,)),
+        ModelLearner(NANO, RECORDED["nano"], (1.0, *RATES)),
+        ModelLearner(NANO, RANDOM_START, RATES, label="ptsr-nano, random start"),
+        control("random", training),
+    ]
+    return [one for one in found if not any(one.name.startswith(name) for name in without)]
+
+
+def macs_of(learner: Learner, rate: float) -> int | None:
+    """Multiply-adds of one inference; None for the SVM, whose number depends on its support vectors."""
+    if isinstance(learner, CnnLearner):
+        return Ststnet.macs()
+    if isinstance(learner, ModelLearner):
+        config: ModelConfig = learner.config
+        return sum(exported_macs(config, config.tokens_at(rate)).values())
+    return None
+
+
+def table(found: Sequence[Answers]) -> list[str]:
+    """A line a learner and keep rate, Markdown."""
+    lines = ["| model | tokens | MMACs | UF1 | UAR | by set, UF1 |", "|---|---:|---:|---:|---:|---|"]
+    for answers in found:
+        for record in summaries(answers):
+            macs = macs_of(answers.learner, record["keep_rate"])
+            sets = ", ".join(
+                f"{name} {show(of_set['uf1'])}" for name, of_set in (record["sets"] or {}).items()
+            )
+            tokens = (
+                ""
+                if macs is None or isinstance(answers.learner, CnnLearner)
+                else f"{record['keep_rate']:.0%}"
+            )
+            counted = "" if macs is None else f"{macs / 1e6:.3f}"
+            lines.append(
+                f"| {answers.learner.name} | {tokens} | {counted} | {show(record['uf1'])} | {show(record['uar'])} | {sets} |"
+            )
+    return lines
+
+
+def show(value: dict[str, float | None]) -> str:
+    spread = "" if value["spread"] is None else f" +- {value['spread']:.3f}"
+    return f"{value['mean']:.3f}{spread}"
+
+
+def comparisons(found: Sequence[Answers]) -> list[str]:
+    """PTSR against each of the others, UF1, with its interval over subjects."""
+    by_name = {answers.learner.name: answers for answers in found}
+    ours = by_name[NANO.name]
+    lines = []
+    for name, other in by_name.items():
+        for rate in ours.learner.keep_rates:
+            theirs = rate if rate in other.learner.keep_rates else other.learner.keep_rates[0]
+            if name == NANO.name or (len(other.learner.keep_rates) > 1 and rate != theirs):
+                continue
+            record = paired_records((ours, rate), (other, theirs))[0]
+            lines.append(
+                f"ptsr-nano at {rate:.0%} against {name}"
+                + (f" at {theirs:.0%}" if len(other.learner.keep_rates) > 1 else "")
+                + f": UF1 {record['difference']:+.3f} [{record['low']:+.3f}, {record['high']:+.3f}]"
+            )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", type=Path, required=True, help="folder of megc-flow")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="loso")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--without", nargs="*", default=[], help="leave out learners whose names begin so")
+    parser.add_argument("--out", type=Path, help="run folder: a killed run goes on from it")
+    options = parser.parse_args()
+    data = load("megc-flow", options.root, image_size=NANO.image_size)
+    compared = learners(options.without)
+    seeds = range(options.seeds)
+    total = sum(len(folds(options.protocol, data.subjects, seed)) for seed in seeds) * len(compared)
+    bar = iter(progress(range(total), options.protocol))
+    found = cross_validate(
+        compared, data, options.protocol, seeds, jobs=options.jobs, on_fold=lambda: next(bar, None) and None,
+        folder=options.out, resume=options.out is not None,
+    )  # fmt: skip
+    print("\n".join([*table(found), "", *comparisons(found)]))
+
+
+if __name__ == "__main__":
+    main()
