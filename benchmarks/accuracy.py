@@ -10,7 +10,6 @@ user. Every model that learns begins with weights from the same closely cropped 
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,7 +50,7 @@ def learners(without: Sequence[str]) -> list[Learner]:
     found: list[Learner] = [
         SvmLearner(),
         CnnLearner("cnn, random start", CNN_RECIPE),
-        CnnLearner("cnn", RECORDED["nano"].model_copy(update={"start": "random"}), copy.deepcopy(cnn_start)),
+        CnnLearner("cnn", RECORDED["nano"].model_copy(update={"start": "random"}), cnn_start),
         ModelLearner(named_model("vit-nano"), RECORDED["nano"], (1.0,)),
         ModelLearner(NANO, RECORDED["nano"], (1.0, *RATES)),
         ModelLearner(NANO, RANDOM_START, RATES, label="ptsr-nano, random start"),

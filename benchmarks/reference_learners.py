@@ -5,6 +5,7 @@ Both see the very samples, folds and augmentation that the models see; the CNN r
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +83,7 @@ class CnnLearner:
 def fit_cnn(data: FlowData, recipe: Recipe, seed: int, start: Ststnet | None = None) -> Ststnet:
     """Trains the CNN by the models' own loop; of the configuration only the number of classes is read there."""
     config: ModelConfig = named_model("vit-nano")
-    first = start if start is not None else Ststnet(config.classes, seed)
+    first = copy.deepcopy(start) if start is not None else Ststnet(config.classes, seed)
     return fit(config, data, recipe, seed, initial=first)  # type: ignore[arg-type, return-value]
 
 

@@ -134,7 +134,7 @@ def fit(
         data: the training side only: nothing held out may be in it.
         recipe: how.
         seed: of the weights and of every draw.
-        initial: weights to start from; by default what the recipe says. They are not changed.
+        initial: weights to start from; by default what the recipe says. It is trained in place.
         state_file: where the state is kept after each epoch, removed at the end; None keeps none.
         resume: go on from `state_file` where there is one.
         on_step: called with the number of steps done and of all steps.
@@ -153,7 +153,7 @@ def fit(
     start = initial or first_weights(config, recipe, seed)
     run = [config.model_dump(), recipe.model_dump(), seed, data.digest(), digest_weights(start)]
     identity = json.dumps(run, sort_keys=True)
-    state = _start(copy.deepcopy(start).to(device).requires_grad_(True), recipe)
+    state = _start(start.to(device).requires_grad_(True), recipe)
     if resume and state_file is not None and state_file.is_file():
         _restore(state, state_file, identity)
     while state.step < total:

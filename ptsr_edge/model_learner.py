@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,9 +83,8 @@ class ModelLearner:
             ParityError: an artifact departs from the model that it holds the weights of.
         """
         best = _BestEpoch(held, self._tokens) if self.oracle else None
-        model = fit(
-            self.config, train, self.recipe, seed, initial=self.initial, on_epoch=best, device=self.device
-        )
+        first = copy.deepcopy(self.initial)
+        model = fit(self.config, train, self.recipe, seed, initial=first, on_epoch=best, device=self.device)
         if self.templates:
             logits = [artifact_logits(model, template, held) for template in self.templates]
         else:

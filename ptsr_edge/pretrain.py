@@ -45,7 +45,7 @@ def close_up(flows: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     """
     size = flows.shape[1]
     x0, y0, x1, y1 = (round(edge * size) for edge in CLOSE)
-    parts = flows[:, y0:y1, x0:x1] * np.float32([size / (x1 - x0), size / (y1 - y0), 1.0])
+    parts = flows[:, y0:y1, x0:x1] * np.array([size / (x1 - x0), size / (y1 - y0), 1.0], dtype=np.float32)
     return np.stack([resize(part, side) for part in parts])
 
 
@@ -88,7 +88,11 @@ def main(model_name: str, seed: int, epochs: int | None, clips: int | None, out:
     total = recipe.epochs * max(1, len(training) // recipe.batch_size)
     bar = iter(progress(range(total), "training", length=total))
     next(bar, None)
-    model = fit(config, training, recipe, seed, on_step=lambda _done, _total: next(bar, None) and None)
+
+    def on_step(_done: int, _total: int) -> None:
+        next(bar, None)
+
+    model = fit(config, training, recipe, seed, on_step=on_step)
     found = {}
     for rate in sorted(set(recipe.budgets) if config.kind == "ptsr" else {1.0}, reverse=True):
         logits, _ = predict_logits(model, judged.flows, config.tokens_at(rate))

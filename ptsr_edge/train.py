@@ -38,9 +38,9 @@ except ImportError as error:
 
 
 def held_out_figures(model: Model, data: FlowData, budgets: tuple[float, ...]) -> dict[str, Any]:
-    """UF1 and UAR at each keep rate; the baseline has only 1."""
+    """UF1 and UAR at each keep rate and at 1; the baseline has only that."""
     figures: dict[str, Any] = {}
-    for rate in sorted(set(budgets) if isinstance(model, Ptsr) else {1.0}, reverse=True):
+    for rate in sorted({1.0, *budgets} if isinstance(model, Ptsr) else {1.0}, reverse=True):
         logits, _ = predict_logits(model, data.flows, model.config.tokens_at(rate))
         table = confusion(data.labels, logits.argmax(1), model.config.classes)
         figures[f"{rate:g}"] = {"n": len(data), "uf1": round(uf1(table), 4), "uar": round(uar(table), 4)}

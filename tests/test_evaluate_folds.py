@@ -80,7 +80,8 @@ def test_folds_answer_through_one_exported_graph(megc_folder: Path, tmp_path: Pa
 def test_a_model_is_trained_once_with_all_budgets_that_are_asked_for() -> None:
     learners, references = plan_learners(
         FoldCall(models=["ptsr-nano", "vit-nano", "ptsr-nano"], against=["ptsr-nano@0.25", "vit-tiny"],
-                 budgets=[0.5, 0.5], epochs=3, device="cpu")
+                 budgets=[0.5, 0.5], epochs=3, device="cpu"),
+        "megc-flow",
     )  # fmt: skip
     assert [(learner.name, learner.keep_rates) for learner in learners] == [
         ("ptsr-nano", (0.5, 0.25)),
@@ -88,9 +89,11 @@ def test_a_model_is_trained_once_with_all_budgets_that_are_asked_for() -> None:
         ("vit-tiny", (1.0,)),
     ]
     assert references == [("ptsr-nano", 0.25), ("vit-tiny", 1.0)]
-    assert learners[0].recipe == recipe_for(learners[0].config).model_copy(update={"epochs": 3})
+    assert learners[0].recipe == recipe_for(learners[0].config, "megc-flow").model_copy(update={"epochs": 3})
     # 13 of 49 tokens either way: the keep rate that is there is taken.
-    _, references = plan_learners(FoldCall(models=["ptsr-nano"], budgets=[0.25], against=["ptsr-nano@0.26"]))
+    _, references = plan_learners(
+        FoldCall(models=["ptsr-nano"], budgets=[0.25], against=["ptsr-nano@0.26"]), "synthetic"
+    )
     assert references == [("ptsr-nano", 0.25)]
 
 
@@ -113,7 +116,7 @@ def test_a_model_is_trained_once_with_all_budgets_that_are_asked_for() -> None:
 def test_wrong_calls_are_refused_before_anything_starts(changes: dict[str, Any], words: str) -> None:
     call = FoldCall(**{"models": ["ptsr-nano"]} | changes)
     with pytest.raises(InputError, match=words):
-        plan_learners(call)
+        plan_learners(call, "megc-flow")
 
 
 @NO_GPU

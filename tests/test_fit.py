@@ -11,10 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ptsr_edge.checkpoint import load_checkpoint, starting_checkpoint
 from ptsr_edge.config import LABELS, ModelConfig, Preprocess, named_model
 from ptsr_edge.data import FlowData
 from ptsr_edge.errors import InputError
-from ptsr_edge.fit import RECIPES, Recipe, class_weights, fit, recipe_for, schedule
+from ptsr_edge.fit import (
+    RECIPES,
+    RECORDED,
+    Recipe,
+    class_weights,
+    digest_weights,
+    first_weights,
+    fit,
+    recipe_for,
+    schedule,
+)
 from ptsr_edge.inference import predict_logits
 from ptsr_edge.model import Model, Output, build_model
 
@@ -249,6 +260,36 @@ def test_bfloat16_trains_and_leaves_float32_weights() -> None:
 )
 def test_ptsr_and_its_baseline_share_a_recipe(name: str, recipe: str) -> None:
     assert recipe_for(named_model(name)) is RECIPES[recipe]
+
+
+def test_recorded_data_start_from_synthetic_weights_and_synthetic_data_do_not() -> None:
+    for name in ("ptsr-nano", "vit-nano"):
+        recorded = recipe_for(named_model(name), "casme2")
+        assert recorded is RECORDED["nano"]
+        assert recorded.start == "synthetic"
+        path = starting_checkpoint(name)
+        assert path is not None
+        first = first_weights(named_model(name), recorded, seed=5)
+        assert digest_weights(first) == digest_weights(load_checkpoint(path)[0])
+        assert recipe_for(named_model(name), "synthetic").start == "random"
+    assert recipe_for(named_model("ptsr-small"), "casme2") is RECIPES["small"]
+
+
+def test_starting_weights_that_are_not_there_or_of_another_geometry_are_refused() -> None:
+    recipe = Recipe(epochs=1, start="synthetic")
+    with pytest.raises(InputError, match="no starting weights of ptsr-small"):
+        first_weights(named_model("ptsr-small"), recipe, seed=0)
+    other = named_model("ptsr-nano").model_copy(update={"score": "random"})
+    with pytest.raises(InputError, match="another geometry"):
+        first_weights(other, recipe, seed=0)
+
+
+def test_an_average_serves_as_first_weights() -> None:
+    # It comes back without gradients.
+    config, recipe = named_model("ptsr-nano"), Recipe(epochs=1, batch_size=6)
+    fitted = fit(config, toy(), recipe, 0)
+    before = digest_weights(fitted)
+    assert digest_weights(fit(config, toy(), recipe, 0, initial=fitted)) != before
 
 
 def test_each_epoch_shows_the_average_and_changes_nothing() -> None:

@@ -67,7 +67,7 @@ def test_a_checkpoint_and_everything_it_says(
     data = load("megc-flow", megc_folder, image_size=28)
     training = data.of_subjects(sorted(seen))
     assert said["data_sha256"] == training.digest()
-    recipe = recipe_for(info.model).model_copy(update={"epochs": 2})
+    recipe = recipe_for(info.model, "megc-flow").model_copy(update={"epochs": 2})
     again = fit(info.model, training, recipe, seed=3)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
     held_data = data.of_subjects(sorted(held))
