@@ -27,6 +27,7 @@ from ptsr_edge.metrics import confusion, uar
 from ptsr_edge.model import Model, count_parameters
 from ptsr_edge.onnx_graph import add_metadata, trace, write_sharing_weights
 from ptsr_edge.parity import (
+    OVERLAP,
     THROUGH_ARTIFACT,
     THROUGH_GRAPH,
     Reference,
@@ -197,8 +198,8 @@ def _sample_at_fault(
         if not others:
             same.append(index)
         elif kept is not None:
-            gap = compare_selection(reference, index, kept)[1]
-            if gap > score_limit(reference, precision, index) or not np.isfinite(gap):
+            limit = 0.0 if OVERLAP[precision] == 1.0 else score_limit(reference, precision, index)
+            if compare_selection(reference, index, kept)[1] > limit:
                 return index, others
     return (same[0], "") if same else (0, others)
 
