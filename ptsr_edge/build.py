@@ -21,18 +21,21 @@ from ptsr_edge.errors import ParityError
 from ptsr_edge.flops import count_macs
 from ptsr_edge.flow import to_input
 from ptsr_edge.inference import predict_logits
-from ptsr_edge.layerwise import first_departure, ir_values, product_values
+from ptsr_edge.layerwise import before_selection, first_departure, ir_values, other_tokens, product_values
 from ptsr_edge.manifest import Parity, Variant, describe_file
 from ptsr_edge.metrics import confusion, uar
 from ptsr_edge.model import Model, count_parameters
 from ptsr_edge.onnx_graph import add_metadata, trace, write_sharing_weights
 from ptsr_edge.parity import (
+    OVERLAP,
     THROUGH_ARTIFACT,
     THROUGH_GRAPH,
     Reference,
+    compare_selection,
     eager_reference,
     measure_parity,
     require_parity,
+    score_limit,
 )
 from ptsr_edge.repair import build_within, uar_of
 from ptsr_edge.sensitivity import rank_layers
@@ -132,9 +135,10 @@ def build_and_prove(
             try:
                 require_parity(parity, name, precision)
             except ParityError as error:
-                one = job.references[tokens].inputs[:1]
+                index, others = _sample_at_fault(job.references[tokens], target, artifact, precision)
+                one = job.references[tokens].inputs[index : index + 1]
                 raise ParityError(
-                    f"{error}; {_first_fault(one, graphs[tokens], artifact, precision)}"
+                    f"{error}; {_first_fault(one, others, graphs[tokens], artifact, precision)}"
                 ) from None
         built_with = {"torch": version("torch"), **artifact.built_with}
         variants.append(
@@ -179,19 +183,48 @@ def _open(target: Target, artifact: Artifact) -> tuple[Runner | None, str]:
     return runner, THROUGH_ARTIFACT
 
 
-def _first_fault(one: NDArray[np.float32], graph: Path, artifact: Artifact, precision: str) -> str:
+def _sample_at_fault(
+    reference: Reference, target: Target, artifact: Artifact, precision: str
+) -> tuple[int, str]:
+    """A sample to look for the fault with, and how the artifact's selection differs there, empty where it does not.
+
+    The first whose selection no rounding explains; else the first with the reference's own tokens.
+    """
+    runner, _ = _open(target, artifact)
+    same = []
+    for index, one in enumerate(reference.inputs):
+        kept = None if runner is None else runner.run(one[None])[1]
+        others = "" if kept is None else other_tokens(reference.kept[index], kept)
+        if not others:
+            same.append(index)
+        elif kept is not None:
+            limit = 0.0 if OVERLAP[precision] == 1.0 else score_limit(reference, precision, index)
+            if compare_selection(reference, index, kept)[1] > limit:
+                return index, others
+    return (same[0], "") if same else (0, others)
+
+
+def _first_fault(
+    one: NDArray[np.float32], others: str, graph: Path, artifact: Artifact, precision: str
+) -> str:
     """Which layer departs first, for `one` input, from the graph that the artifact was made of.
 
-    Of an engine those of its typed graph, which lies beside it.
+    Of an engine those of its typed graph, which lies beside it. Where the artifact selects `others`, layers behind
+    the selection are not compared: their inputs are of other tokens.
     """
     limit, reference = DEPARTURES[precision], product_values(graph, one)
+    if others:
+        before = before_selection(graph)
+        reference = {layer: value for layer, value in reference.items() if layer in before}
     if artifact.path.suffix == ".xml":
         found = ir_values(artifact.path, reference, one)
     else:
         found = product_values(artifact.path.with_suffix(".onnx"), one)
     departure = first_departure(reference, found, limit)
     if departure is not None:
-        return str(departure)
+        return f"{departure}, and with it the selection" if others else str(departure)
+    if others:
+        return others
     return f"no layer departs from the fp32 graph by more than {limit:g}: the graph does, or rounding adds up"
 
 

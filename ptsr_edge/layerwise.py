@@ -104,3 +104,36 @@ def first_departure(
         if not relative <= tolerance:
             return Departure(layer, relative, tolerance)
     return None
+
+
+def before_selection(graph: Path) -> set[str]:
+    """The names of the products of an ONNX graph that its selection of tokens is calculated from."""
+    model = onnx.load(graph, load_external_data=False)
+    makers = {value: node for node in model.graph.node for value in node.output}
+    wanted = [node for node in model.graph.node if node.op_type == "TopK"]
+    seen: set[str] = set()
+    names = set()
+    while wanted:
+        node = wanted.pop()
+        names |= {node.name} if node.op_type in PRODUCTS else set()
+        for value in node.input:
+            if value in makers and value not in seen:
+                seen.add(value)
+                wanted.append(makers[value])
+    return names
+
+
+def other_tokens(reference: NDArray[np.int64], found: NDArray[np.int64]) -> str:
+    """How two selections (K,) differ, in words; empty where they hold the same tokens, in whichever order.
+
+    Behind a selection of other tokens every layer has other inputs, and its results cannot be compared.
+    """
+    theirs, ours = set(reference.tolist()), set(found.tolist())
+    if theirs == ours:
+        return ""
+    few = 5
+    lists = []
+    for tokens in (sorted(ours - theirs), sorted(theirs - ours)):
+        more = f" and {len(tokens) - few} more" if len(tokens) > few else ""
+        lists.append(", ".join(map(str, tokens[:few])) + more if tokens else "none")
+    return f"the selection differs first: tokens {lists[0]} are kept in place of {lists[1]}"

@@ -207,7 +207,7 @@ def test_the_page_and_the_table_hold_every_figure(tmp_path: Path) -> None:
     found = Difference(samples=24, max_abs=0.0123, top1_agreement=0.9583, kept_agreement=1.0, tied=2)
     side = {"machine": "aarch64", "python": "3.11.2", "packages": {"numpy": "2", "onnxruntime": "1.27.0"}}
     figures = [Figure("b", one, "aarch64 (emulated)", found, 1.5, [], side, side) for one in bundle.variants]
-    text = page(figures, "a processor")
+    text = page(figures, "a processor", Path("profiles/one"))
     for figure in figures:
         assert f"| {' | '.join(figure.row())} |" in text
         assert figure.row()[3:] == ("24", "1.2e-02", "1.50", "95.8%", "100.0% (2 by ties)")

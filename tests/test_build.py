@@ -6,6 +6,7 @@ Everything runs for real. What is tampered with is a built artifact, as a faulty
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -342,8 +343,24 @@ def test_a_wrongly_scaled_layer_of_a_typed_graph_is_refused_and_named(
 def test_a_typed_graph_that_selects_wrongly_is_refused(
     attentive: Job, attentive_graphs: Traced, stage: Path, precision: str
 ) -> None:
-    with pytest.raises(ParityError, match=r"k2 departs .* selected tokens agree on \d"):
+    with pytest.raises(ParityError, match=r"k2 departs .* selected tokens agree on \d") as caught:
         build_and_prove(attentive, Damaging(keeps_the_least), precision, *attentive_graphs, stage)
+    # Behind the selection each layer sees other tokens: none of them is at fault.
+    assert re.search(
+        r"; the selection differs first: tokens \d, \d are kept in place of \d, \d$", str(caught.value)
+    )
+    assert "layer" not in str(caught.value)
+
+
+def test_a_layer_that_the_selection_comes_from_is_named_before_it(
+    attentive: Job, attentive_graphs: Traced, stage: Path
+) -> None:
+    layer = "blocks.0.attention.query"
+    half = dataclasses.replace(attentive, rates=RATES[1:])
+    with pytest.raises(ParityError, match=r"selected tokens agree on \d") as caught:
+        build_and_prove(half, Damaging(scaled(layer, -1.0)), "fp32", *attentive_graphs, stage)
+    assert "; the first layer to depart is " in str(caught.value)
+    assert str(caught.value).endswith(", and with it the selection")
 
 
 def test_int8_for_an_engine_that_cannot_run_here_is_judged_through_its_typed_graph(

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from ptsr_edge.layerwise import Departure, first_departure, product_values
+from ptsr_edge.layerwise import Departure, before_selection, first_departure, other_tokens, product_values
 from ptsr_edge.onnx_graph import trace, write_sharing_weights
 from ptsr_edge.static import to_static
 
@@ -50,3 +50,23 @@ def test_not_a_number_departs_and_missing_layers_are_passed_over() -> None:
     broken = first_departure(reference, {"b": np.array([1, np.nan], np.float32)}, 0.1)
     assert isinstance(broken, Departure)
     assert broken.layer == "b"
+
+
+def test_only_what_the_selection_is_calculated_from_stands_before_it(
+    ptsr_config, randomised, traced: onnx.ModelProto, tmp_path: Path
+) -> None:
+    # Strain is read off the input; attention comes from the tokenizer and the queries and keys of its block.
+    assert before_selection(write(tmp_path / "strain", traced)) == set()
+    model = randomised(ptsr_config(depth=2, select_block=0))
+    before = before_selection(write(tmp_path / "attention", trace(to_static(model, 4), model.config)))
+    assert "tokenizer.kernel" in before
+    assert not [name for name in before if name.startswith(("blocks.1", "blocks.0.tail", "head"))]
+
+
+def test_other_tokens_are_told_as_sets() -> None:
+    assert other_tokens(np.array([3, 1, 2]), np.array([1, 2, 3])) == ""
+    said = other_tokens(np.array([3, 1, 2]), np.array([1, 7, 2]))
+    assert said == "the selection differs first: tokens 7 are kept in place of 3"
+    said = other_tokens(np.arange(7), np.arange(7, 14))
+    assert "tokens 7, 8, 9, 10, 11 and 2 more are kept in place of 0, 1, 2, 3, 4 and 2 more" in said
+    assert "tokens none are kept in place of 2" in other_tokens(np.array([1, 2]), np.array([1, 1]))

@@ -171,6 +171,31 @@ def test_a_tied_token_may_stand_for_another(ptsr_config: Any, randomised: Any) -
     assert np.abs(elsewhere - reference.logits[0]).max() > 1e-2
 
 
+def test_8_bit_flow_has_true_ties_that_only_the_order_of_a_sum_decides(
+    ptsr_config: Any, randomised: Any
+) -> None:
+    """Two patches of other pixels and the same sum: a mean that is summed up in another order may take either."""
+    model = cast(Ptsr, randomised(ptsr_config(score="strain")))
+    rng = np.random.default_rng(0)
+    levels = rng.integers(0, 200, (32, 32)).astype(np.float32)
+    first, second = levels[:8, :8], levels[:8, 8:16]  # of 16 patches, tokens 0 and 1
+    first[:] = rng.integers(150, 200, (8, 8))
+    second[:] = first[::-1]
+    second[0, :2] += [7, -7]  # another multiset of pixels, the same sum
+    assert first.sum() == second.sum()
+    flows = np.zeros((1, 32, 32, 3), np.float32)
+    flows[0, ..., 2] = levels / 255
+    reference = eager_reference(model, 1, flows)
+    for token in (0, 1):
+        assert compare_selection(reference, 0, np.array([token])) == (1.0, 0.0)
+        require_parity(shares(reference, run_of(model, 1, lambda _, token=token: [token])), "tiny")  # type: ignore[misc]
+    second[0, 0] += (
+        7  # a ninth of a grey level more in the mean of its 64 pixels, and it is no tie any longer
+    )
+    flows[0, ..., 2] = levels / 255
+    assert compare_selection(eager_reference(model, 1, flows), 0, np.array([0]))[0] == 0.0
+
+
 def test_wrong_logits_do_not_hide_behind_a_tie(ptsr_config: Any, randomised: Any) -> None:
     model = cast(Ptsr, randomised(ptsr_config(score="strain")))
     reference = eager_reference(model, 4, np.zeros((1, 32, 32, 3), np.float32))

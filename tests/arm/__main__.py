@@ -193,7 +193,7 @@ def main(
         raise JobError("; ".join(wrong))
     if write is not None:
         cpu = describe_cpu()["model"] or "a processor of unknown name"
-        write_whole(write / "README.md", page(figures, cpu))
+        write_whole(write / "README.md", page(figures, cpu, write))
         lines.append(str(write / "README.md"))
     else:
         lines += [str(folder / MANIFEST) for folder in folders]

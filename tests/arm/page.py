@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from arm.compare import AGREEMENT, Difference
@@ -72,8 +73,8 @@ def as_table(figures: Sequence[Figure]) -> list[str]:
     return ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in rows]
 
 
-def page(figures: Sequence[Figure], cpu: str) -> str:
-    """The page in Markdown, of a run under emulation; `cpu` is the processor that it ran on."""
+def page(figures: Sequence[Figure], cpu: str, folder: Path) -> str:
+    """The page in Markdown, of a run under emulation on the processor `cpu`, that goes into `folder`."""
     here, there = figures[0].here, figures[0].there
     today = datetime.datetime.now(datetime.timezone.utc).date()
     cells = [HEADINGS, tuple("---" for _ in HEADINGS), *(figure.row() for figure in figures)]
@@ -83,7 +84,7 @@ def page(figures: Sequence[Figure], cpu: str) -> str:
 What a processor of a Raspberry Pi or a Jetson answers, compared with what this one answers. Nothing here says
 how fast: an emulator's time is not a board's.
 
-Made by `make test-arm ARM_ARGS="--write profiles/arm-emulated"` on {today}; not edited by hand.
+Made by `make test-arm ARM_ARGS="--write {folder.as_posix()}"` on {today}; not edited by hand.
 
 {chr(10).join(f"| {' | '.join(row)} |" for row in cells)}
 
