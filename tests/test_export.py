@@ -23,11 +23,12 @@ from click.testing import CliRunner, Result
 from ptsr_edge import Session, parity
 from ptsr_edge.checkpoint import CheckpointInfo, read_info, save_checkpoint
 from ptsr_edge.config import LABELS, Preprocess, named_model
-from ptsr_edge.data import MEGC_FOLDER, MEGC_TABLE
 from ptsr_edge.errors import InputError
 from ptsr_edge.export import TARGETS, check_budgets, main
 from ptsr_edge.flops import count_macs
 from ptsr_edge.manifest import MANIFEST, Bundle, check_files, read_bundle
+from ptsr_edge.megc_flow import FOLDER as MEGC_FOLDER
+from ptsr_edge.megc_flow import TABLE as MEGC_TABLE
 from ptsr_edge.model import count_parameters
 from ptsr_edge.schema import parse
 from ptsr_edge.static import to_static
@@ -254,7 +255,8 @@ def test_one_clip_that_cannot_be_read_is_named(
     out = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     before = digest_of(out)
     result = export("--checkpoint", pocket, "--calibration", folder, "--out", out)
-    assert_one_line(result, 2, f"{image} (line 24 of {MEGC_TABLE})")
+    assert_one_line(result, 2, f"{MEGC_TABLE}, row 24")
+    assert str(image) in result.stderr
     says = {"garbage": "no PNG signature", "unreadable": "cannot be read: Input/output error",
             "cut short": f"cut short after {len(content) - 40} bytes"}.get(spoil, "it is empty")  # fmt: skip
     assert says in result.stderr

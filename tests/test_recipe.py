@@ -13,10 +13,11 @@ from pydantic import ValidationError
 
 from ptsr_edge.checkpoint import CheckpointInfo, save_checkpoint
 from ptsr_edge.config import LABELS, Preprocess
-from ptsr_edge.data import MEGC_FOLDER, MEGC_TABLE
 from ptsr_edge.errors import InputError
 from ptsr_edge.export import TARGETS, main
 from ptsr_edge.manifest import read_bundle
+from ptsr_edge.megc_flow import FOLDER as MEGC_FOLDER
+from ptsr_edge.megc_flow import TABLE as MEGC_TABLE
 from ptsr_edge.recipe import DeploymentRecipe, read_recipe
 
 FOLDER = Path(__file__).parents[1] / "export"
