@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.backend_ort import OrtRunner
+from ptsr_edge.checkpoint import starting_checkpoint
 from ptsr_edge.config import ModelConfig
 from ptsr_edge.data import FlowData
 from ptsr_edge.engine import Arrays
@@ -22,6 +23,7 @@ from ptsr_edge.inference import predict_logits
 from ptsr_edge.model import Model
 from ptsr_edge.parity import eager_reference, measure_parity, require_parity
 from ptsr_edge.refill import Template, export_template
+from ptsr_edge.storage import sha256_of
 
 THROUGH = ("torch", "cpu")
 """What answers for a fold's model: itself, or its artifact of target `cpu` (fp32, ONNX Runtime)."""
@@ -63,6 +65,8 @@ class ModelLearner:
 
     def identity(self) -> dict[str, Any]:
         """All that its answers depend on but code, data and seed."""
+        begins = self.recipe.start == "synthetic" and self.initial is None
+        start = starting_checkpoint(self.config.name) if begins else None
         return {
             "model": self.config.model_dump(mode="json"),
             "recipe": self.recipe.model_dump(mode="json"),
@@ -71,6 +75,7 @@ class ModelLearner:
             "through": THROUGH[bool(self.templates)],
             "device": self.device,
             "initial": None if self.initial is None else digest_weights(self.initial),
+            "start": None if start is None else sha256_of(start),
         }
 
     def answer(self, train: FlowData, held: FlowData, seed: int) -> Arrays:

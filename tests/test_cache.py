@@ -487,6 +487,7 @@ def key_of(
         {"calibration_data": "megc-flow"},
         {"calibration_samples": 7},
         {"max_uar_drop": 0.01},
+        {"cascade_loss": 0.05},
         {"threads": 2},
         {"options": {"int8_scheme": "static"}},
     ],
@@ -503,7 +504,7 @@ def test_where_the_bundle_goes_is_not_in_the_key_and_every_other_argument_was_tr
 ) -> None:
     assert key_of(out=tmp_path / "elsewhere") == key_of()
     tried = {"model", "checkpoint", "budgets", "precisions", "calibration", "calibration_data",
-             "calibration_samples", "max_uar_drop", "threads", "options"}  # fmt: skip
+             "calibration_samples", "max_uar_drop", "cascade_loss", "threads", "options"}  # fmt: skip
     assert set(inspect.signature(export_bundle).parameters) - tried == {"out", "cache", "target"}
     keys = [key_of(target=name, precisions=["fp32"]) for name in TARGETS]
     assert len(set(keys)) == len(TARGETS)

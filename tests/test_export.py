@@ -257,7 +257,7 @@ def test_one_clip_that_cannot_be_read_is_named(
     result = export("--checkpoint", pocket, "--calibration", folder, "--out", out)
     assert_one_line(result, 2, f"{MEGC_TABLE}, row 24")
     assert str(image) in result.stderr
-    says = {"garbage": "no PNG signature", "unreadable": "cannot be read: Input/output error",
+    says = {"garbage": "it is no JPEG, PNG, BMP or TIFF", "unreadable": "cannot be read: Input/output error",
             "cut short": f"cut short after {len(content) - 40} bytes"}.get(spoil, "it is empty")  # fmt: skip
     assert says in result.stderr
     assert digest_of(out) == before
