@@ -25,7 +25,7 @@ from ptsr_edge.manifest import Bundle
 from ptsr_edge.metrics import confusion, uar
 from ptsr_edge.model import Ptsr, build_model
 from ptsr_edge.profile_record import Control, Dynamic
-from ptsr_edge.selection import static_selection, strain_scores
+from ptsr_edge.selection import random_tokens, static_selection, strain_scores
 from ptsr_edge.storage import sha256_of
 
 RESAMPLES = 4000
@@ -93,12 +93,6 @@ def compare_selections(model: Ptsr, data: FlowData, budgets: Sequence[int], seed
                 )
             )  # fmt: skip
     return controls
-
-
-def random_tokens(samples: int, patches: int, tokens: int, seed: int) -> torch.Tensor:
-    """(samples, tokens) indices without repetition, drawn anew for each sample."""
-    scores = torch.rand(samples, patches, generator=torch.Generator().manual_seed(seed))
-    return static_selection(scores, tokens)
 
 
 def gain_interval(

@@ -59,7 +59,7 @@ _HEAD_MOVES = Augmentation(head_motion=0.3)
 
 RECIPES = {
     "nano": Recipe(epochs=60, batch_size=48, lr=3e-3, ema=0.98, budgets=(1.0, 0.5, 0.5, 0.25)),
-    "tiny": Recipe(epochs=10, batch_size=32, lr=4e-4),
+    "tiny": Recipe(epochs=30, batch_size=32, lr=4e-4),
     "small": Recipe(epochs=10, batch_size=32, lr=3e-4),
 }
 

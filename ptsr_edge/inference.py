@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ptsr_edge.errors import InputError
 from ptsr_edge.flow import to_input
-from ptsr_edge.model import Model
+from ptsr_edge.model import Model, Ptsr
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -30,11 +31,22 @@ def choose_device(name: str) -> str:
 
 
 def predict_logits(
-    model: Model, flows: NDArray[np.float32], tokens: int | None = None, batch: int = 64
+    model: Model,
+    flows: NDArray[np.float32],
+    tokens: int | None = None,
+    batch: int = 64,
+    forced: Tensor | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Logits (n, k) and kept patches (n, K) of flow samples (n, H, W, 3), before normalisation.
 
     The model is put into evaluation mode and left in the mode it was in; it answers where it is.
+
+    Args:
+        model: a PTSR or a ViT.
+        flows: samples, before normalisation.
+        tokens: how many patches are kept; None: all.
+        batch: how many samples at once.
+        forced: (n, K) patches that each sample keeps, instead of DTSM's choice; for a PTSR only.
     """
     training = model.training
     device = next(model.parameters()).device
@@ -42,7 +54,12 @@ def predict_logits(
     logits, kept = [], []
     with torch.no_grad():
         for start in range(0, len(flows), batch):
-            output = model(torch.from_numpy(to_input(flows[start : start + batch])).to(device), tokens)
+            part = slice(start, start + batch)
+            inputs = torch.from_numpy(to_input(flows[part])).to(device)
+            if forced is not None and isinstance(model, Ptsr):
+                output = model(inputs, tokens, forced[part].to(device))
+            else:
+                output = model(inputs, tokens)
             logits.append(output.logits.float().cpu().numpy())
             kept.append(output.kept.cpu().numpy())
     model.train(training)

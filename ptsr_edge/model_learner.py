@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ptsr_edge.backend_ort import OrtRunner
 from ptsr_edge.checkpoint import starting_checkpoint
@@ -23,6 +24,7 @@ from ptsr_edge.inference import predict_logits
 from ptsr_edge.model import Model
 from ptsr_edge.parity import eager_reference, measure_parity, require_parity
 from ptsr_edge.refill import Template, export_template
+from ptsr_edge.selection import random_tokens
 from ptsr_edge.storage import sha256_of
 
 THROUGH = ("torch", "cpu")
@@ -93,7 +95,10 @@ class ModelLearner:
         if self.templates:
             logits = [artifact_logits(model, template, held) for template in self.templates]
         else:
-            logits = [predict_logits(model, held.flows, tokens)[0] for tokens in self._tokens]
+            logits = [
+                predict_logits(model, held.flows, tokens, forced=self._drawn(held, tokens, seed))[0]
+                for tokens in self._tokens
+            ]
         answers: Arrays = {"logits": np.stack(logits)}
         if best is not None:
             answers["oracle"] = best.predicted
@@ -103,6 +108,17 @@ class ModelLearner:
         """The same, answering through artifacts: exports the graph of each keep rate, once for all folds."""
         templates = tuple(export_template(self.config, tokens) for tokens in self._tokens)
         return dataclasses.replace(self, templates=templates)
+
+    def _drawn(self, held: FlowData, tokens: int, seed: int) -> Tensor | None:
+        """The control's patches, drawn anew for each clip as they are in training; None for all other scores.
+
+        A random model's own choice in evaluation, one set of places for all clips, can be exported; but which
+        places these are decides more than anything else, so it is no measure of random selection.
+        """
+        if self.config.kind != "ptsr" or self.config.score != "random":
+            return None
+        fold = int(held.digest()[:12], 16)
+        return random_tokens(len(held), self.config.patches, tokens, fold + seed)
 
     @property
     def _tokens(self) -> list[int]:

@@ -69,3 +69,9 @@ def rollout_scores(weights: list[Tensor]) -> Tensor:
 def gather_tokens(tokens: Tensor, kept: Tensor) -> Tensor:
     """Rows `kept` (B, K) of tokens (B, N, d) -> (B, K, d)."""
     return tokens.gather(1, kept.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def random_tokens(samples: int, patches: int, tokens: int, seed: int) -> Tensor:
+    """(samples, tokens) indices without repetition, drawn anew for each sample."""
+    scores = torch.rand(samples, patches, generator=torch.Generator().manual_seed(seed))
+    return static_selection(scores, tokens)

@@ -17,7 +17,6 @@ from ptsr_edge.controls import (
     dynamic_record,
     eager_model,
     gain_interval,
-    random_tokens,
 )
 from ptsr_edge.errors import InputError
 from ptsr_edge.flow import to_input
@@ -63,18 +62,6 @@ def test_each_selection_is_the_models_own_answer_with_those_tokens() -> None:
 def test_strain_is_no_control_of_a_model_that_selects_by_it() -> None:
     found = compare_selections(model_of("strain"), tiny_flows(), [8], seeds=1)
     assert [entry.selection for entry in found] == ["DTSM", "random"]
-
-
-def test_random_tokens_differ_by_sample_and_seed() -> None:
-    one = random_tokens(50, 16, 6, seed=0)
-    assert one.shape == (50, 6)
-    assert all(len(set(row)) == 6 for row in one.tolist())
-    assert len({tuple(sorted(row)) for row in one.tolist()}) > 30
-    assert torch.equal(one, random_tokens(50, 16, 6, seed=0))
-    assert not torch.equal(one, random_tokens(50, 16, 6, seed=1))
-    # Each patch is kept in 6 of 16 samples: 3,000 draws, standard deviation .009.
-    shares = torch.bincount(random_tokens(3000, 16, 6, seed=2).flatten(), minlength=16) / 3000
-    assert (shares - 6 / 16).abs().max() < 0.04
 
 
 def test_the_interval_is_the_metrics_own() -> None:

@@ -10,6 +10,7 @@ from ptsr_edge.config import ModelConfig
 from ptsr_edge.errors import InputError
 from ptsr_edge.inference import choose_device, predict_logits
 from ptsr_edge.model import build_model
+from ptsr_edge.selection import random_tokens
 
 CONFIG = ModelConfig(
     name="toy", kind="ptsr", image_size=16, patch_size=4, dim=8, depth=2, heads=2, dropout=0.5
@@ -24,6 +25,16 @@ def test_batches_give_what_single_samples_give() -> None:
     # Products of other batch sizes may round differently: fp32 rounding, a few 1e-7 on logits near 1.
     np.testing.assert_allclose(logits, np.concatenate([one for one, _ in singles]), atol=1e-6)
     assert [set(row) for row in kept] == [set(one[0]) for _, one in singles]
+
+
+def test_each_sample_keeps_the_patches_that_it_is_told_to() -> None:
+    model = build_model(CONFIG)
+    flows = np.random.default_rng(0).normal(size=(5, 16, 16, 3)).astype(np.float32)
+    forced = random_tokens(5, CONFIG.patches, 4, seed=1)
+    logits, kept = predict_logits(model, flows, tokens=4, batch=2, forced=forced)
+    np.testing.assert_array_equal(kept, forced.numpy())
+    own, _ = predict_logits(model, flows, tokens=4, batch=2)
+    assert np.abs(logits - own).max() > 1e-4
 
 
 def test_dropout_is_off_and_the_mode_is_put_back() -> None:

@@ -13,7 +13,7 @@ from ptsr_edge.errors import ParityError
 from ptsr_edge.fit import fit
 from ptsr_edge.inference import predict_logits
 from ptsr_edge.model import Model
-from ptsr_edge.model_learner import artifact_logits
+from ptsr_edge.model_learner import ModelLearner, artifact_logits
 from ptsr_edge.refill import export_template
 
 DATA = composite()
@@ -26,6 +26,16 @@ def test_a_learner_trains_by_its_recipe_and_answers_at_each_budget() -> None:
     assert list(answers) == ["logits"]
     for place, tokens in enumerate((16, 4)):
         np.testing.assert_array_equal(answers["logits"][place], predict_logits(model, HELD.flows, tokens)[0])
+
+
+def test_the_control_draws_the_patches_of_each_clip() -> None:
+    config = TOY.model_copy(update={"score": "random"})
+    learner = ModelLearner(config, QUICK, (1.0, 0.25))
+    answers = learner.answer(TRAIN, HELD, seed=1)["logits"]
+    model = fit(config, TRAIN, QUICK, seed=1)
+    np.testing.assert_array_equal(answers[0], predict_logits(model, HELD.flows, 16)[0])  # all are all
+    assert np.abs(answers[1] - predict_logits(model, HELD.flows, 4)[0]).max() > 1e-4  # not one set for all
+    np.testing.assert_array_equal(answers[1], learner.answer(TRAIN, HELD, seed=1)["logits"][1])
 
 
 def test_artifacts_answer_as_the_eager_model_of_the_fold(monkeypatch: pytest.MonkeyPatch) -> None:

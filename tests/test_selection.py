@@ -14,6 +14,7 @@ from ptsr_edge.selection import (
     class_scores,
     dynamic_counts,
     gather_tokens,
+    random_tokens,
     rollout_scores,
     static_selection,
     strain_scores,
@@ -100,3 +101,15 @@ def test_gather_takes_each_image_its_own_rows() -> None:
     tokens = torch.arange(12.0).view(2, 3, 2)
     kept = torch.tensor([[2, 0], [1, 1]])
     assert gather_tokens(tokens, kept).tolist() == [[[4, 5], [0, 1]], [[8, 9], [8, 9]]]
+
+
+def test_random_tokens_differ_by_sample_and_seed() -> None:
+    one = random_tokens(50, 16, 6, seed=0)
+    assert one.shape == (50, 6)
+    assert all(len(set(row)) == 6 for row in one.tolist())
+    assert len({tuple(sorted(row)) for row in one.tolist()}) > 30
+    assert torch.equal(one, random_tokens(50, 16, 6, seed=0))
+    assert not torch.equal(one, random_tokens(50, 16, 6, seed=1))
+    # Each patch is kept in 6 of 16 samples: 3,000 draws, standard deviation .009.
+    shares = torch.bincount(random_tokens(3000, 16, 6, seed=2).flatten(), minlength=16) / 3000
+    assert (shares - 6 / 16).abs().max() < 0.04
