@@ -25,6 +25,7 @@ class ModelConfig(Record):
 
     `select_block` counts from 0 and is read only by the scores that need attention
     (`class-attention`, `rollout`); `strain` and `random` select before the embedding.
+    `mean_readout` lets a PTSR read the mean of every patch as well, kept or not (`model.MeanReadout`).
     """
 
     name: str
@@ -44,6 +45,7 @@ class ModelConfig(Record):
     score: Score = "class-attention"
     select_block: int = Field(default=0, ge=0)
     local_readout: bool = True
+    mean_readout: bool = False
 
     @model_validator(mode="after")
     def _check_geometry(self) -> ModelConfig:
@@ -139,7 +141,9 @@ _NANO = dict(
 MODELS: dict[str, ModelConfig] = {
     config.name: config
     for config in (
-        ModelConfig(name="ptsr-nano", kind="ptsr", token_norm="batch", score="strain", **_NANO),
+        ModelConfig(
+            name="ptsr-nano", kind="ptsr", token_norm="batch", score="strain", mean_readout=True, **_NANO
+        ),
         ModelConfig(name="ptsr-tiny", kind="ptsr", score="strain", **_TINY),
         ModelConfig(name="ptsr-small", kind="ptsr", score="class-attention", select_block=1, **_SMALL),
         ModelConfig(name="vit-nano", kind="vit", **_NANO),

@@ -30,6 +30,7 @@ from ptsr_edge.data import FlowData
 from ptsr_edge.errors import InputError
 from ptsr_edge.flow import to_input
 from ptsr_edge.model import Model, Ptsr, build_model
+from ptsr_edge.ridge import solve_means
 from ptsr_edge.schema import Record
 from ptsr_edge.storage import write_whole
 
@@ -151,9 +152,11 @@ def fit(
     total = recipe.epochs * per_epoch
     weights = class_weights(labels, config.classes)
     start = initial or first_weights(config, recipe, seed)
+    if isinstance(start, Ptsr) and start.means is not None:
+        solve_means(start.means, inputs, labels, weights)
     run = [config.model_dump(), recipe.model_dump(), seed, data.digest(), digest_weights(start)]
     identity = json.dumps(run, sort_keys=True)
-    state = _start(start.to(device).requires_grad_(True), recipe)
+    state = _start(start.to(device), recipe)
     if resume and state_file is not None and state_file.is_file():
         _restore(state, state_file, identity)
     while state.step < total:
@@ -235,8 +238,12 @@ def digest_weights(model: Model) -> str:
 
 
 def _start(model: Model, recipe: Recipe) -> State:
-    decayed = [p for name, p in model.named_parameters() if p.ndim >= 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim < 2 or "embed" in name]
+    model.requires_grad_(True)
+    if isinstance(model, Ptsr) and model.means is not None:
+        model.means.requires_grad_(False)  # solved already: the rest learns what it leaves
+    learnt = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decayed = [p for name, p in learnt if p.ndim >= 2 and "embed" not in name]
+    others = [p for name, p in learnt if p.ndim < 2 or "embed" in name]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=recipe.lr,

@@ -5,7 +5,7 @@ values of a patch. By the convention of `flops`: a product of (a, b) with (b, c)
 
     block of T tokens     4 T d^2 (queries, keys, values, output) + 2 T^2 d (scores, mix) + 2 T d m (MLP)
     embedding             N F d (ViT), 5 N F d (DNSPT as written), 4 K F d (DNSPT as one window product)
-    head                  d k, and K k d for a local read-out
+    head                  d k, and K k d for a local read-out, and C N k for the read-out of the means
 
 Written, PTSR embeds and attends to all patches first and drops tokens afterwards; exported, nothing is
 calculated for a row that is dropped later.
@@ -140,7 +140,8 @@ def _block(config: ModelConfig, tokens: int, queried: int | None = None) -> int:
 
 def _head(config: ModelConfig, tokens: int) -> int:
     local = tokens * config.classes * config.dim if config.local_readout else 0
-    return config.dim * config.classes + local
+    means = config.channels * config.patches * config.classes if config.mean_readout else 0
+    return config.dim * config.classes + local + means
 
 
 def _vit(config: ModelConfig) -> dict[str, int]:

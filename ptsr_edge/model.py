@@ -13,7 +13,8 @@ reconstruction from the published building blocks that fit each name:
 * DTSM: tokens chosen by the class token's attention (EViT, Liang et al. 2022, arXiv 2202.07800; part
   selection of TransFG, He et al. 2022), by attention rollout (Abnar and Zuidema 2020), or, before the
   embedding, by the optical strain of the patch; random choice is the control.
-* Local-global feature: the class token, plus the kept tokens read out by their positions.
+* Local-global feature: the class token, plus the kept tokens read out by their positions, plus (`mean_readout`)
+  a linear read-out of every patch's mean: a patch that is dropped leaves that much behind.
 
 Baseline: ViT (Dosovitskiy et al. 2021), pre-norm, as in timm and Hugging Face transformers.
 """
@@ -130,6 +131,27 @@ class LocalGlobalHead(nn.Module):
         return logits
 
 
+class MeanReadout(nn.Module):
+    """Logits from the mean of every patch, kept or not: flow (B, C, H, W) -> (B, k), in C N k multiply-adds.
+
+    It is solved, not descended to: see `ridge`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.patch = config.patch_size
+        self.linear = nn.Linear(config.channels * config.patches, config.classes)
+
+    def forward(self, flow: Tensor) -> Tensor:
+        result: Tensor = self.linear(patch_means(flow, self.patch))
+        return result
+
+
+def patch_means(flow: Tensor, patch: int) -> Tensor:
+    """(B, C, H, W) -> (B, C N): the mean of every patch, channel by channel."""
+    return F.avg_pool2d(flow, patch).flatten(1)
+
+
 # ---------------------------------------------------------------------------------------------
 # The two models
 
@@ -151,6 +173,7 @@ class Ptsr(nn.Module):
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.head = LocalGlobalHead(config)
+        self.means = MeanReadout(config) if config.mean_readout else None
         order = torch.rand(config.patches, generator=torch.Generator().manual_seed(0))
         self.register_buffer("random_scores", order, persistent=False)
 
@@ -176,7 +199,8 @@ class Ptsr(nn.Module):
             if drops and index == config.select_block and not config.selects_before_embedding:
                 kept = static_selection(self._scores_of_attention(seen), count) if forced is None else forced
                 x = torch.cat([x[:, :1], gather_tokens(x[:, 1:], kept)], dim=1)
-        return Output(self.head(self.dropout(self.norm(x)), kept), kept)
+        logits = self.head(self.dropout(self.norm(x)), kept)
+        return Output(logits if self.means is None else logits + self.means(flow), kept)
 
     def scores(self, flow: Tensor) -> Tensor:
         """What DTSM selects by: (B, N), not negative."""
@@ -257,7 +281,7 @@ def build_model(config: ModelConfig, seed: int = 0) -> Model:
     """A model with seeded random weights, in evaluation mode.
 
     Linear weights are drawn from a truncated normal of width .02, as ViT's are; the local read-out
-    sums N d products and is drawn that much narrower.
+    sums N d products and is drawn that much narrower. The read-out of the means begins at zero.
     """
     model: Model = Ptsr(config) if config.kind == "ptsr" else Vit(config)
     generator = torch.Generator().manual_seed(seed)
@@ -265,6 +289,8 @@ def build_model(config: ModelConfig, seed: int = 0) -> Model:
         for name, parameter in model.named_parameters():
             if name == "head.local":
                 nn.init.normal_(parameter, std=0.5 * parameter[:, 0].numel() ** -0.5, generator=generator)
+            elif name.startswith("means."):
+                parameter.zero_()
             elif parameter.ndim >= 2:
                 nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04, generator=generator)
             elif name.endswith("bias"):

@@ -233,6 +233,7 @@ class StaticPtsr(nn.Module):
         self.positions = nn.Parameter(model.pos_embed[0, 1:].detach())  # (N, d)
         self.norm = model.norm
         self.head = StaticHead(model.head)
+        self.means = model.means
         self.register_buffer("random_scores", cast(Tensor, model.random_scores)[None])
         self.register_buffer("every", torch.arange(config.patches)[None])
         self.select_block = config.select_block if self.drops and not self.before else None
@@ -273,7 +274,8 @@ class StaticPtsr(nn.Module):
             else:
                 x, weights = block(x)
                 seen.append(weights)
-        return Output(self.head(self.norm(x), chosen), kept)
+        logits = self.head(self.norm(x), chosen)
+        return Output(logits if self.means is None else logits + self.means(flow), kept)
 
 
 def diagonal_mask(tokens: int) -> Tensor:

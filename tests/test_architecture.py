@@ -45,7 +45,7 @@ PIPELINE = (
     "landmarks", "faces", "synthetic", "synthetic_video", "png", "annotations", "images", "sheets", "frame_trees",
     "recorded_sets", "recorded", "megc_flow", "face_crop", "cache", "flow_cache", "clip_flow", "data_check", "data",
     # model and training
-    "blocks", "selection", "model", "checkpoint", "augment", "inference", "fit", "train", "protocol", "pretrain",
+    "blocks", "selection", "model", "checkpoint", "augment", "inference", "ridge", "fit", "train", "protocol", "pretrain",
     # the exact static graph and its proof
     "flops", "onnx_flops", "macs", "rewrite", "static", "onnx_graph", "refill", "parity", "calibration",
     # targets and export
