@@ -13,15 +13,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from reference_learners import CnnLearner, Ststnet, SvmLearner, fit_cnn
+from reference_learners import CnnLearner, MeansLearner, Ststnet, SvmLearner, fit_cnn
 
 from ptsr_edge.config import ModelConfig, Score, named_model
 from ptsr_edge.console import progress
 from ptsr_edge.cross_validation import Answers, Learner, cross_validate
 from ptsr_edge.data import FlowData, load, split_subjects
-from ptsr_edge.fit import PRETRAINING, RECIPES, RECORDED, Recipe, fit
+from ptsr_edge.fit import PRETRAINING, RECIPES, RECORDED, Recipe, first_weights, fit
 from ptsr_edge.fold_figures import paired_records, summaries
 from ptsr_edge.macs import exported_macs
+from ptsr_edge.model import Ptsr
 from ptsr_edge.model_learner import ModelLearner
 from ptsr_edge.pretrain import closely_cropped
 from ptsr_edge.protocol import HELD_OUT, PROTOCOLS, folds
@@ -47,8 +48,10 @@ def learners(without: Sequence[str]) -> list[Learner]:
     everything = closely_cropped(NANO.image_size)
     training = everything.of_subjects(split_subjects(everything.subjects, HELD_OUT, seed=0)[0])
     cnn_start: Ststnet = fit_cnn(training, PRETRAINING["nano"], seed=0)
+    started = first_weights(NANO, RECORDED["nano"], seed=0)
     found: list[Learner] = [
         SvmLearner(),
+        MeansLearner("means alone", started.means if isinstance(started, Ptsr) else None),
         CnnLearner("cnn, random start", CNN_RECIPE),
         CnnLearner("cnn", RECORDED["nano"].model_copy(update={"start": "random"}), cnn_start),
         ModelLearner(named_model("vit-nano"), RECORDED["nano"], (1.0,)),
@@ -63,6 +66,8 @@ def macs_of(learner: Learner, rate: float) -> int | None:
     """Multiply-adds of one inference; None for the SVM, whose number depends on its support vectors."""
     if isinstance(learner, CnnLearner):
         return Ststnet.macs()
+    if isinstance(learner, MeansLearner):
+        return NANO.channels * NANO.patches * NANO.classes
     if isinstance(learner, ModelLearner):
         config: ModelConfig = learner.config
         return sum(exported_macs(config, config.tokens_at(rate)).values())
@@ -80,7 +85,7 @@ def table(found: Sequence[Answers]) -> list[str]:
             )
             tokens = (
                 ""
-                if macs is None or isinstance(answers.learner, CnnLearner)
+                if macs is None or isinstance(answers.learner, CnnLearner | MeansLearner)
                 else f"{record['keep_rate']:.0%}"
             )
             counted = "" if macs is None else f"{macs / 1e6:.3f}"

@@ -1,6 +1,7 @@
-"""What a transformer has to beat on the few clips there are: a very small CNN and an RBF SVM, as learners of a protocol.
+"""What a transformer has to beat on the few clips there are: a very small CNN, an RBF SVM and a linear model of 441
+multiply-adds, as learners of a protocol.
 
-Both see the very samples, folds and augmentation that the models see; the CNN runs through the same training loop.
+All see the very samples, folds and augmentation that the models see; the CNN runs through the same training loop.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from ptsr_edge.augment import flip_horizontally
 from ptsr_edge.config import ModelConfig, named_model
 from ptsr_edge.data import FlowData
 from ptsr_edge.engine import Arrays
-from ptsr_edge.fit import Recipe, digest_weights, fit
+from ptsr_edge.fit import Recipe, class_weights, digest_weights, fit
 from ptsr_edge.flow import resize, to_input
 from ptsr_edge.inference import predict_logits
-from ptsr_edge.model import Output
+from ptsr_edge.model import MeanReadout, Output
+from ptsr_edge.ridge import REACH, STRENGTH, solve_means
 
 SIDE = 28
 FILTERS = (3, 5, 8)
@@ -105,6 +107,36 @@ class SvmLearner:
         model = SVC(C=self.c).fit(inputs, np.tile(train.labels, 2))
         answers = model.predict(_features(torch.from_numpy(to_input(held.flows))))
         return {"logits": np.eye(len(train.label_names), dtype=np.float32)[answers][None]}
+
+
+@dataclass(frozen=True)
+class MeansLearner:
+    """PTSR's read-out of the patches' means without a PTSR; `start`: what the ridge pulls to, else zero."""
+
+    name: str
+    start: MeanReadout | None = None
+    image_size: int = SIDE
+    keep_rates: tuple[float, ...] = (1.0,)
+
+    def identity(self) -> dict[str, Any]:
+        held = None if self.start is None else self.start.linear.weight.detach().double().sum().item()
+        return {"reach": REACH, "strength": STRENGTH, "start": held}
+
+    def answer(self, train: FlowData, held: FlowData, seed: int) -> Arrays:  # noqa: ARG002
+        readout = MeanReadout(named_model("ptsr-nano"))
+        if self.start is None:
+            nn.init.zeros_(readout.linear.weight)
+        else:
+            readout = copy.deepcopy(self.start)
+        labels = torch.from_numpy(train.labels)
+        solve_means(
+            readout,
+            torch.from_numpy(to_input(train.flows)),
+            labels,
+            class_weights(labels, len(train.label_names)),
+        )
+        with torch.no_grad():
+            return {"logits": readout(torch.from_numpy(to_input(held.flows))).numpy()[None]}
 
 
 def _features(batch: Tensor) -> NDArray[np.float32]:
