@@ -144,7 +144,7 @@ MODELS: dict[str, ModelConfig] = {
         ModelConfig(
             name="ptsr-nano", kind="ptsr", token_norm="batch", score="strain", mean_readout=True, **_NANO
         ),
-        ModelConfig(name="ptsr-tiny", kind="ptsr", score="strain", **_TINY),
+        ModelConfig(name="ptsr-tiny", kind="ptsr", score="strain", mean_readout=True, **_TINY),
         ModelConfig(name="ptsr-small", kind="ptsr", score="class-attention", select_block=1, **_SMALL),
         ModelConfig(name="vit-nano", kind="vit", **_NANO),
         ModelConfig(name="vit-tiny", kind="vit", **_TINY),
