@@ -56,11 +56,14 @@ def test_every_named_model_at_every_budget(config: ModelConfig, rate: float, tmp
 
 @pytest.mark.parametrize("score", ["strain", "random", "class-attention", "rollout"])
 @pytest.mark.parametrize("local", [True, False], ids=["local", "global"])
+@pytest.mark.parametrize("means", [True, False], ids=["means", "no means"])
 @pytest.mark.parametrize("norm", ["layer", "batch"])
 def test_every_form_at_odd_budgets(
-    ptsr_config: Callable[..., ModelConfig], score: str, local: bool, norm: str
+    ptsr_config: Callable[..., ModelConfig], score: str, local: bool, means: bool, norm: str
 ) -> None:
-    config = ptsr_config(score=score, local_readout=local, token_norm=norm, select_block=1, mlp_ratio=1.5)
+    config = ptsr_config(
+        score=score, local_readout=local, mean_readout=means, token_norm=norm, select_block=1, mlp_ratio=1.5
+    )
     for tokens in (1, 7, 16):
         assert sum(eager_macs(config, tokens).values()) == counted_eager(config, tokens)
         assert sum(exported_macs(config, tokens).values()) == counted_static(config, tokens)
@@ -78,7 +81,7 @@ def test_parts_by_hand() -> None:
     config = MODELS["ptsr-tiny"]
     assert eager_macs(config, 49)[EMBEDDING] == 5 * 196 * 192 * 192
     assert exported_macs(config, 49)[EMBEDDING] == 49 * (4 * 192 * 192 + 16 * 192 + 32)
-    assert exported_macs(config, 49)[HEAD] == 3 * 192 + 49 * 3 * 192
+    assert exported_macs(config, 49)[HEAD] == 3 * 192 + 49 * 3 * 192 + 3 * 196 * 3
     # ptsr-small: d = 384, MLP 1536; keys and values of 197 rows, the rest of 50, and one query over 196 keys.
     small = exported_macs(MODELS["ptsr-small"], 49)
     kept = 2 * 50 * 384**2 + 2 * 50 * 197 * 384 + 2 * 50 * 384 * 1536

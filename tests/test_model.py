@@ -278,8 +278,9 @@ def test_parameters_by_hand() -> None:
     # 24 x 25, MLP 2 x 24 x 25, two norms and two layer scales; last norm; head 3 x 25.
     block = 72 * 25 + 24 * 25 + 2 * 24 * 25 + 2 * 48 + 2 * 24
     assert count_parameters(Vit(named_model("vit-nano"))) == 24 * 49 + 51 * 24 + block + 48 + 3 * 25
-    # ptsr-nano: DNSPT over 5 x 48 features between BatchNorms, one temperature a head, local read-out.
-    ptsr = 2 * 240 + 24 * 241 + 2 * 24 + 51 * 24 + block + 2 + 48 + 3 * 25 + 49 * 3 * 24
+    # ptsr-nano: DNSPT over 5 x 48 features between BatchNorms, one temperature a head, local read-out, and
+    # three classes from the means of three channels of 49 patches.
+    ptsr = 2 * 240 + 24 * 241 + 2 * 24 + 51 * 24 + block + 2 + 48 + 3 * 25 + 49 * 3 * 24 + 3 * (3 * 49 + 1)
     assert count_parameters(Ptsr(named_model("ptsr-nano"))) == ptsr
 
 
