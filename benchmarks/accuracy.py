@@ -12,10 +12,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from reference_learners import CnnLearner, MeansLearner, Ststnet, SvmLearner, fit_cnn
 
-from ptsr_edge.config import ModelConfig, Score, named_model
+from ptsr_edge.config import ModelConfig, named_model
 from ptsr_edge.console import progress
 from ptsr_edge.cross_validation import Answers, Learner, cross_validate
 from ptsr_edge.data import FlowData, load, split_subjects
@@ -35,12 +36,12 @@ NANO = named_model("ptsr-nano")
 RANDOM_START = RECORDED["nano"].model_copy(update={"start": "random", "lr": RECIPES["nano"].lr})
 
 
-def control(score: Score, training: FlowData) -> ModelLearner:
-    """PTSR with another selection, pre-trained and trained with it."""
-    config = NANO.model_copy(update={"score": score, "name": f"ptsr-nano-{score}"})
+def variant(label: str, training: FlowData, **changes: Any) -> ModelLearner:
+    """PTSR with something else in it, pre-trained and trained with that."""
+    config = NANO.model_copy(update={"name": "ptsr-nano-variant"} | changes)
     start = fit(config, training, PRETRAINING["nano"], seed=0)
     recipe = RECORDED["nano"].model_copy(update={"start": "random"})
-    return ModelLearner(config, recipe, RATES, initial=start, label=f"ptsr-nano, {score} selection")
+    return ModelLearner(config, recipe, RATES, initial=start, label=f"ptsr-nano, {label}")
 
 
 def learners(without: Sequence[str]) -> list[Learner]:
@@ -57,7 +58,9 @@ def learners(without: Sequence[str]) -> list[Learner]:
         ModelLearner(named_model("vit-nano"), RECORDED["nano"], (1.0,)),
         ModelLearner(NANO, RECORDED["nano"], (1.0, *RATES)),
         ModelLearner(NANO, RANDOM_START, RATES, label="ptsr-nano, random start"),
-        control("random", training),
+        variant("random selection", training, score="random"),
+        variant("no means", training, mean_readout=False),
+        variant("no means, random selection", training, mean_readout=False, score="random"),
     ]
     return [one for one in found if not any(one.name.startswith(name) for name in without)]
 
@@ -101,18 +104,22 @@ def show(value: dict[str, float | None]) -> str:
 
 
 def comparisons(found: Sequence[Answers]) -> list[str]:
-    """PTSR against each of the others, UF1, with its interval over subjects."""
+    """PTSR against each of the others, and its selection without the means, UF1, with intervals over subjects."""
     by_name = {answers.learner.name: answers for answers in found}
-    ours = by_name[NANO.name]
+    pairs = [(NANO.name, name) for name in by_name if name != NANO.name]
+    plain = f"{NANO.name}, no means"
+    pairs += [(plain, name) for name in by_name if name.startswith(f"{plain},")]
+    return [line for pair in pairs for line in _comparison(*(by_name[name] for name in pair))]
+
+
+def _comparison(ours: Answers, other: Answers) -> list[str]:
     lines = []
-    for name, other in by_name.items():
-        for rate in ours.learner.keep_rates:
-            theirs = rate if rate in other.learner.keep_rates else other.learner.keep_rates[0]
-            if name == NANO.name or (len(other.learner.keep_rates) > 1 and rate != theirs):
-                continue
+    for rate in ours.learner.keep_rates:
+        theirs = rate if rate in other.learner.keep_rates else other.learner.keep_rates[0]
+        if len(other.learner.keep_rates) == 1 or rate == theirs:
             record = paired_records((ours, rate), (other, theirs))[0]
             lines.append(
-                f"ptsr-nano at {rate:.0%} against {name}"
+                f"{ours.learner.name} at {rate:.0%} against {other.learner.name}"
                 + (f" at {theirs:.0%}" if len(other.learner.keep_rates) > 1 else "")
                 + f": UF1 {record['difference']:+.3f} [{record['low']:+.3f}, {record['high']:+.3f}]"
             )

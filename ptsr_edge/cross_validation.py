@@ -25,7 +25,7 @@ from ptsr_edge.protocol import GROUPS, Fold, folds
 
 DECIDING = (
     "augment", "backend_ort", "blocks", "checkpoint", "config", "cross_validation", "fit", "flow", "inference", "model",
-    "model_learner", "onnx_graph", "parity", "protocol", "refill", "rewrite", "selection", "static",
+    "model_learner", "onnx_graph", "parity", "protocol", "refill", "rewrite", "ridge", "selection", "static",
 )  # fmt: skip
 """Modules whose source decides what a fold's model answers: a result is taken over only where all are the same."""
 
