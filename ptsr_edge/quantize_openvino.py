@@ -32,8 +32,8 @@ def quantize(model: Any, request: BuildRequest) -> tuple[Any, dict[str, Any]]:
     No bias correction: it would make the biases differ by budget.
 
     Left in float32: what only serves the selection, where one token swapped costs more than 8 bits save;
-    products without a weight matrix (attention, and the readout by position), which gain no time; and what
-    `keep_float` names.
+    products without a weight matrix (attention, and the readout by position) and that of the patches' means, which
+    gain no time; and what `keep_float` names.
 
     Returns:
         The quantized model, and what it was quantized with.
@@ -47,7 +47,12 @@ def quantize(model: Any, request: BuildRequest) -> tuple[Any, dict[str, Any]]:
         raise InputError("int8 needs calibration samples, got none")
     nncf = require_silenced("nncf", "openvino", "quantizing for OpenVINO")
     named = sorted(request.options.get("keep_float", ()))
-    left = named_operations(model, named) | selection_only(model) | without_weight_matrix(model)
+    left = (
+        named_operations(model, named)
+        | selection_only(model)
+        | without_weight_matrix(model)
+        | reads_means(model)
+    )
     alpha = float(request.options.get("smooth_quant", SMOOTH_QUANT))
     samples: list[NDArray[np.float32]] = [sample[None] for sample in request.calibration]
     with _quiet(nncf):
@@ -103,6 +108,19 @@ def without_weight_matrix(model: Any) -> set[str]:
         if operation.get_type_name() == "MatMul"
         and not any(_is_weight_matrix(operand) for operand in operation.input_values())
     }
+
+
+def reads_means(model: Any) -> set[str]:
+    """Names of the matrix products that read patches' means; see `quantize.means_products`."""
+    names: set[str] = set()
+    for operation in model.get_ordered_ops():
+        if operation.get_type_name() == "MatMul":
+            source = operation.input_value(0).get_node()
+            while source.get_type_name() == "Reshape":
+                source = source.input_value(0).get_node()
+            if source.get_type_name() == "AvgPool":
+                names.add(operation.get_friendly_name())
+    return names
 
 
 def _is_weight_matrix(operand: Any) -> bool:

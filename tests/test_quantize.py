@@ -9,6 +9,7 @@ import sys
 import sysconfig
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,14 +21,17 @@ from typed_graphs import flows, graph
 import ptsr_edge
 from ptsr_edge.backend_ort import OrtRunner
 from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.onnx_graph import trace
 from ptsr_edge.quantize import (
     attention_products,
     first_products,
+    means_products,
     products_kept_float,
     quantize_dynamic_int8,
     quantize_static_qdq,
     statistics_products,
 )
+from ptsr_edge.static import to_static
 
 EMULATOR = "qemu-x86_64-static"
 ANSWERS = """
@@ -172,6 +176,15 @@ def test_which_products_stay_in_floating_point() -> None:
     assert [list(dims) for dims in statistics] == [[16, 1], [16, 1], [16, 32]]
     first = [list(constants[by_name[name].input[1]].dims) for name in first_products(model)]
     assert first == [[16 * 3 * 2 * 2, 32]]  # the tokenizer's: 16 cells of 3 channels and 2 x 2 pixels
+
+
+def test_the_read_out_of_the_means_stays_in_floating_point(ptsr_config: Any, randomised: Any) -> None:
+    for score, tokens in (("strain", 4), ("class-attention", 4), ("strain", 16)):
+        for means in (True, False):
+            config = ptsr_config(score=score, mean_readout=means)
+            model = trace(to_static(randomised(config), tokens), config)
+            assert means_products(model) == (["means.linear"] if means else [])
+            assert ("means.linear" in products_kept_float(model)) == means
 
 
 def test_a_wrong_call_is_refused(source: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from ptsr_edge.target import Artifact
 ov = pytest.importorskip("openvino", reason="openvino is missing: pip install 'ptsr-edge[openvino]'")
 pytest.importorskip("nncf", reason="nncf is missing: pip install 'ptsr-edge[openvino]'")
 
-from ptsr_edge.quantize_openvino import selection_only, without_weight_matrix  # noqa: E402
+from ptsr_edge.quantize_openvino import reads_means, selection_only, without_weight_matrix  # noqa: E402
 from ptsr_edge.target_openvino import OpenVinoTarget, read_onnx  # noqa: E402
 
 TARGET = OpenVinoTarget()
@@ -64,6 +64,14 @@ def test_what_stays_in_float_without_being_named(graphs: dict[int, Path]) -> Non
     assert sorted(types[name] for name in selection_only(model)) == ["AvgPool", "Reshape", "Slice"]
     # Two products of attention in each of three blocks, and the readout by position.
     assert len(without_weight_matrix(model)) == 2 * 3 + 1
+
+
+def test_the_read_out_of_the_means_stays_in_float(ptsr_config, randomised, tmp_path: Path) -> None:
+    config = ptsr_config(score="strain", mean_readout=True)
+    means = write_graphs(tmp_path / "graphs", randomised(config))
+    assert reads_means(read_onnx(ov, means[8])) == {"means.linear"}
+    plain = write_graphs(tmp_path / "plain", randomised(config.model_copy(update={"mean_readout": False})))
+    assert reads_means(read_onnx(ov, plain[8])) == set()
 
 
 @pytest.mark.skipif(
