@@ -58,10 +58,10 @@ def main() -> None:
     ):
         fitted = make_pipeline(StandardScaler(), model).fit(inputs, seen.labels)
         table = confusion(judged.labels, fitted.predict(targets), len(data.label_names))
-        print(f"{name:20}  UF1 {uf1(table):.3f}  UAR {uar(table):.3f}  (n = {len(judged)})")
+        print(f"{name:32}  UF1 {uf1(table):.3f}  UAR {uar(table):.3f}  (n = {len(judged)})")
     table = confusion(judged.labels, answers_of_means(seen, judged), len(data.label_names))
     print(
-        f"{'means alone, 1,764 multiply-adds':20}  UF1 {uf1(table):.3f}  UAR {uar(table):.3f}  (n = {len(judged)})"
+        f"{'means alone, 1,764 multiply-adds':32}  UF1 {uf1(table):.3f}  UAR {uar(table):.3f}  (n = {len(judged)})"
     )
 
 
