@@ -138,14 +138,14 @@ _NANO = dict(
     image_size=28, patch_size=4, dim=24, depth=1, heads=2, mlp_ratio=1.0, dropout=0.5, layer_scale=0.1
 )
 
-_PTSR = dict(kind="ptsr", mean_readout=True)
-
 MODELS: dict[str, ModelConfig] = {
     config.name: config
     for config in (
-        ModelConfig(name="ptsr-nano", token_norm="batch", score="strain", **_NANO, **_PTSR),
-        ModelConfig(name="ptsr-tiny", score="strain", **_TINY, **_PTSR),
-        ModelConfig(name="ptsr-small", score="class-attention", select_block=1, **_SMALL, **_PTSR),
+        ModelConfig(
+            name="ptsr-nano", kind="ptsr", token_norm="batch", score="strain", mean_readout=True, **_NANO
+        ),
+        ModelConfig(name="ptsr-tiny", kind="ptsr", score="strain", **_TINY),
+        ModelConfig(name="ptsr-small", kind="ptsr", score="class-attention", select_block=1, **_SMALL),
         ModelConfig(name="vit-nano", kind="vit", **_NANO),
         ModelConfig(name="vit-tiny", kind="vit", **_TINY),
         ModelConfig(name="vit-small", kind="vit", **_SMALL),
