@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ptsr_edge.manifest import read_bundle
 from ptsr_edge.profile import profile_bundles
 from ptsr_edge.profile_method import Setting
 from ptsr_edge.profile_record import Profile
@@ -96,7 +97,8 @@ def main() -> int:
             for change in found.changes:
                 if change.times_as_long is None:
                     continue
-                right = change.time in expected
+                slowed = change.id.startswith(read_bundle(arguments.bundle).model.name)
+                right = change.time in (expected if slowed else ("no change",))
                 wrong += not right
                 print(
                     f"{'right' if right else 'WRONG'}  +{share:.0%}  {change.id}  {sentence(change)}",
