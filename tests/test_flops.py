@@ -138,9 +138,10 @@ def test_vit_is_the_closed_form() -> None:
 @pytest.mark.parametrize("kept", [49, 25, 13])
 def test_static_ptsr_is_the_closed_form(kept: int) -> None:
     # PTSR-nano folds DNSPT into one (d, 16 C half^2) = (24, 192) product for each kept patch; then as
-    # the ViT with T = 1 + K, and each kept token once more through its own (3, d) head.
+    # the ViT with T = 1 + K, and each kept token once more through its own (3, d) head. The
+    # means of three channels of 49 patches meet three classes.
     tokens = 1 + kept
-    expected = kept * 192 * 24 + 6 * tokens * 24**2 + 2 * tokens**2 * 24 + 3 * 24 + kept * 3 * 24
+    expected = kept * 192 * 24 + 6 * tokens * 24**2 + 2 * tokens**2 * 24 + 3 * 24 + kept * 3 * 24 + 3 * 49 * 3
     model = build_model(named_model("ptsr-nano"))
     counted = count_macs(to_static(model, kept), (torch.zeros(1, 3, 28, 28),))
     assert (counted.total, counted.uncounted) == (expected, {})
