@@ -91,7 +91,7 @@ def table(found: Sequence[Answers]) -> list[str]:
                 if macs is None or isinstance(answers.learner, CnnLearner | MeansLearner)
                 else f"{record['keep_rate']:.0%}"
             )
-            counted = "" if macs is None else f"{macs / 1e6:.3f}"
+            counted = "" if macs is None else f"{macs / 1e6:.{3 if macs >= 1e4 else 6}f}"
             lines.append(
                 f"| {answers.learner.name} | {tokens} | {counted} | {show(record['uf1'])} | {show(record['uar'])} | {sets} |"
             )

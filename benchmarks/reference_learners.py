@@ -1,7 +1,8 @@
 """What a transformer has to beat on the few clips there are: a very small CNN, an RBF SVM and a linear model of 441
 multiply-adds, as learners of a protocol.
 
-All see the very samples, folds and augmentation that the models see; the CNN runs through the same training loop.
+All see the very samples and folds that the models see. The CNN runs through the same training loop with the same
+augmentation; the SVM and the linear model, which have closed solutions, see each clip and its mirror image.
 """
 
 from __future__ import annotations
@@ -119,24 +120,24 @@ class MeansLearner:
     keep_rates: tuple[float, ...] = (1.0,)
 
     def identity(self) -> dict[str, Any]:
-        held = None if self.start is None else self.start.linear.weight.detach().double().sum().item()
-        return {"reach": REACH, "strength": STRENGTH, "start": held}
+        start = None if self.start is None else digest_weights(self.start)  # type: ignore[arg-type]
+        return {"reach": REACH, "strength": STRENGTH, "start": start}
 
     def answer(self, train: FlowData, held: FlowData, seed: int) -> Arrays:  # noqa: ARG002
-        readout = MeanReadout(named_model("ptsr-nano"))
-        if self.start is None:
-            nn.init.zeros_(readout.linear.weight)
-        else:
-            readout = copy.deepcopy(self.start)
-        labels = torch.from_numpy(train.labels)
-        solve_means(
-            readout,
-            torch.from_numpy(to_input(train.flows)),
-            labels,
-            class_weights(labels, len(train.label_names)),
-        )
+        readout = fit_means(named_model("ptsr-nano"), train, self.start)
         with torch.no_grad():
             return {"logits": readout(torch.from_numpy(to_input(held.flows))).numpy()[None]}
+
+
+def fit_means(config: ModelConfig, data: FlowData, start: MeanReadout | None = None) -> MeanReadout:
+    """The read-out of a model's patch means, solved on all of `data`; `start`: what the ridge pulls to, else zero."""
+    readout = MeanReadout(config) if start is None else copy.deepcopy(start)
+    if start is None:
+        nn.init.zeros_(readout.linear.weight)
+    labels = torch.from_numpy(data.labels)
+    inputs = torch.from_numpy(to_input(data.flows))
+    solve_means(readout, inputs, labels, class_weights(labels, config.classes))
+    return readout
 
 
 def _features(batch: Tensor) -> NDArray[np.float32]:

@@ -12,19 +12,17 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from reference_learners import fit_means
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from ptsr_edge.config import named_model
-from ptsr_edge.data import FlowData, load, split_subjects
-from ptsr_edge.fit import class_weights
+from ptsr_edge.data import load, split_subjects
 from ptsr_edge.flow import normalise, resize, to_input
 from ptsr_edge.metrics import confusion, uar, uf1
-from ptsr_edge.model import MeanReadout
 from ptsr_edge.protocol import HELD_OUT
-from ptsr_edge.ridge import solve_means
 
 SIDE = 14
 
@@ -32,18 +30,6 @@ SIDE = 14
 def features(flows: NDArray[np.float32]) -> NDArray[np.float32]:
     """(n, S, S, 3) flows -> (n, 14 * 14 * 3) normalised and averaged down."""
     return np.stack([resize(sample, SIDE).ravel() for sample in normalise(flows)])
-
-
-def answers_of_means(seen: FlowData, judged: FlowData) -> NDArray[np.int64]:
-    """Classes (n,) by the read-out of means of `ptsr-tiny`, solved on `seen`."""
-    readout = MeanReadout(named_model("ptsr-tiny"))
-    torch.nn.init.zeros_(readout.linear.weight)
-    labels = torch.from_numpy(seen.labels)
-    weights = class_weights(labels, len(seen.label_names))
-    solve_means(readout, torch.from_numpy(to_input(seen.flows)), labels, weights)
-    with torch.no_grad():
-        answers: NDArray[np.int64] = readout(torch.from_numpy(to_input(judged.flows))).argmax(dim=1).numpy()
-    return answers
 
 
 def main() -> None:
@@ -59,7 +45,10 @@ def main() -> None:
         fitted = make_pipeline(StandardScaler(), model).fit(inputs, seen.labels)
         table = confusion(judged.labels, fitted.predict(targets), len(data.label_names))
         print(f"{name:32}  UF1 {uf1(table):.3f}  UAR {uar(table):.3f}  (n = {len(judged)})")
-    table = confusion(judged.labels, answers_of_means(seen, judged), len(data.label_names))
+    readout = fit_means(named_model("ptsr-tiny"), seen)
+    with torch.no_grad():
+        answers = readout(torch.from_numpy(to_input(judged.flows))).argmax(dim=1).numpy()
+    table = confusion(judged.labels, answers, len(data.label_names))
     print(
         f"{'means alone, 1,764 multiply-adds':32}  UF1 {uf1(table):.3f}  UAR {uar(table):.3f}  (n = {len(judged)})"
     )
