@@ -32,9 +32,8 @@ from ptsr_edge.model import Model
 from ptsr_edge.parity import eager_reference, measure_parity
 from ptsr_edge.profile import profile_bundles
 from ptsr_edge.profile_method import Setting
-from ptsr_edge.profile_record import Ratio
 from ptsr_edge.runtime import open_artifact, why_not_here
-from ptsr_edge.statistics import ratio_interval
+from ptsr_edge.statistics import Ratio, ratio_interval
 from ptsr_edge.target import variant_id
 from ptsr_edge.trt_engine import describe_gpus
 from ptsr_edge.typed_runner import TypedGraphRunner

@@ -28,8 +28,6 @@ from ptsr_edge.model import Model, count_parameters
 from ptsr_edge.onnx_graph import add_metadata, trace, write_sharing_weights
 from ptsr_edge.parity import (
     OVERLAP,
-    THROUGH_ARTIFACT,
-    THROUGH_GRAPH,
     Reference,
     compare_selection,
     eager_reference,
@@ -38,9 +36,18 @@ from ptsr_edge.parity import (
     score_limit,
 )
 from ptsr_edge.repair import build_within, uar_of
+from ptsr_edge.runtime_base import Runner
 from ptsr_edge.sensitivity import rank_layers
 from ptsr_edge.static import to_static
-from ptsr_edge.target import Artifact, BuildRequest, GraphTarget, Runner, Target, variant_id
+from ptsr_edge.target import (
+    THROUGH_ARTIFACT,
+    THROUGH_GRAPH,
+    Artifact,
+    BuildRequest,
+    GraphTarget,
+    Target,
+    variant_id,
+)
 from ptsr_edge.target_trt import NoEngineError
 
 PROOF_SAMPLES = 32

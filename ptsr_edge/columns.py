@@ -8,7 +8,7 @@ from typing import Any
 
 from ptsr_edge.comparison import Row, budget_text
 from ptsr_edge.costs import quantity, three_digits
-from ptsr_edge.profile_record import Ratio
+from ptsr_edge.statistics import Ratio
 from ptsr_edge.verdict import ratio_text
 
 Value = float | int | str | None

@@ -133,7 +133,9 @@ class Preprocess(Record):
 
 
 _TINY = dict(image_size=112, patch_size=8, dim=192, depth=6, heads=3)
+
 _SMALL = dict(image_size=224, patch_size=16, dim=384, depth=12, heads=6)
+
 _NANO = dict(
     image_size=28, patch_size=4, dim=24, depth=1, heads=2, mlp_ratio=1.0, dropout=0.5, layer_scale=0.1
 )
@@ -175,3 +177,11 @@ def baseline_of(config: ModelConfig) -> ModelConfig:
             "norm_eps", "dropout", "layer_scale"}  # fmt: skip
     name = config.name.replace("ptsr", "vit") if "ptsr" in config.name else f"vit-of-{config.name}"
     return ModelConfig(name=name, kind="vit", **{key: getattr(config, key) for key in kept})
+
+
+def parse_budget(text: str) -> float:
+    """Reads a keep rate; raises InputError outside of (0, 1]."""
+    rate = float(text)
+    if not 0 < rate <= 1:
+        raise InputError(f"a budget is a keep rate in (0, 1], got {text}")
+    return rate

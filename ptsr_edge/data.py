@@ -344,5 +344,7 @@ def main(
         sys.exit(1)
 
 
+HELD_OUT = 0.2
+
 if __name__ == "__main__":
     run(main, "python -m ptsr_edge.data")

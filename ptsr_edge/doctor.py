@@ -20,8 +20,8 @@ from ptsr_edge.console import Verb, finish, run, say
 from ptsr_edge.environment import describe_cpu
 from ptsr_edge.errors import JobError
 from ptsr_edge.installation import LIMIT_S, Package, Probe, as_found, find_gpus, probe_all, read_extras
+from ptsr_edge.runtime_base import RUNTIMES
 from ptsr_edge.schema import Record
-from ptsr_edge.worker_process import RUNTIMES
 
 EXTRA_OF = {"cpu": "ort", "openvino": "openvino", "trt": "trt"}
 """The extra that brings a target's tool chain; building needs `train` as well."""

@@ -15,7 +15,7 @@ from click.core import ParameterSource
 from numpy.typing import NDArray
 
 from ptsr_edge.checkpoint import load_checkpoint
-from ptsr_edge.config import MODELS
+from ptsr_edge.config import MODELS, parse_budget
 from ptsr_edge.console import Verb, comma_separated, finish, progress, run, say
 from ptsr_edge.data import DATA_NAMES, FlowData, load, reading_options
 from ptsr_edge.engine import ENGINES
@@ -27,11 +27,10 @@ from ptsr_edge.inference import DEVICES, predict_logits
 from ptsr_edge.manifest import Variant, check_files, read_bundle
 from ptsr_edge.model import Model
 from ptsr_edge.model_learner import THROUGH
-from ptsr_edge.parity import THROUGH_ARTIFACT, THROUGH_GRAPH
-from ptsr_edge.plan import parse_budget
 from ptsr_edge.protocol import GROUPS, PROTOCOLS, figures, unseen_subjects
 from ptsr_edge.runtime import Session, why_not_here
 from ptsr_edge.storage import check_file, write_json
+from ptsr_edge.target import THROUGH_ARTIFACT, THROUGH_GRAPH
 
 
 def evaluate_session(session: Session, data: FlowData, label: str = "") -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ptsr_edge.config import ModelConfig, named_model
+from ptsr_edge.config import ModelConfig, named_model, parse_budget
 from ptsr_edge.console import progress
 from ptsr_edge.cross_validation import Answers, cross_validate
 from ptsr_edge.data import FlowData, load
@@ -17,7 +17,6 @@ from ptsr_edge.fit import recipe_for
 from ptsr_edge.fold_figures import paired_records, run_records, summaries
 from ptsr_edge.inference import choose_device
 from ptsr_edge.model_learner import THROUGH, ModelLearner
-from ptsr_edge.plan import parse_budget
 from ptsr_edge.protocol import GROUPS, PROTOCOLS, folds
 
 

@@ -8,7 +8,6 @@ each precision of each target, prove every variant against the eager model, writ
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,44 +16,27 @@ from typing import Any, Literal
 import click
 import numpy as np
 
+from ptsr_edge.build import GRAPH_ONLY, JUDGED_SAMPLES, Job, build_and_prove, trace_budgets
 from ptsr_edge.cache import BundleCache, cache_key, data_fingerprint, surroundings
+from ptsr_edge.calibration import budgets_from_data, calibration_side, draw
 from ptsr_edge.card import bundle_card
-from ptsr_edge.config import DEFAULT_MODEL, MODELS
+from ptsr_edge.cascade_calibration import calibrate, cascade_samples, check_reach
+from ptsr_edge.checkpoint import CheckpointInfo, resolve
+from ptsr_edge.config import DEFAULT_MODEL, MODELS, parse_budget
 from ptsr_edge.console import Verb, comma_separated, finish, run, say
 from ptsr_edge.data import DATA_NAMES, FlowData
 from ptsr_edge.errors import InputError, JobError
 from ptsr_edge.flow import to_input
+from ptsr_edge.layouts import LAYOUTS, check_repository, write_layout
 from ptsr_edge.manifest import Bundle, Variant, write_bundle
+from ptsr_edge.model import Model
+from ptsr_edge.plan import Rates, check_budgets, check_options, check_out, check_targets, rates_of
 from ptsr_edge.recipe import read_recipe
 from ptsr_edge.storage import staged_folder
 from ptsr_edge.target import Target
-
-try:
-    from ptsr_edge.build import GRAPH_ONLY, JUDGED_SAMPLES, Job, build_and_prove, trace_budgets
-    from ptsr_edge.calibration import budgets_from_data, calibration_side, draw
-    from ptsr_edge.cascade_calibration import calibrate, cascade_samples, check_reach
-    from ptsr_edge.checkpoint import CheckpointInfo, resolve
-    from ptsr_edge.layouts import LAYOUTS, check_repository, write_layout
-    from ptsr_edge.model import Model
-    from ptsr_edge.plan import (
-        Rates,
-        check_budgets,
-        check_options,
-        check_out,
-        check_targets,
-        parse_budget,
-        rates_of,
-    )
-    from ptsr_edge.target_cpu import CpuTarget
-    from ptsr_edge.target_openvino import OpenVinoTarget
-    from ptsr_edge.target_trt import TrtTarget
-except ImportError as error:
-    if __name__ != "__main__" or (error.name or "ptsr_edge").startswith("ptsr_edge"):
-        raise  # to `cli.load_verb`, which says the same in one line
-    sys.exit(
-        f"python -m ptsr_edge.export: export needs the package {error.name!r}, which is not installed "
-        f"({error}): pip install 'ptsr-edge[train]'"
-    )
+from ptsr_edge.target_cpu import CpuTarget
+from ptsr_edge.target_openvino import OpenVinoTarget
+from ptsr_edge.target_trt import TrtTarget
 
 TARGETS: dict[str, Target] = {target.name: target for target in (CpuTarget(), OpenVinoTarget(), TrtTarget())}
 THREADED = ("cpu", "openvino")

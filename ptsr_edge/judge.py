@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ptsr_edge.errors import InputError, require
 from ptsr_edge.manifest import Bundle, Variant
 from ptsr_edge.profile_record import Accuracy, KeptPatches
-from ptsr_edge.worker_process import open_variant
+from ptsr_edge.runtime import open_variant
 
 if TYPE_CHECKING:
     from ptsr_edge.data import FlowData

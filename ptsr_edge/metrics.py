@@ -7,6 +7,7 @@ for what could not be found would punish a small test set for being small.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from ptsr_edge.errors import InputError
 
 Counts = NDArray[np.int64]
+
 Metric = Callable[[Counts], float]
 
 
@@ -203,3 +205,45 @@ def _present(counts: Counts) -> NDArray[np.bool_]:
     if not present.any():
         raise InputError("a confusion matrix without a sample has no UF1 or UAR")
     return present
+
+
+RESAMPLES = 4000
+
+Classes = NDArray[np.int64]
+
+
+def gain_interval(
+    truth: Classes,
+    ours: Sequence[Classes],
+    others: Sequence[Classes],
+    subjects: NDArray[np.str_],
+    resamples: int = RESAMPLES,
+) -> tuple[float, float, float]:
+    """UAR of `ours` minus that of `others`, each the mean over its runs, with a 95 % interval.
+
+    Whole subjects are drawn with replacement, the same ones for all runs.
+
+    Args:
+        truth: (n,) classes.
+        ours: runs of (n,) answers.
+        others: runs of (n,) answers.
+        subjects: (n,) names.
+        resamples: how many draws.
+    """
+    _, label = np.unique(truth, return_inverse=True)
+    _, owner = np.unique(subjects, return_inverse=True)
+    shape = (int(owner.max()) + 1, int(label.max()) + 1)
+    cell = owner * shape[1] + label
+
+    def per_subject(values: NDArray[Any]) -> NDArray[np.float64]:  # (subjects, classes)
+        sums = np.bincount(cell, values, minlength=shape[0] * shape[1])
+        return sums.astype(np.float64).reshape(shape)
+
+    right = [np.mean([answers == truth for answers in runs], axis=0) for runs in (ours, others)]
+    counts, gained = per_subject(np.ones(len(truth))), per_subject(right[0] - right[1])
+    draws = np.random.default_rng(0).multinomial(shape[0], np.full(shape[0], 1 / shape[0]), size=resamples)
+    with np.errstate(invalid="ignore"):  # a draw may miss a class: it is left out, as UAR does
+        spread = np.nanmean((draws @ gained) / (draws @ counts), axis=1)
+    low, high = np.percentile(spread, [2.5, 97.5])
+    point = float(np.mean(gained.sum(axis=0) / counts.sum(axis=0)))
+    return point, float(low), float(high)

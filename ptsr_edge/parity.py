@@ -23,11 +23,6 @@ from ptsr_edge.model import Model, Ptsr
 
 Run = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.int64] | None]]
 
-THROUGH_ARTIFACT = "artifact"
-THROUGH_GRAPH = "typed graph computed on the CPU"
-"""What a figure was measured through, in the words of the records: an engine that cannot run here is stood for
-by the graph that it was built from."""
-
 LIMITS = {"fp32": 1e-4}
 """Largest difference of a logit from eager fp32, absolute."""
 
@@ -39,6 +34,7 @@ SCORE_SPREADS = {"fp16": 0.01, "bf16": 0.1, "int8": 1.0}
 deviation over the sample's tokens; in fp32 nothing but ties may differ."""
 
 ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8}
+
 ROUNDINGS = 4
 """A score is rounded in proportion to itself and not to how far the tokens' scores are apart: as many of these
 roundings, of a precision's unit roundoff each, are allowed in any case. Attention that is nearly even needs it: with

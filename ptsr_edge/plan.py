@@ -112,11 +112,3 @@ def check_out(out: Path) -> None:
         found = "a file" if out.is_file() else "a folder that is no bundle"
         raise InputError(f"{out} is {found}; accepted: a new folder, an empty one, or a bundle to replace")
     check_place(out)
-
-
-def parse_budget(text: str) -> float:
-    """Reads a keep rate; raises InputError outside of (0, 1]."""
-    rate = float(text)
-    if not 0 < rate <= 1:
-        raise InputError(f"a budget is a keep rate in (0, 1], got {text}")
-    return rate

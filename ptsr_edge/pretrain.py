@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from ptsr_edge.checkpoint import CheckpointInfo, save_checkpoint
 from ptsr_edge.config import named_model
 from ptsr_edge.console import Verb, finish, progress, run
-from ptsr_edge.data import FlowData, load, split_subjects
+from ptsr_edge.data import HELD_OUT, FlowData, load, split_subjects
 from ptsr_edge.errors import InputError
 from ptsr_edge.faces import REFERENCE_SIZE
 from ptsr_edge.fit import PRETRAINING, fit
 from ptsr_edge.flow import resize
 from ptsr_edge.inference import predict_logits
-from ptsr_edge.protocol import HELD_OUT, figures
+from ptsr_edge.protocol import figures
 from ptsr_edge.storage import check_file
 from ptsr_edge.train import model_card, tool_versions
 

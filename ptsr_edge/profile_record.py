@@ -8,40 +8,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ptsr_edge.schema import Record, read_record
+from ptsr_edge.statistics import Latency, Ratio
 
 PROFILE = "profile.json"
 
 NOT_RUN = "built, not run here"
 """How the note of an engine begins on a machine without its GPU: it has no figure that needs a run."""
-
-
-class Latency(Record):
-    """Synchronous batch-1 latency in milliseconds; nothing is trimmed.
-
-    `cv` is the coefficient of variation (standard deviation over mean), `n` the sample count.
-    """
-
-    p50: float
-    p90: float
-    p95: float
-    p99: float
-    min: float
-    mean: float
-    cv: float
-    n: int = Field(ge=1)
-
-
-class Ratio(Record):
-    """How many times as fast as `against` (its latency over this one's), with a 95 % bootstrap interval.
-
-    `per_process` has the ratio of each start of the two processes; `median` is their geometric mean.
-    """
-
-    against: str
-    median: float
-    low: float
-    high: float
-    per_process: list[float] = Field(default_factory=list)
 
 
 class Accuracy(Record):

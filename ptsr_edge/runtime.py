@@ -7,6 +7,7 @@ prediction = session.predict(flow)
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from ptsr_edge.errors import InputError, JobError
 from ptsr_edge.flow import check_flow, to_input
 from ptsr_edge.manifest import Bundle, Variant, check_files, read_bundle
-from ptsr_edge.target import Runner
+from ptsr_edge.runtime_base import Runner
 
 RUNNERS = {
     "trt": ("ptsr_edge.backend_trt", "TrtRunner"),
@@ -250,3 +251,38 @@ def _preferred(variants: Sequence[Variant]) -> Variant:
     judged = [v.precision for v in variants if v.precision == "int8" and "accuracy" in v.built_with]
     precision = (judged or [variants[0].precision])[0]
     return max((v for v in variants if v.precision == precision), key=lambda v: v.tokens)
+
+
+def find_variant(bundle: Bundle, name: str) -> Variant:
+    """A bundle's variant by its id.
+
+    Raises:
+        InputError: there is none of that id; the message lists those that there are.
+    """
+    for variant in bundle.variants:
+        if variant.id == name:
+            return variant
+    have = ", ".join(variant.id for variant in bundle.variants)
+    raise InputError(f"{bundle.name} has no variant {name!r}; it has {have}")
+
+
+def open_variant(folder: Path, variant: Variant, threads: int) -> Session:
+    """The session of exactly this variant of a bundle.
+
+    Raises:
+        InputError: the bundle's files have changed.
+        JobError: the runtime refuses the artifact, or the bundle has two variants of one kind.
+    """
+    session = Session.open(
+        folder,
+        budget=variant.keep_rate,
+        target=variant.target,
+        precision=variant.precision,
+        threads=threads,
+    )
+    if session.variant.id != variant.id:
+        raise JobError(
+            f"asked for {variant.id}, the session opened {session.variant.id}: the bundle has two variants "
+            "of one target, precision and budget"
+        )
+    return session

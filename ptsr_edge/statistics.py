@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from ptsr_edge.errors import InputError
-from ptsr_edge.profile_record import Latency, Ratio
+from ptsr_edge.schema import Record
 
 Samples = npt.NDArray[Any]
+
 Floats = npt.NDArray[np.float64]
 
 CV_LIMIT = 0.025
@@ -233,3 +235,32 @@ def _checked(samples: Samples) -> Floats:
     if not float(array.min()) > 0:
         raise InputError(f"a duration must be positive, got {array.min():g}")
     return array
+
+
+class Latency(Record):
+    """Synchronous batch-1 latency in milliseconds; nothing is trimmed.
+
+    `cv` is the coefficient of variation (standard deviation over mean), `n` the sample count.
+    """
+
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    min: float
+    mean: float
+    cv: float
+    n: int = Field(ge=1)
+
+
+class Ratio(Record):
+    """How many times as fast as `against` (its latency over this one's), with a 95 % bootstrap interval.
+
+    `per_process` has the ratio of each start of the two processes; `median` is their geometric mean.
+    """
+
+    against: str
+    median: float
+    low: float
+    high: float
+    per_process: list[float] = Field(default_factory=list)

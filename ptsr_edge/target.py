@@ -15,14 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.config import Preprocess
-
-
-class Runner(Protocol):
-    """A loaded artifact."""
-
-    def run(self, flow: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
-        """Normalised flow (1, C, S, S) -> logits (k,) and kept patches (K,), None where all are kept."""
-        ...
+from ptsr_edge.runtime_base import Runner
 
 
 @dataclass(frozen=True)
@@ -101,3 +94,10 @@ class GraphTarget(Protocol):
 def variant_id(model: str, target: str, precision: str, tokens: int) -> str:
     """The name of a variant, unique within a bundle and telling outside of it."""
     return f"{model}-{target}-{precision}-k{tokens}"
+
+
+THROUGH_ARTIFACT = "artifact"
+
+THROUGH_GRAPH = "typed graph computed on the CPU"
+"""What a figure was measured through, in the words of the records: an engine that cannot run here is stood for
+by the graph that it was built from."""

@@ -12,29 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
+from ptsr_edge.checkpoint import CheckpointInfo, load_vit, save_checkpoint
 from ptsr_edge.config import DEFAULT_MODEL, MODELS, ModelConfig, named_model
 from ptsr_edge.console import Verb, finish, progress, run, say
 from ptsr_edge.data import DATA_NAMES, FlowData, load, reading_options, split_subjects
 from ptsr_edge.errors import InputError
+from ptsr_edge.fit import Recipe, first_weights, fit, recipe_for
+from ptsr_edge.inference import DEVICES, choose_device, predict_logits
 from ptsr_edge.metrics import confusion, uar, uf1
+from ptsr_edge.model import Model, Ptsr, Vit
 from ptsr_edge.recorded_sets import LICENCES
 from ptsr_edge.storage import check_file
-
-try:
-    import torch
-
-    from ptsr_edge.checkpoint import CheckpointInfo, load_vit, save_checkpoint
-    from ptsr_edge.fit import Recipe, first_weights, fit, recipe_for
-    from ptsr_edge.inference import DEVICES, choose_device, predict_logits
-    from ptsr_edge.model import Model, Ptsr, Vit
-except ImportError as error:
-    if __name__ != "__main__" or (error.name or "ptsr_edge").startswith("ptsr_edge"):
-        raise  # to `cli.load_verb`, which says the same in one line
-    sys.exit(
-        f"python -m ptsr_edge.train: train needs the package {error.name!r}, which is not installed "
-        f"({error}): pip install 'ptsr-edge[train]'"
-    )
 
 
 def held_out_figures(model: Model, data: FlowData, budgets: tuple[float, ...]) -> dict[str, Any]:

@@ -33,12 +33,10 @@ from ptsr_edge.errors import InputError, JobError, PtsrError
 from ptsr_edge.flow import to_input
 from ptsr_edge.manifest import Bundle, Variant, read_bundle
 from ptsr_edge.operator_times import operator_shares
-from ptsr_edge.runtime import Session
+from ptsr_edge.runtime import Session, find_variant, open_variant
+from ptsr_edge.runtime_base import RUNTIMES
 from ptsr_edge.stages import face_steps, frame_steps, median_ms
 from ptsr_edge.throughput import runs_per_second
-
-RUNTIMES = {"cpu": ("onnxruntime",), "openvino": ("openvino",), "trt": ("tensorrt", "tensorrt_rtx")}
-"""Packages that run a target; what is installed of them is imported before the loading is timed."""
 
 
 def main() -> int:
@@ -208,41 +206,6 @@ def timed_runs(run: Callable[[], object], duration_s: float, runs: int) -> list[
         run()
         samples.append(clock() - start)
     return samples
-
-
-def find_variant(bundle: Bundle, name: str) -> Variant:
-    """A bundle's variant by its id.
-
-    Raises:
-        InputError: there is none of that id; the message lists those that there are.
-    """
-    for variant in bundle.variants:
-        if variant.id == name:
-            return variant
-    have = ", ".join(variant.id for variant in bundle.variants)
-    raise InputError(f"{bundle.name} has no variant {name!r}; it has {have}")
-
-
-def open_variant(folder: Path, variant: Variant, threads: int) -> Session:
-    """The session of exactly this variant of a bundle.
-
-    Raises:
-        InputError: the bundle's files have changed.
-        JobError: the runtime refuses the artifact, or the bundle has two variants of one kind.
-    """
-    session = Session.open(
-        folder,
-        budget=variant.keep_rate,
-        target=variant.target,
-        precision=variant.precision,
-        threads=threads,
-    )
-    if session.variant.id != variant.id:
-        raise JobError(
-            f"asked for {variant.id}, the session opened {session.variant.id}: the bundle has two variants "
-            "of one target, precision and budget"
-        )
-    return session
 
 
 def make_input(bundle: Bundle, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

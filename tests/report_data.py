@@ -11,16 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ptsr_edge.profile_record import (
-    Accuracy,
-    Dynamic,
-    KeptPatches,
-    Latency,
-    Measured,
-    Profile,
-    Ratio,
-    Stages,
-)
+from ptsr_edge.profile_record import Accuracy, Dynamic, KeptPatches, Measured, Profile, Stages
+from ptsr_edge.statistics import Latency, Ratio
 from ptsr_edge.storage import write_json
 
 LABELS = ["negative", "positive", "surprise"]

@@ -10,7 +10,8 @@ import pytest
 from report_data import make_profile
 
 from ptsr_edge.errors import InputError
-from ptsr_edge.profile_record import PROFILE, Latency, Measured, Profile, read_profile
+from ptsr_edge.profile_record import PROFILE, Measured, Profile, read_profile
+from ptsr_edge.statistics import Latency
 from ptsr_edge.storage import write_json
 
 

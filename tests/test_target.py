@@ -11,7 +11,8 @@ import pytest
 
 from ptsr_edge.config import LABELS, MODELS, Preprocess
 from ptsr_edge.export import TARGETS
-from ptsr_edge.target import Artifact, BuildRequest, Runner, Target, variant_id
+from ptsr_edge.runtime_base import Runner
+from ptsr_edge.target import Artifact, BuildRequest, Target, variant_id
 
 
 def request_for(folder: Path) -> BuildRequest:
