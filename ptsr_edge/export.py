@@ -17,7 +17,7 @@ import click
 import numpy as np
 
 from ptsr_edge.build import GRAPH_ONLY, JUDGED_SAMPLES, Job, build_and_prove, trace_budgets
-from ptsr_edge.cache import BundleCache, cache_key, data_fingerprint, surroundings
+from ptsr_edge.cache import BundleCache, data_fingerprint, surroundings
 from ptsr_edge.calibration import budgets_from_data, calibration_side, draw
 from ptsr_edge.card import bundle_card
 from ptsr_edge.cascade_calibration import calibrate, cascade_samples, check_reach
@@ -25,6 +25,7 @@ from ptsr_edge.checkpoint import CheckpointInfo, resolve
 from ptsr_edge.config import DEFAULT_MODEL, MODELS, parse_budget
 from ptsr_edge.console import Verb, comma_separated, finish, run, say
 from ptsr_edge.data import DATA_NAMES, FlowData
+from ptsr_edge.disk_cache import cache_key
 from ptsr_edge.errors import InputError, JobError
 from ptsr_edge.flow import to_input
 from ptsr_edge.layouts import LAYOUTS, check_repository, write_layout

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.cache import ABANDONED_S, cache_key, default_folder
+from ptsr_edge.disk_cache import ABANDONED_S, cache_key, default_folder
 from ptsr_edge.environment import installed
 from ptsr_edge.errors import JobError
 from ptsr_edge.storage import write_whole

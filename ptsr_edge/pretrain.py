@@ -8,57 +8,20 @@ sets are of crops from brow to chin and from temple to temple, so that the same 
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import click
-import numpy as np
-from numpy.typing import NDArray
 
 from ptsr_edge.checkpoint import CheckpointInfo, save_checkpoint
 from ptsr_edge.config import named_model
 from ptsr_edge.console import Verb, finish, progress, run
-from ptsr_edge.data import HELD_OUT, FlowData, load, split_subjects
+from ptsr_edge.data import HELD_OUT, closely_cropped, split_subjects
 from ptsr_edge.errors import InputError
-from ptsr_edge.faces import REFERENCE_SIZE
 from ptsr_edge.fit import PRETRAINING, fit
-from ptsr_edge.flow import resize
 from ptsr_edge.inference import predict_logits
 from ptsr_edge.protocol import figures
 from ptsr_edge.storage import check_file
 from ptsr_edge.train import model_card, tool_versions
-
-CLOSE = (17 / 112, 14 / 112, 92 / 112, 106 / 112)
-"""x0, y0, x1, y1 in fractions of the wide crop. Set by eye: the mean strain of the synthetic clips then lies where that
-of CASME II and SMIC lies."""
-
-
-def close_up(flows: NDArray[np.float32], side: int) -> NDArray[np.float32]:
-    """Stretches the part `CLOSE` of flow samples to the whole, vectors along.
-
-    Args:
-        flows: (n, S, S, 3) float32: u, v in pixels, strain.
-        side: of the result.
-
-    Returns:
-        (n, side, side, 3) float32: u and v in pixels of the stretched picture.
-    """
-    size = flows.shape[1]
-    x0, y0, x1, y1 = (round(edge * size) for edge in CLOSE)
-    parts = flows[:, y0:y1, x0:x1] * np.array([size / (x1 - x0), size / (y1 - y0), 1.0], dtype=np.float32)
-    return np.stack([resize(part, side) for part in parts])
-
-
-def closely_cropped(side: int, clips: int | None = None) -> FlowData:
-    """The data set `synthetic`, cropped closely.
-
-    Args:
-        side: of the samples.
-        clips: at most so many of each subject; None: all.
-    """
-    data = load("synthetic", image_size=max(REFERENCE_SIZE, side), limit=clips)
-    preprocess = data.preprocess.model_copy(update={"image_size": side})
-    return dataclasses.replace(data, flows=close_up(data.flows, side), preprocess=preprocess)
 
 
 @click.command(

@@ -19,16 +19,8 @@ import pytest
 from bundle_data import write_tiny_bundle
 
 from ptsr_edge import cache as cache_module
-from ptsr_edge.cache import (
-    BundleCache,
-    cache_key,
-    code_digest,
-    data_fingerprint,
-    default_folder,
-    hardware,
-    surroundings,
-    tool_versions,
-)
+from ptsr_edge.cache import BundleCache, data_fingerprint, hardware, surroundings, tool_versions
+from ptsr_edge.disk_cache import cache_key, code_digest, default_folder
 from ptsr_edge.errors import JobError
 from ptsr_edge.export import TARGETS, export_bundle
 from ptsr_edge.manifest import MANIFEST, read_bundle

@@ -9,7 +9,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from ptsr_edge.cli import VERBS, load_verb, main
+from ptsr_edge.cli import main
+from ptsr_edge.console import VERBS, load_verb
 from ptsr_edge.errors import InputError
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from ptsr_edge import manifest, profile_record
 from ptsr_edge.checkpoint import CheckpointInfo
-from ptsr_edge.cli import VERBS, load_verb
 from ptsr_edge.config import MODELS, Preprocess
+from ptsr_edge.console import VERBS, load_verb
 from ptsr_edge.data import DATA_NAMES
 from ptsr_edge.export import TARGETS
 from ptsr_edge.protocol import PROTOCOLS

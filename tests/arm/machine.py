@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ptsr_edge.cache import code_digest
 from ptsr_edge.console import say
+from ptsr_edge.disk_cache import code_digest
 from ptsr_edge.errors import JobError
 from ptsr_edge.storage import staged_folder
 
