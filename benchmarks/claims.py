@@ -24,14 +24,13 @@ from ptsr_edge.checkpoint import resolve
 from ptsr_edge.data import FlowData, load
 from ptsr_edge.doctor import INT8_FLAGS
 from ptsr_edge.environment import describe_cpu
-from ptsr_edge.evaluate import evaluate_bundle, judged_samples
-from ptsr_edge.export import export_bundle
+from ptsr_edge.evaluation import evaluate_bundle, judged_samples
+from ptsr_edge.exporter import export_bundle
 from ptsr_edge.manifest import Bundle, read_bundle
-from ptsr_edge.measure import measure_interleaved
+from ptsr_edge.measure import Setting, measure_interleaved
 from ptsr_edge.model import Model
 from ptsr_edge.parity import eager_reference, measure_parity
-from ptsr_edge.profile import profile_bundles
-from ptsr_edge.profile_method import Setting
+from ptsr_edge.profiler import profile_bundles
 from ptsr_edge.runtime import open_artifact, why_not_here
 from ptsr_edge.statistics import Ratio, ratio_interval
 from ptsr_edge.target import variant_id

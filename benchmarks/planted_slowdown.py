@@ -17,9 +17,9 @@ import tempfile
 from pathlib import Path
 
 from ptsr_edge.manifest import read_bundle
-from ptsr_edge.profile import profile_bundles
-from ptsr_edge.profile_method import Setting
+from ptsr_edge.measure import Setting
 from ptsr_edge.profile_record import Profile
+from ptsr_edge.profiler import profile_bundles
 from ptsr_edge.regression import compare_profiles, sentence
 
 WRAPPER = """

@@ -21,19 +21,19 @@ from ptsr_edge.errors import ParityError
 from ptsr_edge.flops import count_macs
 from ptsr_edge.flow import to_input
 from ptsr_edge.inference import predict_logits
-from ptsr_edge.layerwise import before_selection, first_departure, ir_values, other_tokens, product_values
+from ptsr_edge.layerwise import (
+    _first_fault,
+    _sample_at_fault,
+)
 from ptsr_edge.manifest import Parity, Variant, describe_file
 from ptsr_edge.metrics import confusion, uar
 from ptsr_edge.model import Model, count_parameters
 from ptsr_edge.onnx_graph import add_metadata, trace, write_sharing_weights
 from ptsr_edge.parity import (
-    OVERLAP,
     Reference,
-    compare_selection,
     eager_reference,
     measure_parity,
     require_parity,
-    score_limit,
 )
 from ptsr_edge.repair import build_within, uar_of
 from ptsr_edge.runtime_base import Runner
@@ -44,18 +44,17 @@ from ptsr_edge.target import (
     THROUGH_GRAPH,
     Artifact,
     BuildRequest,
-    GraphTarget,
     Target,
+    _open,
     variant_id,
 )
 from ptsr_edge.target_trt import NoEngineError
 
 PROOF_SAMPLES = 32
+
 JUDGED_SAMPLES = 400
+
 GRAPH_ONLY = f"{THROUGH_GRAPH}, engine not run here"
-DEPARTURES = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2, "int8": 0.1}
-"""Relative difference from which a layer of a refused artifact is named: several times what rounding to the
-precision does to a sound layer (int8: .01 to .05), or the first layer would be named whatever is wrong."""
 
 
 @dataclass(frozen=True)
@@ -180,59 +179,6 @@ def _measure(reference: Reference, target: Target, artifact: Artifact, precision
     if through == THROUGH_ARTIFACT:
         return parity
     return parity.model_copy(update={"reference": f"{parity.reference}; {GRAPH_ONLY}"})
-
-
-def _open(target: Target, artifact: Artifact) -> tuple[Runner | None, str]:
-    """The artifact, loaded, or the graph that it was built from where it cannot run here; and which it is."""
-    runner = target.runner(artifact, threads=1)
-    if runner is None and isinstance(target, GraphTarget):
-        return target.graph_runner(artifact), THROUGH_GRAPH
-    return runner, THROUGH_ARTIFACT
-
-
-def _sample_at_fault(
-    reference: Reference, target: Target, artifact: Artifact, precision: str
-) -> tuple[int, str]:
-    """A sample to look for the fault with, and how the artifact's selection differs there, empty where it does not.
-
-    The first whose selection no rounding explains; else the first with the reference's own tokens.
-    """
-    runner, _ = _open(target, artifact)
-    same = []
-    for index, one in enumerate(reference.inputs):
-        kept = None if runner is None else runner.run(one[None])[1]
-        others = "" if kept is None else other_tokens(reference.kept[index], kept)
-        if not others:
-            same.append(index)
-        elif kept is not None:
-            limit = 0.0 if OVERLAP[precision] == 1.0 else score_limit(reference, precision, index)
-            if compare_selection(reference, index, kept)[1] > limit:
-                return index, others
-    return (same[0], "") if same else (0, others)
-
-
-def _first_fault(
-    one: NDArray[np.float32], others: str, graph: Path, artifact: Artifact, precision: str
-) -> str:
-    """Which layer departs first, for `one` input, from the graph that the artifact was made of.
-
-    Of an engine those of its typed graph, which lies beside it. Where the artifact selects `others`, layers behind
-    the selection are not compared: their inputs are of other tokens.
-    """
-    limit, reference = DEPARTURES[precision], product_values(graph, one)
-    if others:
-        before = before_selection(graph)
-        reference = {layer: value for layer, value in reference.items() if layer in before}
-    if artifact.path.suffix == ".xml":
-        found = ir_values(artifact.path, reference, one)
-    else:
-        found = product_values(artifact.path.with_suffix(".onnx"), one)
-    departure = first_departure(reference, found, limit)
-    if departure is not None:
-        return f"{departure}, and with it the selection" if others else str(departure)
-    if others:
-        return others
-    return f"no layer departs from the fp32 graph by more than {limit:g}: the graph does, or rounding adds up"
 
 
 def _build(

@@ -12,9 +12,11 @@ import click
 
 from ptsr_edge.config import DEFAULT_MODEL
 from ptsr_edge.console import Verb, finish, run, say
-from ptsr_edge.export import export_bundle, summary
-from ptsr_edge.profile import profile_bundles, table
-from ptsr_edge.profile_method import Setting
+from ptsr_edge.export import summary
+from ptsr_edge.exporter import export_bundle
+from ptsr_edge.measure import Setting
+from ptsr_edge.profile import table
+from ptsr_edge.profiler import profile_bundles
 from ptsr_edge.report import write_report
 
 BUDGETS = (1.0, 0.5, 0.25)

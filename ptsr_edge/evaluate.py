@@ -6,122 +6,27 @@ python -m ptsr_edge.evaluate --data synthetic --bundle out/ptsr-tiny-cpu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 from click.core import ParameterSource
-from numpy.typing import NDArray
 
 from ptsr_edge.checkpoint import load_checkpoint
 from ptsr_edge.config import MODELS, parse_budget
-from ptsr_edge.console import Verb, comma_separated, finish, progress, run, say
-from ptsr_edge.data import DATA_NAMES, FlowData, load, reading_options
+from ptsr_edge.console import Verb, comma_separated, finish, run, say
+from ptsr_edge.data import DATA_NAMES, load, reading_options
 from ptsr_edge.engine import ENGINES
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.errors import InputError
 from ptsr_edge.evaluate_folds import FoldCall, default_rates, evaluate_folds
-from ptsr_edge.flow import to_input
+from ptsr_edge.evaluation import evaluate_bundle, evaluate_checkpoint, judged_samples
 from ptsr_edge.fold_figures import lines_of_folds
-from ptsr_edge.inference import DEVICES, predict_logits
-from ptsr_edge.manifest import Variant, check_files, read_bundle
-from ptsr_edge.model import Model
+from ptsr_edge.inference import DEVICES
+from ptsr_edge.manifest import read_bundle
 from ptsr_edge.model_learner import THROUGH
-from ptsr_edge.protocol import GROUPS, PROTOCOLS, figures, unseen_subjects
-from ptsr_edge.runtime import Session, why_not_here
+from ptsr_edge.protocol import GROUPS, PROTOCOLS
 from ptsr_edge.storage import check_file, write_json
-from ptsr_edge.target import THROUGH_ARTIFACT, THROUGH_GRAPH
-
-
-def evaluate_session(session: Session, data: FlowData, label: str = "") -> NDArray[np.int64]:
-    """The classes (n,) that an artifact gives for all samples, one at a time as a camera would."""
-    answers = [
-        session.predict(flow).logits.argmax() for flow in progress(data.flows, label or session.variant.id)
-    ]
-    return np.array(answers, dtype=np.int64)
-
-
-def evaluate_graph(folder: Path, variant: Variant, data: FlowData) -> NDArray[np.int64]:
-    """The classes (n,) that the typed graph beside an engine gives for all samples, computed on the CPU.
-
-    It stands for an engine that cannot run here, and tells what its types cost, not what TensorRT makes of them.
-
-    Raises:
-        InputError: a file of the variant is missing or has changed.
-        JobError: the variant has no typed graph, or gives an answer that is not finite.
-    """
-    from ptsr_edge.typed_runner import TypedGraphRunner
-
-    check_files(folder, variant)
-    graph = str(PurePosixPath(variant.artifact).with_suffix(".onnx"))
-    if graph not in [entry.path for entry in variant.files]:
-        raise JobError(f"{variant.id} cannot run here, and has no typed graph {graph} to stand for it")
-    runner = TypedGraphRunner(folder / graph)
-    answers = [runner.run(to_input(flow))[0] for flow in progress(data.flows, f"{variant.id}, typed graph")]
-    if not np.isfinite(answers).all():
-        raise JobError(f"the typed graph of {variant.id} gave an answer that is not finite")
-    classes: np.ndarray = np.array(answers).argmax(axis=1)
-    return classes
-
-
-def judged_samples(data: FlowData, provenance: dict[str, Any], everyone: bool) -> tuple[FlowData, str]:
-    """The samples to judge a trained model on, and how to name that choice.
-
-    Raises:
-        InputError: training has seen every subject of the data, and `everyone` is not set.
-    """
-    unseen = unseen_subjects(data, provenance)
-    if len(unseen) == len(data.subject_names):
-        return data, "all subjects, none seen in training"
-    if everyone:
-        return data, f"all subjects, {len(data.subject_names) - len(unseen)} of them SEEN in training"
-    if not unseen:
-        raise InputError(
-            f"training has seen all {len(data.subject_names)} subjects of {data.source}: nothing honest "
-            "can be said on them; `--subjects all` evaluates them anyway and says so"
-        )
-    return data.of_subjects(unseen), "held-out subjects"
-
-
-def evaluate_bundle(
-    folder: Path, data: FlowData, model: Model | None = None, threads: int | None = None
-) -> list[dict[str, Any]]:
-    """Figures of every variant of a bundle through its artifacts; `through` says so.
-
-    An engine that cannot run here is judged through its typed graph, and that is said instead. With `model`,
-    also how many of the eager model's classes each variant reproduces at its budget.
-    """
-    records = []
-    eager: dict[int, NDArray[np.int64]] = {}
-    for variant in read_bundle(folder).variants:
-        by_graph = variant.target == "trt" and bool(why_not_here(variant, folder))
-        if by_graph:
-            answers = evaluate_graph(folder, variant, data)
-        else:
-            session = Session.open(
-                folder, budget=variant.keep_rate, target=variant.target, precision=variant.precision,
-                threads=threads,
-            )  # fmt: skip
-            answers = evaluate_session(session, data)
-        through = THROUGH_GRAPH if by_graph else THROUGH_ARTIFACT
-        record = {"id": variant.id, "keep_rate": variant.keep_rate, "through": through}
-        record |= figures(data, answers)
-        if model is not None:
-            if variant.tokens not in eager:
-                eager[variant.tokens] = predict_logits(model, data.flows, variant.tokens)[0].argmax(axis=1)
-            record["agrees_with_eager"] = int((answers == eager[variant.tokens]).sum())
-        records.append(record)
-    return records
-
-
-def evaluate_checkpoint(model: Model, data: FlowData, rates: Sequence[float]) -> list[dict[str, Any]]:
-    """Figures of the eager model at each keep rate."""
-    config = model.config
-    return [
-        {"id": f"{config.name}-eager-k{config.tokens_at(rate)}", "keep_rate": rate}
-        | figures(data, predict_logits(model, data.flows, config.tokens_at(rate))[0].argmax(axis=1))
-        for rate in rates
-    ]
+from ptsr_edge.target import THROUGH_GRAPH
 
 
 def _evaluate_trained(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.errors import InputError, require
 from ptsr_edge.manifest import Bundle, Variant
 from ptsr_edge.profile_record import Accuracy, KeptPatches
 from ptsr_edge.runtime import open_variant
@@ -26,50 +25,13 @@ PICTURE_SIDE = 56
 """Largest side of a recorded strain image: enough to see, small enough for a record that is text."""
 
 
-def is_random(bundle: Bundle) -> bool:
-    """Whether a bundle's weights were never trained: its answers mean nothing."""
-    return bundle.provenance.get("kind") == "random"
-
-
-def judged_data(name: str, root: Path | None, bundles: Sequence[Bundle]) -> tuple[FlowData, str]:
-    """The samples that none of the bundles was trained on, and how to name that choice.
-
-    Args:
-        name: of the data set.
-        root: its folder; synthetic data needs none.
-        bundles: of one input size and one list of labels.
-
-    Raises:
-        InputError: unknown data, other classes than the bundles', or no subject left.
-        MissingExtraError: what reads the data is not installed.
-    """
-    require("torch", "train", "judging accuracy")
-    from ptsr_edge.data import load
-    from ptsr_edge.evaluate import judged_samples
-
-    first = bundles[0]
-    known = first.provenance.get("held_out_subjects") if first.provenance.get("data") == name else None
-    data = load(name, root, image_size=first.preprocess.image_size, subjects=known or None)
-    if list(data.label_names) != first.labels:
-        raise InputError(
-            f"data {name} has the classes {', '.join(data.label_names)}; "
-            f"{first.name} answers {', '.join(first.labels)}"
-        )
-    protocol = ""
-    for bundle in bundles:
-        whole = len(data)
-        data, named = judged_samples(data, bundle.provenance, everyone=False)
-        protocol = "held-out subjects" if known or len(data) < whole else protocol or named
-    return data, protocol
-
-
 def judge(folder: Path, variant: Variant, data: FlowData, protocol: str, threads: int) -> Accuracy:
     """UF1, UAR and confusion of one variant, one sample at a time as a camera would.
 
     Raises:
         JobError: the artifact cannot be run here, or gives an answer that is not finite.
     """
-    from ptsr_edge.evaluate import evaluate_session
+    from ptsr_edge.evaluation import evaluate_session
     from ptsr_edge.protocol import figures
 
     answers = evaluate_session(open_variant(folder, variant, threads), data)

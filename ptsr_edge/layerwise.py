@@ -14,6 +14,17 @@ from numpy.typing import NDArray
 from ptsr_edge.backend_openvino import DEVICE, choose_precision, compile_ir, load_openvino, read_ir, rt_entry
 from ptsr_edge.errors import require
 from ptsr_edge.onnx_graph import PRODUCTS
+from ptsr_edge.parity import (
+    OVERLAP,
+    Reference,
+    compare_selection,
+    score_limit,
+)
+from ptsr_edge.target import (
+    Artifact,
+    Target,
+    _open,
+)
 
 
 @dataclass(frozen=True)
@@ -137,3 +148,53 @@ def other_tokens(reference: NDArray[np.int64], found: NDArray[np.int64]) -> str:
         more = f" and {len(tokens) - few} more" if len(tokens) > few else ""
         lists.append(", ".join(map(str, tokens[:few])) + more if tokens else "none")
     return f"the selection differs first: tokens {lists[0]} are kept in place of {lists[1]}"
+
+
+DEPARTURES = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2, "int8": 0.1}
+"""Relative difference from which a layer of a refused artifact is named: several times what rounding to the
+precision does to a sound layer (int8: .01 to .05), or the first layer would be named whatever is wrong."""
+
+
+def _sample_at_fault(
+    reference: Reference, target: Target, artifact: Artifact, precision: str
+) -> tuple[int, str]:
+    """A sample to look for the fault with, and how the artifact's selection differs there, empty where it does not.
+
+    The first whose selection no rounding explains; else the first with the reference's own tokens.
+    """
+    runner, _ = _open(target, artifact)
+    same = []
+    for index, one in enumerate(reference.inputs):
+        kept = None if runner is None else runner.run(one[None])[1]
+        others = "" if kept is None else other_tokens(reference.kept[index], kept)
+        if not others:
+            same.append(index)
+        elif kept is not None:
+            limit = 0.0 if OVERLAP[precision] == 1.0 else score_limit(reference, precision, index)
+            if compare_selection(reference, index, kept)[1] > limit:
+                return index, others
+    return (same[0], "") if same else (0, others)
+
+
+def _first_fault(
+    one: NDArray[np.float32], others: str, graph: Path, artifact: Artifact, precision: str
+) -> str:
+    """Which layer departs first, for `one` input, from the graph that the artifact was made of.
+
+    Of an engine those of its typed graph, which lies beside it. Where the artifact selects `others`, layers behind
+    the selection are not compared: their inputs are of other tokens.
+    """
+    limit, reference = DEPARTURES[precision], product_values(graph, one)
+    if others:
+        before = before_selection(graph)
+        reference = {layer: value for layer, value in reference.items() if layer in before}
+    if artifact.path.suffix == ".xml":
+        found = ir_values(artifact.path, reference, one)
+    else:
+        found = product_values(artifact.path.with_suffix(".onnx"), one)
+    departure = first_departure(reference, found, limit)
+    if departure is not None:
+        return f"{departure}, and with it the selection" if others else str(departure)
+    if others:
+        return others
+    return f"no layer departs from the fp32 graph by more than {limit:g}: the graph does, or rounding adds up"

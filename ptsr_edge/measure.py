@@ -22,15 +22,20 @@ from ptsr_edge.console import progress as progress_bar
 from ptsr_edge.energy import Meter, find_meter
 from ptsr_edge.environment import visible_cpus
 from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.statistics import Ratio, ratio_interval
 from ptsr_edge.worker import SETTLE_RUNS, Job, RawTiming, Worker
 
 MIN_ROUNDS = 20
 """Rounds are what the interval of a ratio is drawn from (see `statistics.ratio_interval`)."""
 
 MIN_BLOCK_S = 0.03
+
 WARM_UP_S = 0.5
+
 WARM_UP_RUNS = 10
+
 CEILING_S = 0.3
+
 STAGE_RUNS = 20
 
 
@@ -272,3 +277,34 @@ def pinned_cpus(threads: int) -> list[int]:
     if threads > len(cpus):
         raise InputError(f"cannot pin {threads} threads to the {len(cpus)} cores that are visible")
     return cpus[-threads:]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How long and how to time; see `measure.measure_interleaved`."""
+
+    duration_s: float = 5.0
+    min_runs: int = 100
+    block: int = 5
+    threads: int = 1
+    pin: bool = False
+    seed: int = 0
+    processes: int = 1
+    attempts: int = 1
+    streams: int = 0
+    extras: bool = False
+
+
+DEFAULT = Setting()
+
+
+def ratios_to(timings: Mapping[str, RawTiming], against: str, seed: int) -> dict[str, Ratio]:
+    """By id, how many times as fast as the variant `against` each of the others is."""
+    base = timings[against]
+    return {
+        name: ratio_interval(
+            base.blocks_ns, timing.blocks_ns, against=against, launches=timing.launches or None, seed=seed
+        )
+        for name, timing in timings.items()
+        if name != against
+    }

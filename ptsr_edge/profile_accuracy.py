@@ -11,7 +11,8 @@ import numpy as np
 
 from ptsr_edge.console import say
 from ptsr_edge.errors import InputError
-from ptsr_edge.judge import is_random, judge, kept_patches
+from ptsr_edge.evaluation import is_random
+from ptsr_edge.judge import judge, kept_patches
 from ptsr_edge.manifest import Bundle
 from ptsr_edge.metrics import paired_bootstrap
 from ptsr_edge.profile_entries import Entry

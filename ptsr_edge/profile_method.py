@@ -4,33 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ptsr_edge.measure import WARM_UP_RUNS, WARM_UP_S
+from ptsr_edge.measure import WARM_UP_RUNS, WARM_UP_S, Setting
 from ptsr_edge.profile_entries import shown_path
 from ptsr_edge.stability import DRIFT_LIMIT, INTERVAL_LIMIT
 from ptsr_edge.worker import SETTLE_RUNS, RawTiming
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How long and how to time; see `measure.measure_interleaved`."""
-
-    duration_s: float = 5.0
-    min_runs: int = 100
-    block: int = 5
-    threads: int = 1
-    pin: bool = False
-    seed: int = 0
-    processes: int = 1
-    attempts: int = 1
-    streams: int = 0
-    extras: bool = False
-
-
-DEFAULT = Setting()
 
 
 def method_of(setting: Setting, timings: Mapping[str, RawTiming]) -> dict[str, Any]:

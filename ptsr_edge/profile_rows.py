@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ptsr_edge.judge import is_random
+from ptsr_edge.evaluation import is_random
+from ptsr_edge.measure import Setting, ratios_to
 from ptsr_edge.profile_entries import Entry
 from ptsr_edge.profile_macs import mac_figures
-from ptsr_edge.profile_method import Setting
 from ptsr_edge.profile_notes import timing_notes
 from ptsr_edge.profile_record import NOT_RUN, Accuracy, Ceiling, Measured, Stages
-from ptsr_edge.statistics import Ratio, latency_summary, ratio_interval
+from ptsr_edge.statistics import Ratio, latency_summary
 from ptsr_edge.worker import RawTiming
 
 SAMPLES = "samples"
@@ -34,18 +34,6 @@ def write_samples(path: Path, timing: RawTiming) -> None:
         round=timing.rounds.astype(np.int32),
         launch=timing.launch_of_samples.astype(np.int32),
     )
-
-
-def ratios_to(timings: Mapping[str, RawTiming], against: str, seed: int) -> dict[str, Ratio]:
-    """By id, how many times as fast as the variant `against` each of the others is."""
-    base = timings[against]
-    return {
-        name: ratio_interval(
-            base.blocks_ns, timing.blocks_ns, against=against, launches=timing.launches or None, seed=seed
-        )
-        for name, timing in timings.items()
-        if name != against
-    }
 
 
 def measured(

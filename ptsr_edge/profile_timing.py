@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 from ptsr_edge.console import say
 from ptsr_edge.errors import JobError
-from ptsr_edge.measure import Extras, check_setting, measure_interleaved
+from ptsr_edge.measure import Extras, Setting, check_setting, measure_interleaved, ratios_to
 from ptsr_edge.profile_entries import Entry
-from ptsr_edge.profile_method import Setting
-from ptsr_edge.profile_rows import ratios_to
 from ptsr_edge.stability import why_unstable
 from ptsr_edge.worker import Job, RawTiming
 

@@ -101,3 +101,11 @@ THROUGH_ARTIFACT = "artifact"
 THROUGH_GRAPH = "typed graph computed on the CPU"
 """What a figure was measured through, in the words of the records: an engine that cannot run here is stood for
 by the graph that it was built from."""
+
+
+def _open(target: Target, artifact: Artifact) -> tuple[Runner | None, str]:
+    """The artifact, loaded, or the graph that it was built from where it cannot run here; and which it is."""
+    runner = target.runner(artifact, threads=1)
+    if runner is None and isinstance(target, GraphTarget):
+        return target.graph_runner(artifact), THROUGH_GRAPH
+    return runner, THROUGH_ARTIFACT

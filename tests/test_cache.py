@@ -22,7 +22,7 @@ from ptsr_edge import cache as cache_module
 from ptsr_edge.cache import BundleCache, data_fingerprint, hardware, surroundings, tool_versions
 from ptsr_edge.disk_cache import cache_key, code_digest, default_folder
 from ptsr_edge.errors import JobError
-from ptsr_edge.export import TARGETS, export_bundle
+from ptsr_edge.exporter import TARGETS, export_bundle
 from ptsr_edge.manifest import MANIFEST, read_bundle
 
 KEY = "a" * 64

@@ -13,7 +13,7 @@ from ptsr_edge.checkpoint import CheckpointInfo
 from ptsr_edge.config import MODELS, Preprocess
 from ptsr_edge.console import VERBS, load_verb
 from ptsr_edge.data import DATA_NAMES
-from ptsr_edge.export import TARGETS
+from ptsr_edge.exporter import TARGETS
 from ptsr_edge.protocol import PROTOCOLS
 from ptsr_edge.runtime import Prediction
 from ptsr_edge.schema import Record

@@ -22,7 +22,7 @@ from ptsr_edge.doctor import (
     lines_of,
 )
 from ptsr_edge.environment import TELLING_FLAGS
-from ptsr_edge.export import TARGETS
+from ptsr_edge.exporter import TARGETS
 from ptsr_edge.installation import Package, Probe
 from ptsr_edge.runtime_base import RUNTIMES
 

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from ptsr_edge.checkpoint import load_checkpoint
 from ptsr_edge.data import load
 from ptsr_edge.errors import InputError
-from ptsr_edge.evaluate import evaluate_bundle, judged_samples, lines_of, main
+from ptsr_edge.evaluate import lines_of, main
+from ptsr_edge.evaluation import evaluate_bundle, judged_samples
 from ptsr_edge.inference import predict_logits
 from ptsr_edge.manifest import read_bundle
 from ptsr_edge.trt_engine import describe_gpus
@@ -40,7 +41,7 @@ def test_artifacts_give_the_eager_classes_at_every_budget(
 
 def typed_bundle(folder: Path, checkpoint: Path, calibration: Path, **options: object) -> Path:
     """The fp16 bundle of target trt at 16 and 4 tokens; `options` are the target's."""
-    from ptsr_edge.export import export_bundle
+    from ptsr_edge.exporter import export_bundle
 
     export_bundle(
         out=folder, checkpoint=checkpoint, target="trt", budgets=(1.0, 0.25), precisions=("fp16",),

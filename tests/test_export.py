@@ -24,7 +24,8 @@ from ptsr_edge import Session, parity
 from ptsr_edge.checkpoint import CheckpointInfo, read_info, save_checkpoint
 from ptsr_edge.config import LABELS, Preprocess, named_model
 from ptsr_edge.errors import InputError
-from ptsr_edge.export import TARGETS, check_budgets, main
+from ptsr_edge.export import check_budgets, main
+from ptsr_edge.exporter import TARGETS
 from ptsr_edge.flops import count_macs
 from ptsr_edge.manifest import MANIFEST, Bundle, check_files, read_bundle
 from ptsr_edge.megc_flow import FOLDER as MEGC_FOLDER

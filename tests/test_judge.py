@@ -10,7 +10,8 @@ import pytest
 from bundle_data import TRAINED, tiny_flows, write_pair
 
 from ptsr_edge.errors import InputError
-from ptsr_edge.judge import grey_picture, is_random, judge, judged_data, kept_patches
+from ptsr_edge.evaluation import is_random, judged_data
+from ptsr_edge.judge import grey_picture, judge, kept_patches
 from ptsr_edge.manifest import read_bundle
 from ptsr_edge.metrics import confusion, uar, uf1
 from ptsr_edge.runtime import Session

@@ -17,9 +17,10 @@ from ptsr_edge import measure
 from ptsr_edge.data import FlowData
 from ptsr_edge.errors import JobError
 from ptsr_edge.manifest import read_bundle
-from ptsr_edge.profile import main, profile_bundles, record_text, warn_of_load
-from ptsr_edge.profile_method import Setting
+from ptsr_edge.measure import Setting
+from ptsr_edge.profile import main
 from ptsr_edge.profile_record import Profile, read_profile
+from ptsr_edge.profiler import profile_bundles, record_text, warn_of_load
 
 QUICK = Setting(duration_s=0.05, min_runs=20, block=2)
 
@@ -348,7 +349,7 @@ def test_wrong_calls_give_one_line_and_exit_code_2(tmp_path: Path, prepare: Prep
 
 
 def test_the_default_baseline_is_exported_for_the_run(tmp_path: Path) -> None:
-    from ptsr_edge.export import export_bundle
+    from ptsr_edge.exporter import export_bundle
 
     export_bundle(out=tmp_path / "nano", model="ptsr-nano", budgets=[0.25], precisions=["fp32"])
     record = profile_bundles([tmp_path / "nano"], out=tmp_path / "p", setting=QUICK)

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ptsr_edge.measure import Setting
 from ptsr_edge.profile import main
-from ptsr_edge.profile_method import Setting, command_of, method_of
+from ptsr_edge.profile_method import command_of, method_of
 from ptsr_edge.worker import RawTiming
 
 

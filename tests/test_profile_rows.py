@@ -9,9 +9,9 @@ import pytest
 from bundle_data import write_pair
 
 from ptsr_edge.manifest import read_bundle
+from ptsr_edge.measure import Setting, ratios_to
 from ptsr_edge.profile_entries import Entry
-from ptsr_edge.profile_method import Setting
-from ptsr_edge.profile_rows import measured, ratios_to, write_samples
+from ptsr_edge.profile_rows import measured, write_samples
 from ptsr_edge.worker import RawTiming
 
 

@@ -10,8 +10,8 @@ import pytest
 from bundle_data import write_pair
 
 from ptsr_edge import measure, profile_timing
-from ptsr_edge.profile import profile_bundles
-from ptsr_edge.profile_method import Setting
+from ptsr_edge.measure import Setting
+from ptsr_edge.profiler import profile_bundles
 
 QUICK = Setting(duration_s=0.05, min_runs=20, block=2)
 

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from ptsr_edge.checkpoint import CheckpointInfo, save_checkpoint
 from ptsr_edge.config import LABELS, Preprocess
 from ptsr_edge.errors import InputError
-from ptsr_edge.export import TARGETS, main
+from ptsr_edge.export import main
+from ptsr_edge.exporter import TARGETS
 from ptsr_edge.manifest import read_bundle
 from ptsr_edge.megc_flow import FOLDER as MEGC_FOLDER
 from ptsr_edge.megc_flow import TABLE as MEGC_TABLE

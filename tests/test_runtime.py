@@ -18,7 +18,7 @@ from ptsr_edge import Session, backend_trt
 from ptsr_edge.checkpoint import load_checkpoint
 from ptsr_edge.config import LABELS
 from ptsr_edge.errors import InputError, JobError
-from ptsr_edge.export import export_bundle
+from ptsr_edge.exporter import export_bundle
 from ptsr_edge.flow import to_input
 from ptsr_edge.inference import predict_logits
 from ptsr_edge.manifest import MANIFEST, describe_file, read_bundle, write_bundle

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ptsr_edge.config import LABELS, MODELS, Preprocess
-from ptsr_edge.export import TARGETS
+from ptsr_edge.exporter import TARGETS
 from ptsr_edge.runtime_base import Runner
 from ptsr_edge.target import Artifact, BuildRequest, Target, variant_id
 

@@ -26,7 +26,7 @@ from ptsr_edge.config import DEFAULT_MODEL
 from ptsr_edge.console import Verb, finish, run, say
 from ptsr_edge.environment import describe_cpu, visible_cpus
 from ptsr_edge.errors import InputError, JobError
-from ptsr_edge.export import export_bundle
+from ptsr_edge.exporter import export_bundle
 from ptsr_edge.flow import to_input
 from ptsr_edge.manifest import MANIFEST, Bundle, add_verification, read_bundle
 from ptsr_edge.storage import write_whole

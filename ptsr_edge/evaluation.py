@@ -1,0 +1,151 @@
+"""UF1, UAR and confusion matrix of a checkpoint or of a bundle's artifacts, on people that training never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptsr_edge.console import progress
+from ptsr_edge.data import FlowData
+from ptsr_edge.errors import InputError, JobError, require
+from ptsr_edge.flow import to_input
+from ptsr_edge.inference import predict_logits
+from ptsr_edge.manifest import Bundle, Variant, check_files, read_bundle
+from ptsr_edge.model import Model
+from ptsr_edge.protocol import figures, unseen_subjects
+from ptsr_edge.runtime import Session, why_not_here
+from ptsr_edge.target import THROUGH_ARTIFACT, THROUGH_GRAPH
+
+if TYPE_CHECKING:
+    from ptsr_edge.data import FlowData
+
+
+def evaluate_session(session: Session, data: FlowData, label: str = "") -> NDArray[np.int64]:
+    """The classes (n,) that an artifact gives for all samples, one at a time as a camera would."""
+    answers = [
+        session.predict(flow).logits.argmax() for flow in progress(data.flows, label or session.variant.id)
+    ]
+    return np.array(answers, dtype=np.int64)
+
+
+def evaluate_graph(folder: Path, variant: Variant, data: FlowData) -> NDArray[np.int64]:
+    """The classes (n,) that the typed graph beside an engine gives for all samples, computed on the CPU.
+
+    It stands for an engine that cannot run here, and tells what its types cost, not what TensorRT makes of them.
+
+    Raises:
+        InputError: a file of the variant is missing or has changed.
+        JobError: the variant has no typed graph, or gives an answer that is not finite.
+    """
+    from ptsr_edge.typed_runner import TypedGraphRunner
+
+    check_files(folder, variant)
+    graph = str(PurePosixPath(variant.artifact).with_suffix(".onnx"))
+    if graph not in [entry.path for entry in variant.files]:
+        raise JobError(f"{variant.id} cannot run here, and has no typed graph {graph} to stand for it")
+    runner = TypedGraphRunner(folder / graph)
+    answers = [runner.run(to_input(flow))[0] for flow in progress(data.flows, f"{variant.id}, typed graph")]
+    if not np.isfinite(answers).all():
+        raise JobError(f"the typed graph of {variant.id} gave an answer that is not finite")
+    classes: np.ndarray = np.array(answers).argmax(axis=1)
+    return classes
+
+
+def judged_samples(data: FlowData, provenance: dict[str, Any], everyone: bool) -> tuple[FlowData, str]:
+    """The samples to judge a trained model on, and how to name that choice.
+
+    Raises:
+        InputError: training has seen every subject of the data, and `everyone` is not set.
+    """
+    unseen = unseen_subjects(data, provenance)
+    if len(unseen) == len(data.subject_names):
+        return data, "all subjects, none seen in training"
+    if everyone:
+        return data, f"all subjects, {len(data.subject_names) - len(unseen)} of them SEEN in training"
+    if not unseen:
+        raise InputError(
+            f"training has seen all {len(data.subject_names)} subjects of {data.source}: nothing honest "
+            "can be said on them; `--subjects all` evaluates them anyway and says so"
+        )
+    return data.of_subjects(unseen), "held-out subjects"
+
+
+def evaluate_bundle(
+    folder: Path, data: FlowData, model: Model | None = None, threads: int | None = None
+) -> list[dict[str, Any]]:
+    """Figures of every variant of a bundle through its artifacts; `through` says so.
+
+    An engine that cannot run here is judged through its typed graph, and that is said instead. With `model`,
+    also how many of the eager model's classes each variant reproduces at its budget.
+    """
+    records = []
+    eager: dict[int, NDArray[np.int64]] = {}
+    for variant in read_bundle(folder).variants:
+        by_graph = variant.target == "trt" and bool(why_not_here(variant, folder))
+        if by_graph:
+            answers = evaluate_graph(folder, variant, data)
+        else:
+            session = Session.open(
+                folder, budget=variant.keep_rate, target=variant.target, precision=variant.precision,
+                threads=threads,
+            )  # fmt: skip
+            answers = evaluate_session(session, data)
+        through = THROUGH_GRAPH if by_graph else THROUGH_ARTIFACT
+        record = {"id": variant.id, "keep_rate": variant.keep_rate, "through": through}
+        record |= figures(data, answers)
+        if model is not None:
+            if variant.tokens not in eager:
+                eager[variant.tokens] = predict_logits(model, data.flows, variant.tokens)[0].argmax(axis=1)
+            record["agrees_with_eager"] = int((answers == eager[variant.tokens]).sum())
+        records.append(record)
+    return records
+
+
+def evaluate_checkpoint(model: Model, data: FlowData, rates: Sequence[float]) -> list[dict[str, Any]]:
+    """Figures of the eager model at each keep rate."""
+    config = model.config
+    return [
+        {"id": f"{config.name}-eager-k{config.tokens_at(rate)}", "keep_rate": rate}
+        | figures(data, predict_logits(model, data.flows, config.tokens_at(rate))[0].argmax(axis=1))
+        for rate in rates
+    ]
+
+
+def is_random(bundle: Bundle) -> bool:
+    """Whether a bundle's weights were never trained: its answers mean nothing."""
+    return bundle.provenance.get("kind") == "random"
+
+
+def judged_data(name: str, root: Path | None, bundles: Sequence[Bundle]) -> tuple[FlowData, str]:
+    """The samples that none of the bundles was trained on, and how to name that choice.
+
+    Args:
+        name: of the data set.
+        root: its folder; synthetic data needs none.
+        bundles: of one input size and one list of labels.
+
+    Raises:
+        InputError: unknown data, other classes than the bundles', or no subject left.
+        MissingExtraError: what reads the data is not installed.
+    """
+    require("torch", "train", "judging accuracy")
+    from ptsr_edge.data import load
+
+    first = bundles[0]
+    known = first.provenance.get("held_out_subjects") if first.provenance.get("data") == name else None
+    data = load(name, root, image_size=first.preprocess.image_size, subjects=known or None)
+    if list(data.label_names) != first.labels:
+        raise InputError(
+            f"data {name} has the classes {', '.join(data.label_names)}; "
+            f"{first.name} answers {', '.join(first.labels)}"
+        )
+    protocol = ""
+    for bundle in bundles:
+        whole = len(data)
+        data, named = judged_samples(data, bundle.provenance, everyone=False)
+        protocol = "held-out subjects" if known or len(data) < whole else protocol or named
+    return data, protocol
