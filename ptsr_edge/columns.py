@@ -6,10 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ptsr_edge.comparison import Row, budget_text
-from ptsr_edge.costs import quantity, three_digits
+from ptsr_edge.comparison import (
+    Row,
+    _per_cent,
+    _three,
+    budget_text,
+    bytes_text,
+    quantity,
+    ratio_text,
+    signed,
+    three_digits,
+)
 from ptsr_edge.statistics import Ratio
-from ptsr_edge.verdict import ratio_text
 
 Value = float | int | str | None
 
@@ -34,11 +42,6 @@ class Column:
     topics: tuple[str, ...] = ()
     is_of_file: bool = False
     is_optional: bool = False
-
-
-def bytes_text(count: float) -> str:
-    """A size with three digits: `10.9 MB`."""
-    return f"{quantity(count)}B" if count >= 999.5 else f"{count:g} B"
 
 
 def _latency(heading: str, name: str, write: Callable[[Any], str] = three_digits) -> Column:
@@ -126,25 +129,18 @@ def recall_columns(labels: Sequence[str]) -> tuple[Column, ...]:
     )
 
 
-def _three(value: float) -> str:
-    return f"{value:.3f}"
-
-
-def signed(value: float) -> str:
-    """A difference with three decimals and its sign: `+0.012`, and `0.000` for none."""
-    return f"{value:+.3f}" if round(value, 3) else "0.000"
-
-
-def _per_cent(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
 _P50 = _latency("p50, ms", "p50")
+
 _P99 = _latency("p99, ms", "p99")
+
 UAR = _accuracy("UAR", "uar", _three)
+
 DROP = _accuracy("UAR lost", "uar_drop", signed, of_baseline="baseline")
+
 _TOKENS = _measured("Tokens", "tokens", str)
+
 _MACS = _measured("MACs", "macs", quantity)
+
 _SIZE = _measured("Size", "size_bytes", bytes_text)
 
 TABLES: tuple[tuple[str, str, tuple[Column, ...]], ...] = (

@@ -334,3 +334,60 @@ def _read_samples(path: Path, variant: str) -> NDArray[np.float64]:
             raise ValueError(f"it holds none of the arrays {', '.join(wanted)}")
         samples = np.asarray(stored[key], dtype=np.float64).ravel()
     return samples / 1e6 if key.endswith("_ns") else samples
+
+
+def ratio_text(median: float, low: float, high: float) -> str:
+    """A ratio with its interval, in as many decimals as its width deserves: `2.6x [2.5, 2.7]`."""
+    places = 1 if median >= 1.5 and high - low >= 0.1 else 2
+    return f"{median:.{places}f}x [{low:.{places}f}, {high:.{places}f}]"
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def quantity(count: float) -> str:
+    """A count with three digits and a decimal prefix: `1.23 G`."""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(count) >= 0.9995 * size:
+            return f"{count / size:.3g} {prefix}"
+    return f"{count:.3g}"
+
+
+def three_digits(value: float) -> str:
+    """A number with three digits, all of them written: `3.10`, `12.0`, `120`, `1,234`."""
+    places = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:#.3g}" if 0 < value < 0.9995 else f"{value:,.{places}f}"
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "-"
+
+
+def bytes_text(count: float) -> str:
+    """A size with three digits: `10.9 MB`."""
+    return f"{quantity(count)}B" if count >= 999.5 else f"{count:g} B"
+
+
+def _three(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def signed(value: float) -> str:
+    """A difference with three decimals and its sign: `+0.012`, and `0.000` for none."""
+    return f"{value:+.3f}" if round(value, 3) else "0.000"
+
+
+def _per_cent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def rounded_up(value: float) -> str:
+    """A bound is rounded up: the rounded one holds too."""
+    return f"{math.ceil(1000 * value - 1e-9) / 1000:.3f}"
+
+
+def _round_up(count: int) -> int:
+    """To two digits, upwards."""
+    step: int = 10 ** max(0, len(str(count)) - 2)
+    return -(-count // step) * step

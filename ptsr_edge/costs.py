@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ptsr_edge import svg
 from ptsr_edge.canvas import Canvas, render, role_of, scale_time
-from ptsr_edge.comparison import Comparison, Row, budget_text, raw_samples
+from ptsr_edge.comparison import Comparison, Row, _percent, budget_text, quantity, raw_samples, three_digits
 from ptsr_edge.svg import Picture
 from ptsr_edge.verdict import Verdict
 
@@ -113,24 +113,6 @@ def macs(comparison: Comparison, _: Verdict) -> Picture:
     height = key + 4 + 36 * len(rows)
     wide, narrow = render(name, (height, height), paint)
     return Picture(name, title, caption, f"Multiply-adds: {words}.", wide, narrow)
-
-
-def quantity(count: float) -> str:
-    """A count with three digits and a decimal prefix: `1.23 G`."""
-    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(count) >= 0.9995 * size:
-            return f"{count / size:.3g} {prefix}"
-    return f"{count:.3g}"
-
-
-def three_digits(value: float) -> str:
-    """A number with three digits, all of them written: `3.10`, `12.0`, `120`, `1,234`."""
-    places = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:#.3g}" if 0 < value < 0.9995 else f"{value:,.{places}f}"
-
-
-def _percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.0f} %" if whole else "-"
 
 
 def _distribution(

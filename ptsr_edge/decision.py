@@ -9,8 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from ptsr_edge.bounds import CONFIDENCE, Paired, Unit, needed_factor, paired, upper_bound
-from ptsr_edge.comparison import Comparison, Row
-from ptsr_edge.costs import three_digits
+from ptsr_edge.comparison import Comparison, Row, _round_up, rounded_up, three_digits
 from ptsr_edge.errors import InputError
 from ptsr_edge.schema import Record
 from ptsr_edge.verdict import CHANCE_MARGIN, MAX_UAR_DROP, Verdict
@@ -283,17 +282,6 @@ def _counted(decision: Decision) -> str:
 def _measured(drop: float) -> str:
     drop = round(drop, 3)
     return "no difference" if drop == 0 else f"{abs(drop):.3f} {'lower' if drop > 0 else 'higher'}"
-
-
-def rounded_up(value: float) -> str:
-    """A bound is rounded up: the rounded one holds too."""
-    return f"{math.ceil(1000 * value - 1e-9) / 1000:.3f}"
-
-
-def _round_up(count: int) -> int:
-    """To two digits, upwards."""
-    step: int = 10 ** max(0, len(str(count)) - 2)
-    return -(-count // step) * step
 
 
 def _predicted(row: Row) -> list[int] | None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ptsr_edge.comparison import Comparison, Row, budget_text
-from ptsr_edge.costs import three_digits
-from ptsr_edge.decision import Decision, rounded_up
+from ptsr_edge.comparison import Comparison, Row, budget_text, rounded_up, three_digits
+from ptsr_edge.decision import Decision
 from ptsr_edge.profile_record import Control, Dynamic
 from ptsr_edge.tables import Cell, Line, Table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ptsr_edge.columns import bytes_text
+from ptsr_edge.comparison import bytes_text
 
 
 def facts(record: Any, prefix: str = "") -> list[tuple[str, str]]:

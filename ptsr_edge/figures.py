@@ -22,8 +22,16 @@ from ptsr_edge.canvas import (
     scale_time,
     spread,
 )
-from ptsr_edge.comparison import Comparison, Row, pareto, precision_rank, uar_bounds, undominated
-from ptsr_edge.costs import quantity, three_digits
+from ptsr_edge.comparison import (
+    Comparison,
+    Row,
+    pareto,
+    precision_rank,
+    quantity,
+    three_digits,
+    uar_bounds,
+    undominated,
+)
 from ptsr_edge.svg import Picture
 from ptsr_edge.verdict import Verdict
 

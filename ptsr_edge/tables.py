@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ptsr_edge.columns import DROP, TABLES, Column, Value, recall_columns, signed
-from ptsr_edge.comparison import Comparison, Row
+from ptsr_edge.columns import DROP, TABLES, Column, Value, recall_columns
+from ptsr_edge.comparison import Comparison, Row, signed
 from ptsr_edge.profile_record import NOT_RUN
 from ptsr_edge.verdict import Verdict
 

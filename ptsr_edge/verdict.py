@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ptsr_edge.comparison import Comparison, Row, accuracy_key, budget_text
+from ptsr_edge.comparison import Comparison, Row, _ms, accuracy_key, budget_text, ratio_text
 from ptsr_edge.profile_record import NOT_RUN
 from ptsr_edge.schema import Record
 
@@ -140,12 +140,6 @@ def _why_unjudged(row: Row) -> str:
     return next((f" ({reason})" for reason in reasons if reason), "")
 
 
-def ratio_text(median: float, low: float, high: float) -> str:
-    """A ratio with its interval, in as many decimals as its width deserves: `2.6x [2.5, 2.7]`."""
-    places = 1 if median >= 1.5 and high - low >= 0.1 else 2
-    return f"{median:.{places}f}x [{low:.{places}f}, {high:.{places}f}]"
-
-
 def _where(row: Row, comparison: Comparison) -> str:
     text = f"At {budget_text(row.measured.keep_rate)} of the tokens"
     extra = []
@@ -154,10 +148,6 @@ def _where(row: Row, comparison: Comparison) -> str:
     if len(comparison.sources) > 1:
         extra.append(f"in the profile {row.source.name}")
     return f"{text}, {', '.join(extra)}," if extra else text
-
-
-def _ms(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def _lower_first(text: str) -> str:

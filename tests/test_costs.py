@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from report_data import make_profile, without, write_profile
 
-from ptsr_edge.comparison import Comparison, compare, read_sources
-from ptsr_edge.costs import MOST_OPERATORS, MOST_ROWS, latency, macs, quantity, three_digits
+from ptsr_edge.comparison import Comparison, compare, quantity, read_sources, three_digits
+from ptsr_edge.costs import MOST_OPERATORS, MOST_ROWS, latency, macs
 from ptsr_edge.verdict import decide
 
 

@@ -11,8 +11,8 @@ from judged_data import judged_profile
 from report_data import make_profile, write_profile
 
 from ptsr_edge.bounds import paired, upper_bound
-from ptsr_edge.comparison import compare, read_sources
-from ptsr_edge.decision import Decision, check_limits, choose, rounded_up
+from ptsr_edge.comparison import compare, read_sources, rounded_up
+from ptsr_edge.decision import Decision, check_limits, choose
 from ptsr_edge.errors import InputError
 from ptsr_edge.report import Report, main
 from ptsr_edge.schema import read_record

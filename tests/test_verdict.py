@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from report_data import make_profile, write_profile
 
-from ptsr_edge.comparison import compare, read_sources
+from ptsr_edge.comparison import compare, ratio_text, read_sources
 from ptsr_edge.profile_record import NOT_RUN, Measured, Profile
 from ptsr_edge.statistics import Ratio
-from ptsr_edge.verdict import Verdict, decide, ratio_text
+from ptsr_edge.verdict import Verdict, decide
 
 
 def exact(profile: Profile, change: Callable[[Measured], Measured] = lambda row: row) -> Profile:
