@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "setup: creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "setup: installing ptsr-edge with all extras (2 GB; a few minutes the first time)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[all,dev]'
-	@$(BIN)/python tests/face_clips.py > /dev/null || echo "setup: no face clips; the tests that need them are skipped"
+	@$(BIN)/python tests/support/face_clips.py > /dev/null || echo "setup: no face clips; the tests that need them are skipped"
 	@touch $@
 
 demo: setup  ## Export, judge, profile and report on synthetic data, into out/demo
@@ -33,7 +33,7 @@ test: lint  ## All checks: lint, types, tests
 
 test-arm: setup  ## Exported bundles on emulated ARM processors; needs apt. ARM_ARGS=--help lists what may be set
 	@echo "test-arm: aarch64 answers against those of this machine"
-	@PYTHONPATH=tests $(BIN)/python -m arm $(ARM_ARGS)
+	@PYTHONPATH=tools $(BIN)/python -m arm $(ARM_ARGS)
 
 lint: setup  ## Format, style and types
 	@echo "lint: ruff format"
@@ -50,4 +50,4 @@ bench: setup  ## Benchmarks of the project's own code
 clean:  ## Remove what was made, .venv included
 	@echo "clean: $(VENV) out caches"
 	@rm -rf $(VENV) out dist .mypy_cache .pytest_cache .ruff_cache .benchmarks
-	@find ptsr_edge tests -name __pycache__ -type d -exec rm -rf {} +
+	@find ptsr_edge tests tools -name __pycache__ -type d -exec rm -rf {} +

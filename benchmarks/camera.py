@@ -4,7 +4,7 @@
     python benchmarks/camera.py --bundle DIR --soak --minutes 30   half an hour of frames
 
 Frames are decoded from the clip in each stream's own thread, within the time that is measured, and looped with pts that
-go on. The clip is fetched by `python tests/face_clips.py`. Exit code 1 where a claim is missed. The machine should have
+go on. The clip is fetched by `python tests/support/face_clips.py`. Exit code 1 where a claim is missed. The machine should have
 nothing else to do: CPU times are printed beside wall times to show whether it had.
 """
 
@@ -225,7 +225,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="A JSON file for what was measured.")
     arguments = parser.parse_args()
     if arguments.video is None:
-        parser.error("the clip is not there: python tests/face_clips.py fetches it, or name one with --video")
+        parser.error("the clip is not there: python tests/support/face_clips.py fetches it, or name one with --video")
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
     cv2.setNumThreads(arguments.cv_threads)
     began = os.getloadavg()[0]

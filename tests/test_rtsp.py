@@ -51,7 +51,7 @@ class Server:
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        script = Path(__file__).with_name("rtsp_server.py")
+        script = Path(__file__).parent / "support" / "rtsp_server.py"
         self.process = subprocess.Popen(
             [gstreamer.PYTHON, str(script), str(self.port)],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, text=True,

@@ -153,7 +153,7 @@ def fetch_system(folder: Path) -> None:
     if missing:
         raise JobError(
             f"the aarch64 machine is fetched by apt, of Debian and what derives from it; {', '.join(missing)} "
-            f"not found: run this there, or tests/arm/run_on_arm.py on an aarch64 board"
+            f"not found: run this there, or tools/arm/run_on_arm.py on an aarch64 board"
         )
     with TemporaryDirectory(prefix="ptsr-edge-arm-") as scratch:
         apt = _Apt(Path(scratch))

