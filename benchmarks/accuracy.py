@@ -16,8 +16,8 @@ from typing import Any
 
 from reference_learners import CnnLearner, MeansLearner, Ststnet, SvmLearner, fit_cnn
 
-from ptsr_edge.config import ModelConfig, named_model
-from ptsr_edge.console import progress
+from ptsr_edge.core.config import ModelConfig, named_model
+from ptsr_edge.core.console import progress
 from ptsr_edge.cross_validation import Answers, Learner, cross_validate
 from ptsr_edge.data import HELD_OUT, FlowData, closely_cropped, load, split_subjects
 from ptsr_edge.fit import PRETRAINING, RECIPES, RECORDED, Recipe, first_weights, fit

@@ -23,13 +23,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from face_clips import FACE, clip
 
-from ptsr_edge.environment import describe_environment
+from ptsr_edge.core.files import write_json
+from ptsr_edge.core.system import describe_environment
 from ptsr_edge.pipeline import Pipeline
-from ptsr_edge.storage import write_json
 
 FRAME_NS = 33_333_333
 DEADLINE_MS = 33.0
@@ -225,7 +225,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="A JSON file for what was measured.")
     arguments = parser.parse_args()
     if arguments.video is None:
-        parser.error("the clip is not there: python tests/support/face_clips.py fetches it, or name one with --video")
+        parser.error(
+            "the clip is not there: python tests/support/face_clips.py fetches it, or name one with --video"
+        )
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
     cv2.setNumThreads(arguments.cv_threads)
     began = os.getloadavg()[0]

@@ -28,7 +28,7 @@ import mdmd
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.config import Preprocess
+from ptsr_edge.core.config import Preprocess
 from ptsr_edge.face_motion import SIDE, expressive_mask
 from ptsr_edge.flow import head_motion, optical_flow
 from ptsr_edge.frame_average import FrameAverager

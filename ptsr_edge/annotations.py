@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 
 SKIP_BAD_VARIABLE = "PTSR_EDGE_SKIP_BAD"
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.cascade import cascade_of, goes_on, probability_margin
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.flow import check_flow, to_input
 from ptsr_edge.manifest import Bundle
 from ptsr_edge.runtime import Prediction, Session

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptsr_edge.schema import Record
+from ptsr_edge.core.records import Record
 
 
 class Augmentation(Record):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.errors import JobError, MissingExtraError, require
+from ptsr_edge.core.errors import JobError, MissingExtraError, require
 
 
 def why_not_here(_artifact: Path, _runs_on: Mapping[str, Any]) -> str:

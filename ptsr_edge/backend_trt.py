@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.errors import InputError, JobError, MissingExtraError
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 from ptsr_edge.trt_engine import MODULES, describe_gpus, shared_log
 from ptsr_edge.trt_flavour import INSTALL
 from ptsr_edge.trt_plan import Plan, read_plan, rebuild_line, require_capability, require_version

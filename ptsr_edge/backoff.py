@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 
 _FACTOR = 2.0
 

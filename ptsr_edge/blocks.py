@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptsr_edge.config import ModelConfig
+from ptsr_edge.core.config import ModelConfig
 
 
 class Attention(nn.Module):

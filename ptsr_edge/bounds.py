@@ -28,7 +28,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 
 Floats = NDArray[np.float64]
 Unit = Literal["subject", "sample"]

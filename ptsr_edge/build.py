@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from ptsr_edge.checkpoint import CheckpointInfo
-from ptsr_edge.console import progress, say
+from ptsr_edge.core.console import progress, say
+from ptsr_edge.core.errors import ParityError
 from ptsr_edge.data import FlowData
-from ptsr_edge.errors import ParityError
 from ptsr_edge.flops import count_macs
 from ptsr_edge.flow import to_input
 from ptsr_edge.inference import predict_logits

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ptsr_edge.disk_cache import (
+from ptsr_edge.core.disk_cache import (
     ABANDONED_S,
     _copy,
     _names,
@@ -29,10 +29,10 @@ from ptsr_edge.disk_cache import (
     code_digest,
     default_folder,
 )
-from ptsr_edge.environment import describe_cpu, describe_gpus, installed
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.core.files import staged_folder, write_json
+from ptsr_edge.core.system import describe_cpu, describe_gpus, installed
 from ptsr_edge.manifest import Bundle, read_bundle
-from ptsr_edge.storage import staged_folder, write_json
 
 log = logging.getLogger("ptsr_edge")
 

@@ -24,9 +24,9 @@ import click
 from ptsr_edge.backoff import Backoff
 from ptsr_edge.camera_event import Box, Event
 from ptsr_edge.camera_output import CameraOutput
-from ptsr_edge.console import Verb, comma_separated, run, say
+from ptsr_edge.core.console import Verb, comma_separated, run, say
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.device_source import DeviceSource
-from ptsr_edge.errors import InputError
 from ptsr_edge.exposition import Page, serve
 from ptsr_edge.frame_queue import DROP_POLICIES, FrameQueue
 from ptsr_edge.frame_sources import STALL_S, FrameSource, SourceSettings, VideoSource

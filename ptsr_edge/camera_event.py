@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from ptsr_edge.schema import Record
+from ptsr_edge.core.records import Record
 
 
 class Box(Record):

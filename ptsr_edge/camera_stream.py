@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.crop_window import CropRing, CropWindow, Gray, Region
-from ptsr_edge.errors import InputError
 from ptsr_edge.face_boxes import Detector, Face, FixedCrop, Frame
 from ptsr_edge.face_track import DETECT_EVERY_S, FaceTracker
 from ptsr_edge.flow import MIN_FRAME

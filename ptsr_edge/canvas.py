@@ -16,7 +16,7 @@ from typing import Any
 
 from ptsr_edge import svg
 from ptsr_edge.comparison import Comparison, Row, precision_rank
-from ptsr_edge.errors import require
+from ptsr_edge.core.errors import require
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom edge in pixels from the figure's top left corner."""

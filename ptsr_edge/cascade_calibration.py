@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.bounds import CONFIDENCE, Bound, paired, upper_bound
-from ptsr_edge.console import progress, say
+from ptsr_edge.core.console import progress, say
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.data import FlowData, load
-from ptsr_edge.errors import InputError
 from ptsr_edge.flow import to_input
 from ptsr_edge.manifest import Cascade, Variant
 from ptsr_edge.runtime import open_artifact, why_not_here

@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ptsr_edge.config import LABELS, ModelConfig, Preprocess, named_model
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess, named_model
+from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.core.files import sha256_of, write_whole
+from ptsr_edge.core.records import Record, parse
 from ptsr_edge.model import Model, Vit, build_model
-from ptsr_edge.schema import Record, parse
-from ptsr_edge.storage import sha256_of, write_whole
 
 METADATA_KEY = "ptsr_edge"
 EMBEDDED = Path(__file__).parent / "weights"

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from ptsr_edge.console import VERBS, load_verb
-from ptsr_edge.errors import PtsrError
+from ptsr_edge.core.console import VERBS, load_verb
+from ptsr_edge.core.errors import PtsrError
 
 
 class Verbs(click.Group):

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.annotations import Clip, Finding, RowFault
-from ptsr_edge.config import Preprocess
-from ptsr_edge.console import progress
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.config import Preprocess
+from ptsr_edge.core.console import progress
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.face_crop import FaceFinder, face_finder, face_pair
 from ptsr_edge.flow import MIN_FRAME, flow_sample
 from ptsr_edge.flow_cache import FlowCache, flow_key

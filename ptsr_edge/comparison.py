@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.metrics import uar_interval
 from ptsr_edge.profile_record import PROFILE, Measured, Profile, read_profile
 

@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 
 from ptsr_edge.calibration import budgets_from_data
 from ptsr_edge.checkpoint import embedded_checkpoint, load_checkpoint
-from ptsr_edge.config import ModelConfig
-from ptsr_edge.console import progress
+from ptsr_edge.core.config import ModelConfig
+from ptsr_edge.core.console import progress
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.files import sha256_of
 from ptsr_edge.data import FlowData
-from ptsr_edge.errors import InputError
 from ptsr_edge.flow import to_input
 from ptsr_edge.manifest import Bundle
 from ptsr_edge.metrics import Classes, confusion, gain_interval, uar
 from ptsr_edge.model import Ptsr, build_model
 from ptsr_edge.profile_record import Control, Dynamic
 from ptsr_edge.selection import random_tokens, static_selection, strain_scores
-from ptsr_edge.storage import sha256_of
 
 BATCH = 64
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.errors import require
+from ptsr_edge.core.errors import require
 from ptsr_edge.face_boxes import Face, Frame
 
 Gray = NDArray[np.uint8]

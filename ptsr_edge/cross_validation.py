@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.data import FlowData
 from ptsr_edge.engine import Arrays, Task, run_tasks
-from ptsr_edge.errors import InputError
 from ptsr_edge.protocol import GROUPS, Fold, folds
 
 DECIDING = (

@@ -27,10 +27,10 @@ from ptsr_edge import flow as flow_module
 from ptsr_edge import synthetic
 from ptsr_edge.annotations import Annotations, Clip, Finding, refuse_unfit, skips_unfit
 from ptsr_edge.clip_flow import finder_for, measure_clips
-from ptsr_edge.config import LABELS, Preprocess
-from ptsr_edge.console import Verb, finish, run
+from ptsr_edge.core.config import LABELS, Preprocess
+from ptsr_edge.core.console import Verb, finish, run
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.data_check import examine, lines_of
-from ptsr_edge.errors import InputError
 from ptsr_edge.faces import REFERENCE_SIZE
 from ptsr_edge.flow import resize
 from ptsr_edge.megc_flow import read_fields, read_megc_flow

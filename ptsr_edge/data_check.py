@@ -10,8 +10,8 @@ from typing import Any
 from ptsr_edge import synthetic
 from ptsr_edge.annotations import Annotations, Finding
 from ptsr_edge.clip_flow import finder_for, look_at_clips
-from ptsr_edge.config import LABELS
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.config import LABELS
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.megc_flow import read_fields, read_megc_flow
 from ptsr_edge.recorded import read_composite, read_recorded
 from ptsr_edge.recorded_sets import COMPOSITE, RECORDED, Published

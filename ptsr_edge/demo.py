@@ -10,8 +10,8 @@ from pathlib import Path
 
 import click
 
-from ptsr_edge.config import DEFAULT_MODEL
-from ptsr_edge.console import Verb, finish, run, say
+from ptsr_edge.core.config import DEFAULT_MODEL
+from ptsr_edge.core.console import Verb, finish, run, say
 from ptsr_edge.export import summary
 from ptsr_edge.exporter import export_bundle
 from ptsr_edge.measure import Setting

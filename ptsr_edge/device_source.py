@@ -12,7 +12,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from ptsr_edge.errors import InputError, JobError, require
+from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.frame_sources import SourceSettings, TimedFrame
 from ptsr_edge.source_address import SourceAddress
 

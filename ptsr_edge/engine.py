@@ -28,9 +28,9 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.console import say
-from ptsr_edge.errors import InputError, JobError, require
-from ptsr_edge.storage import check_place, write_whole
+from ptsr_edge.core.console import say
+from ptsr_edge.core.errors import InputError, JobError, require
+from ptsr_edge.core.files import check_place, write_whole
 
 ENGINES = ("joblib", "dask")
 IDENTITY = "identity"

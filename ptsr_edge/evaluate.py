@@ -13,11 +13,12 @@ import click
 from click.core import ParameterSource
 
 from ptsr_edge.checkpoint import load_checkpoint
-from ptsr_edge.config import MODELS, parse_budget
-from ptsr_edge.console import Verb, comma_separated, finish, run, say
+from ptsr_edge.core.config import MODELS, parse_budget
+from ptsr_edge.core.console import Verb, comma_separated, finish, run, say
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.files import check_file, write_json
 from ptsr_edge.data import DATA_NAMES, load, reading_options
 from ptsr_edge.engine import ENGINES
-from ptsr_edge.errors import InputError
 from ptsr_edge.evaluate_folds import FoldCall, default_rates, evaluate_folds
 from ptsr_edge.evaluation import evaluate_bundle, evaluate_checkpoint, judged_samples
 from ptsr_edge.fold_figures import lines_of_folds
@@ -25,7 +26,6 @@ from ptsr_edge.inference import DEVICES
 from ptsr_edge.manifest import read_bundle
 from ptsr_edge.model_learner import THROUGH
 from ptsr_edge.protocol import GROUPS, PROTOCOLS
-from ptsr_edge.storage import check_file, write_json
 from ptsr_edge.target import THROUGH_GRAPH
 
 

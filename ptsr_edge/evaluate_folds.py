@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ptsr_edge.config import ModelConfig, named_model, parse_budget
-from ptsr_edge.console import progress
+from ptsr_edge.core.config import ModelConfig, named_model, parse_budget
+from ptsr_edge.core.console import progress
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.cross_validation import Answers, cross_validate
 from ptsr_edge.data import FlowData, load
 from ptsr_edge.engine import check_engine
-from ptsr_edge.errors import InputError
 from ptsr_edge.fit import recipe_for
 from ptsr_edge.fold_figures import paired_records, run_records, summaries
 from ptsr_edge.inference import choose_device

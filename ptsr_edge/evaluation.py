@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.console import progress
+from ptsr_edge.core.console import progress
+from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.data import FlowData
-from ptsr_edge.errors import InputError, JobError, require
 from ptsr_edge.flow import to_input
 from ptsr_edge.inference import predict_logits
 from ptsr_edge.manifest import Bundle, Variant, check_files, read_bundle

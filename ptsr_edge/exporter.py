@@ -19,16 +19,16 @@ from ptsr_edge.calibration import budgets_from_data, calibration_side, draw
 from ptsr_edge.card import bundle_card
 from ptsr_edge.cascade_calibration import calibrate, cascade_samples, check_reach
 from ptsr_edge.checkpoint import CheckpointInfo, resolve
-from ptsr_edge.config import DEFAULT_MODEL
-from ptsr_edge.console import say
+from ptsr_edge.core.config import DEFAULT_MODEL
+from ptsr_edge.core.console import say
+from ptsr_edge.core.disk_cache import cache_key
+from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.core.files import staged_folder
 from ptsr_edge.data import FlowData
-from ptsr_edge.disk_cache import cache_key
-from ptsr_edge.errors import InputError, JobError
 from ptsr_edge.flow import to_input
 from ptsr_edge.manifest import Bundle, Variant, write_bundle
 from ptsr_edge.model import Model
 from ptsr_edge.plan import Rates, check_budgets, check_options, check_out, check_targets, rates_of
-from ptsr_edge.storage import staged_folder
 from ptsr_edge.target import Target
 from ptsr_edge.target_cpu import CpuTarget
 from ptsr_edge.target_openvino import OpenVinoTarget

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ptsr_edge.errors import InputError, JobError, require
+from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.stream_counters import STATES, StreamCounters
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.errors import InputError, JobError, MissingExtraError, require
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, require
 
 Frame = NDArray[np.uint8]
 """(H, W, 3) uint8 BGR, or (H, W) uint8 gray."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.errors import require
+from ptsr_edge.core.errors import require
 
 Float = NDArray[np.float32]
 Frame = NDArray[np.uint8]

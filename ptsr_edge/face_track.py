@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.errors import require
+from ptsr_edge.core.errors import require
 from ptsr_edge.face_boxes import Detector, Face, FixedCrop, Frame
 
 DETECT_EVERY_S = 0.5

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.errors import InputError, require
+from ptsr_edge.core.errors import InputError, require
 from ptsr_edge.landmarks import DEPTHS, LANDMARKS, PAIRS, PLACES, RIM_PLACES
 
 Float = NDArray[np.float32]

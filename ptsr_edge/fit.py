@@ -25,14 +25,14 @@ from torch.nn import functional as F
 
 from ptsr_edge.augment import Augmentation, augment
 from ptsr_edge.checkpoint import load_checkpoint, starting_checkpoint
-from ptsr_edge.config import ModelConfig
+from ptsr_edge.core.config import ModelConfig
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.files import write_whole
+from ptsr_edge.core.records import Record
 from ptsr_edge.data import FlowData
-from ptsr_edge.errors import InputError
 from ptsr_edge.flow import to_input
 from ptsr_edge.model import Model, Ptsr, build_model
 from ptsr_edge.ridge import solve_means
-from ptsr_edge.schema import Record
-from ptsr_edge.storage import write_whole
 
 
 class Recipe(Record):

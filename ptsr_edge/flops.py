@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ptsr_edge.errors import require
+from ptsr_edge.core.errors import require
 
 Shape = Sequence[int]
 

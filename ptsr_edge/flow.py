@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.errors import InputError, require
+from ptsr_edge.core.errors import InputError, require
 
 if TYPE_CHECKING:
-    from ptsr_edge.config import Preprocess
+    from ptsr_edge.core.config import Preprocess
 
 Float = NDArray[np.float32]
 Frame = NDArray[np.uint8]

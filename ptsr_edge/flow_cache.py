@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.disk_cache import ABANDONED_S, cache_key, default_folder
-from ptsr_edge.environment import installed
-from ptsr_edge.errors import JobError
-from ptsr_edge.storage import write_whole
+from ptsr_edge.core.disk_cache import ABANDONED_S, cache_key, default_folder
+from ptsr_edge.core.errors import JobError
+from ptsr_edge.core.files import write_whole
+from ptsr_edge.core.system import installed
 
 log = logging.getLogger("ptsr_edge")
 

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from typing import Generic, TypeVar
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 
 T = TypeVar("T")
 

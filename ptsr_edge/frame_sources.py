@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.errors import InputError, JobError, require
+from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.source_address import SourceAddress
 
 if TYPE_CHECKING:

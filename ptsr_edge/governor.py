@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 
 RESERVE = 0.8
 """Share of the deadline that a larger budget must fit into before it is taken."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.annotations import RowFault
-from ptsr_edge.errors import require
+from ptsr_edge.core.errors import require
 from ptsr_edge.png import SIGNATURE, png_fault
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")

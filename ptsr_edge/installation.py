@@ -17,8 +17,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
-from ptsr_edge.environment import installed, visible_cpus
-from ptsr_edge.schema import Record
+from ptsr_edge.core.records import Record
+from ptsr_edge.core.system import installed, visible_cpus
 
 MODULES = {"cuda-bindings": "cuda", "opencv-python-headless": "cv2", "tensorrt-rtx-cu13": "tensorrt_rtx"}
 """Import names of the distributions that are not imported under their own name."""

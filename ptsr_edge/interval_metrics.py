@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 
 Interval = tuple[float, float]
 """Start and end, of one clip and in one unit."""

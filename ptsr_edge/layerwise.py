@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from ptsr_edge.backend_openvino import DEVICE, choose_precision, compile_ir, load_openvino, read_ir, rt_entry
-from ptsr_edge.errors import require
+from ptsr_edge.core.errors import require
 from ptsr_edge.onnx_graph import PRODUCTS
 from ptsr_edge.parity import (
     OVERLAP,

@@ -18,10 +18,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.files import check_place, staged_folder, write_json, write_whole
 from ptsr_edge.manifest import Bundle, read_bundle
 from ptsr_edge.served import ServedModel, describe, inference_precision, refusals
-from ptsr_edge.storage import check_place, staged_folder, write_json, write_whole
 
 log = logging.getLogger("ptsr_edge")
 

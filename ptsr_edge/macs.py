@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from ptsr_edge.config import ModelConfig
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.config import ModelConfig
+from ptsr_edge.core.errors import InputError
 
 CELLS = 16
 """Cells of a patch's window in the folded DNSPT (see `rewrite`): 2 x 2 blocks of 2 x 2."""

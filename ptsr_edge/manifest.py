@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ptsr_edge.config import ModelConfig, Preprocess
-from ptsr_edge.errors import InputError
-from ptsr_edge.schema import Record, read_record
-from ptsr_edge.storage import sha256_of, write_json
+from ptsr_edge.core.config import ModelConfig, Preprocess
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.files import sha256_of, write_json
+from ptsr_edge.core.records import Record, read_record
 
 MANIFEST = "bundle.json"
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.annotations import Annotations, Clip, Finding, RowFault, Unfit
-from ptsr_edge.config import LABELS
-from ptsr_edge.console import progress
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.config import LABELS
+from ptsr_edge.core.console import progress
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.images import decode_image, read_file
 from ptsr_edge.sheets import Row, Sheet, read_sheet
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 
 Counts = NDArray[np.int64]
 

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptsr_edge.blocks import Block
-from ptsr_edge.config import ModelConfig
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.config import ModelConfig
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.selection import (
     class_scores,
     dynamic_counts,

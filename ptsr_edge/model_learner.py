@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ptsr_edge.backend_ort import OrtRunner
 from ptsr_edge.checkpoint import starting_checkpoint
-from ptsr_edge.config import ModelConfig
+from ptsr_edge.core.config import ModelConfig
+from ptsr_edge.core.files import sha256_of
 from ptsr_edge.data import FlowData
 from ptsr_edge.engine import Arrays
 from ptsr_edge.fit import Recipe, digest_weights, fit
@@ -25,7 +26,6 @@ from ptsr_edge.model import Model
 from ptsr_edge.parity import eager_reference, measure_parity, require_parity
 from ptsr_edge.refill import Template, export_template
 from ptsr_edge.selection import random_tokens
-from ptsr_edge.storage import sha256_of
 
 THROUGH = ("torch", "cpu")
 """What answers for a fold's model: itself, or its artifact of target `cpu` (fp32, ONNX Runtime)."""

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ptsr_edge.errors import InputError, require
+from ptsr_edge.core.errors import InputError, require
 from ptsr_edge.flops import MacCount, conv_macs, einsum_macs, matmul_macs
 
 NOT_COUNTED: dict[str, tuple[str, ...]] = {

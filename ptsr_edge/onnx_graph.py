@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, external_data_helper
 from torch import nn
 
-from ptsr_edge.config import ModelConfig, Preprocess
-from ptsr_edge.errors import JobError
-from ptsr_edge.storage import write_whole
+from ptsr_edge.core.config import ModelConfig, Preprocess
+from ptsr_edge.core.errors import JobError
+from ptsr_edge.core.files import write_whole
 
 OPSET = 20
 PRODUCTS = ("MatMul", "Gemm", "Conv")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.backend_openvino import choose_precision, compile_ir, load_openvino, read_ir, rt_entry
-from ptsr_edge.errors import require
+from ptsr_edge.core.errors import require
 
 CLASSES: dict[str, tuple[str, ...]] = {
     "matrix products": (

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.camera_event import Box, Event, View
-from ptsr_edge.config import Preprocess
+from ptsr_edge.core.config import Preprocess
+from ptsr_edge.core.errors import require
 from ptsr_edge.crop_window import CropRing, CropWindow, Region
-from ptsr_edge.errors import require
 from ptsr_edge.flow import optical_flow
 
 Image = NDArray[np.uint8]

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ptsr_edge.errors import ParityError
+from ptsr_edge.core.errors import ParityError
 from ptsr_edge.flow import to_input
 from ptsr_edge.manifest import Parity
 from ptsr_edge.model import Model, Ptsr

@@ -25,9 +25,9 @@ from ptsr_edge.answering import Answer, SharedSession
 from ptsr_edge.camera_event import Box, Event, View
 from ptsr_edge.camera_stream import CameraStream, OnlineSpotter, Sighting, check_frame, check_pts
 from ptsr_edge.card import bundle_card
-from ptsr_edge.config import Preprocess
+from ptsr_edge.core.config import Preprocess
+from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.crop_window import Region
-from ptsr_edge.errors import InputError, JobError
 from ptsr_edge.face_boxes import Face, FaceOption, open_detector
 from ptsr_edge.face_track import DETECT_EVERY_S
 from ptsr_edge.flow import flow_sample

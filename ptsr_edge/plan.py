@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ptsr_edge.checkpoint import CheckpointInfo
-from ptsr_edge.config import ModelConfig
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.config import ModelConfig
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.files import check_place
 from ptsr_edge.manifest import MANIFEST
-from ptsr_edge.storage import check_place
 from ptsr_edge.target import Target
 from ptsr_edge.trt_flavour import Flavour, choose_capabilities
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ptsr_edge.console import Verb, finish, run
+from ptsr_edge.core.console import Verb, finish, run
 from ptsr_edge.measure import Setting
 from ptsr_edge.profile_record import NOT_RUN, PROFILE, Profile
 from ptsr_edge.profiler import profile_bundles

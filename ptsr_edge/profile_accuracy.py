@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ptsr_edge.console import say
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.console import say
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.evaluation import is_random
 from ptsr_edge.judge import judge, kept_patches
 from ptsr_edge.manifest import Bundle

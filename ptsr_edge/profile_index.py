@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from ptsr_edge.console import Verb, finish, run
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.console import Verb, finish, run
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.files import write_whole
 from ptsr_edge.profile_record import PROFILE, read_profile
-from ptsr_edge.storage import write_whole
 
 PAGE = "README.md"
 START, END = "<!-- profiles: written by python -m ptsr_edge.profile_index -->", "<!-- end of profiles -->"

@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ptsr_edge.config import ModelConfig
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.config import ModelConfig
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.flops import MacCount
 from ptsr_edge.macs import eager_macs, explain, exported_macs
 from ptsr_edge.manifest import Variant

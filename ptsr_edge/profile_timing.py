@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ptsr_edge.console import say
-from ptsr_edge.errors import JobError
+from ptsr_edge.core.console import say
+from ptsr_edge.core.errors import JobError
 from ptsr_edge.measure import Extras, Setting, check_setting, measure_interleaved, ratios_to
 from ptsr_edge.profile_entries import Entry
 from ptsr_edge.stability import why_unstable

@@ -11,9 +11,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptsr_edge.console import say
-from ptsr_edge.environment import describe_environment
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.console import say
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.files import check_place, staged_folder, write_whole
+from ptsr_edge.core.system import describe_environment
 from ptsr_edge.evaluation import is_random, judged_data
 from ptsr_edge.manifest import Bundle
 from ptsr_edge.measure import DEFAULT, Setting
@@ -34,7 +35,6 @@ from ptsr_edge.profile_method import command_of, method_of
 from ptsr_edge.profile_record import PROFILE, Attempt, Profile
 from ptsr_edge.profile_rows import measured, samples_file, write_samples
 from ptsr_edge.profile_timing import Try, check_timing, time_until_stable
-from ptsr_edge.storage import check_place, staged_folder, write_whole
 
 if TYPE_CHECKING:
     from ptsr_edge.data import FlowData

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.data import HELD_OUT, FlowData, split_subjects
-from ptsr_edge.errors import InputError
 from ptsr_edge.metrics import confusion, per_class_recall, uar, uf1
 
 PROTOCOLS = ("loso", "groups", "holdout", "cross")

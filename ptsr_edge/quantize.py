@@ -26,8 +26,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
-from ptsr_edge.errors import InputError, JobError, require
-from ptsr_edge.storage import write_whole
+from ptsr_edge.core.errors import InputError, JobError, require
+from ptsr_edge.core.files import write_whole
 
 QUANTIZED = ("MatMul", "Gemm", "Conv")
 NARROW = 16

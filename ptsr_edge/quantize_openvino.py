@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.backend_openvino import last_line
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.target import BuildRequest
 from ptsr_edge.telemetry import require_silenced
 

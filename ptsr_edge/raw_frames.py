@@ -17,7 +17,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.frame_sources import SourceSettings, TimedFrame
 
 BYTES_PER_PIXEL = {"bgr24": 3, "gray": 1}

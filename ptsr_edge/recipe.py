@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ptsr_edge.errors import InputError
-from ptsr_edge.schema import Record, parse
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.records import Record, parse
 
 if sys.version_info >= (3, 11):
     import tomllib

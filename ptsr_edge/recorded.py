@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ptsr_edge.annotations import Annotations, Clip, Finding, RowFault, Unfit
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.frame_trees import Frames, FrameTree, canonical, find_tree
 from ptsr_edge.recorded_sets import COMPOSITE, COMPOSITE_FOLDERS, RECORDED, RecordedSet
 from ptsr_edge.sheets import SUFFIXES, Row, Sheet, read_sheet

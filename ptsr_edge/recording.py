@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.errors import InputError, JobError, require
+from ptsr_edge.core.errors import InputError, JobError, require
+from ptsr_edge.core.files import check_file, staged_file
 from ptsr_edge.frame_sources import require_av
-from ptsr_edge.storage import check_file, staged_file
 
 if TYPE_CHECKING:
     import av

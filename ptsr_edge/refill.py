@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 from torch import nn
 
-from ptsr_edge.config import ModelConfig
-from ptsr_edge.errors import JobError
+from ptsr_edge.core.config import ModelConfig
+from ptsr_edge.core.errors import JobError
+from ptsr_edge.core.files import write_whole
 from ptsr_edge.model import Model, build_model
 from ptsr_edge.onnx_graph import ALIGNMENT, point_at, trace
 from ptsr_edge.static import to_static
-from ptsr_edge.storage import write_whole
 
 FIRST = int(np.array(2.0**100, dtype=np.float32).view(np.uint32))
 """Bits of the first numbered weight; there are 226 million floats above it."""

@@ -15,10 +15,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.records import Record
 from ptsr_edge.metrics import paired_bootstrap
 from ptsr_edge.profile_record import Accuracy, Judged, Measured, Profile
-from ptsr_edge.schema import Record
 from ptsr_edge.statistics import change_interval
 
 MARGIN = 0.02

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ptsr_edge.errors import require
+from ptsr_edge.core.errors import require
 from ptsr_edge.tables import markdown, pipe_table
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.console import progress
-from ptsr_edge.errors import JobError
+from ptsr_edge.core.console import progress
+from ptsr_edge.core.errors import JobError
 from ptsr_edge.metrics import confusion, uar
 from ptsr_edge.runtime_base import Runner
 from ptsr_edge.sensitivity import LayerSensitivity

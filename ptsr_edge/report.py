@@ -15,17 +15,17 @@ from ptsr_edge import svg
 from ptsr_edge.bounds import CONFIDENCE, Unit
 from ptsr_edge.caveats import caveats, instability
 from ptsr_edge.comparison import Comparison, compare, read_sources
-from ptsr_edge.console import Verb, finish, run
+from ptsr_edge.core.console import Verb, finish, run
+from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.core.files import write_whole
+from ptsr_edge.core.records import Record, parse
 from ptsr_edge.decision import Decision, Limits, check_limits, choose
-from ptsr_edge.errors import InputError, JobError
 from ptsr_edge.evidence import build_evidence
 from ptsr_edge.facts import facts
 from ptsr_edge.figures import draw_all
 from ptsr_edge.profile_record import Profile, read_profile
 from ptsr_edge.regression import Regression, changes_words, compare_profiles, summary
 from ptsr_edge.render import json_text, render
-from ptsr_edge.schema import Record, parse
-from ptsr_edge.storage import write_whole
 from ptsr_edge.svg import Picture
 from ptsr_edge.tables import aligned, build_tables, remarks
 from ptsr_edge.verdict import Verdict, decide

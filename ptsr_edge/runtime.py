@@ -16,7 +16,7 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.flow import check_flow, to_input
 from ptsr_edge.manifest import Bundle, Variant, check_files, read_bundle
 from ptsr_edge.runtime_base import Runner

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 
 
 def static_selection(scores: Tensor, tokens: int) -> Tensor:

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import onnx
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.manifest import Bundle, Variant, check_files
 
 

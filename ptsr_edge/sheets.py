@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ptsr_edge.annotations import RowFault
-from ptsr_edge.errors import InputError, require
+from ptsr_edge.core.errors import InputError, require
 
 SUFFIXES = (".xlsx", ".csv")
 HEADING_ROWS = 40

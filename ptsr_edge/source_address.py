@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 
 Kind = Literal["file", "network", "device", "stdin"]
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from ptsr_edge.bump_filter import TrailingNoise, bump_kernels
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.records import Record
 from ptsr_edge.face_motion import EYES, MIN_SIDE, REGIONS, Frame, Motion, MotionMeter
 from ptsr_edge.frame_average import FrameAverager, Sample
-from ptsr_edge.schema import Record
 
 Array = NDArray[np.float64]
 

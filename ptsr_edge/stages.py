@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.config import Preprocess
+from ptsr_edge.core.config import Preprocess
 from ptsr_edge.face_boxes import open_detector
 from ptsr_edge.faces import base_face
 from ptsr_edge.flow import optical_flow, optical_strain

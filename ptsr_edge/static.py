@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptsr_edge.blocks import Block, LocalitySelfAttention
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.model import LocalGlobalHead, Model, Output, Ptsr, ShiftedPatchTokenization
 from ptsr_edge.rewrite import block_table, fold_temperature, fold_tokenizer
 from ptsr_edge.selection import rollout_scores, static_selection, strain_scores

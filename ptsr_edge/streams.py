@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.backoff import Backoff
-from ptsr_edge.errors import JobError, PtsrError
+from ptsr_edge.core.errors import JobError, PtsrError
 from ptsr_edge.frame_queue import FrameQueue
 from ptsr_edge.frame_sources import FrameSource, SourceRefusedError, TimedFrame
 from ptsr_edge.stream_counters import StreamCounters

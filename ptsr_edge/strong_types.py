@@ -28,7 +28,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.core.errors import InputError, JobError
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 """Operators that are matrix products: where the time goes, and what a precision is about."""

@@ -20,9 +20,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.config import LABELS, Preprocess
-from ptsr_edge.console import progress
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.config import LABELS, Preprocess
+from ptsr_edge.core.console import progress
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.faces import REFERENCE_SIZE, Subject, View, make_subject, render, turn_moves
 from ptsr_edge.flow import flow_sample
 from ptsr_edge.landmarks import LANDMARKS

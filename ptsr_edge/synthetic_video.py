@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.faces import REFERENCE_SIZE, View, render, turn_moves
 from ptsr_edge.landmarks import LANDMARKS
 from ptsr_edge.synthetic import BLINK, Person, draw_expression, draw_label, person

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.config import Preprocess
+from ptsr_edge.core.config import Preprocess
 from ptsr_edge.runtime_base import Runner
 
 

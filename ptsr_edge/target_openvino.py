@@ -32,11 +32,11 @@ from ptsr_edge.backend_openvino import (
     last_line,
     load_openvino,
 )
-from ptsr_edge.config import Preprocess
-from ptsr_edge.console import progress
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.core.config import Preprocess
+from ptsr_edge.core.console import progress
+from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.core.files import write_whole
 from ptsr_edge.quantize_openvino import named_operations, quantize, selection_only
-from ptsr_edge.storage import write_whole
 from ptsr_edge.target import Artifact, BuildRequest, variant_id
 
 INFERENCE_PRECISION = {"fp32": "f32", "fp16": "f16 f32", "bf16": "bf16", "int8": "f32"}

@@ -25,8 +25,10 @@ from pydantic import field_validator
 
 from ptsr_edge import build_on_device, trt_engine
 from ptsr_edge.backend_trt import TrtRunner, why_not_here
-from ptsr_edge.console import progress
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.core.console import progress
+from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.core.files import sha256_of, write_json, write_whole
+from ptsr_edge.core.records import Record, parse
 from ptsr_edge.onnx_graph import OPSET, PRODUCTS, write_sharing_weights
 from ptsr_edge.quantize import (
     Method,
@@ -35,8 +37,6 @@ from ptsr_edge.quantize import (
     products_kept_float,
     quantize_static_qdq,
 )
-from ptsr_edge.schema import Record, parse
-from ptsr_edge.storage import sha256_of, write_json, write_whole
 from ptsr_edge.strong_types import inline_constants, require_types, to_strong_fp16
 from ptsr_edge.target import Artifact, BuildRequest, variant_id
 from ptsr_edge.trt_flavour import Flavour, choose_capabilities, choose_flavour

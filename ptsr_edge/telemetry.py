@@ -11,7 +11,7 @@ import sys
 from types import ModuleType
 from typing import Any, cast
 
-from ptsr_edge.errors import require
+from ptsr_edge.core.errors import require
 
 SENDER = "openvino_telemetry"
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 
 
 def runs_per_second(runs: Sequence[Callable[[], object]], duration_s: float) -> float:

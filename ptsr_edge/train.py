@@ -15,16 +15,16 @@ import click
 import torch
 
 from ptsr_edge.checkpoint import CheckpointInfo, load_vit, save_checkpoint
-from ptsr_edge.config import DEFAULT_MODEL, MODELS, ModelConfig, named_model
-from ptsr_edge.console import Verb, finish, progress, run, say
+from ptsr_edge.core.config import DEFAULT_MODEL, MODELS, ModelConfig, named_model
+from ptsr_edge.core.console import Verb, finish, progress, run, say
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.files import check_file
 from ptsr_edge.data import DATA_NAMES, FlowData, load, reading_options, split_subjects
-from ptsr_edge.errors import InputError
 from ptsr_edge.fit import Recipe, first_weights, fit, recipe_for
 from ptsr_edge.inference import DEVICES, choose_device, predict_logits
 from ptsr_edge.metrics import confusion, uar, uf1
 from ptsr_edge.model import Model, Ptsr, Vit
 from ptsr_edge.recorded_sets import LICENCES
-from ptsr_edge.storage import check_file
 
 
 def held_out_figures(model: Model, data: FlowData, budgets: tuple[float, ...]) -> dict[str, Any]:

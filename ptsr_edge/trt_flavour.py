@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ptsr_edge.errors import InputError, JobError, MissingExtraError
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 from ptsr_edge.trt_engine import MODULES, BuildError, describe_gpus, load_tensorrt
 
 CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptsr_edge.errors import JobError
+from ptsr_edge.core.errors import JobError
 
 TAGS = {b"ftrt": "tensorrt", b"vtrt": "tensorrt-rtx"}
 HEADER_BYTES = 28

@@ -22,7 +22,7 @@ from onnx.reference.op_run import OpRun
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptsr_edge.errors import JobError
+from ptsr_edge.core.errors import JobError
 
 Array = NDArray[Any]
 

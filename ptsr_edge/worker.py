@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.core.errors import InputError, JobError
 
 SETTLE_RUNS = 2
 """Untimed runs at the start of each block: another process has had the caches since the last one."""

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.ceiling import measure_ceiling
-from ptsr_edge.errors import InputError, JobError, PtsrError
+from ptsr_edge.core.errors import InputError, JobError, PtsrError
 from ptsr_edge.flow import to_input
 from ptsr_edge.manifest import Bundle, Variant, read_bundle
 from ptsr_edge.operator_times import operator_shares

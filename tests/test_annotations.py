@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ptsr_edge.annotations import Annotations, Clip, Finding, RowFault, Unfit, refuse_unfit, skips_unfit
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 
 SHEET = Path("sheet.xlsx")
 

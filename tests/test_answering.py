@@ -11,7 +11,7 @@ from camera_data import cascade
 
 from ptsr_edge.answering import SharedSession
 from ptsr_edge.cascade import probability_margin
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.manifest import write_bundle
 from ptsr_edge.runtime import Session
 

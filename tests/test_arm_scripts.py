@@ -17,7 +17,7 @@ from arm.page import Figure, as_table, page
 from bundle_data import SIDE, write_tiny_bundle
 from click.testing import CliRunner, Result
 
-from ptsr_edge.errors import JobError
+from ptsr_edge.core.errors import JobError
 from ptsr_edge.manifest import add_verification, read_bundle
 from ptsr_edge.selection import strain_scores as selected_by
 

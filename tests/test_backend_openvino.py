@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from openvino_models import request_for, samples, write_graphs
 
-from ptsr_edge.errors import InputError, JobError, MissingExtraError
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 
 ov = pytest.importorskip("openvino", reason="openvino is missing: pip install 'ptsr-edge[openvino]'")
 
@@ -126,7 +126,7 @@ def test_bf16_is_refused_where_the_instructions_are_missing(
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     call = [sys.executable, "-c", OPEN, str(bundle / "ptsr-test-openvino-bf16-k8.xml")]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
-    assert "ptsr_edge.errors.JobError: " in done.stderr
+    assert "ptsr_edge.core.errors.JobError: " in done.stderr
     assert "bf16" in done.stderr.splitlines()[-1]
 
 

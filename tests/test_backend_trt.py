@@ -10,7 +10,7 @@ import pytest
 from typed_graphs import CONFIG, TOKENS, flows, request
 
 from ptsr_edge.backend_trt import Cuda, TrtRunner, check_plan, why_not_here
-from ptsr_edge.errors import InputError, JobError, MissingExtraError
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 from ptsr_edge.target_trt import TrtTarget
 from ptsr_edge.trt_engine import describe_gpus
 from ptsr_edge.typed_runner import TypedGraphRunner

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from ptsr_edge.backoff import Backoff
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 
 
 def waits(seed: int, retries: int = 12) -> list[float | None]:

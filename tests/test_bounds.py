@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ptsr_edge.bounds import STAKES, WEIGHTS, Paired, needed_factor, paired, upper_bound
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.metrics import confusion, uar
 
 

@@ -21,9 +21,9 @@ from ptsr_edge import parity
 from ptsr_edge.backend_ort import OrtRunner
 from ptsr_edge.build import GRAPH_ONLY, PROOF_SAMPLES, Job, build_and_prove, trace_budgets
 from ptsr_edge.checkpoint import CheckpointInfo
-from ptsr_edge.config import LABELS, Preprocess
+from ptsr_edge.core.config import LABELS, Preprocess
+from ptsr_edge.core.errors import JobError, ParityError
 from ptsr_edge.data import FlowData
-from ptsr_edge.errors import JobError, ParityError
 from ptsr_edge.flow import to_input
 from ptsr_edge.layerwise import DEPARTURES
 from ptsr_edge.manifest import Variant, check_files

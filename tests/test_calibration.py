@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from ptsr_edge.calibration import MASS, QUANTILES, budgets_from_data, calibration_side, draw
 from ptsr_edge.checkpoint import CheckpointInfo
-from ptsr_edge.config import LABELS, ModelConfig, Preprocess
+from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.data import FlowData, split_subjects
-from ptsr_edge.errors import InputError
 from ptsr_edge.model import Model
 from ptsr_edge.protocol import folds
 from ptsr_edge.synthetic import subject_names

@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 from synthetic_clip import FPS, SIDE, filmed, write_clip
 
 from ptsr_edge.camera import Event, Pipeline, choose_face, main, read_budget, read_size
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 
 pytest.importorskip("onnxruntime")
 

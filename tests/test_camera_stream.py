@@ -15,7 +15,7 @@ from ptsr_edge.camera_stream import (
     check_frame,
     check_pts,
 )
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.face_boxes import Detector, FixedCrop
 
 BOX = (40, 60, 100, 110)

@@ -18,7 +18,7 @@ from ptsr_edge.cascade_calibration import (
     check_reach,
     choose_margin,
 )
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.flow import to_input
 from ptsr_edge.manifest import read_bundle
 from ptsr_edge.metrics import confusion, uar

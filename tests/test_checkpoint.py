@@ -23,10 +23,10 @@ from ptsr_edge.checkpoint import (
     resolve,
     save_checkpoint,
 )
-from ptsr_edge.config import LABELS, ModelConfig, Preprocess, named_model
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess, named_model
+from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.core.files import sha256_of
 from ptsr_edge.model import Ptsr, Vit, build_model
-from ptsr_edge.storage import sha256_of
 
 GEOMETRIES = {
     # Those of vit-nano and vit-tiny, without layer scale, which is no part of Hugging Face's ViT. Its

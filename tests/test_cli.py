@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from ptsr_edge.cli import main
-from ptsr_edge.console import VERBS, load_verb
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.console import VERBS, load_verb
+from ptsr_edge.core.errors import InputError
 
 
 def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

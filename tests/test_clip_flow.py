@@ -17,8 +17,8 @@ import recorded_trees as trees
 from ptsr_edge import clip_flow
 from ptsr_edge.annotations import Clip
 from ptsr_edge.clip_flow import finder_for, look_at_clips, measure_clips
-from ptsr_edge.config import Preprocess
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.config import Preprocess
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.face_crop import face_pair
 from ptsr_edge.flow import flow_sample
 from ptsr_edge.flow_cache import FlowCache

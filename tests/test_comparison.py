@@ -12,7 +12,7 @@ import pytest
 from report_data import LABELS, make_profile, without, write_profile
 
 from ptsr_edge.comparison import Comparison, compare, pareto, raw_samples, read_sources, undominated
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 
 
 def compared(*folders: Path) -> Comparison:

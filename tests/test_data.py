@@ -14,8 +14,8 @@ import pytest
 import recorded_trees
 
 from ptsr_edge import data, megc_flow
-from ptsr_edge.config import Preprocess
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.config import Preprocess
+from ptsr_edge.core.errors import InputError
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "megc_flow"
 

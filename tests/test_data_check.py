@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from ptsr_edge import data
 from ptsr_edge.cli import main
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.data_check import examine, lines_of
-from ptsr_edge.errors import InputError
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "megc_flow"
 SETS = {"casme2": (8, 5), "samm": (5, 4), "smic": (3, 3), "casme3": (7, 4)}

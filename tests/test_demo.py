@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ptsr_edge.config import DEFAULT_MODEL, named_model
+from ptsr_edge.core.config import DEFAULT_MODEL, named_model
 from ptsr_edge.demo import BUDGETS, main
 from ptsr_edge.manifest import read_bundle
 from ptsr_edge.profile_record import read_profile

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.device_source import DeviceSource
-from ptsr_edge.errors import InputError, JobError
 from ptsr_edge.frame_sources import SourceSettings
 from ptsr_edge.source_address import parse_source
 

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from ptsr_edge import checkpoint, doctor
+from ptsr_edge.core.system import TELLING_FLAGS
 from ptsr_edge.doctor import (
     EXTRA_OF,
     cpu_notes,
@@ -21,7 +22,6 @@ from ptsr_edge.doctor import (
     judge_target,
     lines_of,
 )
-from ptsr_edge.environment import TELLING_FLAGS
 from ptsr_edge.exporter import TARGETS
 from ptsr_edge.installation import Package, Probe
 from ptsr_edge.runtime_base import RUNTIMES

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.evaluate import main
 from ptsr_edge.evaluate_folds import FoldCall, plan_learners
 from ptsr_edge.fit import recipe_for

@@ -22,8 +22,10 @@ from click.testing import CliRunner, Result
 
 from ptsr_edge import Session, parity
 from ptsr_edge.checkpoint import CheckpointInfo, read_info, save_checkpoint
-from ptsr_edge.config import LABELS, Preprocess, named_model
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.config import LABELS, Preprocess, named_model
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.files import sha256_of
+from ptsr_edge.core.records import parse
 from ptsr_edge.export import check_budgets, main
 from ptsr_edge.exporter import TARGETS
 from ptsr_edge.flops import count_macs
@@ -31,9 +33,7 @@ from ptsr_edge.manifest import MANIFEST, Bundle, check_files, read_bundle
 from ptsr_edge.megc_flow import FOLDER as MEGC_FOLDER
 from ptsr_edge.megc_flow import TABLE as MEGC_TABLE
 from ptsr_edge.model import count_parameters
-from ptsr_edge.schema import parse
 from ptsr_edge.static import to_static
-from ptsr_edge.storage import sha256_of
 from ptsr_edge.target import Artifact, BuildRequest
 from ptsr_edge.target_cpu import CpuTarget
 

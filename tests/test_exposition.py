@@ -16,7 +16,7 @@ from bundle_data import write_tiny_bundle
 from camera_data import ClockSpotter, steady
 from prometheus_client.parser import text_string_to_metric_families
 
-from ptsr_edge.errors import InputError, JobError, MissingExtraError
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 from ptsr_edge.exposition import COUNTED, COUNTED_BY_PIPELINE, Page, serve
 from ptsr_edge.pipeline import Pipeline
 from ptsr_edge.stream_counters import StreamCounters

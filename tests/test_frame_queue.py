@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.frame_queue import FrameQueue
 
 

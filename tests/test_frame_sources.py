@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from video_files import SIZE, stripes, write_video
 
-from ptsr_edge.errors import InputError, JobError, MissingExtraError
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 from ptsr_edge.frame_sources import (
     FrameSource,
     SourceRefusedError,

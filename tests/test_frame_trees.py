@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ptsr_edge.annotations import RowFault
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.frame_trees import FrameTree, canonical, find_tree, frame_number
 
 

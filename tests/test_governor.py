@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.governor import HOLD_S, Governor
 
 COSTS = {0.25: 2.0, 0.5: 4.0, 1.0: 10.0}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ptsr_edge.config import ModelConfig
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.config import ModelConfig
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.inference import choose_device, predict_logits
 from ptsr_edge.model import build_model
 from ptsr_edge.selection import random_tokens

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from bundle_data import TRAINED, tiny_flows, write_pair
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.evaluation import is_random, judged_data
 from ptsr_edge.judge import grey_picture, judge, kept_patches
 from ptsr_edge.manifest import read_bundle

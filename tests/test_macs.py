@@ -9,8 +9,8 @@ import onnx
 import pytest
 import torch
 
-from ptsr_edge.config import MODELS, ModelConfig
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.config import MODELS, ModelConfig
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.flops import count_macs
 from ptsr_edge.macs import EMBEDDING, HEAD, SCORE, SELECTING, eager_macs, explain, exported_macs
 from ptsr_edge.model import build_model

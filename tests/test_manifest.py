@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from ptsr_edge.config import LABELS, Preprocess, named_model
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.config import LABELS, Preprocess, named_model
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.files import sha256_of
+from ptsr_edge.core.records import parse
 from ptsr_edge.manifest import (
     MANIFEST,
     Bundle,
@@ -25,8 +27,6 @@ from ptsr_edge.manifest import (
     read_bundle,
     write_bundle,
 )
-from ptsr_edge.schema import parse
-from ptsr_edge.storage import sha256_of
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ptsr_edge import metrics
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 
 # Unequal classes of 6, 3 and 1 samples.
 TRUE = [0, 0, 0, 0, 0, 0, 1, 1, 1, 2]

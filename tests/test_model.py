@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from ptsr_edge.blocks import LocalitySelfAttention
-from ptsr_edge.config import ModelConfig, named_model
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.config import ModelConfig, named_model
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.model import (
     LocalGlobalHead,
     Ptsr,

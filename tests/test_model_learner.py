@@ -9,7 +9,7 @@ import pytest
 from fold_data import QUICK, TOY, composite, toy_learner
 
 from ptsr_edge import onnx_graph, refill
-from ptsr_edge.errors import ParityError
+from ptsr_edge.core.errors import ParityError
 from ptsr_edge.fit import fit
 from ptsr_edge.inference import predict_logits
 from ptsr_edge.model import Model

@@ -14,8 +14,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from ptsr_edge.config import named_model
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.config import named_model
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.flops import MacCount, count_macs
 from ptsr_edge.model import build_model
 from ptsr_edge.onnx_flops import onnx_macs

@@ -16,8 +16,8 @@ from onnx import external_data_helper, numpy_helper
 from torch import Tensor, nn
 
 from ptsr_edge.backend_ort import OrtRunner
-from ptsr_edge.config import Preprocess, named_model
-from ptsr_edge.errors import JobError
+from ptsr_edge.core.config import Preprocess, named_model
+from ptsr_edge.core.errors import JobError
 from ptsr_edge.manifest import Variant, read_bundle
 from ptsr_edge.model import Output, build_model
 from ptsr_edge.onnx_graph import ALIGNMENT, OPSET, add_metadata, trace, write_sharing_weights

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ptsr_edge.camera_event import Box, Event, View
-from ptsr_edge.config import Preprocess
+from ptsr_edge.core.config import Preprocess
 from ptsr_edge.flow import optical_flow
 from ptsr_edge.overlay import STRIP, Overlay, flow_colours
 from ptsr_edge.synthetic import render_clip

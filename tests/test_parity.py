@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ptsr_edge.backend_ort import OrtRunner
 from ptsr_edge.checkpoint import load_checkpoint
-from ptsr_edge.errors import ParityError
+from ptsr_edge.core.errors import ParityError
 from ptsr_edge.manifest import Parity, read_bundle
 from ptsr_edge.model import Model, Ptsr
 from ptsr_edge.parity import (

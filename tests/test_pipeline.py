@@ -17,8 +17,8 @@ from camera_data import FRAME_NS, ClockSpotter, PaintDetector, cascade, painted,
 from face_clips import FACE, NO_FACE, clip
 
 from ptsr_edge.camera_event import Event
-from ptsr_edge.config import Preprocess
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.core.config import Preprocess
+from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.face_boxes import Face
 from ptsr_edge.flow import flow_sample
 from ptsr_edge.manifest import Bundle, read_bundle, write_bundle

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from report_data import make_profile
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.profile_index import END, PAGE, START, index_lines, indexed, main
 
 PROFILES = Path(__file__).parents[1] / "profiles"

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from report_data import make_profile
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.files import write_json
 from ptsr_edge.profile_record import PROFILE, Measured, Profile, read_profile
 from ptsr_edge.statistics import Latency
-from ptsr_edge.storage import write_json
 
 
 @pytest.fixture

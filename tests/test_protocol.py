@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ptsr_edge.config import LABELS, Preprocess
+from ptsr_edge.core.config import LABELS, Preprocess
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.data import FlowData
-from ptsr_edge.errors import InputError
 from ptsr_edge.protocol import Fold, figures, folds, set_of, unseen_subjects
 
 

@@ -20,7 +20,7 @@ from typed_graphs import flows, graph
 
 import ptsr_edge
 from ptsr_edge.backend_ort import OrtRunner
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.onnx_graph import trace
 from ptsr_edge.quantize import (
     attention_products,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from video_files import write_video
 
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.frame_sources import SourceSettings, VideoSource
 from ptsr_edge.raw_frames import InputPipe, RawSource
 from ptsr_edge.source_address import parse_source

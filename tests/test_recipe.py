@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from ptsr_edge.checkpoint import CheckpointInfo, save_checkpoint
-from ptsr_edge.config import LABELS, Preprocess
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.config import LABELS, Preprocess
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.export import main
 from ptsr_edge.exporter import TARGETS
 from ptsr_edge.manifest import read_bundle

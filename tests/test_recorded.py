@@ -13,7 +13,7 @@ import pytest
 import recorded_trees as trees
 
 from ptsr_edge.annotations import Annotations
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.recorded import find_sheet, read_composite, read_recorded
 from ptsr_edge.recorded_sets import CASME2, RECORDED
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ptsr_edge.config import LABELS
+from ptsr_edge.core.config import LABELS
 from ptsr_edge.recorded_sets import (
     COMPOSITE,
     COMPOSITE_FOLDERS,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from video_files import stripes
 
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.frame_sources import SourceSettings, TimedFrame, VideoSource
 from ptsr_edge.recording import Recorder, Windows, fitted, recording, recording_paths
 from ptsr_edge.source_address import parse_source

@@ -14,8 +14,8 @@ from torch import nn
 
 from ptsr_edge import refill
 from ptsr_edge.backend_ort import OrtRunner
-from ptsr_edge.config import ModelConfig
-from ptsr_edge.errors import JobError
+from ptsr_edge.core.config import ModelConfig
+from ptsr_edge.core.errors import JobError
 from ptsr_edge.model import build_model
 from ptsr_edge.onnx_graph import trace
 from ptsr_edge.parity import eager_reference, measure_parity

@@ -14,10 +14,10 @@ import pytest
 from click.testing import CliRunner, Result
 from report_data import make_profile, without, write_profile
 
-from ptsr_edge.errors import InputError, MissingExtraError
+from ptsr_edge.core.errors import InputError, MissingExtraError
+from ptsr_edge.core.records import read_record
 from ptsr_edge.profile_record import Profile
 from ptsr_edge.report import Report, main, write_report
-from ptsr_edge.schema import read_record
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ptsr_edge.augment import flip_horizontally
-from ptsr_edge.config import LABELS, ModelConfig, Preprocess
+from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
 from ptsr_edge.data import FlowData
 from ptsr_edge.fit import Recipe, class_weights, fit
 from ptsr_edge.flow import to_input

@@ -16,8 +16,8 @@ import torch
 
 from ptsr_edge import Session, backend_trt
 from ptsr_edge.checkpoint import load_checkpoint
-from ptsr_edge.config import LABELS
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.core.config import LABELS
+from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.exporter import export_bundle
 from ptsr_edge.flow import to_input
 from ptsr_edge.inference import predict_logits

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.selection import (
     class_scores,
     dynamic_counts,

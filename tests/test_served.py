@@ -11,8 +11,8 @@ import pytest
 from bundle_data import PATCHES, SIDE, tiny_graph, write_tiny_bundle
 from onnx import TensorProto, helper, numpy_helper
 
-from ptsr_edge.config import LABELS
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.config import LABELS
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.manifest import Bundle, Variant, describe_file, read_bundle
 from ptsr_edge.served import PLAN, Tensor, describe, inference_precision, refusals
 
@@ -160,7 +160,7 @@ def test_the_form_that_ovms_is_given_is_computed_rightly(tmp_path: Path) -> None
     import onnxruntime as ort
 
     from ptsr_edge.backend_openvino import load_openvino
-    from ptsr_edge.errors import MissingExtraError
+    from ptsr_edge.core.errors import MissingExtraError
 
     try:
         ov = load_openvino()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.source_address import SourceAddress, parse_source, parse_sources
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ptsr_edge.config import Preprocess
+from ptsr_edge.core.config import Preprocess
 from ptsr_edge.flow import optical_flow
 from ptsr_edge.stages import face_frame, face_steps, frame_pair, frame_steps, median_ms
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.model import Ptsr, build_model
 from ptsr_edge.selection import class_scores, rollout_scores
 from ptsr_edge.static import (

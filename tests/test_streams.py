@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from video_files import write_video
 
 from ptsr_edge.backoff import Backoff
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.frame_queue import FrameQueue
 from ptsr_edge.frame_sources import SourceRefusedError, SourceSettings, TimedFrame, VideoSource
 from ptsr_edge.source_address import parse_source

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from typed_graphs import flows, graph, small_graph
 
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.strong_types import (
     columns_to_sums,
     inline_constants,

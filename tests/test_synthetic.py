@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ptsr_edge import faces, synthetic
-from ptsr_edge.config import LABELS, Preprocess
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.config import LABELS, Preprocess
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.faces import View
 from ptsr_edge.flow import optical_strain
 from ptsr_edge.landmarks import LANDMARKS

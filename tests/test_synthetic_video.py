@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from ptsr_edge.config import LABELS
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.config import LABELS
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.synthetic_video import MICRO_S, Happening, draw_script, film
 
 pytest.importorskip("cv2")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ptsr_edge.config import LABELS, MODELS, Preprocess
+from ptsr_edge.core.config import LABELS, MODELS, Preprocess
 from ptsr_edge.exporter import TARGETS
 from ptsr_edge.runtime_base import Runner
 from ptsr_edge.target import Artifact, BuildRequest, Target, variant_id

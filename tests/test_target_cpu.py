@@ -13,8 +13,8 @@ from bundle_data import PATCH, PATCHES, SIDE, tiny_graph
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from ptsr_edge.config import LABELS, Preprocess
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.core.config import LABELS, Preprocess
+from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.onnx_graph import write_sharing_weights
 from ptsr_edge.target import BuildRequest
 from ptsr_edge.target_cpu import SCHEMES, CpuTarget, measure_schemes

@@ -11,8 +11,8 @@ import pytest
 from openvino_models import TOKENS, request_for, samples, write_graphs
 
 from ptsr_edge.backend_ort import OrtRunner
-from ptsr_edge.config import Preprocess
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.core.config import Preprocess
+from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.target import Artifact
 
 ov = pytest.importorskip("openvino", reason="openvino is missing: pip install 'ptsr-edge[openvino]'")

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from typed_graphs import TOKENS, flows, request, small_graph
 
 from ptsr_edge.backend_ort import OrtRunner
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.strong_types import product_types
 from ptsr_edge.target import Artifact, BuildRequest
 from ptsr_edge.target_trt import (

@@ -19,7 +19,7 @@ import pytest
 from no_network import CI, FILTERED, NO_FILTER, run_watched
 
 import ptsr_edge
-from ptsr_edge.errors import MissingExtraError
+from ptsr_edge.core.errors import MissingExtraError
 from ptsr_edge.manifest import read_bundle
 from ptsr_edge.telemetry import require_silenced
 

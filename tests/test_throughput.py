@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.throughput import runs_per_second
 
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 from ptsr_edge.checkpoint import load_checkpoint, read_info
-from ptsr_edge.config import LABELS, Preprocess, named_model
+from ptsr_edge.core.config import LABELS, Preprocess, named_model
 from ptsr_edge.data import DATA_NAMES, load
 from ptsr_edge.evaluate import main as evaluate_main
 from ptsr_edge.fit import fit, recipe_for

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from ptsr_edge.errors import InputError, JobError, MissingExtraError
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 from ptsr_edge.trt_flavour import (
     CAPABILITIES,
     Flavour,

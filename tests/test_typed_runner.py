@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from typed_graphs import TOKENS, flows, graph, small_graph
 
 from ptsr_edge.backend_ort import OrtRunner
-from ptsr_edge.errors import JobError
+from ptsr_edge.core.errors import JobError
 from ptsr_edge.typed_runner import TypedGraphRunner, fold_constants
 
 

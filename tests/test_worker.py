@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from bundle_data import write_tiny_bundle
 
-from ptsr_edge.errors import JobError
+from ptsr_edge.core.errors import JobError
 from ptsr_edge.measure import pinned_cpus
 from ptsr_edge.worker import Job, RawTiming, Worker
 

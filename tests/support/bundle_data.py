@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ptsr_edge.config import LABELS, ModelConfig, Preprocess
+from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
 from ptsr_edge.data import FlowData
 from ptsr_edge.manifest import Bundle, Parity, Variant, describe_file, write_bundle
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.engine import Arrays, Task, run_tasks
-from ptsr_edge.errors import InputError
 
 GATE_S = 60.0
 

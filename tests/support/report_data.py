@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ptsr_edge.core.files import write_json
 from ptsr_edge.profile_record import Accuracy, Dynamic, KeptPatches, Measured, Profile, Stages
 from ptsr_edge.statistics import Latency, Ratio
-from ptsr_edge.storage import write_json
 
 LABELS = ["negative", "positive", "surprise"]
 GRID = 14

@@ -22,14 +22,14 @@ from arm.compare import check_same_question, compare, faults, strain_scores, ver
 from arm.machine import REPOSITORY, Machine, prepare
 from arm.page import Figure, as_table, page
 from ptsr_edge import data, synthetic
-from ptsr_edge.config import DEFAULT_MODEL
-from ptsr_edge.console import Verb, finish, run, say
-from ptsr_edge.environment import describe_cpu, visible_cpus
-from ptsr_edge.errors import InputError, JobError
+from ptsr_edge.core.config import DEFAULT_MODEL
+from ptsr_edge.core.console import Verb, finish, run, say
+from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.core.files import write_whole
+from ptsr_edge.core.system import describe_cpu, visible_cpus
 from ptsr_edge.exporter import export_bundle
 from ptsr_edge.flow import to_input
 from ptsr_edge.manifest import MANIFEST, Bundle, add_verification, read_bundle
-from ptsr_edge.storage import write_whole
 
 PROCESSORS = ("cortex-a76", "cortex-a72")
 """Raspberry Pi 5, and near what a Jetson Orin has (A78AE); Raspberry Pi 4, which lacks the dot products of

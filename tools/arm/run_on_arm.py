@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge import Session
+from ptsr_edge.core.files import write_json
 from ptsr_edge.manifest import read_bundle
-from ptsr_edge.storage import write_json
 
 
 def answers(bundle: Path, flows: NDArray[np.float32]) -> dict[str, Any]:

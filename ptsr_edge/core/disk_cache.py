@@ -34,7 +34,7 @@ def cache_key(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def code_digest(package: Path = Path(__file__).parent) -> str:
+def code_digest(package: Path = Path(__file__).parents[1]) -> str:
     """SHA-256 over a package's Python source files, their names included."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):

@@ -9,11 +9,12 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 
-from ptsr_edge.errors import InputError, MissingExtraError, PtsrError
+from ptsr_edge.core.errors import InputError, MissingExtraError, PtsrError
 
 T = TypeVar("T")
 
@@ -69,6 +70,17 @@ def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None
 def run(verb: click.Command, name: str) -> None:
     """Runs a verb as `python -m ptsr_edge.NAME`."""
     verb.main(prog_name=name)
+
+
+def run_verb(name: str) -> None:
+    """Runs the verb `name` as `python -m ptsr_edge.NAME`; a package that is missing is one line and exit code 1."""
+    program = f"python -m ptsr_edge.{name}"
+    try:
+        verb = load_verb(name)
+    except PtsrError as error:
+        click.echo(f"{program}: {error}", err=True)
+        sys.exit(error.exit_code)
+    verb.main(prog_name=program)
 
 
 def say(text: str) -> None:
@@ -130,6 +142,12 @@ VERBS = {
 """All verbs in the order in which they are used, with their lines in `--help`."""
 
 
+def verb_module(name: str) -> str:
+    """The module of a verb: the root's own for `doctor`, `cli` of its package for the others."""
+    file = Path(__file__).parents[1] / name / "cli.py"
+    return f"ptsr_edge.{name}.cli" if file.is_file() else f"ptsr_edge.{name}"
+
+
 def load_verb(name: str) -> click.Command:
     """Imports a verb's module and returns its command.
 
@@ -141,7 +159,7 @@ def load_verb(name: str) -> click.Command:
         near = difflib.get_close_matches(name, VERBS, n=1, cutoff=0.0)[0]
         raise InputError(f"unknown verb {name!r}; nearest: {near}; known: {', '.join(VERBS)}")
     try:
-        command: click.Command = importlib.import_module(f"ptsr_edge.{name}").main
+        command: click.Command = importlib.import_module(verb_module(name)).main
     except ImportError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "ptsr_edge"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ptsr_edge.errors import InputError, JobError, MissingExtraError, ParityError, PtsrError, require
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, ParityError, PtsrError, require
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ptsr_edge.errors import InputError
+from ptsr_edge.core.errors import InputError
 
 
 class Record(BaseModel):

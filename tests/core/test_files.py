@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ptsr_edge.errors import InputError, JobError
-from ptsr_edge.storage import (
+from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.core.files import (
     check_file,
     check_place,
     sha256_of,

@@ -8,8 +8,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from ptsr_edge.console import Verb, comma_separated, finish, progress, say
-from ptsr_edge.errors import InputError, JobError, MissingExtraError, PtsrError, require
+from ptsr_edge.core.console import Verb, comma_separated, finish, progress, say
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, PtsrError, require
 
 
 @click.command(cls=Verb)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ptsr_edge import environment
-from ptsr_edge.environment import (
+from ptsr_edge.core import system as environment
+from ptsr_edge.core.system import (
     TELLING_FLAGS,
     describe_cpu,
     describe_environment,

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from ptsr_edge.config import LABELS, MODELS, ModelConfig, Preprocess, baseline_of, named_model
-from ptsr_edge.errors import InputError
-from ptsr_edge.schema import parse
+from ptsr_edge.core.config import LABELS, MODELS, ModelConfig, Preprocess, baseline_of, named_model
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.records import parse
 
 GOOD: dict[str, Any] = dict(
     name="ptsr-x", kind="ptsr", image_size=32, patch_size=8, dim=24, depth=3, heads=2, select_block=2

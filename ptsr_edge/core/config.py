@@ -11,8 +11,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ptsr_edge.errors import InputError
-from ptsr_edge.schema import Record
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.records import Record
 
 LABELS = ("negative", "positive", "surprise")
 """The classes of the MEGC2019 composite, in the order of its label numbers 0, 1, 2."""

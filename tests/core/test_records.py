@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from ptsr_edge.errors import InputError
-from ptsr_edge.schema import Record, parse, read_record
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.records import Record, parse, read_record
 
 
 class Inner(Record):

@@ -1,0 +1,1 @@
+"""What every stage stands on: errors, records, files, the console, the machine."""
