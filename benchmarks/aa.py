@@ -15,7 +15,7 @@ import numpy as np
 
 from ptsr_edge.manifest import read_bundle
 from ptsr_edge.measure import measure_interleaved
-from ptsr_edge.statistics import ratio_interval
+from ptsr_edge.stats.latency import ratio_interval
 from ptsr_edge.worker import Job
 
 

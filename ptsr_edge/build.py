@@ -26,7 +26,6 @@ from ptsr_edge.layerwise import (
     _sample_at_fault,
 )
 from ptsr_edge.manifest import Parity, Variant, describe_file
-from ptsr_edge.metrics import confusion, uar
 from ptsr_edge.model import Model, count_parameters
 from ptsr_edge.onnx_graph import add_metadata, trace, write_sharing_weights
 from ptsr_edge.parity import (
@@ -39,6 +38,7 @@ from ptsr_edge.repair import build_within, uar_of
 from ptsr_edge.runtime_base import Runner
 from ptsr_edge.sensitivity import rank_layers
 from ptsr_edge.static import to_static
+from ptsr_edge.stats.classification import confusion, uar
 from ptsr_edge.target import (
     THROUGH_ARTIFACT,
     THROUGH_GRAPH,

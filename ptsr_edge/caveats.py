@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ptsr_edge.comparison import Comparison
-from ptsr_edge.statistics import CV_LIMIT
+from ptsr_edge.stats.latency import CV_LIMIT
 
 TAIL_SAMPLES = 24_576
 """Samples that MLPerf asks for before it trusts a 90th percentile at 99 % confidence."""

@@ -17,7 +17,7 @@ from ptsr_edge.comparison import (
     signed,
     three_digits,
 )
-from ptsr_edge.statistics import Ratio
+from ptsr_edge.stats.latency import Ratio
 
 Value = float | int | str | None
 

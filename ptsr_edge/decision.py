@@ -8,10 +8,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from ptsr_edge.bounds import CONFIDENCE, Paired, Unit, needed_factor, paired, upper_bound
 from ptsr_edge.comparison import Comparison, Row, _round_up, rounded_up, three_digits
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.records import Record
+from ptsr_edge.stats.risk_bounds import CONFIDENCE, Paired, Unit, needed_factor, paired, upper_bound
 from ptsr_edge.verdict import CHANCE_MARGIN, MAX_UAR_DROP, Verdict
 
 PERCENTILE = "p95"

@@ -22,7 +22,7 @@ from ptsr_edge.core.console import progress as progress_bar
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.system import visible_cpus
 from ptsr_edge.energy import Meter, find_meter
-from ptsr_edge.statistics import Ratio, ratio_interval
+from ptsr_edge.stats.latency import Ratio, ratio_interval
 from ptsr_edge.worker import SETTLE_RUNS, Job, RawTiming, Worker
 
 MIN_ROUNDS = 20

@@ -14,9 +14,9 @@ from ptsr_edge.core.errors import InputError
 from ptsr_edge.evaluation import is_random
 from ptsr_edge.judge import judge, kept_patches
 from ptsr_edge.manifest import Bundle
-from ptsr_edge.metrics import paired_bootstrap
 from ptsr_edge.profile_entries import Entry
 from ptsr_edge.profile_record import Accuracy, Control, Dynamic, Judged, KeptPatches
+from ptsr_edge.stats.classification import paired_bootstrap
 
 if TYPE_CHECKING:
     from ptsr_edge.data import FlowData

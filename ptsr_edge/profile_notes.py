@@ -7,7 +7,13 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.statistics import CV_LIMIT, lag_one_correlation, latency_summary, ratio_interval, round_ratios
+from ptsr_edge.stats.latency import (
+    CV_LIMIT,
+    lag_one_correlation,
+    latency_summary,
+    ratio_interval,
+    round_ratios,
+)
 from ptsr_edge.worker import RawTiming
 
 CPU_SHARE_LIMIT = 0.97

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ptsr_edge.core.records import Record, read_record
-from ptsr_edge.statistics import Latency, Ratio
+from ptsr_edge.stats.latency import Latency, Ratio
 
 PROFILE = "profile.json"
 

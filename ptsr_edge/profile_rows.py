@@ -14,7 +14,7 @@ from ptsr_edge.profile_entries import Entry
 from ptsr_edge.profile_macs import mac_figures
 from ptsr_edge.profile_notes import timing_notes
 from ptsr_edge.profile_record import NOT_RUN, Accuracy, Ceiling, Measured, Stages
-from ptsr_edge.statistics import Ratio, latency_summary
+from ptsr_edge.stats.latency import Ratio, latency_summary
 from ptsr_edge.worker import RawTiming
 
 SAMPLES = "samples"

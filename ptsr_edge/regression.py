@@ -17,9 +17,9 @@ from pydantic import Field
 
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.records import Record
-from ptsr_edge.metrics import paired_bootstrap
 from ptsr_edge.profile_record import Accuracy, Judged, Measured, Profile
-from ptsr_edge.statistics import change_interval
+from ptsr_edge.stats.classification import paired_bootstrap
+from ptsr_edge.stats.latency import change_interval
 
 MARGIN = 0.02
 """Changes of time, size and multiply-adds within this share are none."""

@@ -12,7 +12,6 @@ import click
 from pydantic import Field
 
 from ptsr_edge import svg
-from ptsr_edge.bounds import CONFIDENCE, Unit
 from ptsr_edge.caveats import caveats, instability
 from ptsr_edge.comparison import Comparison, compare, read_sources
 from ptsr_edge.core.console import Verb, finish, run
@@ -26,6 +25,7 @@ from ptsr_edge.figures import draw_all
 from ptsr_edge.profile_record import Profile, read_profile
 from ptsr_edge.regression import Regression, changes_words, compare_profiles, summary
 from ptsr_edge.render import json_text, render
+from ptsr_edge.stats.risk_bounds import CONFIDENCE, Unit
 from ptsr_edge.svg import Picture
 from ptsr_edge.tables import aligned, build_tables, remarks
 from ptsr_edge.verdict import Verdict, decide

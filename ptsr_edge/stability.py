@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from ptsr_edge.statistics import Ratio
+from ptsr_edge.stats.latency import Ratio
 from ptsr_edge.worker import RawTiming
 
 INTERVAL_LIMIT = 0.05

@@ -22,9 +22,9 @@ from ptsr_edge.core.files import check_file
 from ptsr_edge.data import DATA_NAMES, FlowData, load, reading_options, split_subjects
 from ptsr_edge.fit import Recipe, first_weights, fit, recipe_for
 from ptsr_edge.inference import DEVICES, choose_device, predict_logits
-from ptsr_edge.metrics import confusion, uar, uf1
 from ptsr_edge.model import Model, Ptsr, Vit
 from ptsr_edge.recorded_sets import LICENCES
+from ptsr_edge.stats.classification import confusion, uar, uf1
 
 
 def held_out_figures(model: Model, data: FlowData, budgets: tuple[float, ...]) -> dict[str, Any]:

@@ -27,9 +27,9 @@ from ptsr_edge.data import FlowData
 from ptsr_edge.flow import to_input
 from ptsr_edge.layerwise import DEPARTURES
 from ptsr_edge.manifest import Variant, check_files
-from ptsr_edge.metrics import confusion, uar
 from ptsr_edge.model import Model, Ptsr, count_parameters
 from ptsr_edge.onnx_graph import write_sharing_weights
+from ptsr_edge.stats.classification import confusion, uar
 from ptsr_edge.strong_types import product_types
 from ptsr_edge.target import Artifact, BuildRequest, Target
 from ptsr_edge.target_cpu import CpuTarget

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from bundle_data import tiny_flows, write_tiny_bundle
 
-from ptsr_edge.bounds import paired, upper_bound
 from ptsr_edge.cascade import goes_on, probability_margin
 from ptsr_edge.cascade_calibration import (
     MARGINS,
@@ -21,8 +20,9 @@ from ptsr_edge.cascade_calibration import (
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.flow import to_input
 from ptsr_edge.manifest import read_bundle
-from ptsr_edge.metrics import confusion, uar
 from ptsr_edge.runtime import Session
+from ptsr_edge.stats.classification import confusion, uar
+from ptsr_edge.stats.risk_bounds import paired, upper_bound
 
 CLASSES = 3
 

@@ -17,9 +17,9 @@ from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import sha256_of
 from ptsr_edge.flow import to_input
 from ptsr_edge.inference import predict_logits
-from ptsr_edge.metrics import confusion, gain_interval, paired_bootstrap, uar
 from ptsr_edge.model import Ptsr, build_model
 from ptsr_edge.selection import dynamic_counts, strain_scores
+from ptsr_edge.stats.classification import confusion, gain_interval, paired_bootstrap, uar
 
 
 def model_of(score: Score) -> Ptsr:

@@ -10,12 +10,12 @@ from click.testing import CliRunner, Result
 from judged_data import judged_profile
 from report_data import make_profile, write_profile
 
-from ptsr_edge.bounds import paired, upper_bound
 from ptsr_edge.comparison import compare, read_sources, rounded_up
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.records import read_record
 from ptsr_edge.decision import Decision, check_limits, choose
 from ptsr_edge.report import Report, main
+from ptsr_edge.stats.risk_bounds import paired, upper_bound
 from ptsr_edge.verdict import Verdict
 
 EQUAL = {1.0: 0.0, 0.5: 0.0, 0.25: 0.0}

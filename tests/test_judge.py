@@ -13,8 +13,8 @@ from ptsr_edge.core.errors import InputError
 from ptsr_edge.evaluation import is_random, judged_data
 from ptsr_edge.judge import grey_picture, judge, kept_patches
 from ptsr_edge.manifest import read_bundle
-from ptsr_edge.metrics import confusion, uar, uf1
 from ptsr_edge.runtime import Session
+from ptsr_edge.stats.classification import confusion, uar, uf1
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from bundle_data import write_tiny_bundle
 from ptsr_edge import measure
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.measure import measure_interleaved, pinned_cpus
-from ptsr_edge.statistics import ratio_interval
+from ptsr_edge.stats.latency import ratio_interval
 from ptsr_edge.worker import Job, RawTiming, Worker
 
 

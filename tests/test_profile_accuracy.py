@@ -10,9 +10,9 @@ from bundle_data import tiny_flows, write_pair
 
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.manifest import read_bundle
-from ptsr_edge.metrics import paired_bootstrap
 from ptsr_edge.profile_accuracy import check_control_seeds, judge_entries, judged_record
 from ptsr_edge.profile_entries import Entry
+from ptsr_edge.stats.classification import paired_bootstrap
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from report_data import make_profile
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import write_json
 from ptsr_edge.profile_record import PROFILE, Measured, Profile, read_profile
-from ptsr_edge.statistics import Latency
+from ptsr_edge.stats.latency import Latency
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ptsr_edge.stability import why_unstable
-from ptsr_edge.statistics import Ratio
+from ptsr_edge.stats.latency import Ratio
 from ptsr_edge.worker import RawTiming
 
 

@@ -20,8 +20,8 @@ from ptsr_edge.data import DATA_NAMES, load
 from ptsr_edge.evaluate import main as evaluate_main
 from ptsr_edge.fit import fit, recipe_for
 from ptsr_edge.inference import predict_logits
-from ptsr_edge.metrics import confusion, uar, uf1
 from ptsr_edge.model import build_model
+from ptsr_edge.stats.classification import confusion, uar, uf1
 from ptsr_edge.train import held_out_figures, main, model_card
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from report_data import LABELS, make_profile, write_profile
 
-from ptsr_edge.metrics import confusion, uar
 from ptsr_edge.profile_record import Control, Judged, Profile
+from ptsr_edge.stats.classification import confusion, uar
 
 CONTROLS = [
     Control(tokens=98, selection="DTSM", seeds=1, uar=0.80),

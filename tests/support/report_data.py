@@ -13,7 +13,7 @@ import numpy as np
 
 from ptsr_edge.core.files import write_json
 from ptsr_edge.profile_record import Accuracy, Dynamic, KeptPatches, Measured, Profile, Stages
-from ptsr_edge.statistics import Latency, Ratio
+from ptsr_edge.stats.latency import Latency, Ratio
 
 LABELS = ["negative", "positive", "surprise"]
 GRID = 14

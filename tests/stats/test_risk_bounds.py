@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from ptsr_edge.bounds import STAKES, WEIGHTS, Paired, needed_factor, paired, upper_bound
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.metrics import confusion, uar
+from ptsr_edge.stats.classification import confusion, uar
+from ptsr_edge.stats.risk_bounds import STAKES, WEIGHTS, Paired, needed_factor, paired, upper_bound
 
 
 def of_parts(parts: np.ndarray) -> Paired:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ptsr_edge import metrics
 from ptsr_edge.core.errors import InputError
+from ptsr_edge.stats import classification as metrics
 
 # Unequal classes of 6, 3 and 1 samples.
 TRUE = [0, 0, 0, 0, 0, 0, 1, 1, 1, 2]

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.statistics import (
+from ptsr_edge.stats.latency import (
     MIN_ROUNDS,
     change_interval,
     lag_one_correlation,

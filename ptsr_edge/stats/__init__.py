@@ -1,0 +1,1 @@
+"""Statistics of classes, of risk and of time."""
