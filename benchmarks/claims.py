@@ -32,9 +32,9 @@ from ptsr_edge.model import Model
 from ptsr_edge.parity import eager_reference, measure_parity
 from ptsr_edge.profiler import profile_bundles
 from ptsr_edge.runtime import open_artifact, why_not_here
+from ptsr_edge.runtimes.trt_engine import describe_gpus
 from ptsr_edge.stats.latency import Ratio, ratio_interval
 from ptsr_edge.target import variant_id
-from ptsr_edge.trt_engine import describe_gpus
 from ptsr_edge.typed_runner import TypedGraphRunner
 from ptsr_edge.worker import Job
 

@@ -35,7 +35,7 @@ from ptsr_edge.parity import (
     require_parity,
 )
 from ptsr_edge.repair import build_within, uar_of
-from ptsr_edge.runtime_base import Runner
+from ptsr_edge.runtimes.base import Runner
 from ptsr_edge.sensitivity import rank_layers
 from ptsr_edge.static import to_static
 from ptsr_edge.stats.classification import confusion, uar

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ptsr_edge.backend_openvino import CAPABILITY, DEVICE, load_openvino
 from ptsr_edge.core.errors import require
+from ptsr_edge.runtimes.openvino import CAPABILITY, DEVICE, load_openvino
 
 ROWS, WIDTH = 256, 768
 SETTLE = 3

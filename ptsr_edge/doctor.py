@@ -21,7 +21,7 @@ from ptsr_edge.core.errors import JobError
 from ptsr_edge.core.records import Record
 from ptsr_edge.core.system import describe_cpu
 from ptsr_edge.installation import LIMIT_S, Package, Probe, as_found, find_gpus, probe_all, read_extras
-from ptsr_edge.runtime_base import RUNTIMES
+from ptsr_edge.runtimes.base import RUNTIMES
 
 EXTRA_OF = {"cpu": "ort", "openvino": "openvino", "trt": "trt"}
 """The extra that brings a target's tool chain; building needs `train` as well."""

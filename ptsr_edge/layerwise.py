@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ptsr_edge.backend_openvino import DEVICE, choose_precision, compile_ir, load_openvino, read_ir, rt_entry
 from ptsr_edge.core.errors import require
 from ptsr_edge.onnx_graph import PRODUCTS
 from ptsr_edge.parity import (
@@ -20,6 +19,7 @@ from ptsr_edge.parity import (
     compare_selection,
     score_limit,
 )
+from ptsr_edge.runtimes.openvino import DEVICE, choose_precision, compile_ir, load_openvino, read_ir, rt_entry
 from ptsr_edge.target import (
     Artifact,
     Target,

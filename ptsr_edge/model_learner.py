@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ptsr_edge.backend_ort import OrtRunner
 from ptsr_edge.checkpoint import starting_checkpoint
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.files import sha256_of
@@ -25,6 +24,7 @@ from ptsr_edge.inference import predict_logits
 from ptsr_edge.model import Model
 from ptsr_edge.parity import eager_reference, measure_parity, require_parity
 from ptsr_edge.refill import Template, export_template
+from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.selection import random_tokens
 
 THROUGH = ("torch", "cpu")

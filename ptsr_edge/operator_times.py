@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.backend_openvino import choose_precision, compile_ir, load_openvino, read_ir, rt_entry
 from ptsr_edge.core.errors import require
+from ptsr_edge.runtimes.openvino import choose_precision, compile_ir, load_openvino, read_ir, rt_entry
 
 CLASSES: dict[str, tuple[str, ...]] = {
     "matrix products": (

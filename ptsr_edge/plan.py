@@ -11,8 +11,8 @@ from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_place
 from ptsr_edge.manifest import MANIFEST
+from ptsr_edge.runtimes.trt_flavour import Flavour, choose_capabilities
 from ptsr_edge.target import Target
-from ptsr_edge.trt_flavour import Flavour, choose_capabilities
 
 BUDGETS = (1.0, 0.5, 0.25)
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.backend_openvino import last_line
 from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.runtimes.openvino import last_line
+from ptsr_edge.runtimes.telemetry import require_silenced
 from ptsr_edge.target import BuildRequest
-from ptsr_edge.telemetry import require_silenced
 
 SMOOTH_QUANT = -1.0
 """NNCF's SmoothQuant alpha; -1: none. With trained weights .5 and .95 moved the logits' error by a quarter

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import JobError
-from ptsr_edge.runtime_base import Runner
+from ptsr_edge.runtimes.base import Runner
 from ptsr_edge.sensitivity import LayerSensitivity
 from ptsr_edge.stats.classification import confusion, uar
 from ptsr_edge.target import Artifact

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.flow import check_flow, to_input
 from ptsr_edge.manifest import Bundle, Variant, check_files, read_bundle
-from ptsr_edge.runtime_base import Runner
+from ptsr_edge.runtimes.base import Runner
 
 RUNNERS = {
-    "trt": ("ptsr_edge.backend_trt", "TrtRunner"),
-    "openvino": ("ptsr_edge.backend_openvino", "OpenVinoRunner"),
-    "cpu": ("ptsr_edge.backend_ort", "OrtRunner"),
+    "trt": ("ptsr_edge.runtimes.tensorrt", "TrtRunner"),
+    "openvino": ("ptsr_edge.runtimes.openvino", "OpenVinoRunner"),
+    "cpu": ("ptsr_edge.runtimes.onnxruntime", "OrtRunner"),
 }
 """Who runs a target's artifacts: module and class, imported when an artifact is opened. Where a bundle has
 several targets, the first of these that can run is taken."""

@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ptsr_edge.backend_ort import OrtRunner
 from ptsr_edge.core.records import Record
 from ptsr_edge.onnx_graph import PRODUCTS
 from ptsr_edge.quantize import load_inferred, products_kept_float, quantize_static_qdq
+from ptsr_edge.runtimes.onnxruntime import OrtRunner
 
 SAMPLES = 32
 """Calibration samples that a ranking looks at."""

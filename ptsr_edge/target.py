@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.config import Preprocess
-from ptsr_edge.runtime_base import Runner
+from ptsr_edge.runtimes.base import Runner
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from ptsr_edge.backend_ort import OrtRunner
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.onnx_graph import OPSET, write_sharing_weights
 from ptsr_edge.quantize import load_inferred, products_kept_float, quantize_dynamic_int8, quantize_static_qdq
+from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.target import Artifact, BuildRequest, variant_id
 
 SCHEMES = ("static", "dynamic")

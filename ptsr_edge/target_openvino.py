@@ -25,18 +25,12 @@ from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
-from ptsr_edge.backend_openvino import (
-    RT_SECTION,
-    OpenVinoRunner,
-    can_calculate,
-    last_line,
-    load_openvino,
-)
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import write_whole
 from ptsr_edge.quantize_openvino import named_operations, quantize, selection_only
+from ptsr_edge.runtimes.openvino import RT_SECTION, OpenVinoRunner, can_calculate, last_line, load_openvino
 from ptsr_edge.target import Artifact, BuildRequest, variant_id
 
 INFERENCE_PRECISION = {"fp32": "f32", "fp16": "f16 f32", "bf16": "bf16", "int8": "f32"}

@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from pydantic import field_validator
 
-from ptsr_edge import build_on_device, trt_engine
-from ptsr_edge.backend_trt import TrtRunner, why_not_here
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import sha256_of, write_json, write_whole
@@ -37,9 +35,11 @@ from ptsr_edge.quantize import (
     products_kept_float,
     quantize_static_qdq,
 )
+from ptsr_edge.runtimes import build_on_device, trt_engine
+from ptsr_edge.runtimes.tensorrt import TrtRunner, why_not_here
+from ptsr_edge.runtimes.trt_flavour import Flavour, choose_capabilities, choose_flavour
 from ptsr_edge.strong_types import inline_constants, require_types, to_strong_fp16
 from ptsr_edge.target import Artifact, BuildRequest, variant_id
-from ptsr_edge.trt_flavour import Flavour, choose_capabilities, choose_flavour
 from ptsr_edge.typed_runner import TypedGraphRunner
 
 SCRIPT = "build_on_device.py"
@@ -232,7 +232,7 @@ def device_script() -> str:
     script = Path(build_on_device.__file__).read_text(encoding="utf-8")
     engine = Path(trt_engine.__file__).read_text(encoding="utf-8")
     _, _, body = engine.partition("from __future__ import annotations\n")
-    begin = script.index("from ptsr_edge.trt_engine import")
+    begin = script.index("from ptsr_edge.runtimes.trt_engine import")
     end = script.index("TRTEXEC =")
     return f"{script[:begin]}{body.strip()}\n\n{script[end:]}"
 

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 
 from ptsr_edge import parity
-from ptsr_edge.backend_ort import OrtRunner
 from ptsr_edge.build import GRAPH_ONLY, PROOF_SAMPLES, Job, build_and_prove, trace_budgets
 from ptsr_edge.checkpoint import CheckpointInfo
 from ptsr_edge.core.config import LABELS, Preprocess
@@ -29,6 +28,7 @@ from ptsr_edge.layerwise import DEPARTURES
 from ptsr_edge.manifest import Variant, check_files
 from ptsr_edge.model import Model, Ptsr, count_parameters
 from ptsr_edge.onnx_graph import write_sharing_weights
+from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.stats.classification import confusion, uar
 from ptsr_edge.strong_types import product_types
 from ptsr_edge.target import Artifact, BuildRequest, Target

@@ -24,7 +24,7 @@ from ptsr_edge.doctor import (
 )
 from ptsr_edge.exporter import TARGETS
 from ptsr_edge.installation import Package, Probe
-from ptsr_edge.runtime_base import RUNTIMES
+from ptsr_edge.runtimes.base import RUNTIMES
 
 GPU = {"name": "A", "compute_capability": "8.6"}
 HOPPER = {"name": "H", "compute_capability": "9.0"}

@@ -18,7 +18,7 @@ from ptsr_edge.evaluate import lines_of, main
 from ptsr_edge.evaluation import evaluate_bundle, judged_samples
 from ptsr_edge.inference import predict_logits
 from ptsr_edge.manifest import read_bundle
-from ptsr_edge.trt_engine import describe_gpus
+from ptsr_edge.runtimes.trt_engine import describe_gpus
 
 SUBJECTS = ["synthetic/001", "synthetic/002", "synthetic/003"]
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ptsr_edge.backend_ort import OrtRunner
 from ptsr_edge.checkpoint import load_checkpoint
 from ptsr_edge.core.errors import ParityError
 from ptsr_edge.manifest import Parity, read_bundle
@@ -29,6 +28,7 @@ from ptsr_edge.parity import (
     require_parity,
     score_limit,
 )
+from ptsr_edge.runtimes.onnxruntime import OrtRunner
 
 Answer = tuple[NDArray[np.float32], NDArray[np.int64] | None]
 Run = Callable[[NDArray[np.float32]], Answer]

@@ -19,7 +19,6 @@ from onnx import ModelProto, numpy_helper
 from typed_graphs import flows, graph
 
 import ptsr_edge
-from ptsr_edge.backend_ort import OrtRunner
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.onnx_graph import trace
 from ptsr_edge.quantize import (
@@ -31,6 +30,7 @@ from ptsr_edge.quantize import (
     quantize_static_qdq,
     statistics_products,
 )
+from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.static import to_static
 
 EMULATOR = "qemu-x86_64-static"

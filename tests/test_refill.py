@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from ptsr_edge import refill
-from ptsr_edge.backend_ort import OrtRunner
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import JobError
 from ptsr_edge.model import build_model
 from ptsr_edge.onnx_graph import trace
 from ptsr_edge.parity import eager_reference, measure_parity
 from ptsr_edge.refill import Template, export_template, flat_weights, number_weights
+from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.static import to_static
 
 SMALL = dict(name="small", kind="ptsr", image_size=32, patch_size=8, dim=16, depth=2, heads=2, mlp_ratio=2.0)

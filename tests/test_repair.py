@@ -14,9 +14,9 @@ import pytest
 from numpy.typing import NDArray
 from typed_graphs import small_graph
 
-from ptsr_edge.backend_ort import OrtRunner
 from ptsr_edge.core.errors import JobError
 from ptsr_edge.repair import build_within, uar_of
+from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.sensitivity import LayerSensitivity
 from ptsr_edge.stats.classification import confusion, uar
 from ptsr_edge.target import Artifact

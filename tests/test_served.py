@@ -159,8 +159,8 @@ def test_the_form_that_ovms_is_given_is_computed_rightly(tmp_path: Path) -> None
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     import onnxruntime as ort
 
-    from ptsr_edge.backend_openvino import load_openvino
     from ptsr_edge.core.errors import MissingExtraError
+    from ptsr_edge.runtimes.openvino import load_openvino
 
     try:
         ov = load_openvino()

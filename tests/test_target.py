@@ -11,7 +11,7 @@ import pytest
 
 from ptsr_edge.core.config import LABELS, MODELS, Preprocess
 from ptsr_edge.exporter import TARGETS
-from ptsr_edge.runtime_base import Runner
+from ptsr_edge.runtimes.base import Runner
 from ptsr_edge.target import Artifact, BuildRequest, Target, variant_id
 
 

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from openvino_models import TOKENS, request_for, samples, write_graphs
 
-from ptsr_edge.backend_ort import OrtRunner
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.target import Artifact
 
 ov = pytest.importorskip("openvino", reason="openvino is missing: pip install 'ptsr-edge[openvino]'")
 pytest.importorskip("nncf", reason="nncf is missing: pip install 'ptsr-edge[openvino]'")
 
-from ptsr_edge.backend_openvino import can_calculate, compile_ir, read_ir  # noqa: E402
 from ptsr_edge.quantize_openvino import selection_only  # noqa: E402
+from ptsr_edge.runtimes.openvino import can_calculate, compile_ir, read_ir  # noqa: E402
 from ptsr_edge.target_openvino import (  # noqa: E402
     INFERENCE_PRECISION,
     OpenVinoTarget,

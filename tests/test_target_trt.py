@@ -12,8 +12,9 @@ import pytest
 from onnx import TensorProto, helper
 from typed_graphs import TOKENS, flows, request, small_graph
 
-from ptsr_edge.backend_ort import OrtRunner
 from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.runtimes.onnxruntime import OrtRunner
+from ptsr_edge.runtimes.trt_flavour import Flavour, choose_flavour
 from ptsr_edge.strong_types import product_types
 from ptsr_edge.target import Artifact, BuildRequest
 from ptsr_edge.target_trt import (
@@ -24,7 +25,6 @@ from ptsr_edge.target_trt import (
     run_builder,
     write_graphs,
 )
-from ptsr_edge.trt_flavour import Flavour, choose_flavour
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from typed_graphs import TOKENS, flows, graph, small_graph
 
-from ptsr_edge.backend_ort import OrtRunner
 from ptsr_edge.core.errors import JobError
+from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.typed_runner import TypedGraphRunner, fold_constants
 
 

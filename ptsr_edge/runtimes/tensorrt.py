@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
-from ptsr_edge.trt_engine import MODULES, describe_gpus, shared_log
-from ptsr_edge.trt_flavour import INSTALL
-from ptsr_edge.trt_plan import Plan, read_plan, rebuild_line, require_capability, require_version
+from ptsr_edge.runtimes.trt_engine import MODULES, describe_gpus, shared_log
+from ptsr_edge.runtimes.trt_flavour import INSTALL
+from ptsr_edge.runtimes.trt_plan import Plan, read_plan, rebuild_line, require_capability, require_version
 
 TYPES: dict[str, np.dtype[Any]] = {"FLOAT": np.dtype(np.float32), "INT64": np.dtype(np.int64)}
 

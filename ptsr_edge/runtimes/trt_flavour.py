@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
-from ptsr_edge.trt_engine import MODULES, BuildError, describe_gpus, load_tensorrt
+from ptsr_edge.runtimes.trt_engine import MODULES, BuildError, describe_gpus, load_tensorrt
 
 CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
 """What tensorrt-rtx builds for: Turing, A100, RTX 30, RTX 40, RTX 50, GB10."""

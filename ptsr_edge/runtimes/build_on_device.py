@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ptsr_edge.trt_engine import (
+from ptsr_edge.runtimes.trt_engine import (
     ALLOWED,
     MODULES,
     BuildError,

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.telemetry import require_silenced
+from ptsr_edge.runtimes.telemetry import require_silenced
 
 DEVICE = "CPU"
 RT_SECTION = "ptsr_edge"

@@ -15,9 +15,9 @@ from bundle_data import SIDE, tiny_graph
 from onnx import numpy_helper
 from typed_graphs import small_graph
 
-from ptsr_edge.backend_ort import OrtRunner
 from ptsr_edge.core.errors import JobError, MissingExtraError
 from ptsr_edge.onnx_graph import write_sharing_weights
+from ptsr_edge.runtimes.onnxruntime import OrtRunner
 
 pytest.importorskip("onnxruntime")
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from typed_graphs import CONFIG, TOKENS, flows, request
 
-from ptsr_edge.backend_trt import Cuda, TrtRunner, check_plan, why_not_here
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
+from ptsr_edge.runtimes.tensorrt import Cuda, TrtRunner, check_plan, why_not_here
+from ptsr_edge.runtimes.trt_engine import describe_gpus
 from ptsr_edge.target_trt import TrtTarget
-from ptsr_edge.trt_engine import describe_gpus
 from ptsr_edge.typed_runner import TypedGraphRunner
 
 needs_rtx = pytest.mark.skipif(
@@ -59,7 +59,7 @@ def test_a_plan_of_another_version_is_refused(plan: Path, tmp_path: Path) -> Non
 
 @needs_rtx
 def test_a_plan_for_another_gpu_is_refused(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ptsr_edge.backend_trt.describe_gpus", lambda: [ORIN])
+    monkeypatch.setattr("ptsr_edge.runtimes.tensorrt.describe_gpus", lambda: [ORIN])
     with pytest.raises(JobError, match=r"built for SM86, SM89, the GPU here is Orin \(SM87\): run `python3"):
         check_plan(plan)
 
@@ -87,7 +87,7 @@ def test_missing_cuda_bindings_are_named(monkeypatch: pytest.MonkeyPatch) -> Non
     def missing(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr("ptsr_edge.backend_trt.importlib.import_module", missing)
+    monkeypatch.setattr("ptsr_edge.runtimes.tensorrt.importlib.import_module", missing)
     with pytest.raises(MissingExtraError, match=r"needs cuda-bindings: pip install 'ptsr-edge\[trt\]'"):
         Cuda()
 

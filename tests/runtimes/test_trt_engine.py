@@ -15,10 +15,8 @@ import pytest
 from onnx import TensorProto, helper
 from typed_graphs import graph, small_graph
 
-from ptsr_edge import trt_engine
-from ptsr_edge.strong_types import product_types, to_strong_fp16
-from ptsr_edge.target_trt import device_script
-from ptsr_edge.trt_engine import (
+from ptsr_edge.runtimes import trt_engine
+from ptsr_edge.runtimes.trt_engine import (
     BuildError,
     build_plan,
     count_products,
@@ -29,6 +27,8 @@ from ptsr_edge.trt_engine import (
     require_precision,
     shared_log,
 )
+from ptsr_edge.strong_types import product_types, to_strong_fp16
+from ptsr_edge.target_trt import device_script
 
 FP16 = {"precision": "fp16"}
 

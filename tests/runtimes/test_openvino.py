@@ -17,8 +17,8 @@ from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 
 ov = pytest.importorskip("openvino", reason="openvino is missing: pip install 'ptsr-edge[openvino]'")
 
-from ptsr_edge import backend_openvino  # noqa: E402
-from ptsr_edge.backend_openvino import (  # noqa: E402
+from ptsr_edge.runtimes import openvino as backend_openvino  # noqa: E402
+from ptsr_edge.runtimes.openvino import (
     DEVICE,
     OpenVinoRunner,
     check_precision,
