@@ -23,10 +23,10 @@ from ptsr_edge.core.config import ModelConfig, named_model
 from ptsr_edge.data import FlowData
 from ptsr_edge.engine import Arrays
 from ptsr_edge.fit import Recipe, class_weights, digest_weights, fit
-from ptsr_edge.flow import resize, to_input
 from ptsr_edge.inference import predict_logits
 from ptsr_edge.model import MeanReadout, Output
 from ptsr_edge.ridge import REACH, STRENGTH, solve_means
+from ptsr_edge.vision.flow import resize, to_input
 
 SIDE = 28
 FILTERS = (3, 5, 8)

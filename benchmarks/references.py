@@ -20,8 +20,8 @@ from sklearn.svm import SVC
 
 from ptsr_edge.core.config import named_model
 from ptsr_edge.data import HELD_OUT, load, split_subjects
-from ptsr_edge.flow import normalise, resize, to_input
 from ptsr_edge.stats.classification import confusion, uar, uf1
+from ptsr_edge.vision.flow import normalise, resize, to_input
 
 SIDE = 14
 

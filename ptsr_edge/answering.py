@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from ptsr_edge.cascade import cascade_of, goes_on, probability_margin
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.flow import check_flow, to_input
 from ptsr_edge.manifest import Bundle
 from ptsr_edge.runtime import Prediction, Session
+from ptsr_edge.vision.flow import check_flow, to_input
 
 WARM_UPS = 6
 """Inferences a budget when it is loaded; the quickest counts as what it takes on an idle machine."""

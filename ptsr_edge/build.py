@@ -19,7 +19,6 @@ from ptsr_edge.core.console import progress, say
 from ptsr_edge.core.errors import ParityError
 from ptsr_edge.data import FlowData
 from ptsr_edge.flops import count_macs
-from ptsr_edge.flow import to_input
 from ptsr_edge.inference import predict_logits
 from ptsr_edge.layerwise import (
     _first_fault,
@@ -49,6 +48,7 @@ from ptsr_edge.target import (
     variant_id,
 )
 from ptsr_edge.target_trt import NoEngineError
+from ptsr_edge.vision.flow import to_input
 
 PROOF_SAMPLES = 32
 

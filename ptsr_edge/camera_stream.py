@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.crop_window import CropRing, CropWindow, Gray, Region
-from ptsr_edge.face_boxes import Detector, Face, FixedCrop, Frame
-from ptsr_edge.face_track import DETECT_EVERY_S, FaceTracker
-from ptsr_edge.flow import MIN_FRAME
 from ptsr_edge.stream_stats import Counters
+from ptsr_edge.vision.crop_window import CropRing, CropWindow, Gray, Region
+from ptsr_edge.vision.face_detection import Detector, Face, FixedCrop, Frame
+from ptsr_edge.vision.face_tracking import DETECT_EVERY_S, FaceTracker
+from ptsr_edge.vision.flow import MIN_FRAME
 
 MAX_GAP_S = 0.5
 """Between two frames; a longer one is a jump: a micro-expression would fit in between."""

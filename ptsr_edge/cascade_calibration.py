@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from ptsr_edge.core.console import progress, say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data import FlowData, load
-from ptsr_edge.flow import to_input
 from ptsr_edge.manifest import Cascade, Variant
 from ptsr_edge.runtime import open_artifact, why_not_here
 from ptsr_edge.stats.risk_bounds import CONFIDENCE, Bound, paired, upper_bound
+from ptsr_edge.vision.flow import to_input
 
 MARGINS: tuple[float, ...] = tuple(round(1 - step / 40, 3) for step in range(41))
 """Tested in this order. At 1 the full budget is always asked, at 0 never."""

@@ -20,9 +20,9 @@ from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.face_crop import FaceFinder, face_finder, face_pair
-from ptsr_edge.flow import MIN_FRAME, flow_sample
 from ptsr_edge.flow_cache import FlowCache, flow_key
 from ptsr_edge.images import decode_image, read_file
+from ptsr_edge.vision.flow import MIN_FRAME, flow_sample
 
 T = TypeVar("T")
 MOST_THREADS = 8

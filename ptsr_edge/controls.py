@@ -20,12 +20,12 @@ from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import sha256_of
 from ptsr_edge.data import FlowData
-from ptsr_edge.flow import to_input
 from ptsr_edge.manifest import Bundle
 from ptsr_edge.model import Ptsr, build_model
 from ptsr_edge.profile_record import Control, Dynamic
 from ptsr_edge.selection import random_tokens, static_selection, strain_scores
 from ptsr_edge.stats.classification import Classes, confusion, gain_interval, uar
+from ptsr_edge.vision.flow import to_input
 
 BATCH = 64
 

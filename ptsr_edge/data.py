@@ -23,7 +23,6 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge import flow as flow_module
 from ptsr_edge import synthetic
 from ptsr_edge.annotations import Annotations, Clip, Finding, refuse_unfit, skips_unfit
 from ptsr_edge.clip_flow import finder_for, measure_clips
@@ -32,10 +31,11 @@ from ptsr_edge.core.console import Verb, finish, run
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data_check import examine, lines_of
 from ptsr_edge.faces import REFERENCE_SIZE
-from ptsr_edge.flow import resize
 from ptsr_edge.megc_flow import read_fields, read_megc_flow
 from ptsr_edge.recorded import read_composite, read_recorded
 from ptsr_edge.recorded_sets import RECORDED
+from ptsr_edge.vision import flow as flow_module
+from ptsr_edge.vision.flow import resize
 
 log = logging.getLogger("ptsr_edge")
 

@@ -25,7 +25,6 @@ from ptsr_edge.core.disk_cache import cache_key
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import staged_folder
 from ptsr_edge.data import FlowData
-from ptsr_edge.flow import to_input
 from ptsr_edge.manifest import Bundle, Variant, write_bundle
 from ptsr_edge.model import Model
 from ptsr_edge.plan import Rates, check_budgets, check_options, check_out, check_targets, rates_of
@@ -33,6 +32,7 @@ from ptsr_edge.target import Target
 from ptsr_edge.target_cpu import CpuTarget
 from ptsr_edge.target_openvino import OpenVinoTarget
 from ptsr_edge.target_trt import TrtTarget
+from ptsr_edge.vision.flow import to_input
 
 TARGETS: dict[str, Target] = {target.name: target for target in (CpuTarget(), OpenVinoTarget(), TrtTarget())}
 

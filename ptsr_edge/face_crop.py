@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from ptsr_edge.annotations import RowFault
 from ptsr_edge.core.errors import InputError, MissingExtraError, require
 from ptsr_edge.core.files import sha256_of
-from ptsr_edge.crop_window import CropWindow, region_of
-from ptsr_edge.face_boxes import TWO_WAYS, Detector, open_detector
+from ptsr_edge.vision.crop_window import CropWindow, region_of
+from ptsr_edge.vision.face_detection import TWO_WAYS, Detector, open_detector
 
 Image = NDArray[np.uint8]
 

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.flow import to_input
 from ptsr_edge.model import Model, Ptsr
+from ptsr_edge.vision.flow import to_input
 
 DEVICES = ("auto", "cpu", "cuda")
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from ptsr_edge.camera_event import Box, Event, View
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import require
-from ptsr_edge.crop_window import CropRing, CropWindow, Region
-from ptsr_edge.flow import optical_flow
+from ptsr_edge.vision.crop_window import CropRing, CropWindow, Region
+from ptsr_edge.vision.flow import optical_flow
 
 Image = NDArray[np.uint8]
 """(H, W, 3) uint8 BGR."""

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptsr_edge.core.errors import ParityError
-from ptsr_edge.flow import to_input
 from ptsr_edge.manifest import Parity
 from ptsr_edge.model import Model, Ptsr
+from ptsr_edge.vision.flow import to_input
 
 Run = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.int64] | None]]
 

@@ -27,13 +27,13 @@ from ptsr_edge.camera_stream import CameraStream, OnlineSpotter, Sighting, check
 from ptsr_edge.card import bundle_card
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.crop_window import Region
-from ptsr_edge.face_boxes import Face, FaceOption, open_detector
-from ptsr_edge.face_track import DETECT_EVERY_S
-from ptsr_edge.flow import flow_sample
 from ptsr_edge.governor import Governor
 from ptsr_edge.spotting import Spotter
 from ptsr_edge.stream_stats import StreamStats
+from ptsr_edge.vision.crop_window import Region
+from ptsr_edge.vision.face_detection import Face, FaceOption, open_detector
+from ptsr_edge.vision.face_tracking import DETECT_EVERY_S
+from ptsr_edge.vision.flow import flow_sample
 
 CROP_SIDE = 112
 """Least side of the crops that flow is measured in: smaller faces show no flow of half a pixel. As in training."""

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.flow import check_flow, to_input
 from ptsr_edge.manifest import Bundle, Variant, check_files, read_bundle
 from ptsr_edge.runtimes.base import Runner
+from ptsr_edge.vision.flow import check_flow, to_input
 
 RUNNERS = {
     "trt": ("ptsr_edge.runtimes.tensorrt", "TrtRunner"),

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.config import Preprocess
-from ptsr_edge.face_boxes import open_detector
 from ptsr_edge.faces import base_face
-from ptsr_edge.flow import optical_flow, optical_strain
+from ptsr_edge.vision.face_detection import open_detector
+from ptsr_edge.vision.flow import optical_flow, optical_strain
 
 Step = Callable[[], object]
 

@@ -24,8 +24,8 @@ from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.faces import REFERENCE_SIZE, Subject, View, make_subject, render, turn_moves
-from ptsr_edge.flow import flow_sample
 from ptsr_edge.landmarks import LANDMARKS
+from ptsr_edge.vision.flow import flow_sample
 
 SUBJECTS = 160
 CLIPS_PER_SUBJECT = 24

@@ -23,7 +23,6 @@ from ptsr_edge.checkpoint import CheckpointInfo
 from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.errors import JobError, ParityError
 from ptsr_edge.data import FlowData
-from ptsr_edge.flow import to_input
 from ptsr_edge.layerwise import DEPARTURES
 from ptsr_edge.manifest import Variant, check_files
 from ptsr_edge.model import Model, Ptsr, count_parameters
@@ -36,6 +35,7 @@ from ptsr_edge.target_cpu import CpuTarget
 from ptsr_edge.target_openvino import OpenVinoTarget
 from ptsr_edge.target_trt import NoEngineError, TrtTarget
 from ptsr_edge.typed_runner import TypedGraphRunner
+from ptsr_edge.vision.flow import to_input
 
 pytest.importorskip("onnxruntime")
 

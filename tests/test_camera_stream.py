@@ -16,7 +16,7 @@ from ptsr_edge.camera_stream import (
     check_pts,
 )
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.face_boxes import Detector, FixedCrop
+from ptsr_edge.vision.face_detection import Detector, FixedCrop
 
 BOX = (40, 60, 100, 110)
 

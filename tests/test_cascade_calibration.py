@@ -18,11 +18,11 @@ from ptsr_edge.cascade_calibration import (
     choose_margin,
 )
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.flow import to_input
 from ptsr_edge.manifest import read_bundle
 from ptsr_edge.runtime import Session
 from ptsr_edge.stats.classification import confusion, uar
 from ptsr_edge.stats.risk_bounds import paired, upper_bound
+from ptsr_edge.vision.flow import to_input
 
 CLASSES = 3
 

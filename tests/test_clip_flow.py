@@ -20,9 +20,9 @@ from ptsr_edge.clip_flow import finder_for, look_at_clips, measure_clips
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.face_crop import face_pair
-from ptsr_edge.flow import flow_sample
 from ptsr_edge.flow_cache import FlowCache
 from ptsr_edge.recorded import read_recorded
+from ptsr_edge.vision.flow import flow_sample
 
 PREPROCESS = Preprocess(image_size=28)
 

@@ -15,11 +15,11 @@ from ptsr_edge.controls import compare_selections, dynamic_record, eager_model
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess, Score
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import sha256_of
-from ptsr_edge.flow import to_input
 from ptsr_edge.inference import predict_logits
 from ptsr_edge.model import Ptsr, build_model
 from ptsr_edge.selection import dynamic_counts, strain_scores
 from ptsr_edge.stats.classification import confusion, gain_interval, paired_bootstrap, uar
+from ptsr_edge.vision.flow import to_input
 
 
 def model_of(score: Score) -> Ptsr:

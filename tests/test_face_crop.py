@@ -12,9 +12,9 @@ from test_face_boxes import yunet_like
 
 from ptsr_edge.annotations import RowFault
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.crop_window import region_of
-from ptsr_edge.face_boxes import Face
 from ptsr_edge.face_crop import FaceFinder, face_finder, face_pair
+from ptsr_edge.vision.crop_window import region_of
+from ptsr_edge.vision.face_detection import Face
 
 
 @pytest.fixture(scope="module")

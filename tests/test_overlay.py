@@ -7,9 +7,9 @@ import pytest
 
 from ptsr_edge.camera_event import Box, Event, View
 from ptsr_edge.core.config import Preprocess
-from ptsr_edge.flow import optical_flow
 from ptsr_edge.overlay import STRIP, Overlay, flow_colours
 from ptsr_edge.synthetic import render_clip
+from ptsr_edge.vision.flow import optical_flow
 
 MS = 1_000_000
 FACE, CROP = Box(x=30, y=10, width=60, height=80), Box(x=20, y=8, width=112, height=112)

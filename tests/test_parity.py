@@ -388,7 +388,7 @@ def test_logits_are_held_to_the_rounding_of_the_precision(
 
 
 def test_the_reference_is_the_model_one_sample_at_a_time(model: Ptsr, random_flows: Any) -> None:
-    from ptsr_edge.flow import to_input
+    from ptsr_edge.vision.flow import to_input
 
     flows = random_flows(3)
     reference = eager_reference(model, 8, flows)

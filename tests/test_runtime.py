@@ -19,10 +19,10 @@ from ptsr_edge.checkpoint import load_checkpoint
 from ptsr_edge.core.config import LABELS
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.exporter import export_bundle
-from ptsr_edge.flow import to_input
 from ptsr_edge.inference import predict_logits
 from ptsr_edge.manifest import MANIFEST, describe_file, read_bundle, write_bundle
 from ptsr_edge.runtimes import tensorrt as backend_trt
+from ptsr_edge.vision.flow import to_input
 
 BUDGETS = {1.0: 16, 0.5: 8, 0.25: 4}
 

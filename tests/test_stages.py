@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ptsr_edge.core.config import Preprocess
-from ptsr_edge.flow import optical_flow
 from ptsr_edge.stages import face_frame, face_steps, frame_pair, frame_steps, median_ms
+from ptsr_edge.vision.flow import optical_flow
 
 
 def test_steps_take_turns_and_the_first_turn_is_not_counted() -> None:

@@ -9,8 +9,8 @@ from ptsr_edge import faces, synthetic
 from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.faces import View
-from ptsr_edge.flow import optical_strain
 from ptsr_edge.landmarks import LANDMARKS
+from ptsr_edge.vision.flow import optical_strain
 
 BOTH_SIDES = {name.partition(".")[0] for name in LANDMARKS}
 

@@ -16,8 +16,8 @@ from bundle_data import SIDE, write_tiny_bundle
 
 from ptsr_edge import worker_process
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.flow import to_input
 from ptsr_edge.manifest import write_bundle
+from ptsr_edge.vision.flow import to_input
 
 
 def answers(*requests: dict[str, Any]) -> list[dict[str, Any]]:

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.face_boxes import Face
 from ptsr_edge.faces import View, render
 from ptsr_edge.manifest import Cascade
 from ptsr_edge.synthetic import person
+from ptsr_edge.vision.face_detection import Face
 
 FRAME_NS = 33_333_333
 FACE = 160

@@ -28,8 +28,8 @@ from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import write_whole
 from ptsr_edge.core.system import describe_cpu, visible_cpus
 from ptsr_edge.exporter import export_bundle
-from ptsr_edge.flow import to_input
 from ptsr_edge.manifest import MANIFEST, Bundle, add_verification, read_bundle
+from ptsr_edge.vision.flow import to_input
 
 PROCESSORS = ("cortex-a76", "cortex-a72")
 """Raspberry Pi 5, and near what a Jetson Orin has (A78AE); Raspberry Pi 4, which lacks the dot products of

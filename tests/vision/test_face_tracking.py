@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from camera_data import FRAME_NS, PaintDetector, painted, scene
 
-from ptsr_edge.face_boxes import Face, FixedCrop
-from ptsr_edge.face_track import LOST_AFTER_S, FaceTracker, choose_face
+from ptsr_edge.vision.face_detection import Face, FixedCrop
+from ptsr_edge.vision.face_tracking import LOST_AFTER_S, FaceTracker, choose_face
 
 BIG, SMALL = (40, 60, 100, 110), (220, 60, 60, 66)
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import require
-from ptsr_edge.face_boxes import Detector, Face, FixedCrop, Frame
+from ptsr_edge.vision.face_detection import Detector, Face, FixedCrop, Frame
 
 DETECT_EVERY_S = 0.5
 """Between two detections while a face is followed."""

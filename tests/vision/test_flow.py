@@ -6,12 +6,12 @@ import cv2
 import numpy as np
 import pytest
 
-from ptsr_edge import flow
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.faces import View, render
 from ptsr_edge.landmarks import LANDMARKS
 from ptsr_edge.synthetic import person
+from ptsr_edge.vision import flow
 
 SIMILARITY = Preprocess(image_size=112)
 NO_GLOBAL_MOTION = Preprocess(image_size=112, global_motion="none")

