@@ -20,19 +20,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ptsr_edge.bundle import Bundle, read_bundle
 from ptsr_edge.checkpoint import resolve
 from ptsr_edge.core.system import describe_cpu
 from ptsr_edge.data import FlowData, load
 from ptsr_edge.doctor import INT8_FLAGS
 from ptsr_edge.evaluation import evaluate_bundle, judged_samples
 from ptsr_edge.exporter import export_bundle
-from ptsr_edge.manifest import Bundle, read_bundle
 from ptsr_edge.measure import Setting, measure_interleaved
 from ptsr_edge.model import Model
 from ptsr_edge.parity import eager_reference, measure_parity
 from ptsr_edge.profiler import profile_bundles
-from ptsr_edge.runtime import open_artifact, why_not_here
 from ptsr_edge.runtimes.trt_engine import describe_gpus
+from ptsr_edge.session import open_artifact, why_not_here
 from ptsr_edge.stats.latency import Ratio, ratio_interval
 from ptsr_edge.target import variant_id
 from ptsr_edge.typed_runner import TypedGraphRunner

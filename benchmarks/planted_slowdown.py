@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ptsr_edge.manifest import read_bundle
+from ptsr_edge.bundle import read_bundle
 from ptsr_edge.measure import Setting
 from ptsr_edge.profile_record import Profile
 from ptsr_edge.profiler import profile_bundles

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ptsr_edge import Session
-from ptsr_edge.manifest import read_bundle
+from ptsr_edge.bundle import read_bundle
 
 ROUNDS = 60
 LOAD_ALL = """

@@ -7,7 +7,7 @@ prediction = session.predict(flow)      # flow: (H, W, 3) float32: u, v, strain
 
 import os
 
-from ptsr_edge.runtime import Prediction, Session
+from ptsr_edge.session import Prediction, Session
 
 __all__ = ["Prediction", "Session", "__version__"]
 __version__ = "0.1.0"

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ptsr_edge.bundle import Bundle
 from ptsr_edge.cascade import cascade_of, goes_on, probability_margin
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.manifest import Bundle
-from ptsr_edge.runtime import Prediction, Session
+from ptsr_edge.session import Prediction, Session
 from ptsr_edge.vision.flow import check_flow, to_input
 
 WARM_UPS = 6

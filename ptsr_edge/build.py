@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from ptsr_edge.bundle import Parity, Variant, describe_file
 from ptsr_edge.checkpoint import CheckpointInfo
 from ptsr_edge.core.console import progress, say
 from ptsr_edge.core.errors import ParityError
@@ -24,7 +25,6 @@ from ptsr_edge.layerwise import (
     _first_fault,
     _sample_at_fault,
 )
-from ptsr_edge.manifest import Parity, Variant, describe_file
 from ptsr_edge.model import Model, count_parameters
 from ptsr_edge.onnx_graph import add_metadata, trace, write_sharing_weights
 from ptsr_edge.parity import (

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ptsr_edge.bundle import Bundle, read_bundle
 from ptsr_edge.core.disk_cache import (
     ABANDONED_S,
     _copy,
@@ -32,7 +33,6 @@ from ptsr_edge.core.disk_cache import (
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import staged_folder, write_json
 from ptsr_edge.core.system import describe_cpu, describe_gpus, installed
-from ptsr_edge.manifest import Bundle, read_bundle
 
 log = logging.getLogger("ptsr_edge")
 

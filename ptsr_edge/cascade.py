@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ptsr_edge.bundle import Bundle, Cascade, Variant
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.manifest import Bundle, Cascade, Variant
 
 
 def probability_margin(probabilities: Mapping[str, float] | Sequence[float]) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from ptsr_edge.bundle import read_bundle
 from ptsr_edge.checkpoint import load_checkpoint
 from ptsr_edge.core.config import MODELS, parse_budget
 from ptsr_edge.core.console import Verb, comma_separated, finish, run, say
@@ -23,7 +24,6 @@ from ptsr_edge.evaluate_folds import FoldCall, default_rates, evaluate_folds
 from ptsr_edge.evaluation import evaluate_bundle, evaluate_checkpoint, judged_samples
 from ptsr_edge.fold_figures import lines_of_folds
 from ptsr_edge.inference import DEVICES
-from ptsr_edge.manifest import read_bundle
 from ptsr_edge.model_learner import THROUGH
 from ptsr_edge.protocol import GROUPS, PROTOCOLS
 from ptsr_edge.target import THROUGH_GRAPH

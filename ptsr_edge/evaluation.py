@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptsr_edge.bundle import Bundle, Variant, check_files, read_bundle
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.data import FlowData
 from ptsr_edge.inference import predict_logits
-from ptsr_edge.manifest import Bundle, Variant, check_files, read_bundle
 from ptsr_edge.model import Model
 from ptsr_edge.protocol import figures, unseen_subjects
-from ptsr_edge.runtime import Session, why_not_here
+from ptsr_edge.session import Session, why_not_here
 from ptsr_edge.target import THROUGH_ARTIFACT, THROUGH_GRAPH
 from ptsr_edge.vision.flow import to_input
 

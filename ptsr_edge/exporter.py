@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ptsr_edge.build import JUDGED_SAMPLES, Job, build_and_prove, trace_budgets
+from ptsr_edge.bundle import Bundle, Variant, write_bundle
 from ptsr_edge.cache import BundleCache, data_fingerprint, surroundings
 from ptsr_edge.calibration import budgets_from_data, calibration_side, draw
 from ptsr_edge.card import bundle_card
@@ -25,7 +26,6 @@ from ptsr_edge.core.disk_cache import cache_key
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import staged_folder
 from ptsr_edge.data import FlowData
-from ptsr_edge.manifest import Bundle, Variant, write_bundle
 from ptsr_edge.model import Model
 from ptsr_edge.plan import Rates, check_budgets, check_options, check_out, check_targets, rates_of
 from ptsr_edge.target import Target

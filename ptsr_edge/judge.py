@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.manifest import Bundle, Variant
+from ptsr_edge.bundle import Bundle, Variant
 from ptsr_edge.profile_record import Accuracy, KeptPatches
-from ptsr_edge.runtime import open_variant
+from ptsr_edge.session import open_variant
 
 if TYPE_CHECKING:
     from ptsr_edge.data import FlowData

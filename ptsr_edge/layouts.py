@@ -18,9 +18,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ptsr_edge.bundle import Bundle, read_bundle
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_place, staged_folder, write_json, write_whole
-from ptsr_edge.manifest import Bundle, read_bundle
 from ptsr_edge.served import ServedModel, describe, inference_precision, refusals
 
 log = logging.getLogger("ptsr_edge")

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ptsr_edge.bundle import Parity
 from ptsr_edge.core.errors import ParityError
-from ptsr_edge.manifest import Parity
 from ptsr_edge.model import Model, Ptsr
 from ptsr_edge.vision.flow import to_input
 

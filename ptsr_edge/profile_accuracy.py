@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ptsr_edge.bundle import Bundle
 from ptsr_edge.core.console import say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.evaluation import is_random
 from ptsr_edge.judge import judge, kept_patches
-from ptsr_edge.manifest import Bundle
 from ptsr_edge.profile_entries import Entry
 from ptsr_edge.profile_record import Accuracy, Control, Dynamic, Judged, KeptPatches
 from ptsr_edge.stats.classification import paired_bootstrap

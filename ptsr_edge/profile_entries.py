@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ptsr_edge.bundle import Bundle, Variant, read_bundle
 from ptsr_edge.core.config import baseline_of
 from ptsr_edge.core.console import say
 from ptsr_edge.core.errors import InputError, require
 from ptsr_edge.core.system import describe_gpus
-from ptsr_edge.manifest import Bundle, Variant, read_bundle
 
 GEOMETRY = ("image_size", "patch_size", "channels", "dim", "depth", "heads", "mlp_ratio", "classes")
 """What a baseline has in common with its model."""

@@ -7,11 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ptsr_edge.bundle import Variant
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.flops import MacCount
 from ptsr_edge.macs import eager_macs, explain, exported_macs
-from ptsr_edge.manifest import Variant
 
 
 def mac_figures(config: ModelConfig, variant: Variant, artifact: Path) -> tuple[dict[str, Any], list[str]]:

@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 
 import onnx
 
+from ptsr_edge.bundle import Bundle, Variant, check_files
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.manifest import Bundle, Variant, check_files
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,12 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ptsr_edge.bundle import Bundle, Variant, read_bundle
 from ptsr_edge.ceiling import measure_ceiling
 from ptsr_edge.core.errors import InputError, JobError, PtsrError
-from ptsr_edge.manifest import Bundle, Variant, read_bundle
 from ptsr_edge.operator_times import operator_shares
-from ptsr_edge.runtime import Session, find_variant, open_variant
 from ptsr_edge.runtimes.base import RUNTIMES
+from ptsr_edge.session import Session, find_variant, open_variant
 from ptsr_edge.stages import face_steps, frame_steps, median_ms
 from ptsr_edge.throughput import runs_per_second
 from ptsr_edge.vision.flow import to_input

@@ -10,10 +10,10 @@ from bundle_data import SIDE, tiny_flows, write_tiny_bundle
 from camera_data import cascade
 
 from ptsr_edge.answering import SharedSession
+from ptsr_edge.bundle import write_bundle
 from ptsr_edge.cascade import probability_margin
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.manifest import write_bundle
-from ptsr_edge.runtime import Session
+from ptsr_edge.session import Session
 
 pytest.importorskip("onnxruntime")
 

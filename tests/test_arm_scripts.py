@@ -17,8 +17,8 @@ from arm.page import Figure, as_table, page
 from bundle_data import SIDE, write_tiny_bundle
 from click.testing import CliRunner, Result
 
+from ptsr_edge.bundle import add_verification, read_bundle
 from ptsr_edge.core.errors import JobError
-from ptsr_edge.manifest import add_verification, read_bundle
 from ptsr_edge.selection import strain_scores as selected_by
 
 HERE = {"logits": [[0.0, 1.0, 2.0], [3.0, 1.0, 2.0]], "kept": [[0, 2], [1, 3]]}

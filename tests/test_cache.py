@@ -19,11 +19,11 @@ import pytest
 from bundle_data import write_tiny_bundle
 
 from ptsr_edge import cache as cache_module
+from ptsr_edge.bundle import MANIFEST, read_bundle
 from ptsr_edge.cache import BundleCache, data_fingerprint, hardware, surroundings, tool_versions
 from ptsr_edge.core.disk_cache import cache_key, code_digest, default_folder
 from ptsr_edge.core.errors import JobError
 from ptsr_edge.exporter import TARGETS, export_bundle
-from ptsr_edge.manifest import MANIFEST, read_bundle
 
 KEY = "a" * 64
 PARTS: dict[str, Any] = {

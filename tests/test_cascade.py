@@ -6,9 +6,9 @@ import pytest
 from bundle_data import write_tiny_bundle
 from camera_data import cascade
 
+from ptsr_edge.bundle import read_bundle, write_bundle
 from ptsr_edge.cascade import cascade_of, goes_on, probability_margin
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.manifest import read_bundle, write_bundle
 
 
 def test_the_margin_is_the_lead_over_the_second() -> None:

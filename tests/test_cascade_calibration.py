@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from bundle_data import tiny_flows, write_tiny_bundle
 
+from ptsr_edge.bundle import read_bundle
 from ptsr_edge.cascade import goes_on, probability_margin
 from ptsr_edge.cascade_calibration import (
     MARGINS,
@@ -18,8 +19,7 @@ from ptsr_edge.cascade_calibration import (
     choose_margin,
 )
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.manifest import read_bundle
-from ptsr_edge.runtime import Session
+from ptsr_edge.session import Session
 from ptsr_edge.stats.classification import confusion, uar
 from ptsr_edge.stats.risk_bounds import paired, upper_bound
 from ptsr_edge.vision.flow import to_input

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ptsr_edge import manifest, profile_record
+from ptsr_edge import bundle as manifest
+from ptsr_edge import profile_record
 from ptsr_edge.checkpoint import CheckpointInfo
 from ptsr_edge.core.config import MODELS, Preprocess
 from ptsr_edge.core.console import VERBS, load_verb
@@ -16,7 +17,7 @@ from ptsr_edge.core.records import Record
 from ptsr_edge.data import DATA_NAMES
 from ptsr_edge.exporter import TARGETS
 from ptsr_edge.protocol import PROTOCOLS
-from ptsr_edge.runtime import Prediction
+from ptsr_edge.session import Prediction
 
 TEXT = (Path(__file__).parents[1] / "docs" / "CONTRACT.md").read_text(encoding="utf-8")
 

@@ -17,8 +17,8 @@ import pytest
 from bundle_data import write_tiny_bundle
 from synthetic_clip import FPS, filmed, write_clip
 
+from ptsr_edge.bundle import describe_file, write_bundle
 from ptsr_edge.core.config import LABELS, Preprocess
-from ptsr_edge.manifest import describe_file, write_bundle
 from ptsr_edge.target_openvino import model_info
 
 pytest.importorskip("onnxruntime")

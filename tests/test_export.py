@@ -21,6 +21,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ptsr_edge import Session, parity
+from ptsr_edge.bundle import MANIFEST, Bundle, check_files, read_bundle
 from ptsr_edge.checkpoint import CheckpointInfo, read_info, save_checkpoint
 from ptsr_edge.core.config import LABELS, Preprocess, named_model
 from ptsr_edge.core.errors import InputError
@@ -29,7 +30,6 @@ from ptsr_edge.core.records import parse
 from ptsr_edge.export import check_budgets, main
 from ptsr_edge.exporter import TARGETS
 from ptsr_edge.flops import count_macs
-from ptsr_edge.manifest import MANIFEST, Bundle, check_files, read_bundle
 from ptsr_edge.megc_flow import FOLDER as MEGC_FOLDER
 from ptsr_edge.megc_flow import TABLE as MEGC_TABLE
 from ptsr_edge.model import count_parameters

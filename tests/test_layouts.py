@@ -17,10 +17,10 @@ import pytest
 from bundle_data import PATCH, PATCHES, SIDE, tiny_graph
 from numpy.typing import NDArray
 
+from ptsr_edge.bundle import MANIFEST, Bundle, Variant, describe_file, read_bundle, write_bundle
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 from ptsr_edge.layouts import LAYOUTS, write_layout
-from ptsr_edge.manifest import MANIFEST, Bundle, Variant, describe_file, read_bundle, write_bundle
 from ptsr_edge.onnx_graph import write_sharing_weights
 from ptsr_edge.runtimes.openvino import load_openvino
 from ptsr_edge.served import refusals

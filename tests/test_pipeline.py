@@ -16,12 +16,12 @@ from bundle_data import write_tiny_bundle
 from camera_data import FRAME_NS, ClockSpotter, PaintDetector, cascade, painted, scene, steady, with_face
 from face_clips import FACE, NO_FACE, clip
 
+from ptsr_edge.bundle import Bundle, read_bundle, write_bundle
 from ptsr_edge.camera_event import Event
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.manifest import Bundle, read_bundle, write_bundle
 from ptsr_edge.pipeline import MAX_STREAMS, Pipeline
-from ptsr_edge.runtime import Session
+from ptsr_edge.session import Session
 from ptsr_edge.spotting import SpotSettings, Spotter
 from ptsr_edge.synthetic import render_clip
 from ptsr_edge.synthetic_video import draw_script, film

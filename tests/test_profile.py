@@ -14,9 +14,9 @@ from click.testing import CliRunner, Result
 
 import ptsr_edge.controls  # noqa: F401 - before a test replaces data.load, which modules under it take by name
 from ptsr_edge import measure
+from ptsr_edge.bundle import read_bundle
 from ptsr_edge.core.errors import JobError
 from ptsr_edge.data import FlowData
-from ptsr_edge.manifest import read_bundle
 from ptsr_edge.measure import Setting
 from ptsr_edge.profile import main
 from ptsr_edge.profile_record import Profile, read_profile

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from bundle_data import tiny_flows, write_pair
 
+from ptsr_edge.bundle import read_bundle
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.manifest import read_bundle
 from ptsr_edge.profile_accuracy import check_control_seeds, judge_entries, judged_record
 from ptsr_edge.profile_entries import Entry
 from ptsr_edge.stats.classification import paired_bootstrap

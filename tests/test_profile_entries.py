@@ -8,9 +8,9 @@ import pytest
 from bundle_data import write_pair, write_tiny_bundle
 
 from ptsr_edge import profile_entries
+from ptsr_edge.bundle import Bundle, read_bundle
 from ptsr_edge.core.config import MODELS
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.manifest import Bundle, read_bundle
 from ptsr_edge.profile_entries import (
     ALIKE,
     baseline_training,

@@ -8,9 +8,9 @@ import onnx
 from bundle_data import write_tiny_bundle
 from onnx import TensorProto, helper
 
+from ptsr_edge.bundle import BundleFile, Variant
 from ptsr_edge.core.config import MODELS
 from ptsr_edge.macs import eager_macs, explain, exported_macs
-from ptsr_edge.manifest import BundleFile, Variant
 from ptsr_edge.profile_macs import eager_count, graph_count, mac_figures
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from bundle_data import write_pair
 
-from ptsr_edge.manifest import read_bundle
+from ptsr_edge.bundle import read_bundle
 from ptsr_edge.measure import Setting, ratios_to
 from ptsr_edge.profile_entries import Entry
 from ptsr_edge.profile_rows import measured, write_samples

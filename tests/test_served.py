@@ -11,9 +11,9 @@ import pytest
 from bundle_data import PATCHES, SIDE, tiny_graph, write_tiny_bundle
 from onnx import TensorProto, helper, numpy_helper
 
+from ptsr_edge.bundle import Bundle, Variant, describe_file, read_bundle
 from ptsr_edge.core.config import LABELS
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.manifest import Bundle, Variant, describe_file, read_bundle
 from ptsr_edge.served import PLAN, Tensor, describe, inference_precision, refusals
 
 FLOW = Tensor("flow", "TYPE_FP32", (1, 3, SIDE, SIDE))

@@ -15,8 +15,8 @@ import pytest
 from bundle_data import SIDE, write_tiny_bundle
 
 from ptsr_edge import worker_process
+from ptsr_edge.bundle import write_bundle
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.manifest import write_bundle
 from ptsr_edge.vision.flow import to_input
 
 

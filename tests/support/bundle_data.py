@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from ptsr_edge.bundle import Bundle, Parity, Variant, describe_file, write_bundle
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
 from ptsr_edge.data import FlowData
-from ptsr_edge.manifest import Bundle, Parity, Variant, describe_file, write_bundle
 
 SIDE, PATCH = 16, 4
 PATCHES = (SIDE // PATCH) ** 2

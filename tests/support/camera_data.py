@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ptsr_edge.bundle import Cascade
 from ptsr_edge.faces import View, render
-from ptsr_edge.manifest import Cascade
 from ptsr_edge.synthetic import person
 from ptsr_edge.vision.face_detection import Face
 

@@ -22,13 +22,13 @@ from arm.compare import check_same_question, compare, faults, strain_scores, ver
 from arm.machine import REPOSITORY, Machine, prepare
 from arm.page import Figure, as_table, page
 from ptsr_edge import data, synthetic
+from ptsr_edge.bundle import MANIFEST, Bundle, add_verification, read_bundle
 from ptsr_edge.core.config import DEFAULT_MODEL
 from ptsr_edge.core.console import Verb, finish, run, say
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import write_whole
 from ptsr_edge.core.system import describe_cpu, visible_cpus
 from ptsr_edge.exporter import export_bundle
-from ptsr_edge.manifest import MANIFEST, Bundle, add_verification, read_bundle
 from ptsr_edge.vision.flow import to_input
 
 PROCESSORS = ("cortex-a76", "cortex-a72")

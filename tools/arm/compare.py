@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptsr_edge.bundle import VerifiedOn
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.manifest import VerifiedOn
 from ptsr_edge.parity import LIMITS, TIE
 
 AGREEMENT = {"fp32": 1.0, "int8": 0.9}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from arm.compare import AGREEMENT, Difference
-from ptsr_edge.manifest import Variant
+from ptsr_edge.bundle import Variant
 from ptsr_edge.parity import LIMITS
 
 HEADINGS = ("variant", "int8 scheme", "machine", "samples", "max logit difference", "logits' deviation",

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge import Session
+from ptsr_edge.bundle import read_bundle
 from ptsr_edge.core.files import write_json
-from ptsr_edge.manifest import read_bundle
 
 
 def answers(bundle: Path, flows: NDArray[np.float32]) -> dict[str, Any]:

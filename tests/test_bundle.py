@@ -10,11 +10,7 @@ from typing import Any
 
 import pytest
 
-from ptsr_edge.core.config import LABELS, Preprocess, named_model
-from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.files import sha256_of
-from ptsr_edge.core.records import parse
-from ptsr_edge.manifest import (
+from ptsr_edge.bundle import (
     MANIFEST,
     Bundle,
     BundleFile,
@@ -27,6 +23,10 @@ from ptsr_edge.manifest import (
     read_bundle,
     write_bundle,
 )
+from ptsr_edge.core.config import LABELS, Preprocess, named_model
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.files import sha256_of
+from ptsr_edge.core.records import parse
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
+from ptsr_edge.bundle import Bundle, Variant, check_files, read_bundle
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.manifest import Bundle, Variant, check_files, read_bundle
 from ptsr_edge.runtimes.base import Runner
 from ptsr_edge.vision.flow import check_flow, to_input
 
