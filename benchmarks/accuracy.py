@@ -19,7 +19,7 @@ from reference_learners import CnnLearner, MeansLearner, Ststnet, SvmLearner, fi
 from ptsr_edge.core.config import ModelConfig, named_model
 from ptsr_edge.core.console import progress
 from ptsr_edge.cross_validation import Answers, Learner, cross_validate
-from ptsr_edge.data import HELD_OUT, FlowData, closely_cropped, load, split_subjects
+from ptsr_edge.data.datasets import HELD_OUT, FlowData, closely_cropped, load, split_subjects
 from ptsr_edge.fit import PRETRAINING, RECIPES, RECORDED, Recipe, first_weights, fit
 from ptsr_edge.fold_figures import paired_records, summaries
 from ptsr_edge.macs import exported_macs

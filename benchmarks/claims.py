@@ -23,7 +23,7 @@ from pathlib import Path
 from ptsr_edge.bundle import Bundle, read_bundle
 from ptsr_edge.checkpoint import resolve
 from ptsr_edge.core.system import describe_cpu
-from ptsr_edge.data import FlowData, load
+from ptsr_edge.data.datasets import FlowData, load
 from ptsr_edge.doctor import INT8_FLAGS
 from ptsr_edge.evaluation import evaluate_bundle, judged_samples
 from ptsr_edge.exporter import export_bundle

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ptsr_edge.augment import flip_horizontally
 from ptsr_edge.core.config import ModelConfig, named_model
-from ptsr_edge.data import FlowData
+from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.engine import Arrays
 from ptsr_edge.fit import Recipe, class_weights, digest_weights, fit
 from ptsr_edge.inference import predict_logits

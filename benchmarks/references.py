@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from ptsr_edge.core.config import named_model
-from ptsr_edge.data import HELD_OUT, load, split_subjects
+from ptsr_edge.data.datasets import HELD_OUT, load, split_subjects
 from ptsr_edge.stats.classification import confusion, uar, uf1
 from ptsr_edge.vision.flow import normalise, resize, to_input
 

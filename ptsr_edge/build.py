@@ -18,7 +18,7 @@ from ptsr_edge.bundle import Parity, Variant, describe_file
 from ptsr_edge.checkpoint import CheckpointInfo
 from ptsr_edge.core.console import progress, say
 from ptsr_edge.core.errors import ParityError
-from ptsr_edge.data import FlowData
+from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.flops import count_macs
 from ptsr_edge.inference import predict_logits
 from ptsr_edge.layerwise import (

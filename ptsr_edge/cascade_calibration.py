@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ptsr_edge.bundle import Cascade, Variant
 from ptsr_edge.core.console import progress, say
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data import FlowData, load
+from ptsr_edge.data.datasets import FlowData, load
 from ptsr_edge.session import open_artifact, why_not_here
 from ptsr_edge.stats.risk_bounds import CONFIDENCE, Bound, paired, upper_bound
 from ptsr_edge.vision.flow import to_input

@@ -20,7 +20,7 @@ from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import sha256_of
-from ptsr_edge.data import FlowData
+from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.model import Ptsr, build_model
 from ptsr_edge.profile_record import Control, Dynamic
 from ptsr_edge.selection import random_tokens, static_selection, strain_scores

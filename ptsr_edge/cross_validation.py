@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data import FlowData
+from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.engine import Arrays, Task, run_tasks
 from ptsr_edge.protocol import GROUPS, Fold, folds
 

@@ -18,7 +18,7 @@ from ptsr_edge.core.config import MODELS, parse_budget
 from ptsr_edge.core.console import Verb, comma_separated, finish, run, say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_file, write_json
-from ptsr_edge.data import DATA_NAMES, load, reading_options
+from ptsr_edge.data.datasets import DATA_NAMES, load, reading_options
 from ptsr_edge.engine import ENGINES
 from ptsr_edge.evaluate_folds import FoldCall, default_rates, evaluate_folds
 from ptsr_edge.evaluation import evaluate_bundle, evaluate_checkpoint, judged_samples

@@ -11,7 +11,7 @@ from ptsr_edge.core.config import ModelConfig, named_model, parse_budget
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.cross_validation import Answers, cross_validate
-from ptsr_edge.data import FlowData, load
+from ptsr_edge.data.datasets import FlowData, load
 from ptsr_edge.engine import check_engine
 from ptsr_edge.fit import recipe_for
 from ptsr_edge.fold_figures import paired_records, run_records, summaries

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ptsr_edge.bundle import Bundle, Variant, check_files, read_bundle
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError, require
-from ptsr_edge.data import FlowData
+from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.inference import predict_logits
 from ptsr_edge.model import Model
 from ptsr_edge.protocol import figures, unseen_subjects
@@ -21,7 +21,7 @@ from ptsr_edge.target import THROUGH_ARTIFACT, THROUGH_GRAPH
 from ptsr_edge.vision.flow import to_input
 
 if TYPE_CHECKING:
-    from ptsr_edge.data import FlowData
+    from ptsr_edge.data.datasets import FlowData
 
 
 def evaluate_session(session: Session, data: FlowData, label: str = "") -> NDArray[np.int64]:
@@ -133,7 +133,7 @@ def judged_data(name: str, root: Path | None, bundles: Sequence[Bundle]) -> tupl
         MissingExtraError: what reads the data is not installed.
     """
     require("torch", "train", "judging accuracy")
-    from ptsr_edge.data import load
+    from ptsr_edge.data.datasets import load
 
     first = bundles[0]
     known = first.provenance.get("held_out_subjects") if first.provenance.get("data") == name else None

@@ -17,7 +17,7 @@ from ptsr_edge.build import GRAPH_ONLY
 from ptsr_edge.bundle import Bundle, Variant
 from ptsr_edge.core.config import DEFAULT_MODEL, MODELS, parse_budget
 from ptsr_edge.core.console import Verb, comma_separated, finish, run, say
-from ptsr_edge.data import DATA_NAMES
+from ptsr_edge.data.datasets import DATA_NAMES
 from ptsr_edge.exporter import CALIBRATION_SAMPLES, TARGETS, export_bundle
 from ptsr_edge.layouts import LAYOUTS, check_repository, write_layout
 from ptsr_edge.plan import check_out

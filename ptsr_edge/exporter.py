@@ -25,7 +25,7 @@ from ptsr_edge.core.console import say
 from ptsr_edge.core.disk_cache import cache_key
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import staged_folder
-from ptsr_edge.data import FlowData
+from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.model import Model
 from ptsr_edge.plan import Rates, check_budgets, check_options, check_out, check_targets, rates_of
 from ptsr_edge.target import Target

@@ -29,7 +29,7 @@ from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import write_whole
 from ptsr_edge.core.records import Record
-from ptsr_edge.data import FlowData
+from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.model import Model, Ptsr, build_model
 from ptsr_edge.ridge import solve_means
 from ptsr_edge.vision.flow import to_input

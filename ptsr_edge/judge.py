@@ -14,7 +14,7 @@ from ptsr_edge.profile_record import Accuracy, KeptPatches
 from ptsr_edge.session import open_variant
 
 if TYPE_CHECKING:
-    from ptsr_edge.data import FlowData
+    from ptsr_edge.data.datasets import FlowData
 
 SHAREABLE = ("synthetic",)
 """Data whose samples may be shown in a profile; recorded data may not be passed on."""

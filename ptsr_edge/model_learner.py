@@ -17,7 +17,7 @@ from torch import Tensor
 from ptsr_edge.checkpoint import starting_checkpoint
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.files import sha256_of
-from ptsr_edge.data import FlowData
+from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.engine import Arrays
 from ptsr_edge.fit import Recipe, digest_weights, fit
 from ptsr_edge.inference import predict_logits

@@ -19,7 +19,7 @@ from ptsr_edge.profile_record import Accuracy, Control, Dynamic, Judged, KeptPat
 from ptsr_edge.stats.classification import paired_bootstrap
 
 if TYPE_CHECKING:
-    from ptsr_edge.data import FlowData
+    from ptsr_edge.data.datasets import FlowData
     from ptsr_edge.model import Ptsr
 
 Samples = tuple["FlowData", str]

@@ -37,7 +37,7 @@ from ptsr_edge.profile_rows import measured, samples_file, write_samples
 from ptsr_edge.profile_timing import Try, check_timing, time_until_stable
 
 if TYPE_CHECKING:
-    from ptsr_edge.data import FlowData
+    from ptsr_edge.data.datasets import FlowData
 
 
 BUSY_LOAD = 0.5
@@ -188,7 +188,7 @@ def _samples(
     """What to judge on and how that choice is named; None where there is nothing to judge."""
     if data is None:
         return None
-    from ptsr_edge.data import DATA_NAMES
+    from ptsr_edge.data.datasets import DATA_NAMES
 
     if data not in DATA_NAMES:
         raise InputError(f"unknown data {data!r}; known: {', '.join(DATA_NAMES)}")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data import HELD_OUT, FlowData, split_subjects
+from ptsr_edge.data.datasets import HELD_OUT, FlowData, split_subjects
 from ptsr_edge.stats.classification import confusion, per_class_recall, uar, uf1
 
 PROTOCOLS = ("loso", "groups", "holdout", "cross")

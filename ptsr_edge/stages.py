@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.config import Preprocess
-from ptsr_edge.faces import base_face
+from ptsr_edge.data.synthetic.faces import base_face
 from ptsr_edge.vision.face_detection import open_detector
 from ptsr_edge.vision.flow import optical_flow, optical_strain
 

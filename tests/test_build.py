@@ -23,7 +23,7 @@ from ptsr_edge.bundle import Variant, check_files
 from ptsr_edge.checkpoint import CheckpointInfo
 from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.errors import JobError, ParityError
-from ptsr_edge.data import FlowData
+from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.layerwise import DEPARTURES
 from ptsr_edge.model import Model, Ptsr, count_parameters
 from ptsr_edge.onnx_graph import write_sharing_weights

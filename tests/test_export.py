@@ -27,11 +27,11 @@ from ptsr_edge.core.config import LABELS, Preprocess, named_model
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import sha256_of
 from ptsr_edge.core.records import parse
+from ptsr_edge.data.megc_flow import FOLDER as MEGC_FOLDER
+from ptsr_edge.data.megc_flow import TABLE as MEGC_TABLE
 from ptsr_edge.export import check_budgets, main
 from ptsr_edge.exporter import TARGETS
 from ptsr_edge.flops import count_macs
-from ptsr_edge.megc_flow import FOLDER as MEGC_FOLDER
-from ptsr_edge.megc_flow import TABLE as MEGC_TABLE
 from ptsr_edge.model import count_parameters
 from ptsr_edge.static import to_static
 from ptsr_edge.target import Artifact, BuildRequest

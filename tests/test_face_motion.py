@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ptsr_edge import faces
+from ptsr_edge.data.synthetic import faces
+from ptsr_edge.data.synthetic.faces import LANDMARKS, View
 from ptsr_edge.face_motion import EYES, REGIONS, SIDE, MotionMeter, expressive_mask
-from ptsr_edge.faces import LANDMARKS, View
 
 pytest.importorskip("cv2")
 

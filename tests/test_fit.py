@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ptsr_edge.checkpoint import load_checkpoint, starting_checkpoint
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess, named_model
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data import FlowData
+from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.fit import (
     RECIPES,
     RECORDED,

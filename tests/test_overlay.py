@@ -7,8 +7,8 @@ import pytest
 
 from ptsr_edge.camera_event import Box, Event, View
 from ptsr_edge.core.config import Preprocess
+from ptsr_edge.data.synthetic.clips import render_clip
 from ptsr_edge.overlay import STRIP, Overlay, flow_colours
-from ptsr_edge.synthetic import render_clip
 from ptsr_edge.vision.flow import optical_flow
 
 MS = 1_000_000

@@ -20,11 +20,11 @@ from ptsr_edge.bundle import Bundle, read_bundle, write_bundle
 from ptsr_edge.camera_event import Event
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.data.synthetic.clips import render_clip
+from ptsr_edge.data.synthetic.video import draw_script, film
 from ptsr_edge.pipeline import MAX_STREAMS, Pipeline
 from ptsr_edge.session import Session
 from ptsr_edge.spotting import SpotSettings, Spotter
-from ptsr_edge.synthetic import render_clip
-from ptsr_edge.synthetic_video import draw_script, film
 from ptsr_edge.vision.face_detection import Face
 from ptsr_edge.vision.flow import flow_sample
 

@@ -16,7 +16,7 @@ import ptsr_edge.controls  # noqa: F401 - before a test replaces data.load, whic
 from ptsr_edge import measure
 from ptsr_edge.bundle import read_bundle
 from ptsr_edge.core.errors import JobError
-from ptsr_edge.data import FlowData
+from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.measure import Setting
 from ptsr_edge.profile import main
 from ptsr_edge.profile_record import Profile, read_profile
@@ -164,7 +164,7 @@ def test_accuracy_and_kept_patches_of_held_out_subjects(
         asked.append((name, root, more))
         return tiny_flows()
 
-    monkeypatch.setattr("ptsr_edge.data.load", load)
+    monkeypatch.setattr("ptsr_edge.data.datasets.load", load)
     record = profile_bundles([bundle], out=tmp_path / "p", baseline=baseline, data="synthetic", setting=QUICK)
     # The provenance names who was held out: nobody else is loaded.
     assert asked == [("synthetic", None, {"image_size": SIDE, "subjects": ["s000", "s001"]})]

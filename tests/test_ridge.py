@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ptsr_edge.augment import flip_horizontally
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
-from ptsr_edge.data import FlowData
+from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.fit import Recipe, class_weights, fit
 from ptsr_edge.model import MeanReadout, Ptsr, build_model
 from ptsr_edge.ridge import REACH, STRENGTH, solve_means

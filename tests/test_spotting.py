@@ -9,9 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from ptsr_edge.core.errors import InputError
+from ptsr_edge.data.synthetic.video import Script, draw_script, film
 from ptsr_edge.interval_metrics import count_intervals
 from ptsr_edge.spotting import Spot, SpotSettings, Spotter
-from ptsr_edge.synthetic_video import Script, draw_script, film
 
 pytest.importorskip("cv2")
 

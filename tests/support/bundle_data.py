@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ptsr_edge.bundle import Bundle, Parity, Variant, describe_file, write_bundle
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
-from ptsr_edge.data import FlowData
+from ptsr_edge.data.datasets import FlowData
 
 SIDE, PATCH = 16, 4
 PATCHES = (SIDE // PATCH) ** 2

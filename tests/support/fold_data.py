@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
-from ptsr_edge.data import FlowData
+from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.engine import Arrays
 from ptsr_edge.fit import Recipe
 from ptsr_edge.model_learner import ModelLearner

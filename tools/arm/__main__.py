@@ -21,13 +21,14 @@ from arm import run_on_arm
 from arm.compare import check_same_question, compare, faults, strain_scores, verification
 from arm.machine import REPOSITORY, Machine, prepare
 from arm.page import Figure, as_table, page
-from ptsr_edge import data, synthetic
 from ptsr_edge.bundle import MANIFEST, Bundle, add_verification, read_bundle
 from ptsr_edge.core.config import DEFAULT_MODEL
 from ptsr_edge.core.console import Verb, finish, run, say
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import write_whole
 from ptsr_edge.core.system import describe_cpu, visible_cpus
+from ptsr_edge.data import datasets as data
+from ptsr_edge.data.synthetic import clips as synthetic
 from ptsr_edge.exporter import export_bundle
 from ptsr_edge.vision.flow import to_input
 

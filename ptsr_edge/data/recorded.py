@@ -1,0 +1,287 @@
+"""Sheets and folders of the recorded data sets become clips, row by row.
+
+Onset and apex are the sheet's. Where it has no apex (SMIC has none at all, in CASME II it may be `/`), the apex
+is the middle frame between onset and offset, rounded down; where the offset is unknown too, or does not come
+after the onset, the clip's last frame stands for it. An apex that is the onset or comes before it shows no
+motion: such a row is unfit.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.data.annotations import Annotations, Clip, Finding, RowFault, Unfit
+from ptsr_edge.data.catalog import COMPOSITE, COMPOSITE_FOLDERS, RECORDED, RecordedSet
+from ptsr_edge.data.frame_folders import Frames, FrameTree, canonical, find_tree
+from ptsr_edge.data.sheets import SUFFIXES, Row, Sheet, read_sheet
+
+SHEET_DEPTH = 3
+
+
+def read_recorded(name: str, root: Path | None) -> Annotations:
+    """The clips of a recorded data set.
+
+    Args:
+        name: "casme2", "samm", "smic" or "casme3".
+        root: the folder with its sheet and its frames.
+
+    Raises:
+        InputError: there is no root, no sheet, no column or no folder of frames. Unfit rows raise nothing:
+            they are listed in what is returned.
+    """
+    known = RECORDED[name]
+    if root is None:
+        raise InputError(f"data {name!r} needs a root; accepted: a folder with {known.layout}")
+    if not root.is_dir():
+        raise InputError(f"{root} is no folder; accepted: a folder with {known.layout}")
+    path = find_sheet(root, known)
+    sheet = read_sheet(path, known.columns.needed, known.worksheet)
+    tree = find_tree(
+        root, known.subject_folder, known.passed_over, known.clip_globs, known.inside, known.layout
+    )
+    return _Reader(known, sheet, tree).read()
+
+
+def read_composite(root: Path | None, skip_bad: bool = False) -> tuple[list[Annotations], list[Finding]]:
+    """The clips of MEGC2019's composite: CASME II, SMIC and SAMM, each in a folder of its name below the root.
+
+    Args:
+        root: holds `CASME2` (or `CASME II`), `SMIC` and `SAMM`, in any case.
+        skip_bad: go on without a member that cannot be read.
+
+    Returns:
+        What was read of each member, and what is missing.
+
+    Raises:
+        InputError: as `read_recorded`, for any member; or none of them can be read.
+    """
+    if root is None or not root.is_dir():
+        given = "needs a root" if root is None else f"{root} is no folder"
+        raise InputError(f"data 'megc2019': {given}; accepted: a folder with CASME2, SMIC and SAMM")
+    sets, missing = [], []
+    for name in COMPOSITE:
+        try:
+            sets.append(read_recorded(name, _member_folder(root, name)))
+        except InputError as error:
+            if not skip_bad:
+                raise
+            missing.append(Finding("data set", root, f"{name} is left out: {error}"))
+    if not sets:
+        raise InputError(f"none of {', '.join(COMPOSITE)} can be read: {missing[0].message}")
+    return sets, missing
+
+
+def find_sheet(root: Path, known: RecordedSet) -> Path:
+    """The sheet of a data set: in its root, up to three folders below, or beside the root.
+
+    Raises:
+        InputError: there is none, or there are several and none has the owners' name.
+    """
+    reached = [root]
+    for _ in range(SHEET_DEPTH + 1):
+        files = [path for folder in reached for path in sorted(folder.iterdir()) if path.is_file()]
+        if chosen := _choose_sheet(files, known):
+            return chosen
+        reached = [path for folder in reached for path in sorted(folder.iterdir()) if _may_hold(path, known)]
+    beside = [path for path in sorted(root.resolve().parent.iterdir()) if path.is_file()]
+    if chosen := _choose_sheet(beside, known):
+        return chosen
+    raise InputError(
+        f"{root} has no sheet {known.sheets[0]}.xlsx (or .csv) of {known.name}; accepted: {known.layout}"
+    )
+
+
+def _may_hold(path: Path, known: RecordedSet) -> bool:
+    return path.is_dir() and not re.fullmatch(known.subject_folder, path.name, re.I)
+
+
+def _choose_sheet(files: Iterable[Path], known: RecordedSet) -> Path | None:
+    tables = [path for path in files if path.suffix.lower() in SUFFIXES and path.name[0] not in ".~"]
+    for pattern in known.sheets:
+        fitting = [path for path in tables if fnmatch.fnmatchcase(path.stem.casefold(), pattern.casefold())]
+        fitting.sort(key=lambda path: SUFFIXES.index(path.suffix.lower()))
+        if len({path.stem for path in fitting}) > 1:
+            names = ", ".join(path.name for path in fitting)
+            raise InputError(f"{fitting[0].parent} has several sheets of {known.name}: {names}; keep one")
+        if fitting:
+            return fitting[0]
+    return None
+
+
+def _member_folder(root: Path, name: str) -> Path:
+    accepted = COMPOSITE_FOLDERS[name]
+    fitting = [
+        path
+        for path in sorted(root.iterdir())
+        if path.is_dir() and re.sub(r"[^a-z0-9]", "", path.name.casefold()) in accepted
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    found = ", ".join(path.name for path in fitting or sorted(root.iterdir())) or "nothing"
+    raise InputError(
+        f"{root} must hold one folder of {RECORDED[name].title}, named {' or '.join(accepted)} (case, blanks "
+        f"and signs do not matter); found: {found}"
+    )
+
+
+@dataclass
+class _Reader:
+    """Goes through a sheet; what is read of it collects here."""
+
+    known: RecordedSet
+    sheet: Sheet
+    tree: FrameTree
+    clips: list[Clip] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    unfit: list[Unfit] = field(default_factory=list)
+    odd: list[Finding] = field(default_factory=list)
+    _seen: dict[str, int] = field(default_factory=dict)
+
+    def read(self) -> Annotations:
+        for row in self.sheet.rows:
+            label = None
+            try:
+                reason = self._reason_to_drop(row)
+                if reason:
+                    self.dropped[reason] += 1
+                    continue
+                label = self._label(row)
+                self.clips.append(self._clip(row, label))
+            except RowFault as fault:
+                self.unfit.append(Unfit(self._finding("row", row, fault.message, fault.column), label))
+        others = self.tree.not_taken
+        self.odd += [Finding("folder", path, f"is not read: {self.tree.base} is") for path in others]
+        self.odd += [Finding("stray file", path, "is no frame and was passed over") for path in self._stray()]
+        return Annotations(
+            name=self.known.name,
+            sheet=self.sheet.path,
+            frames=self.tree.base,
+            cropped=self.tree.cropped,
+            rows=len(self.sheet.rows),
+            clips=tuple(self.clips),
+            dropped=dict(self.dropped),
+            unfit=tuple(self.unfit),
+            odd=tuple(self.odd),
+        )
+
+    def _reason_to_drop(self, row: Row) -> str:
+        columns = self.known.columns
+        if not row.text(columns.subject) and not row.text(columns.clip):
+            return "rows without a clip"
+        emotion = row.text(columns.emotion).casefold()
+        if emotion in self.known.dropped:
+            return emotion
+        left_out = {(subject, canonical(clip)) for subject, clip in self.known.left_out}
+        if left_out and (self._subject(row), canonical(row.text(columns.clip))) in left_out:
+            return "not in MEGC2019's list"
+        return ""
+
+    def _label(self, row: Row) -> int:
+        column = self.known.columns.emotion
+        emotion = row.text(column).casefold()
+        if emotion not in self.known.classes:
+            accepted = ", ".join([*self.known.classes, *self.known.dropped])
+            raise RowFault(f"unknown emotion {row.text(column)!r}; known: {accepted}", column)
+        return self.known.classes[emotion]
+
+    def _subject(self, row: Row) -> int:
+        column = self.known.columns.subject
+        digits = re.findall(r"\d+", row.text(column))
+        if not digits:
+            raise RowFault(f"a subject's number is expected, found {row.text(column)!r}", column)
+        return int(digits[-1])
+
+    def _clip(self, row: Row, label: int) -> Clip:
+        columns = self.known.columns
+        number, name = self._subject(row), row.text(columns.clip)
+        if not name:
+            raise RowFault("the clip's name is empty", columns.clip)
+        onset, apex, offset = self._frame_numbers(row)
+        frames = self.tree.frames(number, name, columns.subject, columns.clip)
+        if not frames.by_number:
+            raise RowFault(f"{frames.folder} holds no frames", columns.clip)
+        frames = self._counted_by_place(row, frames, onset, offset)
+        rule = "sheet"
+        if apex is None:
+            apex, rule = self._middle(row, frames, onset, offset), "midpoint"
+        files = (self._file(frames, onset, columns.onset),
+                 self._file(frames, apex, columns.apex or columns.offset))  # fmt: skip
+        subject = f"{self.known.name}/{self.known.subject_name.format(number)}"
+        full = f"{subject}/{name}" + (f"/{onset}" if self.known.named_by_onset else "")
+        if full in self._seen:
+            raise RowFault(f"the same clip as in row {self._seen[full]}", columns.clip)
+        self._seen[full] = row.number
+        return Clip(
+            data_set=self.known.name, subject=subject, name=full, label=label,
+            emotion=row.text(columns.emotion), files=files,
+            offset=None if offset is None else frames.by_number.get(offset),
+            fps=self.known.fps, cropped=self.tree.cropped, sheet=self.sheet.path, row=row.number,
+            apex_rule=rule,
+        )  # fmt: skip
+
+    def _frame_numbers(self, row: Row) -> tuple[int, int | None, int | None]:
+        """Onset, apex and offset, the latter two None where the sheet has none that can be used."""
+        columns = self.known.columns
+        onset = row.frame(columns.onset)
+        if onset is None:
+            raise RowFault(f"an onset is needed, found {row.text(columns.onset)!r}", columns.onset)
+        apex = row.frame(columns.apex) if columns.apex else None
+        offset = row.frame(columns.offset)
+        if columns.apex and apex is not None and apex <= onset:
+            where = "is the onset" if apex == onset else f"comes before the onset {onset}"
+            raise RowFault(f"the apex {apex} {where}: there is no motion to measure", columns.apex)
+        if offset is not None and offset <= onset:
+            self._note(
+                "offset", row, f"the offset {offset} does not come after the onset {onset}", columns.offset
+            )
+            offset = None
+        elif offset is not None and apex is not None and offset < apex:
+            self._note("offset", row, f"the offset {offset} comes before the apex {apex}", columns.offset)
+        return onset, apex, offset
+
+    def _counted_by_place(self, row: Row, frames: Frames, onset: int, offset: int | None) -> Frames:
+        """Frames under the sheet's numbers where their own names count from elsewhere."""
+        if not self.known.by_place or offset is None or onset in frames.by_number:
+            return frames
+        if len(frames.by_number) != offset - onset + 1:
+            return frames
+        message = f"the onset {onset} is no frame of {frames.folder} ({frames.describe()}): counted by place"
+        self._note("frames", row, message, self.known.columns.onset)
+        return Frames(frames.folder, dict(enumerate(frames.by_number.values(), start=onset)))
+
+    def _middle(self, row: Row, frames: Frames, onset: int, offset: int | None) -> int:
+        columns = self.known.columns
+        last = offset if offset is not None else max(frames.by_number)
+        middle = (onset + last) // 2
+        after = [number for number in frames.by_number if onset < number <= last]
+        if not after:
+            raise RowFault(
+                f"no frame lies between the onset {onset} and the offset {last} in {frames.folder} "
+                f"({frames.describe()})", columns.offset,
+            )  # fmt: skip
+        apex = min(after, key=lambda number: (abs(number - middle), number))
+        if columns.apex:
+            found = row.text(columns.apex) or "nothing"
+            self._note("apex", row, f"found {found}: the middle frame {apex} is taken", columns.apex)
+        return apex
+
+    def _file(self, frames: Frames, number: int, column: str) -> Path:
+        if number not in frames.by_number:
+            raise RowFault(f"frame {number} is not in {frames.folder} ({frames.describe()})", column)
+        return frames.by_number[number]
+
+    def _finding(self, kind: str, row: Row, message: str, column: str | None) -> Finding:
+        return Finding(kind, self.sheet.path, message, row.number, column)
+
+    def _note(self, kind: str, row: Row, message: str, column: str) -> None:
+        self.odd.append(self._finding(kind, row, message, column))
+
+    def _stray(self) -> list[Path]:
+        """Files below the base that are no frames; the sheet may lie there."""
+        return [path for path in dict.fromkeys(self.tree.stray) if path != self.sheet.path]

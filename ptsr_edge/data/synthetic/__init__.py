@@ -1,0 +1,1 @@
+"""Rendered faces: stills, labelled clips, long videos."""

@@ -1,0 +1,199 @@
+"""Synthetic faces and micro-expressions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ptsr_edge.core.config import LABELS, Preprocess
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.data.synthetic import clips as synthetic
+from ptsr_edge.data.synthetic import faces
+from ptsr_edge.data.synthetic.faces import View
+from ptsr_edge.data.synthetic.landmarks import LANDMARKS
+from ptsr_edge.vision.flow import optical_strain
+
+BOTH_SIDES = {name.partition(".")[0] for name in LANDMARKS}
+
+
+def at(name: str, field: np.ndarray, who: synthetic.Person) -> np.ndarray:
+    """The field's value at the pixel that a landmark falls on."""
+    column, row = (who.face.landmarks[LANDMARKS.index(name)] * len(field)).astype(int)
+    return field[row, column]
+
+
+def test_thin_plate_passes_through_its_controls():
+    rng = np.random.default_rng(0)
+    controls, values = rng.random((12, 2)), rng.normal(size=(12, 2))
+    # float32 terms of a system whose weights are some ten times the values.
+    np.testing.assert_allclose(faces.thin_plate_basis(controls, controls) @ values, values, atol=1e-4)
+
+
+def test_thin_plate_reproduces_affine_fields():
+    # Bookstein 1989: an affine field has no bending energy, so it is its own interpolant.
+    rng = np.random.default_rng(0)
+    controls, points = rng.random((12, 2)), rng.random((30, 2))
+    matrix, offset = np.array([[1.5, 0.2], [-0.4, 0.8]]), np.array([0.3, -2.0])
+    found = faces.thin_plate_basis(controls, points) @ (controls @ matrix + offset)
+    np.testing.assert_allclose(found, points @ matrix + offset, atol=1e-4)
+
+
+def test_displacement_takes_landmarks_along_and_pins_the_rim():
+    who = synthetic.person(0)
+    moves = np.zeros((len(LANDMARKS), 2))
+    moves[LANDMARKS.index("mouth_corner.left")] = (-1.0, -0.5)
+    field = who.face.displacement(moves, 112)
+    # A landmark is up to .7 px from its pixel's centre, where the bump has fallen by some percent.
+    np.testing.assert_allclose(at("mouth_corner.left", field, who), (-1.0, -0.5), atol=0.08)
+    np.testing.assert_allclose(at("mouth_corner.right", field, who), 0, atol=0.05)
+    rim = np.concatenate([field[0], field[-1], field[:, 0], field[:, -1]])
+    assert np.abs(rim).max() < 0.12
+
+
+def test_displacement_grows_with_the_frame():
+    who = synthetic.person(0)
+    at_112 = who.face.displacement(who.habits[12], 112)
+    at_224 = who.face.displacement(who.habits[12], 224)
+    halved = at_224.reshape(112, 2, 112, 2, 2).mean((1, 3)) / 2
+    # Pixel centres differ by a quarter of a pixel.
+    np.testing.assert_allclose(halved, at_112, atol=0.01)
+
+
+def test_displacement_is_smooth():
+    # At 1.8 px over some 10 px of skin the strain is about .2; a plateau's edge would reach 1.
+    who = synthetic.person(1)
+    for unit, habit in who.habits.items():
+        field = who.face.displacement(1.8 * habit / np.hypot(*habit.T).max(), 112)
+        assert optical_strain(field).max() < 0.5, unit
+
+
+def test_units_name_landmarks_that_exist():
+    for unit, moves in synthetic.ACTION_UNITS.items():
+        assert set(moves) <= BOTH_SIDES, unit
+    used = {unit for recipes in synthetic.RECIPES for r in recipes for unit in r.core + r.options}
+    assert used <= set(synthetic.ACTION_UNITS) - {synthetic.BLINK}
+    assert len(synthetic.RECIPES) == len(synthetic.CLASS_SHARES) == len(LABELS)
+
+
+@pytest.mark.parametrize(
+    ("unit", "landmark", "axis", "sign"),
+    [
+        pytest.param(1, "brow_inner.left", 1, -1, id="AU1 raises the inner brow"),
+        pytest.param(4, "brow_inner.right", 1, 1, id="AU4 lowers it"),
+        pytest.param(4, "brow_inner.right", 0, -1, id="AU4 draws the right brow to the middle"),
+        pytest.param(12, "mouth_corner.left", 0, -1, id="AU12 pulls the left corner outwards"),
+        pytest.param(12, "mouth_corner.right", 0, 1, id="AU12 pulls the right corner outwards"),
+        pytest.param(12, "mouth_corner.right", 1, -1, id="AU12 pulls it up"),
+        pytest.param(15, "mouth_corner.left", 1, 1, id="AU15 pulls it down"),
+        pytest.param(26, "chin_boss", 1, 1, id="AU26 drops the jaw"),
+        pytest.param(45, "eye_top.left", 1, 1, id="AU45 closes the lid"),
+    ],
+)
+def test_units_move_as_facs_says(unit, landmark, axis, sign):
+    # y grows downwards. Mean over subjects: each has its own direction.
+    place = LANDMARKS.index(landmark)
+    mean = np.mean([synthetic.person(subject).habits[unit][place, axis] for subject in range(8)])
+    assert np.sign(mean) == sign
+    assert abs(mean) > 0.2
+
+
+def test_render_shifts_the_picture_by_its_view():
+    # By one whole pixel: the cubic's samples fall on pixels, so only rounding to uint8 is left.
+    face = synthetic.person(0).face
+    still, rng = np.zeros((112, 112, 2), dtype=np.float32), np.random.default_rng(0)
+    here = faces.render(face, still, View(), rng).astype(int)
+    there = faces.render(face, still, View(shift=(3.0, 1.0)), rng).astype(int)
+    assert np.abs(there[11:-10, 13:-10] - here[10:-11, 10:-13]).max() <= 1
+
+
+def test_render_applies_light_and_noise():
+    face = synthetic.person(0).face
+    still = np.zeros((112, 112, 2), dtype=np.float32)
+    plain = faces.render(face, still, View(), np.random.default_rng(0)).astype(float)
+    dark = faces.render(face, still, View(gain=0.5), np.random.default_rng(0))
+    np.testing.assert_allclose(dark, plain / 2, atol=1)
+    # Noise of 2 levels and .04 per level at each pixel: the mean variance is 4 + .04 x the mean level.
+    noisy = faces.render(face, still, View(read_noise=2, shot_noise=0.04), np.random.default_rng(0))
+    middle = (plain > 20) & (plain < 235)
+    expected = 4 + 0.04 * plain[middle].mean() + 1 / 12
+    assert (noisy - plain)[middle].var() == pytest.approx(expected, rel=0.1)
+
+
+def test_render_refuses_what_is_no_field():
+    with pytest.raises(InputError, match=r"found \(8, 9, 2\)"):
+        faces.render(synthetic.person(0).face, np.zeros((8, 9, 2)), View(), np.random.default_rng(0))
+
+
+def test_expression_reaches_its_peak():
+    # Without blink and other units the largest landmark displacement is the peak by construction.
+    who = synthetic.person(2)
+    drawn = [synthetic.draw_expression(who, 1, np.random.default_rng(seed)) for seed in range(60)]
+    peaks = np.array([expression.peak_px for expression in drawn])
+    reached = np.array([np.hypot(*expression.moves.T).max() for expression in drawn])
+    low, high = synthetic.PEAK_PX
+    assert peaks.min() >= low
+    assert peaks.max() <= high
+    assert np.isclose(reached, peaks, rtol=1e-9).sum() >= 5
+
+
+def test_clips_are_drawn_in_shares():
+    labels = [synthetic.clip_label(subject, clip) for subject in range(160) for clip in range(24)]
+    assert labels[24 * 3 + 5] == synthetic.render_clip(3, 5, 32)[2]
+    shares = np.bincount(labels, minlength=3) / len(labels)
+    # 3840 draws: standard deviation at most .008.
+    np.testing.assert_allclose(shares, synthetic.CLASS_SHARES, atol=0.03)
+
+
+def test_a_clip_is_the_same_alone_and_among_others():
+    alone = synthetic.render_clip(7, 5, 112)
+    synthetic.person.cache_clear()
+    for clip in (0, 6, 5):
+        again = synthetic.render_clip(7, clip, 112)
+    np.testing.assert_array_equal(alone[0], again[0])
+    np.testing.assert_array_equal(alone[1], again[1])
+    assert alone[2] == again[2]
+
+
+def test_clips_differ_by_subject_clip_and_seed():
+    base = synthetic.render_clip(0, 0, 64)[1].astype(int)
+    for arguments in ((1, 0, 64, 0), (0, 1, 64, 0), (0, 0, 64, 1)):
+        assert np.abs(synthetic.render_clip(*arguments)[1] - base).mean() > 1
+
+
+def test_frames_look_like_exposed_photographs():
+    for subject in range(6):
+        onset, apex, label = synthetic.render_clip(subject, 0, 112)
+        assert onset.shape == apex.shape == (112, 112)
+        assert onset.dtype == apex.dtype == np.uint8
+        assert label in range(len(LABELS))
+        assert 60 < onset.mean() < 190
+        assert onset.std() > 20
+        assert np.mean((onset == 0) | (onset == 255)) < 0.25
+
+
+def test_a_small_model_gets_flow_of_reference_frames():
+    # Measured at 112 and averaged down by 4: the mean stays.
+    small, labels = synthetic.render_subject(0, 2, Preprocess(image_size=28))
+    large, same = synthetic.render_subject(0, 2, Preprocess(image_size=112))
+    assert small.shape == (2, 28, 28, 3)
+    np.testing.assert_array_equal(labels, same)
+    np.testing.assert_allclose(small, large.reshape(2, 28, 4, 28, 4, 3).mean((2, 4)), atol=1e-5)
+
+
+def test_frames_scale_with_the_model():
+    onset, _, label = synthetic.render_clip(0, 0, 224)
+    assert onset.shape == (224, 224)
+    assert label == synthetic.render_clip(0, 0, 112)[2]
+
+
+def test_subject_names():
+    names = synthetic.subject_names()
+    assert len(names) == synthetic.SUBJECTS == 160
+    assert names[0] == "synthetic/000"
+    assert names[-1] == "synthetic/159"
+
+
+@pytest.mark.parametrize("arguments", [(-1, 0, 64), (0, -1, 64), (0, 0, 64, -1)])
+def test_negative_numbers(arguments):
+    with pytest.raises(InputError, match="must not be negative"):
+        synthetic.render_clip(*arguments)
