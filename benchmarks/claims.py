@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptsr_edge.bundle import Bundle, read_bundle
-from ptsr_edge.checkpoint import resolve
 from ptsr_edge.core.system import describe_cpu
 from ptsr_edge.data.datasets import FlowData, load
 from ptsr_edge.doctor import INT8_FLAGS
 from ptsr_edge.evaluation import evaluate_bundle, judged_samples
 from ptsr_edge.exporter import export_bundle
 from ptsr_edge.measure import Setting, measure_interleaved
-from ptsr_edge.model import Model
+from ptsr_edge.models.checkpoint import resolve
+from ptsr_edge.models.ptsr import Model
 from ptsr_edge.parity import eager_reference, measure_parity
 from ptsr_edge.profiler import profile_bundles
 from ptsr_edge.runtimes.trt_engine import describe_gpus

@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from ptsr_edge.bundle import Parity, Variant, describe_file
-from ptsr_edge.checkpoint import CheckpointInfo
 from ptsr_edge.core.console import progress, say
 from ptsr_edge.core.errors import ParityError
 from ptsr_edge.data.datasets import FlowData
-from ptsr_edge.flops import count_macs
-from ptsr_edge.inference import predict_logits
 from ptsr_edge.layerwise import (
     _first_fault,
     _sample_at_fault,
 )
-from ptsr_edge.model import Model, count_parameters
+from ptsr_edge.models.checkpoint import CheckpointInfo
+from ptsr_edge.models.flops import count_macs
+from ptsr_edge.models.inference import predict_logits
+from ptsr_edge.models.ptsr import Model, count_parameters
 from ptsr_edge.onnx_graph import add_metadata, trace, write_sharing_weights
 from ptsr_edge.parity import (
     Reference,

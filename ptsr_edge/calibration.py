@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.checkpoint import CheckpointInfo
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.records import Record
 from ptsr_edge.data.datasets import DATA_NAMES, HELD_OUT, FlowData, load, split_subjects
 from ptsr_edge.data.synthetic.clips import subject_names
-from ptsr_edge.model import Model, Ptsr
-from ptsr_edge.selection import dynamic_counts
+from ptsr_edge.models.checkpoint import CheckpointInfo
+from ptsr_edge.models.ptsr import Model, Ptsr
+from ptsr_edge.models.selection import dynamic_counts
 from ptsr_edge.vision.flow import MIN_FRAME
 
 log = logging.getLogger("ptsr_edge")

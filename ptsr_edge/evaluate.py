@@ -13,7 +13,6 @@ import click
 from click.core import ParameterSource
 
 from ptsr_edge.bundle import read_bundle
-from ptsr_edge.checkpoint import load_checkpoint
 from ptsr_edge.core.config import MODELS, parse_budget
 from ptsr_edge.core.console import Verb, comma_separated, finish, run, say
 from ptsr_edge.core.errors import InputError
@@ -23,8 +22,9 @@ from ptsr_edge.engine import ENGINES
 from ptsr_edge.evaluate_folds import FoldCall, default_rates, evaluate_folds
 from ptsr_edge.evaluation import evaluate_bundle, evaluate_checkpoint, judged_samples
 from ptsr_edge.fold_figures import lines_of_folds
-from ptsr_edge.inference import DEVICES
 from ptsr_edge.model_learner import THROUGH
+from ptsr_edge.models.checkpoint import load_checkpoint
+from ptsr_edge.models.inference import DEVICES
 from ptsr_edge.protocol import GROUPS, PROTOCOLS
 from ptsr_edge.target import THROUGH_GRAPH
 

@@ -15,8 +15,8 @@ from ptsr_edge.data.datasets import FlowData, load
 from ptsr_edge.engine import check_engine
 from ptsr_edge.fit import recipe_for
 from ptsr_edge.fold_figures import paired_records, run_records, summaries
-from ptsr_edge.inference import choose_device
 from ptsr_edge.model_learner import THROUGH, ModelLearner
+from ptsr_edge.models.inference import choose_device
 from ptsr_edge.protocol import GROUPS, PROTOCOLS, folds
 
 

@@ -13,8 +13,8 @@ from ptsr_edge.bundle import Bundle, Variant, check_files, read_bundle
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.data.datasets import FlowData
-from ptsr_edge.inference import predict_logits
-from ptsr_edge.model import Model
+from ptsr_edge.models.inference import predict_logits
+from ptsr_edge.models.ptsr import Model
 from ptsr_edge.protocol import figures, unseen_subjects
 from ptsr_edge.session import Session, why_not_here
 from ptsr_edge.target import THROUGH_ARTIFACT, THROUGH_GRAPH

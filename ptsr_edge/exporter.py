@@ -19,14 +19,14 @@ from ptsr_edge.cache import BundleCache, data_fingerprint, surroundings
 from ptsr_edge.calibration import budgets_from_data, calibration_side, draw
 from ptsr_edge.card import bundle_card
 from ptsr_edge.cascade_calibration import calibrate, cascade_samples, check_reach
-from ptsr_edge.checkpoint import CheckpointInfo, resolve
 from ptsr_edge.core.config import DEFAULT_MODEL
 from ptsr_edge.core.console import say
 from ptsr_edge.core.disk_cache import cache_key
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import staged_folder
 from ptsr_edge.data.datasets import FlowData
-from ptsr_edge.model import Model
+from ptsr_edge.models.checkpoint import CheckpointInfo, resolve
+from ptsr_edge.models.ptsr import Model
 from ptsr_edge.plan import Rates, check_budgets, check_options, check_out, check_targets, rates_of
 from ptsr_edge.target import Target
 from ptsr_edge.target_cpu import CpuTarget

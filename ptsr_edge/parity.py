@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ptsr_edge.bundle import Parity
 from ptsr_edge.core.errors import ParityError
-from ptsr_edge.model import Model, Ptsr
+from ptsr_edge.models.ptsr import Model, Ptsr
 from ptsr_edge.vision.flow import to_input
 
 Run = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.int64] | None]]

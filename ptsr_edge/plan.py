@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ptsr_edge.bundle import MANIFEST
-from ptsr_edge.checkpoint import CheckpointInfo
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_place
+from ptsr_edge.models.checkpoint import CheckpointInfo
 from ptsr_edge.runtimes.trt_flavour import Flavour, choose_capabilities
 from ptsr_edge.target import Target
 

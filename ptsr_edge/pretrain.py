@@ -12,14 +12,14 @@ from pathlib import Path
 
 import click
 
-from ptsr_edge.checkpoint import CheckpointInfo, save_checkpoint
 from ptsr_edge.core.config import named_model
 from ptsr_edge.core.console import Verb, finish, progress, run
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_file
 from ptsr_edge.data.datasets import HELD_OUT, closely_cropped, split_subjects
 from ptsr_edge.fit import PRETRAINING, fit
-from ptsr_edge.inference import predict_logits
+from ptsr_edge.models.checkpoint import CheckpointInfo, save_checkpoint
+from ptsr_edge.models.inference import predict_logits
 from ptsr_edge.protocol import figures
 from ptsr_edge.train import model_card, tool_versions
 

@@ -20,7 +20,7 @@ from ptsr_edge.stats.classification import paired_bootstrap
 
 if TYPE_CHECKING:
     from ptsr_edge.data.datasets import FlowData
-    from ptsr_edge.model import Ptsr
+    from ptsr_edge.models.ptsr import Ptsr
 
 Samples = tuple["FlowData", str]
 """What is judged, and how that choice is named."""

@@ -24,7 +24,7 @@ from torch import nn
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import JobError
 from ptsr_edge.core.files import write_whole
-from ptsr_edge.model import Model, build_model
+from ptsr_edge.models.ptsr import Model, build_model
 from ptsr_edge.onnx_graph import ALIGNMENT, point_at, trace
 from ptsr_edge.static import to_static
 

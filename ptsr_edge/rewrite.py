@@ -15,8 +15,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ptsr_edge.blocks import LocalitySelfAttention
-from ptsr_edge.model import ShiftedPatchTokenization, TokenBatchNorm, view_offsets
+from ptsr_edge.models.blocks import LocalitySelfAttention
+from ptsr_edge.models.ptsr import ShiftedPatchTokenization, TokenBatchNorm, view_offsets
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ptsr_edge.augment import flip_horizontally
-from ptsr_edge.model import MeanReadout, patch_means
+from ptsr_edge.models.ptsr import MeanReadout, patch_means
 
 REACH = 2.0
 """How far apart the logits of the right class and of the others are asked to be."""

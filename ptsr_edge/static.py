@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptsr_edge.blocks import Block, LocalitySelfAttention
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.model import LocalGlobalHead, Model, Output, Ptsr, ShiftedPatchTokenization
+from ptsr_edge.models.blocks import Block, LocalitySelfAttention
+from ptsr_edge.models.ptsr import LocalGlobalHead, Model, Output, Ptsr, ShiftedPatchTokenization
+from ptsr_edge.models.selection import rollout_scores, static_selection, strain_scores
 from ptsr_edge.rewrite import block_table, fold_temperature, fold_tokenizer
-from ptsr_edge.selection import rollout_scores, static_selection, strain_scores
 
 MASKED = -3e4
 """Stands for minus infinity: far below any logit, and inside float16's range."""

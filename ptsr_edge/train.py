@@ -14,7 +14,6 @@ from typing import Any
 import click
 import torch
 
-from ptsr_edge.checkpoint import CheckpointInfo, load_vit, save_checkpoint
 from ptsr_edge.core.config import DEFAULT_MODEL, MODELS, ModelConfig, named_model
 from ptsr_edge.core.console import Verb, finish, progress, run, say
 from ptsr_edge.core.errors import InputError
@@ -22,8 +21,9 @@ from ptsr_edge.core.files import check_file
 from ptsr_edge.data.catalog import LICENCES
 from ptsr_edge.data.datasets import DATA_NAMES, FlowData, load, reading_options, split_subjects
 from ptsr_edge.fit import Recipe, first_weights, fit, recipe_for
-from ptsr_edge.inference import DEVICES, choose_device, predict_logits
-from ptsr_edge.model import Model, Ptsr, Vit
+from ptsr_edge.models.checkpoint import CheckpointInfo, load_vit, save_checkpoint
+from ptsr_edge.models.inference import DEVICES, choose_device, predict_logits
+from ptsr_edge.models.ptsr import Model, Ptsr, Vit
 from ptsr_edge.stats.classification import confusion, uar, uf1
 
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ptsr_edge.checkpoint import CheckpointInfo, save_checkpoint
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
-from ptsr_edge.model import Model, build_model
+from ptsr_edge.models.checkpoint import CheckpointInfo, save_checkpoint
+from ptsr_edge.models.ptsr import Model, build_model
 
 torch.set_num_threads(1)
 

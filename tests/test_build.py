@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from ptsr_edge import parity
 from ptsr_edge.build import GRAPH_ONLY, PROOF_SAMPLES, Job, build_and_prove, trace_budgets
 from ptsr_edge.bundle import Variant, check_files
-from ptsr_edge.checkpoint import CheckpointInfo
 from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.errors import JobError, ParityError
 from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.layerwise import DEPARTURES
-from ptsr_edge.model import Model, Ptsr, count_parameters
+from ptsr_edge.models.checkpoint import CheckpointInfo
+from ptsr_edge.models.ptsr import Model, Ptsr, count_parameters
 from ptsr_edge.onnx_graph import write_sharing_weights
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.stats.classification import confusion, uar

@@ -16,7 +16,7 @@ from ptsr_edge import cross_validation, model_learner
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.cross_validation import DECIDING, Learner, cross_validate, deciding_versions
 from ptsr_edge.data.datasets import FlowData
-from ptsr_edge.model import build_model
+from ptsr_edge.models.ptsr import build_model
 from ptsr_edge.protocol import folds
 
 DATA = composite()

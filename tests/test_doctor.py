@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from ptsr_edge import checkpoint, doctor
+from ptsr_edge import doctor
 from ptsr_edge.core.system import TELLING_FLAGS
 from ptsr_edge.doctor import (
     EXTRA_OF,
@@ -24,6 +24,7 @@ from ptsr_edge.doctor import (
 )
 from ptsr_edge.exporter import TARGETS
 from ptsr_edge.installation import Package, Probe
+from ptsr_edge.models import checkpoint
 from ptsr_edge.runtimes.base import RUNTIMES
 
 GPU = {"name": "A", "compute_capability": "8.6"}

@@ -22,7 +22,6 @@ from click.testing import CliRunner, Result
 
 from ptsr_edge import Session, parity
 from ptsr_edge.bundle import MANIFEST, Bundle, check_files, read_bundle
-from ptsr_edge.checkpoint import CheckpointInfo, read_info, save_checkpoint
 from ptsr_edge.core.config import LABELS, Preprocess, named_model
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import sha256_of
@@ -31,8 +30,9 @@ from ptsr_edge.data.megc_flow import FOLDER as MEGC_FOLDER
 from ptsr_edge.data.megc_flow import TABLE as MEGC_TABLE
 from ptsr_edge.export import check_budgets, main
 from ptsr_edge.exporter import TARGETS
-from ptsr_edge.flops import count_macs
-from ptsr_edge.model import count_parameters
+from ptsr_edge.models.checkpoint import CheckpointInfo, read_info, save_checkpoint
+from ptsr_edge.models.flops import count_macs
+from ptsr_edge.models.ptsr import count_parameters
 from ptsr_edge.static import to_static
 from ptsr_edge.target import Artifact, BuildRequest
 from ptsr_edge.target_cpu import CpuTarget
@@ -104,7 +104,7 @@ def test_a_bundle_says_what_it_is_and_where_it_comes_from(tiny_bundle: Path, tin
 def test_costs_are_those_of_the_graph(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     import torch
 
-    from ptsr_edge.checkpoint import load_checkpoint
+    from ptsr_edge.models.checkpoint import load_checkpoint
 
     model, _ = load_checkpoint(tiny_checkpoint)
     for variant in read_bundle(tiny_bundle).variants:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptsr_edge.checkpoint import load_checkpoint, starting_checkpoint
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess, named_model
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.datasets import FlowData
@@ -26,8 +25,9 @@ from ptsr_edge.fit import (
     recipe_for,
     schedule,
 )
-from ptsr_edge.inference import predict_logits
-from ptsr_edge.model import Model, Output, build_model
+from ptsr_edge.models.checkpoint import load_checkpoint, starting_checkpoint
+from ptsr_edge.models.inference import predict_logits
+from ptsr_edge.models.ptsr import Model, Output, build_model
 
 
 def toy(count: int = 12, side: int = 28, classes: int = 3) -> FlowData:

@@ -11,9 +11,9 @@ from fold_data import QUICK, TOY, composite, toy_learner
 from ptsr_edge import onnx_graph, refill
 from ptsr_edge.core.errors import ParityError
 from ptsr_edge.fit import fit
-from ptsr_edge.inference import predict_logits
-from ptsr_edge.model import Model
 from ptsr_edge.model_learner import ModelLearner, artifact_logits
+from ptsr_edge.models.inference import predict_logits
+from ptsr_edge.models.ptsr import Model
 from ptsr_edge.refill import export_template
 
 DATA = composite()

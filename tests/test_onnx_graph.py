@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ptsr_edge.bundle import Variant, read_bundle
 from ptsr_edge.core.config import Preprocess, named_model
 from ptsr_edge.core.errors import JobError
-from ptsr_edge.model import Output, build_model
+from ptsr_edge.models.ptsr import Output, build_model
 from ptsr_edge.onnx_graph import ALIGNMENT, OPSET, add_metadata, trace, write_sharing_weights
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.static import to_static

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from ptsr_edge.bundle import Parity, read_bundle
-from ptsr_edge.checkpoint import load_checkpoint
 from ptsr_edge.core.errors import ParityError
-from ptsr_edge.model import Model, Ptsr
+from ptsr_edge.models.checkpoint import load_checkpoint
+from ptsr_edge.models.ptsr import Model, Ptsr
 from ptsr_edge.parity import (
     LIMITS,
     SCORE_SPREADS,

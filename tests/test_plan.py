@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from ptsr_edge.bundle import MANIFEST
-from ptsr_edge.checkpoint import CheckpointInfo
 from ptsr_edge.core.config import LABELS, Preprocess, named_model, parse_budget
 from ptsr_edge.core.errors import InputError
+from ptsr_edge.models.checkpoint import CheckpointInfo
 from ptsr_edge.plan import check_budgets, check_options, check_out, check_targets, rates_of
 from ptsr_edge.target_cpu import CpuTarget
 from ptsr_edge.target_trt import TrtTarget

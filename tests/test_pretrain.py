@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from ptsr_edge import pretrain
-from ptsr_edge.checkpoint import EMBEDDED, STARTING, load_checkpoint, read_info
 from ptsr_edge.core.config import named_model
 from ptsr_edge.data.datasets import CLOSE, close_up, closely_cropped
 from ptsr_edge.fit import PRETRAINING
+from ptsr_edge.models.checkpoint import EMBEDDED, STARTING, load_checkpoint, read_info
 from ptsr_edge.pretrain import main
 
 

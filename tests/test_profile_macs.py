@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from ptsr_edge.bundle import BundleFile, Variant
 from ptsr_edge.core.config import MODELS
-from ptsr_edge.macs import eager_macs, explain, exported_macs
+from ptsr_edge.models.macs import eager_macs, explain, exported_macs
 from ptsr_edge.profile_macs import eager_count, graph_count, mac_figures
 
 

@@ -12,13 +12,13 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from ptsr_edge.bundle import read_bundle
-from ptsr_edge.checkpoint import CheckpointInfo, save_checkpoint
 from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.megc_flow import FOLDER as MEGC_FOLDER
 from ptsr_edge.data.megc_flow import TABLE as MEGC_TABLE
 from ptsr_edge.export import main
 from ptsr_edge.exporter import TARGETS
+from ptsr_edge.models.checkpoint import CheckpointInfo, save_checkpoint
 from ptsr_edge.recipe import DeploymentRecipe, read_recipe
 
 FOLDER = Path(__file__).parents[1] / "export"

@@ -15,7 +15,7 @@ from torch import nn
 from ptsr_edge import refill
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import JobError
-from ptsr_edge.model import build_model
+from ptsr_edge.models.ptsr import build_model
 from ptsr_edge.onnx_graph import trace
 from ptsr_edge.parity import eager_reference, measure_parity
 from ptsr_edge.refill import Template, export_template, flat_weights, number_weights

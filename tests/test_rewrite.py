@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptsr_edge.model import ShiftedPatchTokenization, shifted
+from ptsr_edge.models.ptsr import ShiftedPatchTokenization, shifted
 from ptsr_edge.rewrite import block_table, fold_temperature, fold_tokenizer
 from ptsr_edge.static import StaticTokenizer
 

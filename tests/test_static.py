@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.model import Ptsr, build_model
-from ptsr_edge.selection import class_scores, rollout_scores
+from ptsr_edge.models.ptsr import Ptsr, build_model
+from ptsr_edge.models.selection import class_scores, rollout_scores
 from ptsr_edge.static import (
     ClassOnlyBlock,
     SelectingBlock,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ptsr_edge.core.config import ModelConfig, Preprocess
-from ptsr_edge.model import build_model
+from ptsr_edge.models.ptsr import build_model
 from ptsr_edge.onnx_graph import trace
 from ptsr_edge.static import to_static
 from ptsr_edge.target import BuildRequest

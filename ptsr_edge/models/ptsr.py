@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptsr_edge.blocks import Block
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.selection import (
+from ptsr_edge.models.blocks import Block
+from ptsr_edge.models.selection import (
     class_scores,
     dynamic_counts,
     gather_tokens,

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.model import Model, Ptsr
+from ptsr_edge.models.ptsr import Model, Ptsr
 from ptsr_edge.vision.flow import to_input
 
 DEVICES = ("auto", "cpu", "cuda")

@@ -21,10 +21,10 @@ from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess, named_model
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import sha256_of, write_whole
 from ptsr_edge.core.records import Record, parse
-from ptsr_edge.model import Model, Vit, build_model
+from ptsr_edge.models.ptsr import Model, Vit, build_model
 
 METADATA_KEY = "ptsr_edge"
-EMBEDDED = Path(__file__).parent / "weights"
+EMBEDDED = Path(__file__).parents[1] / "weights"
 STARTING = EMBEDDED / "starting"
 
 

@@ -11,10 +11,10 @@ import torch
 
 from ptsr_edge.core.config import MODELS, ModelConfig
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.flops import count_macs
-from ptsr_edge.macs import EMBEDDING, HEAD, SCORE, SELECTING, eager_macs, explain, exported_macs
-from ptsr_edge.model import build_model
-from ptsr_edge.onnx_flops import onnx_macs
+from ptsr_edge.models.flops import count_macs
+from ptsr_edge.models.macs import EMBEDDING, HEAD, SCORE, SELECTING, eager_macs, explain, exported_macs
+from ptsr_edge.models.onnx_flops import onnx_macs
+from ptsr_edge.models.ptsr import build_model
 from ptsr_edge.onnx_graph import trace
 from ptsr_edge.static import to_static
 

@@ -13,8 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ptsr_edge import checkpoint as module
-from ptsr_edge.checkpoint import (
+from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess, named_model
+from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.core.files import sha256_of
+from ptsr_edge.models import checkpoint as module
+from ptsr_edge.models.checkpoint import (
     CheckpointInfo,
     load_checkpoint,
     load_vit,
@@ -23,10 +26,7 @@ from ptsr_edge.checkpoint import (
     resolve,
     save_checkpoint,
 )
-from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess, named_model
-from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.core.files import sha256_of
-from ptsr_edge.model import Ptsr, Vit, build_model
+from ptsr_edge.models.ptsr import Ptsr, Vit, build_model
 
 GEOMETRIES = {
     # Those of vit-nano and vit-tiny, without layer scale, which is no part of Hugging Face's ViT. Its

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ptsr_edge.core.errors import InputError, require
-from ptsr_edge.flops import MacCount, conv_macs, einsum_macs, matmul_macs
+from ptsr_edge.models.flops import MacCount, conv_macs, einsum_macs, matmul_macs
 
 NOT_COUNTED: dict[str, tuple[str, ...]] = {
     "normalisation: a few operations per element": (

@@ -10,10 +10,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ptsr_edge.blocks import LocalitySelfAttention
 from ptsr_edge.core.config import ModelConfig, named_model
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.model import (
+from ptsr_edge.models.blocks import LocalitySelfAttention
+from ptsr_edge.models.ptsr import (
     LocalGlobalHead,
     Ptsr,
     ShiftedPatchTokenization,

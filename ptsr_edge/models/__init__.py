@@ -1,0 +1,1 @@
+"""PTSR and its full-token baseline in torch: built, stored, run, counted."""
