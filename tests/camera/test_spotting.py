@@ -1,0 +1,194 @@
+"""Online spotting on rendered clips whose truth is known, and its behaviour at the borders of a stream."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from ptsr_edge.camera.spotting import Spot, SpotSettings, Spotter
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.data.synthetic.video import Script, draw_script, film
+from ptsr_edge.interval_metrics import count_intervals
+
+pytest.importorskip("cv2")
+
+SECONDS = 16.0
+Clip = list[tuple[int, np.ndarray]]
+
+
+@functools.cache
+def script(expressive: bool = True) -> Script:
+    return draw_script(7, SECONDS, seed=5, expressive=expressive)
+
+
+@functools.cache
+def clip(fps: int = 30, expressive: bool = True) -> Clip:
+    return list(film(script(expressive), fps))
+
+
+def spot(frames: Clip, spotter: Spotter | None = None) -> list[tuple[Spot, int]]:
+    """Each spot with the pts of the frame that it was answered with."""
+    spotter = spotter or Spotter()
+    return [(found, pts_ns) for pts_ns, frame in frames for found in spotter.push(frame, pts_ns)]
+
+
+def shifted(frames: Clip, by_ns: int) -> Clip:
+    return [(pts_ns + by_ns, frame) for pts_ns, frame in frames]
+
+
+@pytest.mark.parametrize("fps", [25, 30, 100, 200])
+def test_micro_expressions_are_spotted_alike_at_every_rate(fps: int) -> None:
+    """On this clip all are strong enough to be found at every rate, beside blinks, jerks and a longer expression."""
+    found = [one for one, _ in spot(clip(fps))]
+    true = [(happening.onset_s, happening.offset_s) for happening in script().micro]
+    counts = count_intervals([(one.onset_ns / 1e9, one.offset_ns / 1e9) for one in found], true)
+    assert len(true) >= 2
+    assert counts.hits == len(true)
+    assert counts.false_alarms == 0
+    for one, happening in zip(found, script().micro, strict=True):
+        # Two samples of .02 s and a frame, to which the apex of a flat top may fall.
+        assert one.apex_ns / 1e9 == pytest.approx(happening.apex_s, abs=0.04 + 1 / fps)
+        assert one.score >= SpotSettings().threshold
+
+
+@pytest.mark.parametrize("fps", [30, 100])
+def test_answers_are_of_frames_that_were_pushed_and_come_in_time(fps: int) -> None:
+    frames = clip(fps)
+    pushed = {pts_ns for pts_ns, _ in frames}
+    answers = spot(frames)
+    assert answers
+    for one, answered_ns in answers:
+        assert {one.onset_ns, one.apex_ns, one.offset_ns} <= pushed
+        assert one.onset_ns < one.apex_ns < one.offset_ns <= answered_ns
+        assert answered_ns - one.apex_ns <= 1e9 * SpotSettings().max_delay_s
+
+
+def test_the_future_changes_nothing_that_was_answered() -> None:
+    """Trailing statistics only: what was answered by then is the same when the stream ends there."""
+    whole = spot(clip())
+    cut = len(clip()) * 3 // 4
+    assert spot(clip()[:cut]) == [answer for answer in whole if answer[1] <= clip()[cut - 1][0]]
+
+
+def test_a_neutral_face_that_blinks_and_moves_gives_nothing() -> None:
+    kinds = {happening.kind for happening in script(expressive=False).happenings}
+    assert kinds == {"blink"}
+    assert spot(clip(expressive=False)) == []
+
+
+def test_duplicates_are_left_out() -> None:
+    twice = [each for frame in clip() for each in (frame, frame)]
+    assert spot(twice) == spot(clip())
+
+
+def test_a_constant_offset_of_the_clock_changes_nothing() -> None:
+    by_ns = 10**15
+    plain = [one for one, _ in spot(clip())]
+    late = [one for one, _ in spot(shifted(clip(), by_ns))]
+    assert [(one.onset_ns - by_ns, one.apex_ns - by_ns, one.offset_ns - by_ns) for one in late] == [
+        (one.onset_ns, one.apex_ns, one.offset_ns) for one in plain
+    ]
+
+
+@pytest.mark.parametrize("jump_s", [-1000.0, -0.5, 0.3, 1000.0])
+def test_after_a_jump_everything_begins_anew(jump_s: float) -> None:
+    spotter = Spotter()
+    before = clip()[:60]
+    spot(before, spotter)
+    after = shifted(clip(), before[-1][0] + round(1e9 * jump_s))
+    resumed = [one for one, _ in spot(after, spotter)]
+    fresh = [one for one, _ in spot(after)]
+    assert fresh
+    # Nothing reaches across the jump, and nothing is lost; more may be seen, as the noise is known by then.
+    assert all(one.onset_ns >= after[0][0] for one in resumed)
+    assert {(one.onset_ns, one.apex_ns) for one in fresh} <= {(one.onset_ns, one.apex_ns) for one in resumed}
+
+
+def test_a_change_of_size_begins_anew() -> None:
+    spotter = Spotter()
+    spot([(pts_ns, np.kron(frame, np.ones((2, 2), np.uint8))) for pts_ns, frame in clip()[:30]], spotter)
+    found = spot(shifted(clip(), clip()[30][0]), spotter)
+    assert len(found) == len(script().micro)
+
+
+def test_flush_answers_what_has_come_back_already() -> None:
+    happening = script().micro[-1]
+    end = next(
+        number for number, (pts_ns, _) in enumerate(clip(100)) if pts_ns > 1e9 * (happening.offset_s + 0.05)
+    )
+    spotter = Spotter()
+    answered = spot(clip(100)[:end], spotter)
+    ended = spotter.flush()
+    assert len(answered) == len(script().micro) - 1
+    assert [one.apex_ns / 1e9 for one in ended] == pytest.approx([happening.apex_s], abs=0.05)
+    assert spotter.flush() == []
+
+
+def test_a_foreign_picture_in_between_gives_nothing() -> None:
+    rng = np.random.default_rng(0)
+    frames = clip(expressive=False)[:240]
+    noise = [
+        (pts_ns, rng.integers(0, 256, frame.shape).astype(np.uint8))
+        if 120 <= number < 123
+        else (pts_ns, frame)
+        for number, (pts_ns, frame) in enumerate(frames)
+    ]
+    assert spot(noise) == []
+
+
+@pytest.mark.parametrize("level", [0, 128])
+def test_a_flat_picture_gives_nothing(level: int) -> None:
+    flat = np.full((112, 112), level, np.uint8)
+    spotter = Spotter()
+    assert spot([(33_333_333 * number, flat) for number in range(120)], spotter) == []
+    assert spotter.flush() == []
+
+
+def test_what_is_held_does_not_grow() -> None:
+    spotter = Spotter()
+    spot(clip(100)[:400], spotter)
+    held = len(spotter._pts)
+    spot(clip(100)[400:], spotter)
+    assert len(spotter._pts) <= max(held, 100 * (SpotSettings().max_delay_s + 2))
+
+
+@pytest.mark.parametrize(
+    "crop",
+    [
+        np.zeros((112, 112, 3), np.uint8),
+        np.zeros((112, 100), np.uint8),
+        np.zeros((8, 8), np.uint8),
+        np.zeros((112, 112), np.float32),
+        "a crop",
+    ],
+)
+def test_what_is_no_crop_is_refused_and_not_taken(crop: object) -> None:
+    spotter = Spotter()
+    with pytest.raises(InputError, match=r"a face crop must be \(S, S\) uint8, gray"):
+        spotter.push(crop, 0)  # type: ignore[arg-type]
+    assert spotter.push(clip()[0][1], 0) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"durations_s": (0.5, 0.1)}, "must ascend"),
+        ({"durations_s": ()}, "must ascend"),
+        ({"durations_s": (0.03, 0.1)}, "at least two samples, 0.04 s"),
+        ({"sample_s": 0.2, "durations_s": (0.5,)}, "at most rest_s"),
+        ({"threshold": 0}, "greater than 0"),
+        ({"treshold": 3}, "Extra inputs"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, object], fault: str) -> None:
+    with pytest.raises(ValidationError, match=fault):
+        SpotSettings.model_validate(settings)
+
+
+def test_the_stated_delay_is_the_sum_of_its_parts() -> None:
+    settings = SpotSettings()
+    # Half of .5 s twice, .12 s of rest, .15 s apart, three samples of .02 s and a gap of .25 s.
+    assert settings.max_delay_s == pytest.approx(0.5 + 0.12 + 0.15 + 0.06 + 0.25)
