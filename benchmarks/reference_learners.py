@@ -18,14 +18,14 @@ from sklearn.svm import SVC
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptsr_edge.augment import flip_horizontally
 from ptsr_edge.core.config import ModelConfig, named_model
 from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.engine import Arrays
-from ptsr_edge.fit import Recipe, class_weights, digest_weights, fit
 from ptsr_edge.models.inference import predict_logits
 from ptsr_edge.models.ptsr import MeanReadout, Output
-from ptsr_edge.ridge import REACH, STRENGTH, solve_means
+from ptsr_edge.train.augment import flip_horizontally
+from ptsr_edge.train.ridge import REACH, STRENGTH, solve_means
+from ptsr_edge.train.trainer import Recipe, class_weights, digest_weights, fit
 from ptsr_edge.vision.flow import resize, to_input
 
 SIDE = 28

@@ -13,11 +13,11 @@ from ptsr_edge.core.errors import InputError
 from ptsr_edge.cross_validation import Answers, cross_validate
 from ptsr_edge.data.datasets import FlowData, load
 from ptsr_edge.engine import check_engine
-from ptsr_edge.fit import recipe_for
 from ptsr_edge.fold_figures import paired_records, run_records, summaries
 from ptsr_edge.model_learner import THROUGH, ModelLearner
 from ptsr_edge.models.inference import choose_device
 from ptsr_edge.protocol import GROUPS, PROTOCOLS, folds
+from ptsr_edge.train.trainer import recipe_for
 
 
 @dataclass(frozen=True)

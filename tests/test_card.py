@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from ptsr_edge.card import bundle_card
-from ptsr_edge.train import model_card
+from ptsr_edge.train.cli import model_card
 
 
 def test_a_card_says_training_use_and_law() -> None:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.evaluate import main
 from ptsr_edge.evaluate_folds import FoldCall, plan_learners
-from ptsr_edge.fit import recipe_for
+from ptsr_edge.train.trainer import recipe_for
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU here")
 

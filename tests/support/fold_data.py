@@ -10,8 +10,8 @@ import numpy as np
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
 from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.engine import Arrays
-from ptsr_edge.fit import Recipe
 from ptsr_edge.model_learner import ModelLearner
+from ptsr_edge.train.trainer import Recipe
 
 TOY = ModelConfig(
     name="toy", kind="ptsr", image_size=16, patch_size=4, dim=8, depth=1, heads=2, score="strain",

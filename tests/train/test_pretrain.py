@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ptsr_edge import pretrain
 from ptsr_edge.core.config import named_model
 from ptsr_edge.data.datasets import CLOSE, close_up, closely_cropped
-from ptsr_edge.fit import PRETRAINING
 from ptsr_edge.models.checkpoint import EMBEDDED, STARTING, load_checkpoint, read_info
-from ptsr_edge.pretrain import main
+from ptsr_edge.train import pretrain
+from ptsr_edge.train.pretrain import main
+from ptsr_edge.train.trainer import PRETRAINING
 
 
 def test_the_close_up_stretches_a_linear_field_to_itself_over_the_part() -> None:
@@ -46,7 +46,7 @@ def test_starting_weights_say_how_they_were_made(name: str) -> None:
     provenance = info.provenance
     assert provenance["data"] == "synthetic"
     assert provenance["recipe"] == PRETRAINING["nano"].model_dump(mode="json")
-    assert provenance["command"] == f"python -m ptsr_edge.pretrain --model {name} --seed 0"
+    assert provenance["command"] == f"python -m ptsr_edge.train.pretrain --model {name} --seed 0"
     assert not set(provenance["train_subjects"]) & set(provenance["held_out_subjects"])
     assert all(entry["uar"] > 0.6 for entry in provenance["held_out"].values())  # chance is 1/3
     assert not (EMBEDDED / f"{name}.safetensors").exists()

@@ -23,7 +23,6 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptsr_edge.augment import Augmentation, augment
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import write_whole
@@ -31,7 +30,8 @@ from ptsr_edge.core.records import Record
 from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.models.checkpoint import load_checkpoint, starting_checkpoint
 from ptsr_edge.models.ptsr import Model, Ptsr, build_model
-from ptsr_edge.ridge import solve_means
+from ptsr_edge.train.augment import Augmentation, augment
+from ptsr_edge.train.ridge import solve_means
 from ptsr_edge.vision.flow import to_input
 
 

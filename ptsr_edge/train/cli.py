@@ -15,16 +15,16 @@ import click
 import torch
 
 from ptsr_edge.core.config import DEFAULT_MODEL, MODELS, ModelConfig, named_model
-from ptsr_edge.core.console import Verb, finish, progress, run, say
+from ptsr_edge.core.console import Verb, finish, progress, say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_file
 from ptsr_edge.data.catalog import LICENCES
 from ptsr_edge.data.datasets import DATA_NAMES, FlowData, load, reading_options, split_subjects
-from ptsr_edge.fit import Recipe, first_weights, fit, recipe_for
 from ptsr_edge.models.checkpoint import CheckpointInfo, load_vit, save_checkpoint
 from ptsr_edge.models.inference import DEVICES, choose_device, predict_logits
 from ptsr_edge.models.ptsr import Model, Ptsr, Vit
 from ptsr_edge.stats.classification import confusion, uar, uf1
+from ptsr_edge.train.trainer import Recipe, first_weights, fit, recipe_for
 
 
 def held_out_figures(model: Model, data: FlowData, budgets: tuple[float, ...]) -> dict[str, Any]:
@@ -181,7 +181,3 @@ def _fit_with_bar(
         config, data, recipe, seed, initial=initial, state_file=state_file, resume=resume, on_step=on_step,
         device=device,
     )  # fmt: skip
-
-
-if __name__ == "__main__":
-    run(main, "python -m ptsr_edge.train")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptsr_edge.augment import flip_horizontally
 from ptsr_edge.models.ptsr import MeanReadout, patch_means
+from ptsr_edge.train.augment import flip_horizontally
 
 REACH = 2.0
 """How far apart the logits of the right class and of the others are asked to be."""

@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from ptsr_edge.core.config import LABELS, Preprocess, named_model
 from ptsr_edge.data.datasets import DATA_NAMES, load
 from ptsr_edge.evaluate import main as evaluate_main
-from ptsr_edge.fit import fit, recipe_for
 from ptsr_edge.models.checkpoint import load_checkpoint, read_info
 from ptsr_edge.models.inference import predict_logits
 from ptsr_edge.models.ptsr import build_model
 from ptsr_edge.stats.classification import confusion, uar, uf1
-from ptsr_edge.train import held_out_figures, main, model_card
+from ptsr_edge.train.cli import held_out_figures, main, model_card
+from ptsr_edge.train.trainer import fit, recipe_for
 
 
 def train(*arguments: object) -> Result:
@@ -164,7 +164,7 @@ def test_a_wrong_call_is_one_line_and_writes_nothing(
 def test_a_place_that_cannot_be_written_is_found_before_the_training(
     megc_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ptsr_edge.train.load", lambda *_, **__: pytest.fail("the data must not be read"))
+    monkeypatch.setattr("ptsr_edge.train.cli.load", lambda *_, **__: pytest.fail("the data must not be read"))
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "folder.safetensors").mkdir()
     for out, says in (

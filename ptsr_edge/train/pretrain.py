@@ -1,6 +1,6 @@
 """Starting weights for the few clips of recorded data: trained on synthetic faces, cropped as closely as recorded ones.
 
-python -m ptsr_edge.pretrain --model ptsr-nano --out ptsr_edge/weights/starting/ptsr-nano.safetensors
+python -m ptsr_edge.train.pretrain --model ptsr-nano --out ptsr_edge/weights/starting/ptsr-nano.safetensors
 
 The project's own faces are cropped widely, as a detector's box is. The flow fields that were published for recorded
 sets are of crops from brow to chin and from temple to temple, so that the same action units lie elsewhere.
@@ -13,19 +13,19 @@ from pathlib import Path
 import click
 
 from ptsr_edge.core.config import named_model
-from ptsr_edge.core.console import Verb, finish, progress, run
+from ptsr_edge.core.console import Verb, finish, progress
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_file
 from ptsr_edge.data.datasets import HELD_OUT, closely_cropped, split_subjects
-from ptsr_edge.fit import PRETRAINING, fit
 from ptsr_edge.models.checkpoint import CheckpointInfo, save_checkpoint
 from ptsr_edge.models.inference import predict_logits
 from ptsr_edge.protocol import figures
-from ptsr_edge.train import model_card, tool_versions
+from ptsr_edge.train.cli import model_card, tool_versions
+from ptsr_edge.train.trainer import PRETRAINING, fit
 
 
 @click.command(
-    cls=Verb, epilog="Example: python -m ptsr_edge.pretrain --model ptsr-nano --out start.safetensors"
+    cls=Verb, epilog="Example: python -m ptsr_edge.train.pretrain --model ptsr-nano --out start.safetensors"
 )
 @click.option("--model", "model_name", required=True, help="ptsr-nano or vit-nano.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -69,7 +69,7 @@ def main(model_name: str, seed: int, epochs: int | None, clips: int | None, out:
         "held_out_subjects": held,
         "recipe": recipe.model_dump(mode="json"),
         "seed": seed,
-        "command": f"python -m ptsr_edge.pretrain --model {config.name} --seed {seed}",
+        "command": f"python -m ptsr_edge.train.pretrain --model {config.name} --seed {seed}",
         "versions": tool_versions(),
         "held_out": {rate: {key: entry[key] for key in ("n", "uf1", "uar")} for rate, entry in found.items()},
     }
@@ -86,7 +86,3 @@ def main(model_name: str, seed: int, epochs: int | None, clips: int | None, out:
         for rate, entry in found.items()
     ]
     finish({"checkpoint": str(out), "held_out": provenance["held_out"]}, [*lines, str(out)], as_json)
-
-
-if __name__ == "__main__":
-    run(main, "python -m ptsr_edge.pretrain")

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ptsr_edge.augment import Augmentation, add_affine_flow, augment, flip_horizontally, rotate_scale_shift
+from ptsr_edge.train.augment import (
+    Augmentation,
+    add_affine_flow,
+    augment,
+    flip_horizontally,
+    rotate_scale_shift,
+)
 
 STILL = Augmentation(flip=0, shift=0, degrees=0, scale=0, gain=0)
 
