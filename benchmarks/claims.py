@@ -25,17 +25,17 @@ from ptsr_edge.core.system import describe_cpu
 from ptsr_edge.data.datasets import FlowData, load
 from ptsr_edge.doctor import INT8_FLAGS
 from ptsr_edge.evaluation import evaluate_bundle, judged_samples
-from ptsr_edge.exporter import export_bundle
+from ptsr_edge.export.exporter import export_bundle
+from ptsr_edge.export.parity import eager_reference, measure_parity
+from ptsr_edge.export.targets.base import variant_id
+from ptsr_edge.export.targets.typed_runner import TypedGraphRunner
 from ptsr_edge.measure import Setting, measure_interleaved
 from ptsr_edge.models.checkpoint import resolve
 from ptsr_edge.models.ptsr import Model
-from ptsr_edge.parity import eager_reference, measure_parity
 from ptsr_edge.profiler import profile_bundles
 from ptsr_edge.runtimes.trt_engine import describe_gpus
 from ptsr_edge.session import open_artifact, why_not_here
 from ptsr_edge.stats.latency import Ratio, ratio_interval
-from ptsr_edge.target import variant_id
-from ptsr_edge.typed_runner import TypedGraphRunner
 from ptsr_edge.worker import Job
 
 LADDER = (1.0, 0.7, 0.5, 0.35, 0.25, 0.12)

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from ptsr_edge.bundle import Bundle
-from ptsr_edge.calibration import budgets_from_data
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import sha256_of
 from ptsr_edge.data.datasets import FlowData
+from ptsr_edge.export.calibration import budgets_from_data
 from ptsr_edge.models.checkpoint import embedded_checkpoint, load_checkpoint
 from ptsr_edge.models.ptsr import Ptsr, build_model
 from ptsr_edge.models.selection import random_tokens, static_selection, strain_scores

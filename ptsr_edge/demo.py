@@ -12,8 +12,8 @@ import click
 
 from ptsr_edge.core.config import DEFAULT_MODEL
 from ptsr_edge.core.console import Verb, finish, run, say
-from ptsr_edge.export import summary
-from ptsr_edge.exporter import export_bundle
+from ptsr_edge.export.cli import summary
+from ptsr_edge.export.exporter import export_bundle
 from ptsr_edge.measure import Setting
 from ptsr_edge.profile import table
 from ptsr_edge.profiler import profile_bundles

@@ -21,12 +21,12 @@ from ptsr_edge.data.datasets import DATA_NAMES, load, reading_options
 from ptsr_edge.engine import ENGINES
 from ptsr_edge.evaluate_folds import FoldCall, default_rates, evaluate_folds
 from ptsr_edge.evaluation import evaluate_bundle, evaluate_checkpoint, judged_samples
+from ptsr_edge.export.targets.base import THROUGH_GRAPH
 from ptsr_edge.fold_figures import lines_of_folds
 from ptsr_edge.model_learner import THROUGH
 from ptsr_edge.models.checkpoint import load_checkpoint
 from ptsr_edge.models.inference import DEVICES
 from ptsr_edge.protocol import GROUPS, PROTOCOLS
-from ptsr_edge.target import THROUGH_GRAPH
 
 
 def _evaluate_trained(

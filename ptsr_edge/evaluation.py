@@ -13,11 +13,11 @@ from ptsr_edge.bundle import Bundle, Variant, check_files, read_bundle
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.data.datasets import FlowData
+from ptsr_edge.export.targets.base import THROUGH_ARTIFACT, THROUGH_GRAPH
 from ptsr_edge.models.inference import predict_logits
 from ptsr_edge.models.ptsr import Model
 from ptsr_edge.protocol import figures, unseen_subjects
 from ptsr_edge.session import Session, why_not_here
-from ptsr_edge.target import THROUGH_ARTIFACT, THROUGH_GRAPH
 from ptsr_edge.vision.flow import to_input
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def evaluate_graph(folder: Path, variant: Variant, data: FlowData) -> NDArray[np
         InputError: a file of the variant is missing or has changed.
         JobError: the variant has no typed graph, or gives an answer that is not finite.
     """
-    from ptsr_edge.typed_runner import TypedGraphRunner
+    from ptsr_edge.export.targets.typed_runner import TypedGraphRunner
 
     check_files(folder, variant)
     graph = str(PurePosixPath(variant.artifact).with_suffix(".onnx"))

@@ -18,12 +18,12 @@ from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.files import sha256_of
 from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.engine import Arrays
+from ptsr_edge.export.parity import eager_reference, measure_parity, require_parity
+from ptsr_edge.export.refill import Template, export_template
 from ptsr_edge.models.checkpoint import starting_checkpoint
 from ptsr_edge.models.inference import predict_logits
 from ptsr_edge.models.ptsr import Model
 from ptsr_edge.models.selection import random_tokens
-from ptsr_edge.parity import eager_reference, measure_parity, require_parity
-from ptsr_edge.refill import Template, export_template
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.train.trainer import Recipe, digest_weights, fit
 

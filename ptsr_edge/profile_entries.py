@@ -154,7 +154,7 @@ def exported_baseline(first: Bundle, folder: Path) -> Entry:
     On the processor where that target is `trt` and there is no GPU: a baseline has to run.
     """
     require("torch", "train", "exporting the baseline (or give one: --baseline DIR)")
-    from ptsr_edge.exporter import export_bundle
+    from ptsr_edge.export.exporter import export_bundle
 
     name = baseline_of(first.model).name
     target = "cpu" if first.target == "trt" and not describe_gpus() else first.target

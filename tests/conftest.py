@@ -113,7 +113,7 @@ def tiny_checkpoint(
 def tiny_bundle(tiny_checkpoint: Path, megc_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fp32 bundle of `tiny_checkpoint` at 16, 8 and 4 tokens; read only: copy it to change it."""
     pytest.importorskip("onnxruntime")
-    from ptsr_edge.exporter import export_bundle
+    from ptsr_edge.export.exporter import export_bundle
 
     folder = tmp_path_factory.mktemp("bundle") / "tiny-cpu"
     export_bundle(

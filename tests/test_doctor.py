@@ -22,7 +22,7 @@ from ptsr_edge.doctor import (
     judge_target,
     lines_of,
 )
-from ptsr_edge.exporter import TARGETS
+from ptsr_edge.export.exporter import TARGETS
 from ptsr_edge.installation import Package, Probe
 from ptsr_edge.models import checkpoint
 from ptsr_edge.runtimes.base import RUNTIMES

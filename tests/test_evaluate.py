@@ -41,7 +41,7 @@ def test_artifacts_give_the_eager_classes_at_every_budget(
 
 def typed_bundle(folder: Path, checkpoint: Path, calibration: Path, **options: object) -> Path:
     """The fp16 bundle of target trt at 16 and 4 tokens; `options` are the target's."""
-    from ptsr_edge.exporter import export_bundle
+    from ptsr_edge.export.exporter import export_bundle
 
     export_bundle(
         out=folder, checkpoint=checkpoint, target="trt", budgets=(1.0, 0.25), precisions=("fp16",),

@@ -19,7 +19,7 @@ from synthetic_clip import FPS, filmed, write_clip
 
 from ptsr_edge.bundle import describe_file, write_bundle
 from ptsr_edge.core.config import LABELS, Preprocess
-from ptsr_edge.target_openvino import model_info
+from ptsr_edge.export.targets.openvino import model_info
 
 pytest.importorskip("onnxruntime")
 EXAMPLES = Path(__file__).parents[1] / "examples"

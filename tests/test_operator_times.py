@@ -38,7 +38,7 @@ def test_onnx_runtime_tells(tmp_path: Path) -> None:
 
 def test_openvino_tells(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    from ptsr_edge.exporter import export_bundle
+    from ptsr_edge.export.exporter import export_bundle
 
     bundle = export_bundle(
         out=tmp_path / "b", model="ptsr-nano", target="openvino", budgets=[0.25], precisions=["fp32"]

@@ -349,7 +349,7 @@ def test_wrong_calls_give_one_line_and_exit_code_2(tmp_path: Path, prepare: Prep
 
 
 def test_the_default_baseline_is_exported_for_the_run(tmp_path: Path) -> None:
-    from ptsr_edge.exporter import export_bundle
+    from ptsr_edge.export.exporter import export_bundle
 
     export_bundle(out=tmp_path / "nano", model="ptsr-nano", budgets=[0.25], precisions=["fp32"])
     record = profile_bundles([tmp_path / "nano"], out=tmp_path / "p", setting=QUICK)

@@ -13,8 +13,8 @@ import pytest
 from no_network import FILTERED, KILL, NO_FILTER, confine
 from typed_graphs import TOKENS, request
 
+from ptsr_edge.export.targets.tensorrt import TrtTarget
 from ptsr_edge.runtimes.build_on_device import BuildError, adopt, build, build_with_trtexec, main, runs_on
-from ptsr_edge.target_trt import TrtTarget
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from typed_graphs import small_graph
 
 from ptsr_edge.core.errors import JobError, MissingExtraError
-from ptsr_edge.onnx_graph import write_sharing_weights
+from ptsr_edge.export.onnx_graph import write_sharing_weights
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 
 pytest.importorskip("onnxruntime")

@@ -17,6 +17,7 @@ from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 
 ov = pytest.importorskip("openvino", reason="openvino is missing: pip install 'ptsr-edge[openvino]'")
 
+from ptsr_edge.export.targets.openvino import OpenVinoTarget  # noqa: E402
 from ptsr_edge.runtimes import openvino as backend_openvino  # noqa: E402
 from ptsr_edge.runtimes.openvino import (
     DEVICE,
@@ -28,7 +29,6 @@ from ptsr_edge.runtimes.openvino import (
     read_ir,
     weights_of,
 )
-from ptsr_edge.target_openvino import OpenVinoTarget  # noqa: E402
 
 CAPABILITIES = ov.Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
 OPEN = """

@@ -15,6 +15,8 @@ import pytest
 from onnx import TensorProto, helper
 from typed_graphs import graph, small_graph
 
+from ptsr_edge.export.targets.tensorrt import device_script
+from ptsr_edge.export.targets.typed_graph import product_types, to_strong_fp16
 from ptsr_edge.runtimes import trt_engine
 from ptsr_edge.runtimes.trt_engine import (
     BuildError,
@@ -27,8 +29,6 @@ from ptsr_edge.runtimes.trt_engine import (
     require_precision,
     shared_log,
 )
-from ptsr_edge.strong_types import product_types, to_strong_fp16
-from ptsr_edge.target_trt import device_script
 
 FP16 = {"precision": "fp16"}
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from ptsr_edge.core.config import LABELS, Preprocess
+from ptsr_edge.export.onnx_graph import trace, write_sharing_weights
+from ptsr_edge.export.static_model import to_static
+from ptsr_edge.export.targets.base import BuildRequest
 from ptsr_edge.models.ptsr import Model
-from ptsr_edge.onnx_graph import trace, write_sharing_weights
-from ptsr_edge.static import to_static
-from ptsr_edge.target import BuildRequest
 
 TOKENS = (16, 8)
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ptsr_edge.core.config import ModelConfig, Preprocess
+from ptsr_edge.export.onnx_graph import trace
+from ptsr_edge.export.static_model import to_static
+from ptsr_edge.export.targets.base import BuildRequest
 from ptsr_edge.models.ptsr import build_model
-from ptsr_edge.onnx_graph import trace
-from ptsr_edge.static import to_static
-from ptsr_edge.target import BuildRequest
 
 CONFIG = ModelConfig(
     name="ptsr-test", kind="ptsr", image_size=24, patch_size=4, dim=32, depth=2, heads=2, mlp_ratio=2.0,

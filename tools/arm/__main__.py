@@ -29,7 +29,7 @@ from ptsr_edge.core.files import write_whole
 from ptsr_edge.core.system import describe_cpu, visible_cpus
 from ptsr_edge.data import datasets as data
 from ptsr_edge.data.synthetic import clips as synthetic
-from ptsr_edge.exporter import export_bundle
+from ptsr_edge.export.exporter import export_bundle
 from ptsr_edge.vision.flow import to_input
 
 PROCESSORS = ("cortex-a76", "cortex-a72")

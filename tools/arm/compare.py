@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ptsr_edge.bundle import VerifiedOn
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.parity import LIMITS, TIE
+from ptsr_edge.export.parity import LIMITS, TIE
 
 AGREEMENT = {"fp32": 1.0, "int8": 0.9}
 """Least share of samples with the same top class. int8 rounds at the borders of its steps, and two kinds of

@@ -11,7 +11,7 @@ from typing import Any
 
 from arm.compare import AGREEMENT, Difference
 from ptsr_edge.bundle import Variant
-from ptsr_edge.parity import LIMITS
+from ptsr_edge.export.parity import LIMITS
 
 HEADINGS = ("variant", "int8 scheme", "machine", "samples", "max logit difference", "logits' deviation",
             "same class", "same tokens")  # fmt: skip

@@ -1,0 +1,298 @@
+"""PTSR at one token budget as a graph of fixed shapes, batch 1: what is exported.
+
+The same weights and the same result as `model.Ptsr` (proven by tests and by the parity gate of every
+export), with these rewrites: DNSPT as one product over the kept patches' windows, statistics centred by
+cells (flat patches amplify rounding by up to 316 otherwise); temperatures folded into the query weights;
+the diagonal mask a constant; a selection by class attention scored by the class token's row alone; queries,
+projections and MLP of the selecting block for kept rows only; a last block of which only the class token
+is read computed for the class token only.
+
+Shapes: T = 1 + K tokens with the class token first; other letters as in `model`.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.export.rewrite import block_table, fold_temperature, fold_tokenizer
+from ptsr_edge.models.blocks import Block, LocalitySelfAttention
+from ptsr_edge.models.ptsr import LocalGlobalHead, Model, Output, Ptsr, ShiftedPatchTokenization
+from ptsr_edge.models.selection import rollout_scores, static_selection, strain_scores
+
+MASKED = -3e4
+"""Stands for minus infinity: far below any logit, and inside float16's range."""
+
+
+class StaticTokenizer(nn.Module):
+    """DNSPT over the windows of the kept patches: (1, C, H, W), kept (K) or None for all -> (1, K, d)."""
+
+    def __init__(self, tokenizer: ShiftedPatchTokenization, grid: int) -> None:
+        super().__init__()
+        folded = fold_tokenizer(tokenizer)
+        self.half_patch = tokenizer.patch // 2
+        self.grid = grid
+        self.eps = folded.eps
+        self.needs_statistics = folded.cell_map is not None
+        self.kernel = nn.Parameter(folded.kernel)
+        self.const = nn.Parameter(folded.const)
+        if folded.cell_map is not None and folded.cell_weights is not None:
+            self.cell_map = nn.Parameter(folded.cell_map)
+            self.cell_weights = nn.Parameter(folded.cell_weights.view(16, 1))
+            self.norm_out = tokenizer.norm_out
+        self.register_buffer("blocks", block_table(grid))
+
+    def forward(self, image: Tensor, kept: Tensor | None) -> Tensor:
+        cells = self._cells(image)  # ((grid + 1)^2, 4, C half^2)
+        index = cast(Tensor, self.blocks)
+        index = (index if kept is None else index.index_select(0, kept)).flatten()  # (4 K,)
+        if not self.needs_statistics:
+            window = cells.flatten(1).index_select(0, index).view(1, index.numel() // 4, -1)
+            return F.linear(window, self.kernel, self.const)
+        mean = cells.mean(dim=2, keepdim=True)
+        centred = cells - mean
+        spread = (centred * centred).mean(dim=2)  # ((grid + 1)^2, 4)
+        window = centred.flatten(1).index_select(0, index).view(1, index.numel() // 4, -1)
+        means = mean.flatten(1).index_select(0, index).view(1, -1, 16)  # (1, K, 16)
+        spreads = spread.index_select(0, index).view(1, -1, 16)
+        offset = means - means @ self.cell_weights
+        variance = (offset * offset + spreads) @ self.cell_weights  # (1, K, 1)
+        projected = F.linear(window, self.kernel) + F.linear(offset, self.cell_map)
+        result: Tensor = self.norm_out(projected * torch.rsqrt(variance + self.eps) + self.const)
+        return result
+
+    def _cells(self, image: Tensor) -> Tensor:
+        """The zero-padded image cut into blocks of 2 x 2 cells: ((grid + 1)^2, 4, C half^2)."""
+        side, half = self.grid + 1, self.half_patch
+        padded = F.pad(image, (half, half, half, half))
+        parts = padded.view(-1, side, 2, half, side, 2, half)  # (C, by, cy, y, bx, cx, x)
+        return parts.permute(1, 4, 2, 5, 0, 3, 6).reshape(side * side, 4, -1)
+
+
+class StaticAttention(nn.Module):
+    """Locality self-attention with folded temperatures over fixed token counts."""
+
+    def __init__(self, attention: LocalitySelfAttention) -> None:
+        super().__init__()
+        self.heads = attention.heads
+        weight, bias = fold_temperature(attention)
+        dim = weight.shape[1]
+        self.query_weight = nn.Parameter(weight[:dim].clone())
+        self.query_bias = nn.Parameter(bias[:dim].clone())
+        self.key_value_weight = nn.Parameter(weight[dim:].clone())
+        self.key_value_bias = nn.Parameter(bias[dim:].clone())
+        self.proj = attention.proj
+
+    def queries(self, rows: Tensor) -> Tensor:
+        """(1, R, d) -> (1, h, R, d / h)."""
+        return self._heads(F.linear(rows, self.query_weight, self.query_bias))
+
+    def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(1, T, d) -> keys (1, h, d / h, T) and values (1, h, T, d / h)."""
+        both = F.linear(tokens, self.key_value_weight, self.key_value_bias)
+        key, value = both.chunk(2, dim=-1)
+        return self._heads(key).transpose(-2, -1), self._heads(value)
+
+    def mix(self, weights: Tensor, value: Tensor) -> Tensor:
+        """Weights (1, h, R, T) over values (1, h, T, d / h), projected: (1, R, d)."""
+        mixed = (weights @ value).transpose(1, 2)
+        result: Tensor = self.proj(mixed.reshape(1, mixed.shape[1], -1))
+        return result
+
+    def _heads(self, rows: Tensor) -> Tensor:
+        return rows.view(1, rows.shape[1], self.heads, -1).transpose(1, 2)
+
+
+class StaticBlock(nn.Module):
+    """A block over all of its T tokens: (1, T, d) -> (1, T, d) and its weights (1, h, T, T)."""
+
+    def __init__(self, block: Block, tokens: int) -> None:
+        super().__init__()
+        self.attention = StaticAttention(cast(LocalitySelfAttention, block.attn))
+        self.tail = Tail(block)
+        self.norm1 = block.norm1
+        self.register_buffer("mask", diagonal_mask(tokens))
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        normed = self.norm1(tokens)
+        key, value = self.attention.keys_values(normed)
+        logits = self.attention.queries(normed) @ key + cast(Tensor, self.mask)
+        weights = logits.softmax(dim=-1)
+        return self.tail(tokens, self.attention.mix(weights, value)), weights
+
+
+class SelectingBlock(nn.Module):
+    """The block in which DTSM selects: (1, 1 + N, d) -> (1, 1 + K, d) and kept (1, K).
+
+    Keys and values are computed for all tokens, everything else for the kept rows. The score needs one
+    query, the class token's, against the patches' keys: dropping its own key is masking it.
+    """
+
+    def __init__(self, block: Block, total: int, kept: int) -> None:
+        super().__init__()
+        self.attention = StaticAttention(cast(LocalitySelfAttention, block.attn))
+        self.tail = Tail(block)
+        self.norm1 = block.norm1
+        self.kept = kept
+        self.register_buffer("mask", diagonal_mask(1 + total))
+        self.register_buffer("class_row", torch.zeros(1, dtype=torch.int64))
+
+    def forward(self, tokens: Tensor, seen: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+        """`seen`: weights of the blocks before, for rollout; None for plain class attention."""
+        normed = self.norm1(tokens)
+        key, value = self.attention.keys_values(normed)
+        class_weights = (self.attention.queries(normed[:, :1]) @ key[..., 1:]).softmax(dim=-1)
+        scores = self._scores(class_weights, seen)
+        kept = static_selection(scores, self.kept)  # (1, K)
+        rows = torch.cat([cast(Tensor, self.class_row), kept[0] + 1])  # (1 + K,)
+        logits = self.attention.queries(normed.index_select(1, rows)) @ key
+        weights = (logits + cast(Tensor, self.mask).index_select(0, rows)).softmax(dim=-1)
+        return self.tail(tokens.index_select(1, rows), self.attention.mix(weights, value)), kept
+
+    def _scores(self, class_weights: Tensor, seen: list[Tensor] | None) -> Tensor:
+        """class_weights (1, h, 1, N) -> (1, N)."""
+        if seen is None:
+            return class_weights.mean(dim=1)[:, 0]
+        padded = F.pad(class_weights, (1, 0))  # (1, h, 1, 1 + N): the class token does not see itself
+        if not seen:
+            return rollout_scores([padded])
+        row = padded.mean(dim=1) / 2 + F.pad(torch.full((1, 1, 1), 0.5), (0, padded.shape[-1] - 1))
+        for layer in reversed(seen):
+            row = (row @ layer.mean(dim=1) + row) / 2
+        return row[:, 0, 1:]
+
+
+class ClassOnlyBlock(nn.Module):
+    """A last block of which only the class token is read: (1, T, d) -> (1, 1, d)."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.attention = StaticAttention(cast(LocalitySelfAttention, block.attn))
+        self.tail = Tail(block)
+        self.norm1 = block.norm1
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        normed = self.norm1(tokens)
+        key, value = self.attention.keys_values(normed[:, 1:])
+        weights = (self.attention.queries(normed[:, :1]) @ key).softmax(dim=-1)
+        result: Tensor = self.tail(tokens[:, :1], self.attention.mix(weights, value))
+        return result
+
+
+class Tail(nn.Module):
+    """What follows attention in a block: both residuals, the second norm and the MLP."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.ls1, self.norm2, self.mlp, self.ls2 = block.ls1, block.norm2, block.mlp, block.ls2
+
+    def forward(self, tokens: Tensor, mixed: Tensor) -> Tensor:
+        tokens = tokens + self.ls1(mixed)
+        result: Tensor = tokens + self.ls2(self.mlp(self.norm2(tokens)))
+        return result
+
+
+class StaticHead(nn.Module):
+    """The local-global head: (1, T, d) and kept (K), None for all -> logits (1, k)."""
+
+    def __init__(self, head: LocalGlobalHead) -> None:
+        super().__init__()
+        self.global_ = head.global_
+        self.local = head.local
+
+    def forward(self, tokens: Tensor, kept: Tensor | None) -> Tensor:
+        logits: Tensor = self.global_(tokens[:, 0])
+        if self.local is None:
+            return logits
+        places = self.local if kept is None else self.local.index_select(0, kept)  # (K, k, d)
+        read = places @ tokens[0, 1:].unsqueeze(-1)  # (K, k, 1)
+        # The axis is kept and squeezed: OpenVINO 2025.4 to 2026.4 drops a transpose behind a sum that loses its
+        # axis (https://github.com/openvinotoolkit/openvino/issues/37959).
+        return logits + read.sum(dim=0, keepdim=True).squeeze(0).transpose(0, 1)
+
+
+class StaticPtsr(nn.Module):
+    """PTSR that keeps exactly `tokens` patches: flow (1, C, H, W) -> logits (1, k), kept (1, K)."""
+
+    def __init__(self, model: Ptsr, tokens: int) -> None:
+        super().__init__()
+        config = model.config
+        self.tokens = config.check_tokens(tokens)
+        self.patch = config.patch_size
+        self.total = config.patches
+        self.score = config.score
+        self.drops = tokens < config.patches
+        self.before = self.drops and config.selects_before_embedding
+        self.tokenizer = StaticTokenizer(model.tokenizer, config.grid)
+        self.class_token = nn.Parameter((model.cls_token + model.pos_embed[:, :1]).detach())
+        self.positions = nn.Parameter(model.pos_embed[0, 1:].detach())  # (N, d)
+        self.norm = model.norm
+        self.head = StaticHead(model.head)
+        self.means = model.means
+        self.register_buffer("random_scores", cast(Tensor, model.random_scores)[None])
+        self.register_buffer("every", torch.arange(config.patches)[None])
+        self.select_block = config.select_block if self.drops and not self.before else None
+        self.blocks = nn.ModuleList(self._blocks(model))
+
+    def _blocks(self, model: Ptsr) -> list[nn.Module]:
+        blocks: list[nn.Module] = []
+        count = 1 + (self.tokens if self.before else self.total)
+        for index, layer in enumerate(model.blocks):
+            block = cast(Block, layer)
+            last = index == len(model.blocks) - 1
+            if index == self.select_block:
+                blocks.append(SelectingBlock(block, self.total, self.tokens))
+                count = 1 + self.tokens
+            elif last and model.head.local is None:
+                blocks.append(ClassOnlyBlock(block))
+            else:
+                blocks.append(StaticBlock(block, count))
+        return blocks
+
+    def forward(self, flow: Tensor) -> Output:
+        kept = cast(Tensor, self.every)
+        chosen: Tensor | None = None
+        if self.before:
+            strain = self.score == "strain"
+            scores = strain_scores(flow, self.patch) if strain else cast(Tensor, self.random_scores)
+            kept = static_selection(scores, self.tokens)
+            chosen = kept[0]
+        positions = self.positions if chosen is None else self.positions.index_select(0, chosen)
+        x = torch.cat([self.class_token, self.tokenizer(flow, chosen) + positions], dim=1)  # (1, T, d)
+        seen: list[Tensor] = []
+        for block in self.blocks:
+            if isinstance(block, SelectingBlock):
+                x, kept = block(x, seen if self.score == "rollout" else None)
+                chosen = kept[0]
+            elif isinstance(block, ClassOnlyBlock):
+                x = block(x)
+            else:
+                x, weights = block(x)
+                seen.append(weights)
+        logits = self.head(self.norm(x), chosen)
+        return Output(logits if self.means is None else logits + self.means(flow), kept)
+
+
+def diagonal_mask(tokens: int) -> Tensor:
+    """(T, T): `MASKED` from a token to itself, 0 elsewhere."""
+    return torch.eye(tokens) * MASKED
+
+
+def to_static(model: Model, tokens: int) -> nn.Module:
+    """The module of fixed shapes for a budget of `tokens`; the ViT baseline is exported as it is.
+
+    Raises:
+        InputError: more tokens than there are, or fewer than 1; for the baseline, any but all.
+    """
+    config = model.config
+    config.check_tokens(tokens)
+    if config.kind == "vit" and tokens != config.patches:
+        raise InputError(f"{config.name} keeps all of its {config.patches} tokens, got a budget of {tokens}")
+    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    static = StaticPtsr(frozen, tokens) if isinstance(frozen, Ptsr) else frozen
+    return static.eval().requires_grad_(False)

@@ -1,0 +1,147 @@
+"""Target `cpu`: ONNX Runtime on any CPU, in fp32 or int8."""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.export.onnx_graph import OPSET, write_sharing_weights
+from ptsr_edge.export.targets.base import Artifact, BuildRequest, variant_id
+from ptsr_edge.export.targets.quantization import (
+    load_inferred,
+    products_kept_float,
+    quantize_dynamic_int8,
+    quantize_static_qdq,
+)
+from ptsr_edge.runtimes.onnxruntime import OrtRunner
+
+SCHEMES = ("static", "dynamic")
+ROUNDS = 15
+RUNS = 3
+JUDGED = 32
+
+
+class CpuTarget:
+    """ONNX files that ONNX Runtime loads; the budgets of a precision share one weights file.
+
+    Options: `int8_scheme` ("static": U8 activations x S8 weights from calibration samples; "dynamic": ranges
+    taken at run time; "auto": both are built and measured at the smallest budget), `keep_float` (layers that
+    int8 leaves alone, named as in the graphs).
+    """
+
+    name = "cpu"
+    precisions: tuple[str, ...] = ("fp32", "int8")
+    options: tuple[str, ...] = ("int8_scheme", "keep_float")
+
+    def build(self, request: BuildRequest) -> dict[int, Artifact]:
+        """See `Target.build`.
+
+        Raises:
+            InputError: an unknown `int8_scheme`, or no calibration samples for static int8.
+            JobError: a graph cannot be read, or ONNX Runtime cannot quantize it.
+        """
+        built_with: dict[str, Any] = {"opset": OPSET}
+        built_with |= {package: version(package) for package in ("onnx", "onnxruntime")}
+        if request.precision == "fp32":
+            graphs = {tokens: _load(path) for tokens, path in request.graphs.items()}
+            return self._write(request, graphs, built_with)
+        scheme = request.options.get("int8_scheme", "auto")
+        if scheme not in ("auto", *SCHEMES):
+            raise InputError(f"int8_scheme must be auto, {' or '.join(SCHEMES)}, got {scheme!r}")
+        with TemporaryDirectory(prefix="ptsr-edge-") as scratch:
+            if scheme == "auto":
+                choice = measure_schemes(request, Path(scratch))
+                scheme, built_with["int8_choice"] = choice["chosen"], choice
+            graphs = {
+                tokens: onnx.load(_quantized(request, path, scheme, Path(scratch) / f"{tokens}.onnx"))
+                for tokens, path in request.graphs.items()
+            }
+        built_with |= {"int8_scheme": scheme, "keep_float": list(request.options.get("keep_float", ()))}
+        return self._write(request, graphs, built_with)
+
+    def runner(self, artifact: Artifact, threads: int | None) -> OrtRunner:
+        """See `Target.runner`; this target runs wherever it is built."""
+        return OrtRunner(artifact.path, threads)
+
+    def _write(
+        self, request: BuildRequest, graphs: dict[int, ModelProto], built_with: dict[str, Any]
+    ) -> dict[int, Artifact]:
+        paths = {
+            tokens: request.folder / f"{variant_id(request.name, self.name, request.precision, tokens)}.onnx"
+            for tokens in graphs
+        }
+        weights = request.folder / f"weights-{self.name}-{request.precision}.bin"
+        write_sharing_weights({paths[tokens]: graph for tokens, graph in graphs.items()}, weights)
+        runs_on = {"runtime": "onnxruntime", "device": "any CPU"}
+        return {
+            tokens: Artifact(path, [path, weights], dict(built_with), dict(runs_on))
+            for tokens, path in paths.items()
+        }
+
+
+def _load(path: Path) -> ModelProto:
+    try:
+        return onnx.load(path)
+    except Exception as error:  # whatever protobuf's implementation raises
+        raise JobError(f"{path} is no readable ONNX graph: {error}") from error
+
+
+def _quantized(request: BuildRequest, source: Path, scheme: str, destination: Path) -> Path:
+    layers = set(request.options.get("keep_float", ()))
+    model = load_inferred(source)
+    kept = [node.name for node in model.graph.node if node.name.partition("/")[0] in layers]
+    exclude = [*products_kept_float(model), *kept]
+    if scheme == "dynamic":
+        quantize_dynamic_int8(source, destination, exclude=exclude)
+    else:
+        quantize_static_qdq(
+            source, destination, request.calibration, symmetric_activations=False, exclude=exclude
+        )
+    return destination
+
+
+def measure_schemes(request: BuildRequest, scratch: Path) -> dict[str, Any]:
+    """Builds both int8 schemes at the smallest budget, times and judges them side by side.
+
+    Returns:
+        `chosen`, `why`, and per scheme `median_ms` (one thread, interleaved with the other) and `error`
+        (mean absolute difference of the logits from fp32 over some calibration samples). Chosen is the
+        one with the smaller product of time and error: twice the error must buy twice the speed.
+    """
+    source = request.graphs[min(request.graphs)]
+    exact = OrtRunner(source, threads=1)
+    judged = request.calibration[:JUDGED]
+    expected = _logits(exact, judged)
+    runners = {
+        scheme: OrtRunner(_quantized(request, source, scheme, scratch / f"{scheme}.onnx"), threads=1)
+        for scheme in SCHEMES
+    }
+    times: dict[str, list[float]] = {scheme: [] for scheme in SCHEMES}
+    errors = {
+        scheme: float(np.abs(_logits(runner, judged) - expected).mean()) for scheme, runner in runners.items()
+    }
+    for _ in range(ROUNDS):
+        for scheme, runner in runners.items():
+            started = time.perf_counter()
+            for one in request.calibration[:RUNS]:
+                runner.run(one[None])
+            times[scheme].append((time.perf_counter() - started) / RUNS * 1e3)
+    found = {
+        scheme: {"median_ms": round(float(np.median(times[scheme])), 4), "error": round(errors[scheme], 6)}
+        for scheme in SCHEMES
+    }
+    chosen = min(SCHEMES, key=lambda scheme: found[scheme]["median_ms"] * found[scheme]["error"])
+    return {"chosen": chosen, "why": "smaller product of median_ms and error", **found}
+
+
+def _logits(runner: OrtRunner, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.stack([runner.run(one[None])[0] for one in samples])

@@ -1,0 +1,276 @@
+"""Target `openvino`: fp32 ONNX graphs become OpenVINO IR that says how it is to be run.
+
+What the precisions are, each with its arithmetic named in the IR and read back after compiling:
+
+    fp32   float32 weights, calculated in float32
+    fp16   float16 weights, calculated in float16 where the CPU can, else in float32
+    bf16   float16 weights, calculated in bfloat16, which the CPU must offer
+    int8   8-bit weights and activations by NNCF, all else in float32
+
+In every precision what only serves the scores that tokens are selected by is calculated in float32: rounded to 11
+or 8 bits, close scores change their order, and a token in another's place moves the logits more than all other
+rounding does.
+
+The IRs of one precision read their constants from one weights file, each distinct constant once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from xml.etree import ElementTree
+
+from ptsr_edge.core.config import Preprocess
+from ptsr_edge.core.console import progress
+from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.core.files import write_whole
+from ptsr_edge.export.targets.base import Artifact, BuildRequest, variant_id
+from ptsr_edge.export.targets.quantize_openvino import named_operations, quantize, selection_only
+from ptsr_edge.runtimes.openvino import RT_SECTION, OpenVinoRunner, can_calculate, last_line, load_openvino
+
+INFERENCE_PRECISION = {"fp32": "f32", "fp16": "f16 f32", "bf16": "bf16", "int8": "f32"}
+"""What each precision is calculated in; of several, the first that the CPU can."""
+
+HALF_WEIGHTS = ("fp16", "bf16")
+
+ALIGNMENT = 64
+"""Where a shared constant starts, in bytes: a cache line."""
+
+
+class OpenVinoTarget:
+    """Builds IR, version 11, for every CPU that OpenVINO runs on."""
+
+    name = "openvino"
+    precisions = tuple(INFERENCE_PRECISION)
+    options: tuple[str, ...] = ("keep_float", "smooth_quant")
+
+    def build(self, request: BuildRequest) -> dict[int, Artifact]:
+        """Artifacts by token count: an IR each, and one weights file for all.
+
+        `request.options` may hold `keep_float` (layers that int8 leaves in float32, named as in the graphs)
+        and `smooth_quant` (NNCF's alpha, -1 for none).
+
+        Raises:
+            InputError: a precision that the target lacks, no calibration samples for int8, or an unknown layer.
+            MissingExtraError: openvino is not installed, or nncf for int8.
+            JobError: OpenVINO or NNCF refuses a graph, what was built runs in another precision, or a file
+                cannot be written.
+        """
+        if request.precision not in self.precisions:
+            raise InputError(
+                f"target openvino has no precision {request.precision!r}; it has: {', '.join(self.precisions)}"
+            )
+        ov = load_openvino()
+        paths: dict[int, Path] = {}
+        settings: dict[str, Any] = {}
+        unknown = set(request.options.get("keep_float", ()))
+        with tempfile.TemporaryDirectory(prefix=".openvino-", dir=request.folder) as scratch:
+            pool = WeightsPool()
+            for tokens, graph in progress(request.graphs.items(), f"openvino {request.precision}"):
+                ident = variant_id(request.name, self.name, request.precision, tokens)
+                model = read_onnx(ov, graph)
+                unknown -= {name for name in unknown if named_operations(model, [name])}
+                if request.precision == "int8":
+                    model, settings = quantize(model, request)
+                name_by_place(model)
+                precise = selection_only(model) if request.precision in HALF_WEIGHTS else ()
+                annotate(ov, model, request, ident)
+                single = Path(scratch) / f"{ident}.xml"
+                save(ov, model, single, request.precision)
+                paths[tokens] = request.folder / single.name
+                write_whole(paths[tokens], pool.move_constants(single, precise))
+                single.with_suffix(".bin").unlink()
+        if unknown:
+            raise InputError(
+                f"keep_float names {sorted(unknown)[0]!r}, which is a layer of none of the graphs"
+            )
+        weights = request.folder / f"{request.name}-{self.name}-{request.precision}.bin"
+        write_whole(weights, bytes(pool.content))
+        built_with = {"openvino": _version(ov), **settings}
+        return {tokens: self._describe(path, weights, request, built_with) for tokens, path in paths.items()}
+
+    def runner(self, artifact: Artifact, threads: int | None) -> OpenVinoRunner | None:
+        """The artifact, compiled; None where this CPU cannot calculate in its precision."""
+        if not can_calculate(str(artifact.runs_on["inference_precision"]).split()):
+            return None
+        return OpenVinoRunner(artifact.path, threads)
+
+    def _describe(
+        self, path: Path, weights: Path, request: BuildRequest, built_with: Mapping[str, Any]
+    ) -> Artifact:
+        wanted = INFERENCE_PRECISION[request.precision]
+        ran: dict[str, Any] | None = None
+        if can_calculate(wanted.split()):
+            runner = OpenVinoRunner(path, threads=1)
+            ran = {
+                "inference_precision": runner.inference_precision,
+                "matrix_products": runner.matrix_products,
+            }
+        return Artifact(
+            path=path,
+            files=[path, weights],
+            built_with={**built_with, "weights": _weights_type(request.precision), "read_back": ran},
+            runs_on={"runtime": "openvino", "device": "CPU", "inference_precision": wanted},
+        )
+
+
+class WeightsPool:
+    """Constants of several IRs in one stretch of bytes, each distinct one once."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+        self._places: dict[str, int] = {}
+
+    def move_constants(self, xml: Path, precise: Collection[str] = ()) -> str:
+        """Takes over the constants of an IR; the text of the IR with their offsets in the pool.
+
+        An IR's `Const` layers name their constant by `offset` and `size` in the weights file.
+
+        Args:
+            xml: the IR, its own weights file beside it.
+            precise: operations to be calculated in float32 whatever the rest is; see `keep_precise`.
+
+        Raises:
+            JobError: not all of the IR is there.
+        """
+        own = xml.with_suffix(".bin").read_bytes()
+        try:
+            root = ElementTree.parse(xml).getroot()
+        except ElementTree.ParseError as error:
+            raise JobError(f"cannot write {xml}: not all of it is there ({error})") from error
+        for data in root.iterfind(".//layer[@type='Const']/data"):
+            start, size = int(data.attrib["offset"]), int(data.attrib["size"])
+            if start + size > len(own):
+                raise JobError(
+                    f"{xml.name} names bytes {start} to {start + size} of {len(own)} bytes of weights"
+                )
+            data.set("offset", str(self._place(own[start : start + size])))
+        keep_precise(root, precise)
+        for section in root.iterfind("rt_info"):
+            for copied in section.findall("framework"):
+                section.remove(copied)  # the ONNX file's metadata: `model_info` says the same
+        ElementTree.indent(root, space="")
+        return '<?xml version="1.0"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+    def _place(self, constant: bytes) -> int:
+        key = hashlib.sha256(constant).hexdigest()
+        if key not in self._places:
+            self.content.extend(b"\0" * (-len(self.content) % ALIGNMENT))
+            self._places[key] = len(self.content)
+            self.content.extend(constant)
+        return self._places[key]
+
+
+def keep_precise(root: ElementTree.Element, names: Collection[str]) -> None:
+    """Gives layers of an IR the attribute `precise`, in place: OpenVINO then leaves them in float32.
+
+    It is how an IR writes the attribute `DisableFP16Compression` of an operation, which Python cannot set.
+    """
+    for layer in root.iterfind(".//layer"):
+        if layer.get("name") not in names:
+            continue
+        section = layer.find("rt_info")
+        if section is None:
+            section = ElementTree.Element("rt_info")
+            layer.insert(sum(child.tag == "data" for child in layer), section)
+        ElementTree.SubElement(section, "attribute", {"name": "precise", "version": "0"})
+
+
+def save(ov: ModuleType, model: Any, path: Path, precision: str) -> None:
+    """Writes an IR, its constants in the type that a precision has.
+
+    Raises:
+        JobError: it cannot be written (no room, no permission); OpenVINO does not say which.
+    """
+    try:
+        ov.save_model(model, path, compress_to_fp16=precision in HALF_WEIGHTS)
+    except RuntimeError as error:
+        raise JobError(f"cannot write {path}: {last_line(error)}; is there room?") from error
+
+
+def read_onnx(ov: ModuleType, graph: Path) -> Any:
+    """Reads an ONNX graph with the weights beside it.
+
+    Raises:
+        JobError: the file is missing, no ONNX, or has an operator that OpenVINO lacks.
+    """
+    try:
+        model = ov.Core().read_model(graph)
+    except RuntimeError as error:
+        raise JobError(f"OpenVINO {_version(ov)} cannot read {graph.name}: {last_line(error)}") from error
+    keep_reduced_axes(ov, model)
+    return model
+
+
+def keep_reduced_axes(ov: ModuleType, model: Any) -> None:
+    """Makes each reduction keep its axes, and a squeeze drop them: the same result.
+
+    OpenVINO's CPU plugin (2025.4 to 2026.4) leaves out a transpose or reshape that follows a reduction which
+    drops its axes: (k, 1) is then added where (1, k) is meant, without an error
+    (https://github.com/openvinotoolkit/openvino/issues/37959).
+    """
+    for reduction in model.get_ordered_ops():
+        if reduction.get_attributes().get("keep_dims", True):
+            continue
+        readers = list(reduction.output(0).get_target_inputs())
+        reduction.set_attribute("keep_dims", True)
+        reduction.constructor_validate_and_infer_types()
+        squeezed = ov.opset13.squeeze(reduction.output(0), reduction.input_value(1))
+        for reader in readers:
+            reader.replace_source_output(squeezed.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def annotate(ov: ModuleType, model: Any, request: BuildRequest, ident: str) -> None:
+    """Writes into `rt_info` what the model is, how it wants to be run, and what others' tools read."""
+    model.set_friendly_name(ident)
+    model.get_parameters()[0].set_layout(ov.Layout("NCHW"))
+    model.set_rt_info(request.precision, [RT_SECTION, "precision"])
+    model.set_rt_info(INFERENCE_PRECISION[request.precision], [RT_SECTION, "inference_precision"])
+    for key, value in model_info(request.labels, request.preprocess).items():
+        model.set_rt_info(value, ["model_info", key])
+
+
+def model_info(labels: Sequence[str], preprocess: Preprocess) -> dict[str, str]:
+    """The section of that name as OpenVINO's Model API and DL Streamer read it.
+
+    Both part labels by blanks. Neither knows a normalisation by median and deviation: they are told to pass
+    float32 samples (S, S, 3) as they come, and `preprocess` says how such a sample is made.
+    """
+    return {
+        "model_type": "Classification",
+        "labels": " ".join(label.replace(" ", "_") for label in labels),
+        "multilabel": "False",
+        "hierarchical": "False",
+        "output_raw_scores": "True",
+        "input_dtype": "f32",
+        "resize_type": "standard",
+        "input_frame_height": str(preprocess.image_size),
+        "input_frame_width": str(preprocess.image_size),
+        "reverse_input_channels": "False",
+        "preprocess": json.dumps(preprocess.model_dump(mode="json"), sort_keys=True),
+    }
+
+
+def name_by_place(model: Any) -> None:
+    """Names what OpenVINO and NNCF named by a counter of the process (`Constant_47471`) by its place.
+
+    Otherwise no two builds would be the same bytes.
+    """
+    for place, operation in enumerate(model.get_ordered_ops()):
+        kind, _, count = operation.get_friendly_name().rpartition("_")
+        if kind == operation.get_type_name() and count.isdigit():
+            operation.set_friendly_name(f"{kind}_at_{place}")
+
+
+def _version(ov: ModuleType) -> str:
+    return str(ov.__version__).partition("-")[0]
+
+
+def _weights_type(precision: str) -> str:
+    return "i8" if precision == "int8" else "f16" if precision in HALF_WEIGHTS else "f32"

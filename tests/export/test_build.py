@@ -1,0 +1,515 @@
+"""Graphs are traced, built and proven; a departing artifact is refused with the layer that is at fault.
+
+Everything runs for real. What is tampered with is a built artifact, as a faulty tool chain would do it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from ptsr_edge.bundle import Variant, check_files
+from ptsr_edge.core.config import LABELS, Preprocess
+from ptsr_edge.core.errors import JobError, ParityError
+from ptsr_edge.data.datasets import FlowData
+from ptsr_edge.export import parity
+from ptsr_edge.export.build import GRAPH_ONLY, PROOF_SAMPLES, Job, build_and_prove, trace_budgets
+from ptsr_edge.export.layerwise import DEPARTURES
+from ptsr_edge.export.onnx_graph import write_sharing_weights
+from ptsr_edge.export.targets.base import Artifact, BuildRequest, Target
+from ptsr_edge.export.targets.onnxruntime import CpuTarget
+from ptsr_edge.export.targets.openvino import OpenVinoTarget
+from ptsr_edge.export.targets.tensorrt import NoEngineError, TrtTarget
+from ptsr_edge.export.targets.typed_graph import product_types
+from ptsr_edge.export.targets.typed_runner import TypedGraphRunner
+from ptsr_edge.models.checkpoint import CheckpointInfo
+from ptsr_edge.models.ptsr import Model, Ptsr, count_parameters
+from ptsr_edge.runtimes.onnxruntime import OrtRunner
+from ptsr_edge.stats.classification import confusion, uar
+from ptsr_edge.vision.flow import to_input
+
+pytest.importorskip("onnxruntime")
+
+SIDE = 16
+RATES = (1.0, 0.5)
+TOKENS = (4, 2)
+"""4 patches of 8 pixels in a frame of 16."""
+
+FC1 = "blocks.0.tail.mlp.fc1"
+Traced = tuple[dict[int, Path], dict[int, int]]
+
+
+def samples_of(model: Model, count: int, seed: int) -> FlowData:
+    """Noise, each sample labelled with what fp32 answers when it keeps all: UAR 1 by construction."""
+    flows = np.random.default_rng(seed).normal(0.3, 1.0, (count, SIDE, SIDE, 3)).astype(np.float32)
+    flows[..., 2] = np.abs(flows[..., 2])
+    with torch.no_grad():
+        answers = model(torch.from_numpy(to_input(flows)), TOKENS[0]).logits.argmax(dim=1).numpy()
+    return FlowData(
+        flows=flows,
+        labels=answers,
+        subjects=np.array(["s0"] * count),
+        names=[f"clip{place}" for place in range(count)],
+        label_names=LABELS,
+        preprocess=Preprocess(image_size=SIDE),
+        source="noise",
+    )
+
+
+@pytest.fixture(scope="module")
+def job(ptsr_config: Any, randomised: Any) -> Job:
+    """A PTSR with one channel of an MLP's input 1000 times the others; its weights make up for it.
+
+    In fp32 that is the same function. In int8 all channels share one range, and 255 steps over the large
+    one leave none for the others.
+    """
+    model = randomised(ptsr_config(image_size=SIDE, depth=1, score="strain"))
+    block = model.blocks[0]
+    with torch.no_grad():
+        block.norm2.weight[0] *= 1000
+        block.norm2.bias[0] *= 1000
+        block.mlp.fc1.weight[:, 0] /= 1000
+    info = CheckpointInfo(
+        schema=1,
+        model=model.config,
+        preprocess=Preprocess(image_size=SIDE),
+        labels=list(LABELS),
+        provenance={},
+    )
+    return Job(
+        model=model,
+        info=info,
+        rates=RATES,
+        calibration=samples_of(model, 40, seed=0),
+        judged=samples_of(model, 90, seed=1),
+        options={"int8_scheme": "static"},
+    )
+
+
+@pytest.fixture(scope="module")
+def traced(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Traced:
+    return trace_budgets(job, tmp_path_factory.mktemp("graphs"))
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Path:
+    folder = tmp_path / "stage"
+    folder.mkdir()
+    return folder
+
+
+def prove(
+    job: Job, traced: Traced, stage: Path, precision: str, target: Target | None = None
+) -> list[Variant]:
+    return build_and_prove(job, target or CpuTarget(), precision, *traced, stage)
+
+
+def eager(model: Model, flows: NDArray[np.float32], tokens: int) -> NDArray[np.float32]:
+    with torch.no_grad():
+        return np.concatenate([model(torch.from_numpy(to_input(f[None])), tokens).logits for f in flows])
+
+
+def scale_layer(models: Iterable[onnx.ModelProto], layer: str) -> None:
+    """Makes the weights of a layer 1 % larger, in place."""
+    for model in models:
+        node = next(node for node in model.graph.node if node.name == layer)
+        weights = next(tensor for tensor in model.graph.initializer if tensor.name in node.input)
+        values = onnx.numpy_helper.to_array(weights) * np.float32(1.01)
+        weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
+
+
+class Tampering(CpuTarget):
+    """A tool chain at fault: the weights of one layer come out 1 % too large."""
+
+    def __init__(self, layer: str) -> None:
+        self.layer = layer
+
+    def build(self, request: BuildRequest) -> dict[int, Artifact]:
+        built = super().build(request)
+        models = {artifact.path: onnx.load(artifact.path) for artifact in built.values()}
+        scale_layer(models.values(), self.layer)
+        write_sharing_weights(models, next(iter(built.values())).files[1])
+        return built
+
+
+class TamperingIr(OpenVinoTarget):
+    """The same fault, in an IR."""
+
+    def __init__(self, layer: str, scratch: Path) -> None:
+        self.layer, self.scratch = layer, scratch
+
+    def build(self, request: BuildRequest) -> dict[int, Artifact]:
+        models = {tokens: onnx.load(path) for tokens, path in request.graphs.items()}
+        scale_layer(models.values(), self.layer)
+        graphs = {tokens: self.scratch / path.name for tokens, path in request.graphs.items()}
+        for tokens, path in graphs.items():
+            onnx.save(models[tokens], path)
+        return super().build(dataclasses.replace(request, graphs=graphs))
+
+
+class Elsewhere(CpuTarget):
+    """Builds for a machine that is not this one."""
+
+    def runner(self, artifact: Artifact, threads: int | None) -> Any:  # noqa: ARG002
+        return None
+
+
+def test_a_job_knows_its_budgets_and_what_fp32_says_of_them(job: Job) -> None:
+    assert isinstance(job.model, Ptsr)
+    assert job.tokens == list(TOKENS)
+    assert list(job.references) == list(TOKENS)
+    reference = job.references[2]
+    # 32 of the 40 calibration samples, spread from the first to the last.
+    assert len(reference.inputs) == PROOF_SAMPLES == 32
+    np.testing.assert_array_equal(reference.inputs[0], to_input(job.calibration.flows[:1])[0])
+    np.testing.assert_array_equal(reference.inputs[-1], to_input(job.calibration.flows[-1:])[0])
+    assert len({one.tobytes() for one in reference.inputs}) == 32
+    assert reference.kept.shape == (32, 2)
+    np.testing.assert_array_equal(reference.logits[-1:], eager(job.model, job.calibration.flows[-1:], 2))
+    np.testing.assert_array_equal(job.calibration_inputs, to_input(job.calibration.flows))
+    assert job.references is job.references, "made once: every variant is proven on the same"
+
+
+def test_few_samples_are_all_used(job: Job) -> None:
+    few = dataclasses.replace(job, calibration=job.calibration.subset(np.arange(3)))
+    assert [len(reference.inputs) for reference in few.references.values()] == [3, 3]
+
+
+def test_a_graph_for_each_budget_with_one_set_of_weights(job: Job, traced: Traced) -> None:
+    graphs, macs = traced
+    assert {tokens: path.name for tokens, path in graphs.items()} == {
+        4: "ptsr-test-k4.onnx",
+        2: "ptsr-test-k2.onnx",
+    }
+    folder = graphs[4].parent
+    files = {"ptsr-test-k4.onnx", "ptsr-test-k2.onnx", "weights.bin"}
+    assert {path.name for path in folder.iterdir()} == files
+    # Both budgets read the MLP's weights from the same bytes.
+    places = []
+    for path in graphs.values():
+        graph = onnx.load(path, load_external_data=False).graph
+        node = next(node for node in graph.node if node.name == FC1)
+        tensor = next(tensor for tensor in graph.initializer if tensor.name in node.input)
+        places.append({entry.key: entry.value for entry in tensor.external_data})
+    assert places[0] == places[1]
+    assert places[0]["location"] == "weights.bin"
+    # Half the tokens, but the class token and the head's global part are there in both.
+    assert macs[4] / 2 < macs[2] < macs[4]
+    for tokens, path in graphs.items():
+        logits, kept = OrtRunner(path, threads=1).run(job.references[tokens].inputs[:1])
+        assert kept is not None
+        assert kept.shape == (tokens,)
+        np.testing.assert_allclose(logits, job.references[tokens].logits[0], atol=1e-4)
+
+
+def test_a_variant_says_what_it_is_and_what_was_proven(job: Job, traced: Traced, stage: Path) -> None:
+    variants = prove(job, traced, stage, "fp32")
+    assert [variant.id for variant in variants] == ["ptsr-test-cpu-fp32-k4", "ptsr-test-cpu-fp32-k2"]
+    for variant, rate, tokens in zip(variants, RATES, TOKENS, strict=True):
+        assert (variant.keep_rate, variant.tokens, variant.precision) == (rate, tokens, "fp32")
+        assert (variant.target, variant.macs) == ("cpu", traced[1][tokens])
+        assert variant.parameters == count_parameters(job.model)
+        assert variant.artifact == f"ptsr-test-cpu-fp32-k{tokens}.onnx"
+        assert {entry.path for entry in variant.files} == {variant.artifact, "weights-cpu-fp32.bin"}
+        check_files(stage, variant)
+        assert variant.built_with["torch"] == torch.__version__
+        assert "accuracy" not in variant.built_with
+        # The record, against the same comparison made here.
+        runner, flows = OrtRunner(stage / variant.artifact, threads=1), job.references[tokens].inputs
+        worst = np.abs(np.stack([runner.run(one[None])[0] for one in flows]) - job.references[tokens].logits)
+        assert variant.parity is not None
+        assert variant.parity.max_abs == pytest.approx(worst.max(), rel=1e-5)
+        assert variant.parity.max_abs < variant.parity.limit == 1e-4
+        assert (variant.parity.samples, variant.parity.top1_agreement) == (32, 1.0)
+
+
+def test_what_cannot_run_here_is_not_said_to_be_proven(job: Job, traced: Traced, stage: Path) -> None:
+    assert [variant.parity for variant in prove(job, traced, stage, "fp32", Elsewhere())] == [None, None]
+    judged = dataclasses.replace(job, max_uar_drop=1.0)
+    with pytest.raises(JobError, match="cannot run on this machine"):
+        prove(judged, traced, stage, "int8", Elsewhere())
+
+
+def test_an_engine_for_another_machine_is_proven_by_its_graph_and_that_is_said(
+    job: Job, traced: Traced, stage: Path
+) -> None:
+    # `int8_scheme` is another target's option: TensorRT, which refuses what it does not know, is not asked.
+    graphs_only = dataclasses.replace(job, options={"int8_scheme": "static", "onnx_only": True})
+    for variant in build_and_prove(graphs_only, TrtTarget(), "fp32", *traced, stage):
+        assert variant.parity is not None
+        assert variant.parity.reference == f"eager fp32; {GRAPH_ONLY}"
+        assert variant.parity.samples == PROOF_SAMPLES
+        assert variant.parity.max_abs <= variant.parity.limit == 1e-4
+    assert graphs_only.not_built == []
+
+
+@pytest.fixture(scope="module")
+def attentive(ptsr_config: Any, randomised: Any) -> Job:
+    """A PTSR of 4 patches that selects 2 by the class token's attention in its first block of two."""
+    model = randomised(ptsr_config(image_size=SIDE, depth=2, select_block=0))
+    return Job(
+        model=model,
+        info=CheckpointInfo(
+            schema=1,
+            model=model.config,
+            preprocess=Preprocess(image_size=SIDE),
+            labels=list(LABELS),
+            provenance={},
+        ),
+        rates=RATES,
+        calibration=samples_of(model, 40, seed=0),
+        judged=samples_of(model, 90, seed=1),
+        options={"onnx_only": True},
+    )
+
+
+@pytest.fixture(scope="module")
+def attentive_graphs(attentive: Job, tmp_path_factory: pytest.TempPathFactory) -> Traced:
+    return trace_budgets(attentive, tmp_path_factory.mktemp("attentive"))
+
+
+class Damaging(TrtTarget):
+    """A tool chain at fault: its typed graphs come out changed."""
+
+    def __init__(self, damage: Callable[[onnx.ModelProto], None]) -> None:
+        self.damage = damage
+
+    def build(self, request: BuildRequest) -> dict[int, Artifact]:
+        built = super().build(request)
+        models = {artifact.path: onnx.load(artifact.path) for artifact in built.values()}
+        for model in models.values():
+            self.damage(model)
+        weights = next(path for path in next(iter(built.values())).files if path.suffix == ".bin")
+        write_sharing_weights(models, weights)
+        return built
+
+
+def scaled(layer: str, factor: float) -> Callable[[onnx.ModelProto], None]:
+    """Makes a layer's weights larger; those of int8 by their scales."""
+
+    def damage(model: onnx.ModelProto) -> None:
+        producers = {name: node for node in model.graph.node for name in node.output}
+        product = next(node for node in model.graph.node if node.name == layer)
+        read = producers.get(product.input[1])
+        name = read.input[1] if read is not None else product.input[1]
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+        values = onnx.numpy_helper.to_array(tensor)
+        tensor.CopyFrom(onnx.numpy_helper.from_array((values * factor).astype(values.dtype), name))
+
+    return damage
+
+
+def keeps_the_least(model: onnx.ModelProto) -> None:
+    """Turns each selection around."""
+    for node in model.graph.node:
+        if node.op_type == "TopK":
+            kept = [attribute for attribute in node.attribute if attribute.name != "largest"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, onnx.helper.make_attribute("largest", 0)])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_sound_typed_graphs_are_let_through(
+    attentive: Job, attentive_graphs: Traced, stage: Path, precision: str
+) -> None:
+    for variant in build_and_prove(attentive, TrtTarget(), precision, *attentive_graphs, stage):
+        assert variant.parity is not None
+        assert variant.parity.kept_agreement >= parity.OVERLAP[precision]
+
+
+@pytest.mark.parametrize(
+    ("precision", "factor"),
+    # What is noticed is what stands out of the precision's rounding: of int8 only a gross fault.
+    [("fp32", 1.01), ("fp16", 1.05), ("int8", 2.0)],
+)
+def test_a_wrongly_scaled_layer_of_a_typed_graph_is_refused_and_named(
+    attentive: Job, attentive_graphs: Traced, stage: Path, precision: str, factor: float
+) -> None:
+    layer = "blocks.1.tail.mlp.fc2"
+    with pytest.raises(ParityError, match="logits differ") as caught:
+        build_and_prove(attentive, Damaging(scaled(layer, factor)), precision, *attentive_graphs, stage)
+    assert f"the first layer to depart is {layer} (by {factor - 1:.1g}" in str(caught.value)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_typed_graph_that_selects_wrongly_is_refused(
+    attentive: Job, attentive_graphs: Traced, stage: Path, precision: str
+) -> None:
+    with pytest.raises(ParityError, match=r"k2 departs .* selected tokens agree on \d") as caught:
+        build_and_prove(attentive, Damaging(keeps_the_least), precision, *attentive_graphs, stage)
+    # Behind the selection each layer sees other tokens: none of them is at fault.
+    assert re.search(
+        r"; the selection differs first: tokens \d, \d are kept in place of \d, \d$", str(caught.value)
+    )
+    assert "layer" not in str(caught.value)
+
+
+def test_a_layer_that_the_selection_comes_from_is_named_before_it(
+    attentive: Job, attentive_graphs: Traced, stage: Path
+) -> None:
+    layer = "blocks.0.attention.query"
+    half = dataclasses.replace(attentive, rates=RATES[1:])
+    with pytest.raises(ParityError, match=r"selected tokens agree on \d") as caught:
+        build_and_prove(half, Damaging(scaled(layer, -1.0)), "fp32", *attentive_graphs, stage)
+    assert "; the first layer to depart is " in str(caught.value)
+    assert str(caught.value).endswith(", and with it the selection")
+
+
+def test_int8_for_an_engine_that_cannot_run_here_is_judged_through_its_typed_graph(
+    attentive: Job, attentive_graphs: Traced, stage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged = dataclasses.replace(attentive, max_uar_drop=1.0)
+    variants = build_and_prove(judged, TrtTarget(), "int8", *attentive_graphs, stage)
+    said = "trt int8 is judged through its typed graph computed on the CPU: no engine runs here\n"
+    assert capsys.readouterr().err == said
+    for variant in variants:
+        record = variant.built_with["accuracy"]
+        assert (record["through"], record["samples"]) == ("typed graph computed on the CPU", 90)
+        runner = TypedGraphRunner(stage / variant.artifact)
+        answers = [runner.run(one[None])[0].argmax() for one in to_input(judged.judged.flows)]
+        found = uar(confusion(judged.judged.labels, answers, 3))
+        assert record["uar"][str(variant.tokens)] == pytest.approx(found, abs=1e-4)
+
+
+def test_typed_graphs_that_lose_too_much_get_their_layers_back(job: Job, traced: Traced, stage: Path) -> None:
+    # The outlier of `job` hurts symmetric int8 as well.
+    judged = dataclasses.replace(job, options={"onnx_only": True}, max_uar_drop=0.15)
+    for variant in build_and_prove(judged, TrtTarget(), "int8", *traced, stage):
+        record = variant.built_with["accuracy"]
+        assert record["kept_float"] == variant.built_with["keep_float"] == [FC1]
+        assert product_types(onnx.load(stage / variant.artifact))[FC1] == "fp16"
+        assert record["uar_fp32"][str(variant.tokens)] - record["uar"][str(variant.tokens)] <= 0.15
+
+
+def test_layers_that_were_asked_for_stay_float_beside_those_put_back(
+    job: Job, traced: Traced, stage: Path
+) -> None:
+    own = "blocks.0.attention.proj"
+    options = {"int8_scheme": "static", "keep_float": [own]}
+    judged = dataclasses.replace(job, options=options, max_uar_drop=0.15)
+    assert prove(judged, traced, stage, "int8")[0].built_with["keep_float"] == [own, FC1]
+
+
+def test_graphs_in_place_of_engines_are_kept_with_the_reason(job: Job, traced: Traced, stage: Path) -> None:
+    class NoTools(CpuTarget):
+        def build(self, request: BuildRequest) -> dict[int, Artifact]:
+            raise NoEngineError("no engine was built: no tool chain", super().build(request))
+
+    fresh = dataclasses.replace(job, not_built=[])
+    assert [variant.tokens for variant in prove(fresh, traced, stage, "fp32", NoTools())] == list(TOKENS)
+    assert fresh.not_built == ["no engine was built: no tool chain"]
+
+
+def test_every_precision_that_is_judged_can_name_a_layer() -> None:
+    assert set(DEPARTURES) == set(parity.AGREEMENT)
+
+
+@pytest.mark.parametrize("layer", ["tokenizer.kernel", "blocks.0.attention.proj", "blocks.0.tail.mlp.fc2"])
+def test_the_layer_that_was_built_wrongly_is_named(job: Job, traced: Traced, stage: Path, layer: str) -> None:
+    with pytest.raises(ParityError) as caught:
+        prove(job, traced, stage, "fp32", Tampering(layer))
+    message = str(caught.value)
+    assert message.startswith("ptsr-test-cpu-fp32-k4 departs from eager fp32 on 32 samples: logits differ by")
+    # Its weights are 1 % too large, and so is its product.
+    assert message.endswith(f"; the first layer to depart is {layer} (by 0.01, limit 0.001)")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("layer", ["tokenizer.kernel", "blocks.0.tail.mlp.fc2"])
+def test_the_layer_of_an_ir_that_was_built_wrongly_is_named(
+    job: Job, traced: Traced, stage: Path, tmp_path: Path, layer: str
+) -> None:
+    pytest.importorskip("openvino", reason="openvino is missing: pip install 'ptsr-edge[openvino]'")
+    with pytest.raises(ParityError) as caught:
+        prove(job, traced, stage, "fp32", TamperingIr(layer, tmp_path))
+    message = str(caught.value)
+    assert message.startswith(
+        "ptsr-test-openvino-fp32-k4 departs from eager fp32 on 32 samples: logits differ"
+    )
+    assert message.endswith(f"; the first layer to depart is {layer} (by 0.01, limit 0.001)")
+    assert "\n" not in message
+
+
+def test_int8_names_the_layer_that_it_ruins_and_not_the_first_that_it_rounds(
+    job: Job, traced: Traced, stage: Path
+) -> None:
+    with pytest.raises(ParityError, match=f"the first layer to depart is {FC1} "):
+        prove(job, traced, stage, "int8")
+
+
+def test_where_no_layer_departs_that_is_said(
+    job: Job, traced: Traced, stage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(parity.LIMITS, "fp32", 0.0)  # rounding alone is refused
+    with pytest.raises(ParityError, match=r"no layer departs from the fp32 graph by more than 0\.001"):
+        prove(job, traced, stage, "fp32")
+
+
+@pytest.fixture(scope="module")
+def repaired(
+    job: Job, traced: Traced, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Variant]]:
+    stage = tmp_path_factory.mktemp("repaired")
+    return stage, prove(dataclasses.replace(job, max_uar_drop=0.15), traced, stage, "int8")
+
+
+def test_int8_that_loses_too_much_is_repaired_and_says_how(
+    job: Job, repaired: tuple[Path, list[Variant]]
+) -> None:
+    stage, variants = repaired
+    assert [variant.id for variant in variants] == ["ptsr-test-cpu-int8-k4", "ptsr-test-cpu-int8-k2"]
+    record = variants[0].built_with["accuracy"]
+    assert record["limit"] == 0.15
+    assert record["kept_float"] == variants[0].built_with["keep_float"] == [FC1]
+    ranked = [entry["layer"] for entry in record["sensitivity"]]
+    assert ranked[0] == FC1
+    assert len(ranked) == 7  # tokenizer; query, key and value, projection, two of the MLP; the global head
+    assert record["uar_fp32"]["4"] == 1.0  # the labels are what it answers
+    for variant in variants:
+        assert variant.built_with["accuracy"] == record
+        assert (record["through"], record["samples"]) == ("artifact", len(job.judged))
+        # UAR of the very file that the manifest lists, and of the eager model.
+        runner = OrtRunner(stage / variant.artifact, threads=1)
+        answers = [runner.run(one[None])[0].argmax() for one in to_input(job.judged.flows)]
+        found = uar(confusion(job.judged.labels, answers, 3))
+        assert record["uar"][str(variant.tokens)] == pytest.approx(found, abs=1e-4)
+        exact = eager(job.model, job.judged.flows, variant.tokens).argmax(axis=1)
+        expected = uar(confusion(job.judged.labels, exact, 3))
+        assert record["uar_fp32"][str(variant.tokens)] == pytest.approx(expected, abs=1e-4)
+        assert expected - found <= 0.15
+        check_files(stage, variant)
+
+
+def test_repaired_int8_is_int8_still(repaired: tuple[Path, list[Variant]]) -> None:
+    stage, variants = repaired
+    for variant in variants:
+        graph = onnx.load(stage / variant.artifact).graph
+        by_name = {node.name: node for node in graph.node}
+        producers = {name: node.op_type for node in graph.node for name in node.output}
+
+        def quantized(layer: str, by_name: Any = by_name, producers: Any = producers) -> bool:
+            return all(producers.get(name) == "DequantizeLinear" for name in by_name[layer].input[:2])
+
+        assert not quantized(FC1)
+        assert quantized("blocks.0.tail.mlp.fc2")
+        assert quantized("blocks.0.attention.proj")
+
+
+def test_fp32_is_not_judged(job: Job, traced: Traced, stage: Path) -> None:
+    variants = prove(dataclasses.replace(job, max_uar_drop=-1.0), traced, stage, "fp32")
+    assert all("accuracy" not in variant.built_with for variant in variants)
+
+
+def test_a_loss_that_nothing_repairs_fails_with_the_list(job: Job, traced: Traced, stage: Path) -> None:
+    impossible = dataclasses.replace(job, max_uar_drop=-1.0)  # int8 would have to gain
+    with pytest.raises(JobError, match=f"with every layer put back; the most sensitive: {FC1} "):
+        prove(impossible, traced, stage, "int8")

@@ -1,0 +1,239 @@
+"""Calibration samples: spread over classes and subjects, seeded, and never of people who are judged."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.data.datasets import FlowData, split_subjects
+from ptsr_edge.data.synthetic.clips import subject_names
+from ptsr_edge.export.calibration import MASS, QUANTILES, budgets_from_data, calibration_side, draw
+from ptsr_edge.models.checkpoint import CheckpointInfo
+from ptsr_edge.models.ptsr import Model
+from ptsr_edge.protocol import folds
+
+COUNTS = {("a", 0): 14, ("b", 0): 5, ("c", 0): 1, ("a", 1): 4, ("c", 1): 2, ("b", 2): 2, ("d", 2): 1}
+"""Clips by subject and class: 20, 6 and 3 of the classes, no subject like the other."""
+
+
+@pytest.fixture
+def uneven() -> FlowData:
+    rows = [key for key, count in COUNTS.items() for _ in range(count)]
+    order = np.random.default_rng(3).permutation(len(rows))
+    return FlowData(
+        flows=np.random.default_rng(4).normal(size=(len(rows), 16, 16, 3)).astype(np.float32),
+        labels=np.array([rows[place][1] for place in order], dtype=np.int64),
+        subjects=np.array([rows[place][0] for place in order]),
+        names=[f"clip{place:02d}" for place in order],
+        label_names=LABELS,
+        preprocess=Preprocess(image_size=16),
+        source="toy",
+    )
+
+
+def trained_on(data: str | None, subjects: list[str] | None = None, size: int = 32) -> CheckpointInfo:
+    provenance: dict[str, Any] = {"kind": "random"} if data is None else {"kind": "trained", "data": data}
+    if subjects is not None:
+        provenance["train_subjects"] = subjects
+    config = ModelConfig(
+        name="ptsr-test", kind="ptsr", image_size=size, patch_size=8, dim=8, depth=1, heads=2, score="strain"
+    )
+    return CheckpointInfo(
+        schema=1,
+        model=config,
+        preprocess=Preprocess(image_size=size),
+        labels=list(LABELS),
+        provenance=provenance,
+    )
+
+
+def assert_even(drawn: Counter[Any], there: Counter[Any]) -> None:
+    """No group is two ahead of another that still has clips."""
+    for group, count in there.items():
+        if drawn[group] < count:
+            assert max(drawn.values(), default=0) <= drawn[group] + 1, (drawn, there)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 9, 10, 15, 20, 28, 29])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_classes_and_within_them_subjects_take_turns(uneven: FlowData, count: int, seed: int) -> None:
+    chosen, record = draw(uneven, count, seed)
+    assert len(chosen) == count == record.samples
+    assert_even(Counter(chosen.labels.tolist()), Counter(uneven.labels.tolist()))
+    for label in range(3):
+        there = Counter(uneven.subjects[uneven.labels == label].tolist())
+        assert_even(Counter(chosen.subjects[chosen.labels == label].tolist()), there)
+    assert len(set(chosen.names)) == count, "no clip twice"
+
+
+def test_the_draw_is_the_seed_s(uneven: FlowData) -> None:
+    first, again, other = draw(uneven, 12, 0), draw(uneven, 12, 0), draw(uneven, 12, 1)
+    assert first[0].names == again[0].names
+    assert first[1] == again[1]
+    assert first[0].names != other[0].names
+    assert first[1].sha256 != other[1].sha256
+
+
+def test_the_record_says_what_was_drawn(uneven: FlowData) -> None:
+    chosen, record = draw(uneven, 9, 5)
+    assert record.data == "toy"
+    assert (record.asked, record.samples, record.seed) == (9, 9, 5)
+    assert record.sha256 == chosen.digest()
+    assert record.subjects == sorted(set(chosen.subjects.tolist()))
+    assert record.classes == {"negative": 3, "positive": 3, "surprise": 3}
+
+
+def test_samples_stay_in_the_order_of_the_data(uneven: FlowData) -> None:
+    """So that the same set has the same hash, however it was drawn."""
+    chosen, _ = draw(uneven, 12)
+    places = [uneven.names.index(name) for name in chosen.names]
+    assert places == sorted(places)
+    np.testing.assert_array_equal(chosen.flows, uneven.flows[places])
+
+
+def test_fewer_than_asked_for_is_said(uneven: FlowData, caplog: pytest.LogCaptureFixture) -> None:
+    chosen, record = draw(uneven, 100)
+    assert [entry.getMessage() for entry in caplog.records] == [
+        "calibration: 100 samples asked for, toy has 29"
+    ]
+    assert len(chosen) == 29
+    assert (record.asked, record.samples) == (100, 29)
+    caplog.clear()
+    draw(uneven, 29)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_sample_is_no_calibration(uneven: FlowData, count: int) -> None:
+    with pytest.raises(InputError, match=f"at least 1 sample, got {count}"):
+        draw(uneven, count)
+
+
+def test_a_model_is_calibrated_on_people_it_was_trained_on() -> None:
+    known = subject_names()
+    side = calibration_side(trained_on("synthetic", known[:2]), None, None, count=4)
+    assert side.source == "synthetic"
+    assert side.subject_names == known[:2]
+    assert side.preprocess.image_size == 32
+    assert len(side) >= 8, "twice as many as will be drawn"
+
+
+def test_of_other_data_the_held_out_people_are_left_alone(megc_folder: Path) -> None:
+    """`holdout` is the protocol under which such data are judged; its split does not depend on the seed."""
+    info = trained_on("synthetic", subject_names()[:2], size=32)
+    side = calibration_side(info, megc_folder, "megc-flow", count=4)
+    (fold,) = folds("holdout", [f"casme2/sub{number:02d}" for number in range(6)])
+    assert set(side.subject_names) == set(fold.train)
+    assert not set(side.subject_names) & set(fold.held_out)
+    assert side.source == "megc-flow"
+
+
+def test_random_weights_are_calibrated_on_synthetic_people_of_the_training_side_that_the_seed_draws() -> None:
+    sides = [calibration_side(trained_on(None), None, None, count=2, seed=seed) for seed in (0, 1)]
+    train, held = split_subjects(subject_names(), 0.2, seed=0)
+    for side in sides:
+        assert side.source == "synthetic"
+        assert len(side.subject_names) == 8, "a few people are enough for so few samples"
+        assert set(side.subject_names) <= set(train)
+        assert not set(side.subject_names) & set(held)
+    assert sides[0].subject_names != sides[1].subject_names
+
+
+def test_the_data_are_those_of_training_where_they_can_be_had(megc_folder: Path) -> None:
+    trained = ["casme2/sub00", "casme2/sub03"]
+    with_folder = calibration_side(trained_on("megc-flow", trained), megc_folder, None, count=4)
+    assert (with_folder.source, with_folder.subject_names) == ("megc-flow", trained)
+    assert len(with_folder) == 12
+    without = calibration_side(trained_on("megc-flow", trained), None, None, count=1)
+    assert without.source == "synthetic"
+
+
+def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"unknown data 'synthetik'; known: .*\(nearest: synthetic\)"):
+        calibration_side(trained_on(None), None, "synthetik", count=4)
+    with pytest.raises(InputError, match="is no megc-flow"):
+        calibration_side(trained_on(None), tmp_path, "megc-flow", count=4)
+    # A folder that the model's own data do not lie in must be named, not passed over.
+    with pytest.raises(InputError, match=r"'synthetic' is rendered and lies in no folder"):
+        calibration_side(trained_on("synthetic", subject_names()[:2]), tmp_path, None, count=4)
+    with pytest.raises(InputError, match="needs a root"):
+        calibration_side(trained_on(None), None, "megc-flow", count=4)
+
+
+def equal_patches(count: int, patches: int = 16) -> NDArray[np.float32]:
+    """(3, 32, 32): strain 1 in the first `count` patches of 8 x 8 pixels, 0 in the others."""
+    grid = (np.arange(patches) < count).astype(np.float32).reshape(4, 4)
+    inputs = np.zeros((3, 32, 32), dtype=np.float32)
+    inputs[2] = np.kron(grid, np.ones((8, 8), dtype=np.float32))
+    return inputs
+
+
+def test_budgets_are_quantiles_of_the_dynamic_mode_s_counts(
+    ptsr_config: Callable[..., ModelConfig], randomised: Callable[[ModelConfig], Model]
+) -> None:
+    model = randomised(ptsr_config(score="strain"))
+    inputs = np.stack([equal_patches(count) for count in range(1, 12)])
+    found = budgets_from_data(model, inputs, mass=0.9)
+    # By hand: of k equal patches the smallest set that holds .9 has ceil(.9 k): 1..9, then 9 of 10, 10 of 11.
+    assert found["counts"] == {str(k): 1 for k in range(1, 9)} | {"9": 2, "10": 1}
+    # Of 11 sorted counts the quantiles lie at places 5, 9 and 9.9; between two, the higher.
+    assert found["quantiles"] == {"0.5": 6, "0.9": 9, "0.99": 10}
+    assert found["mass"] == 0.9
+
+
+@pytest.mark.parametrize("score", ["strain", "class-attention", "rollout"])
+def test_budgets_grow_with_the_quantile_and_with_the_mass(
+    ptsr_config: Callable[..., ModelConfig], randomised: Callable[[ModelConfig], Model], score: str
+) -> None:
+    model = randomised(ptsr_config(score=score, select_block=1))
+    inputs = np.abs(np.random.default_rng(0).normal(size=(70, 3, 32, 32))).astype(np.float32) ** 3
+    found = {mass: budgets_from_data(model, inputs, mass) for mass in (0.5, MASS, 1.0)}
+    for entry in found.values():
+        budgets = list(entry["quantiles"].values())
+        assert list(entry["quantiles"]) == [f"{quantile:g}" for quantile in QUANTILES]
+        assert budgets == sorted(budgets)
+        assert budgets[0] >= 1
+        assert budgets[-1] <= model.config.patches
+        assert sum(entry["counts"].values()) == 70
+    medians = [entry["quantiles"]["0.5"] for entry in found.values()]
+    assert medians == sorted(medians)
+    assert medians[0] < medians[2]
+
+
+def test_counts_do_not_depend_on_how_the_samples_are_batched(
+    ptsr_config: Callable[..., ModelConfig], randomised: Callable[[ModelConfig], Model]
+) -> None:
+    model = randomised(ptsr_config(score="strain"))
+    inputs = np.abs(np.random.default_rng(1).normal(size=(70, 3, 32, 32))).astype(np.float32) ** 3
+    one_by_one: Counter[str] = Counter()
+    for sample in inputs:
+        one_by_one.update(budgets_from_data(model, sample[None])["counts"])
+    assert budgets_from_data(model, inputs)["counts"] == dict(
+        sorted(one_by_one.items(), key=lambda entry: int(entry[0]))
+    )
+    assert torch.is_grad_enabled()
+
+
+def test_a_baseline_has_no_budget_to_choose(
+    ptsr_config: Callable[..., ModelConfig], randomised: Callable[[ModelConfig], Model]
+) -> None:
+    model = randomised(ptsr_config(kind="vit", name="vit-test"))
+    with pytest.raises(InputError, match="vit-test keeps all tokens: `--budgets auto` needs a PTSR"):
+        budgets_from_data(model, np.zeros((2, 3, 32, 32), np.float32))
+
+
+def test_a_mass_that_is_no_share_is_refused(
+    ptsr_config: Callable[..., ModelConfig], randomised: Callable[[ModelConfig], Model]
+) -> None:
+    model = randomised(ptsr_config(score="strain"))
+    with pytest.raises(InputError, match=r"share in \(0, 1\], got 1\.5"):
+        budgets_from_data(model, np.zeros((2, 3, 32, 32), np.float32), mass=1.5)
