@@ -24,7 +24,7 @@ from ptsr_edge.bundle import Bundle, read_bundle
 from ptsr_edge.core.system import describe_cpu
 from ptsr_edge.data.datasets import FlowData, load
 from ptsr_edge.doctor import INT8_FLAGS
-from ptsr_edge.evaluation import evaluate_bundle, judged_samples
+from ptsr_edge.evaluate.evaluation import evaluate_bundle, judged_samples
 from ptsr_edge.export.exporter import export_bundle
 from ptsr_edge.export.parity import eager_reference, measure_parity
 from ptsr_edge.export.targets.base import variant_id

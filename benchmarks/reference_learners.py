@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ptsr_edge.core.config import ModelConfig, named_model
 from ptsr_edge.data.datasets import FlowData
-from ptsr_edge.engine import Arrays
+from ptsr_edge.evaluate.executor import Arrays
 from ptsr_edge.models.inference import predict_logits
 from ptsr_edge.models.ptsr import MeanReadout, Output
 from ptsr_edge.train.augment import flip_horizontally

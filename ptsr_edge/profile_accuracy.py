@@ -12,7 +12,7 @@ import numpy as np
 from ptsr_edge.bundle import Bundle
 from ptsr_edge.core.console import say
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.evaluation import is_random
+from ptsr_edge.evaluate.evaluation import is_random
 from ptsr_edge.judge import judge, kept_patches
 from ptsr_edge.profile_entries import Entry
 from ptsr_edge.profile_record import Accuracy, Control, Dynamic, Judged, KeptPatches

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ptsr_edge.evaluation import is_random
+from ptsr_edge.evaluate.evaluation import is_random
 from ptsr_edge.measure import Setting, ratios_to
 from ptsr_edge.profile_entries import Entry
 from ptsr_edge.profile_macs import mac_figures

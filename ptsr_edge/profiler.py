@@ -16,7 +16,7 @@ from ptsr_edge.core.console import say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_place, staged_folder, write_whole
 from ptsr_edge.core.system import describe_environment
-from ptsr_edge.evaluation import is_random, judged_data
+from ptsr_edge.evaluate.evaluation import is_random, judged_data
 from ptsr_edge.measure import DEFAULT, Setting
 from ptsr_edge.profile_accuracy import check_control_seeds, judge_entries
 from ptsr_edge.profile_entries import (

@@ -16,10 +16,10 @@ from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.datasets import FlowData, split_subjects
 from ptsr_edge.data.synthetic.clips import subject_names
+from ptsr_edge.evaluate.protocol import folds
 from ptsr_edge.export.calibration import MASS, QUANTILES, budgets_from_data, calibration_side, draw
 from ptsr_edge.models.checkpoint import CheckpointInfo
 from ptsr_edge.models.ptsr import Model
-from ptsr_edge.protocol import folds
 
 COUNTS = {("a", 0): 14, ("b", 0): 5, ("c", 0): 1, ("a", 1): 4, ("c", 1): 2, ("b", 2): 2, ("d", 2): 1}
 """Clips by subject and class: 20, 6 and 3 of the classes, no subject like the other."""

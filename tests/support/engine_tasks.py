@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.engine import Arrays, Task, run_tasks
+from ptsr_edge.evaluate.executor import Arrays, Task, run_tasks
 
 GATE_S = 60.0
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from ptsr_edge.core.config import LABELS, Preprocess, named_model
 from ptsr_edge.data.datasets import DATA_NAMES, load
-from ptsr_edge.evaluate import main as evaluate_main
+from ptsr_edge.evaluate.cli import main as evaluate_main
 from ptsr_edge.models.checkpoint import load_checkpoint, read_info
 from ptsr_edge.models.inference import predict_logits
 from ptsr_edge.models.ptsr import build_model

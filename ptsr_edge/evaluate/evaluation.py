@@ -13,10 +13,10 @@ from ptsr_edge.bundle import Bundle, Variant, check_files, read_bundle
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.data.datasets import FlowData
+from ptsr_edge.evaluate.protocol import figures, unseen_subjects
 from ptsr_edge.export.targets.base import THROUGH_ARTIFACT, THROUGH_GRAPH
 from ptsr_edge.models.inference import predict_logits
 from ptsr_edge.models.ptsr import Model
-from ptsr_edge.protocol import figures, unseen_subjects
 from ptsr_edge.session import Session, why_not_here
 from ptsr_edge.vision.flow import to_input
 

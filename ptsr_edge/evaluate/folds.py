@@ -10,13 +10,13 @@ from typing import Any
 from ptsr_edge.core.config import ModelConfig, named_model, parse_budget
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.cross_validation import Answers, cross_validate
 from ptsr_edge.data.datasets import FlowData, load
-from ptsr_edge.engine import check_engine
-from ptsr_edge.fold_figures import paired_records, run_records, summaries
-from ptsr_edge.model_learner import THROUGH, ModelLearner
+from ptsr_edge.evaluate.cross_validation import Answers, cross_validate
+from ptsr_edge.evaluate.executor import check_engine
+from ptsr_edge.evaluate.fold_figures import paired_records, run_records, summaries
+from ptsr_edge.evaluate.model_learner import THROUGH, ModelLearner
+from ptsr_edge.evaluate.protocol import GROUPS, PROTOCOLS, folds
 from ptsr_edge.models.inference import choose_device
-from ptsr_edge.protocol import GROUPS, PROTOCOLS, folds
 from ptsr_edge.train.trainer import recipe_for
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.files import sha256_of
 from ptsr_edge.data.datasets import FlowData
-from ptsr_edge.engine import Arrays
+from ptsr_edge.evaluate.executor import Arrays
 from ptsr_edge.export.parity import eager_reference, measure_parity, require_parity
 from ptsr_edge.export.refill import Template, export_template
 from ptsr_edge.models.checkpoint import starting_checkpoint

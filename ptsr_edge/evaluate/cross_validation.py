@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.datasets import FlowData
-from ptsr_edge.engine import Arrays, Task, run_tasks
-from ptsr_edge.protocol import GROUPS, Fold, folds
+from ptsr_edge.evaluate.executor import Arrays, Task, run_tasks
+from ptsr_edge.evaluate.protocol import GROUPS, Fold, folds
 
 DECIDING = (
     "augment", "backend_ort", "blocks", "checkpoint", "config", "cross_validation", "fit", "flow", "inference", "model",

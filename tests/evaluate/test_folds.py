@@ -11,8 +11,8 @@ import torch
 from click.testing import CliRunner
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.evaluate import main
-from ptsr_edge.evaluate_folds import FoldCall, plan_learners
+from ptsr_edge.evaluate.cli import main
+from ptsr_edge.evaluate.folds import FoldCall, plan_learners
 from ptsr_edge.train.trainer import recipe_for
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU here")
@@ -61,7 +61,7 @@ def test_a_run_is_resumed_from_its_folder(
     first = record_of(megc_folder, tmp_path / "first.json", *call)
     assert len(list((tmp_path / "folds").iterdir())) == 2
     monkeypatch.setattr(
-        "ptsr_edge.model_learner.fit", lambda *_, **__: pytest.fail("nothing is left to train")
+        "ptsr_edge.evaluate.model_learner.fit", lambda *_, **__: pytest.fail("nothing is left to train")
     )
     assert record_of(megc_folder, tmp_path / "second.json", *call, "--resume") == first
 

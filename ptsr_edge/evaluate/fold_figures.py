@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.cross_validation import Answers
-from ptsr_edge.protocol import figures
+from ptsr_edge.evaluate.cross_validation import Answers
+from ptsr_edge.evaluate.protocol import figures
 from ptsr_edge.stats.classification import Metric, paired_bootstrap, uar, uf1
 
 METRICS: dict[str, Metric] = {"uf1": uf1, "uar": uar}

@@ -17,9 +17,9 @@ import torch
 from dask_cluster import dask_cluster
 from engine_tasks import noted, shared_by, tasks
 
-from ptsr_edge import engine
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.engine import Arrays, check_engine, run_tasks
+from ptsr_edge.evaluate import executor as engine
+from ptsr_edge.evaluate.executor import Arrays, check_engine, run_tasks
 
 
 def products(results: list[Arrays]) -> list[bytes]:

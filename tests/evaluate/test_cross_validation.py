@@ -12,12 +12,12 @@ import pytest
 from dask_cluster import dask_cluster
 from fold_data import TOY, NearestMean, composite, toy_learner
 
-from ptsr_edge import cross_validation, model_learner
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.cross_validation import DECIDING, Learner, cross_validate, deciding_versions
 from ptsr_edge.data.datasets import FlowData
+from ptsr_edge.evaluate import cross_validation, model_learner
+from ptsr_edge.evaluate.cross_validation import DECIDING, Learner, cross_validate, deciding_versions
+from ptsr_edge.evaluate.protocol import folds
 from ptsr_edge.models.ptsr import build_model
-from ptsr_edge.protocol import folds
 
 DATA = composite()
 PACKAGE = Path(cross_validation.__file__).parent

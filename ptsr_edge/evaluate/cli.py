@@ -14,19 +14,19 @@ from click.core import ParameterSource
 
 from ptsr_edge.bundle import read_bundle
 from ptsr_edge.core.config import MODELS, parse_budget
-from ptsr_edge.core.console import Verb, comma_separated, finish, run, say
+from ptsr_edge.core.console import Verb, comma_separated, finish, say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_file, write_json
 from ptsr_edge.data.datasets import DATA_NAMES, load, reading_options
-from ptsr_edge.engine import ENGINES
-from ptsr_edge.evaluate_folds import FoldCall, default_rates, evaluate_folds
-from ptsr_edge.evaluation import evaluate_bundle, evaluate_checkpoint, judged_samples
+from ptsr_edge.evaluate.evaluation import evaluate_bundle, evaluate_checkpoint, judged_samples
+from ptsr_edge.evaluate.executor import ENGINES
+from ptsr_edge.evaluate.fold_figures import lines_of_folds
+from ptsr_edge.evaluate.folds import FoldCall, default_rates, evaluate_folds
+from ptsr_edge.evaluate.model_learner import THROUGH
+from ptsr_edge.evaluate.protocol import GROUPS, PROTOCOLS
 from ptsr_edge.export.targets.base import THROUGH_GRAPH
-from ptsr_edge.fold_figures import lines_of_folds
-from ptsr_edge.model_learner import THROUGH
 from ptsr_edge.models.checkpoint import load_checkpoint
 from ptsr_edge.models.inference import DEVICES
-from ptsr_edge.protocol import GROUPS, PROTOCOLS
 
 
 def _evaluate_trained(
@@ -158,7 +158,3 @@ def _fold_call(options: dict[str, Any], budgets: list[float] | None) -> FoldCall
         how=how | {"folder": options["run_folder"]},
         **{key: options[key] for key in named},
     )
-
-
-if __name__ == "__main__":
-    run(main, "python -m ptsr_edge.evaluate")

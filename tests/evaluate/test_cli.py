@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from ptsr_edge.bundle import read_bundle
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.datasets import load
-from ptsr_edge.evaluate import lines_of, main
-from ptsr_edge.evaluation import evaluate_bundle, judged_samples
+from ptsr_edge.evaluate.cli import lines_of, main
+from ptsr_edge.evaluate.evaluation import evaluate_bundle, judged_samples
 from ptsr_edge.models.checkpoint import load_checkpoint
 from ptsr_edge.models.inference import predict_logits
 from ptsr_edge.runtimes.trt_engine import describe_gpus

@@ -1,0 +1,1 @@
+"""Who is judged on what: protocols, folds, scores."""
