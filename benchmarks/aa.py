@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from ptsr_edge.bundle import read_bundle
-from ptsr_edge.measure import measure_interleaved
+from ptsr_edge.profile.timing import measure_interleaved
+from ptsr_edge.profile.worker import Job
 from ptsr_edge.stats.latency import ratio_interval
-from ptsr_edge.worker import Job
 
 
 def main() -> int:

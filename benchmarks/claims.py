@@ -29,14 +29,14 @@ from ptsr_edge.export.exporter import export_bundle
 from ptsr_edge.export.parity import eager_reference, measure_parity
 from ptsr_edge.export.targets.base import variant_id
 from ptsr_edge.export.targets.typed_runner import TypedGraphRunner
-from ptsr_edge.measure import Setting, measure_interleaved
 from ptsr_edge.models.checkpoint import resolve
 from ptsr_edge.models.ptsr import Model
-from ptsr_edge.profiler import profile_bundles
+from ptsr_edge.profile.profiler import profile_bundles
+from ptsr_edge.profile.timing import Setting, measure_interleaved
+from ptsr_edge.profile.worker import Job
 from ptsr_edge.runtimes.trt_engine import describe_gpus
 from ptsr_edge.session import open_artifact, why_not_here
 from ptsr_edge.stats.latency import Ratio, ratio_interval
-from ptsr_edge.worker import Job
 
 LADDER = (1.0, 0.7, 0.5, 0.35, 0.25, 0.12)
 BUDGETS = (1.0, 0.5, 0.25, 0.12)

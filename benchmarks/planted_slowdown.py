@@ -17,9 +17,9 @@ import tempfile
 from pathlib import Path
 
 from ptsr_edge.bundle import read_bundle
-from ptsr_edge.measure import Setting
-from ptsr_edge.profile_record import Profile
-from ptsr_edge.profiler import profile_bundles
+from ptsr_edge.profile.profiler import profile_bundles
+from ptsr_edge.profile.schema import Profile
+from ptsr_edge.profile.timing import Setting
 from ptsr_edge.regression import compare_profiles, sentence
 
 WRAPPER = """

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.profile_record import PROFILE, Measured, Profile, read_profile
+from ptsr_edge.profile.schema import PROFILE, Measured, Profile, read_profile
 from ptsr_edge.stats.classification import uar_interval
 
 _PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8", "int4")

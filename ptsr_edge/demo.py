@@ -14,9 +14,9 @@ from ptsr_edge.core.config import DEFAULT_MODEL
 from ptsr_edge.core.console import Verb, finish, run, say
 from ptsr_edge.export.cli import summary
 from ptsr_edge.export.exporter import export_bundle
-from ptsr_edge.measure import Setting
-from ptsr_edge.profile import table
-from ptsr_edge.profiler import profile_bundles
+from ptsr_edge.profile.cli import table
+from ptsr_edge.profile.profiler import profile_bundles
+from ptsr_edge.profile.timing import Setting
 from ptsr_edge.report import write_report
 
 BUDGETS = (1.0, 0.5, 0.25)

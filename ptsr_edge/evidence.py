@@ -7,7 +7,7 @@ from typing import Any
 
 from ptsr_edge.comparison import Comparison, Row, budget_text, rounded_up, three_digits
 from ptsr_edge.decision import Decision
-from ptsr_edge.profile_record import Control, Dynamic
+from ptsr_edge.profile.schema import Control, Dynamic
 from ptsr_edge.tables import Cell, Line, Table
 
 Values = Sequence[tuple[str, float | int | str | None]]

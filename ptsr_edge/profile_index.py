@@ -12,7 +12,7 @@ import click
 from ptsr_edge.core.console import Verb, finish, run
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import write_whole
-from ptsr_edge.profile_record import PROFILE, read_profile
+from ptsr_edge.profile.schema import PROFILE, read_profile
 
 PAGE = "README.md"
 START, END = "<!-- profiles: written by python -m ptsr_edge.profile_index -->", "<!-- end of profiles -->"

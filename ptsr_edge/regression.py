@@ -17,7 +17,7 @@ from pydantic import Field
 
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.records import Record
-from ptsr_edge.profile_record import Accuracy, Judged, Measured, Profile
+from ptsr_edge.profile.schema import Accuracy, Judged, Measured, Profile
 from ptsr_edge.stats.classification import paired_bootstrap
 from ptsr_edge.stats.latency import change_interval
 

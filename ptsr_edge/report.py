@@ -22,7 +22,7 @@ from ptsr_edge.decision import Decision, Limits, check_limits, choose
 from ptsr_edge.evidence import build_evidence
 from ptsr_edge.facts import facts
 from ptsr_edge.figures import draw_all
-from ptsr_edge.profile_record import Profile, read_profile
+from ptsr_edge.profile.schema import Profile, read_profile
 from ptsr_edge.regression import Regression, changes_words, compare_profiles, summary
 from ptsr_edge.render import json_text, render
 from ptsr_edge.stats.risk_bounds import CONFIDENCE, Unit

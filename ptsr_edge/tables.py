@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ptsr_edge.columns import DROP, TABLES, Column, Value, recall_columns
 from ptsr_edge.comparison import Comparison, Row, signed
-from ptsr_edge.profile_record import NOT_RUN
+from ptsr_edge.profile.schema import NOT_RUN
 from ptsr_edge.verdict import Verdict
 
 NOT_MEASURED = "not measured"

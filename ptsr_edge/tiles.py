@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ptsr_edge import svg
 from ptsr_edge.comparison import Comparison, Row, budget_text
-from ptsr_edge.profile_record import KeptPatches
+from ptsr_edge.profile.schema import KeptPatches
 from ptsr_edge.svg import Picture
 from ptsr_edge.verdict import Verdict
 

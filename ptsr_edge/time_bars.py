@@ -8,7 +8,7 @@ from typing import Any
 from ptsr_edge import svg
 from ptsr_edge.canvas import Canvas, render
 from ptsr_edge.comparison import Comparison, Row, three_digits
-from ptsr_edge.profile_record import Stages
+from ptsr_edge.profile.schema import Stages
 from ptsr_edge.svg import Picture
 from ptsr_edge.verdict import Verdict
 

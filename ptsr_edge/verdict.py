@@ -6,7 +6,7 @@ from typing import Literal
 
 from ptsr_edge.comparison import Comparison, Row, _ms, accuracy_key, budget_text, ratio_text
 from ptsr_edge.core.records import Record
-from ptsr_edge.profile_record import NOT_RUN
+from ptsr_edge.profile.schema import NOT_RUN
 
 MAX_UAR_DROP = 0.02
 """The largest loss of UAR against the full-token ViT that the verdict lets through."""

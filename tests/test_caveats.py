@@ -8,7 +8,7 @@ from report_data import make_profile, without, write_profile
 
 from ptsr_edge.caveats import TAIL_SAMPLES, caveats, instability
 from ptsr_edge.comparison import compare, read_sources
-from ptsr_edge.profile_record import Attempt
+from ptsr_edge.profile.schema import Attempt
 from ptsr_edge.report import write_report
 
 

@@ -8,7 +8,7 @@ import pytest
 from report_data import LABELS, make_profile, without, write_profile
 
 from ptsr_edge.comparison import bytes_text, compare, read_sources, signed
-from ptsr_edge.profile_record import NOT_RUN, Ceiling, Measured, Profile
+from ptsr_edge.profile.schema import NOT_RUN, Ceiling, Measured, Profile
 from ptsr_edge.tables import build_tables
 from ptsr_edge.verdict import decide
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from ptsr_edge import bundle as manifest
-from ptsr_edge import profile_record
 from ptsr_edge.core.config import MODELS, Preprocess
 from ptsr_edge.core.console import VERBS, load_verb
 from ptsr_edge.core.records import Record
@@ -17,6 +16,7 @@ from ptsr_edge.data.datasets import DATA_NAMES
 from ptsr_edge.evaluate.protocol import PROTOCOLS
 from ptsr_edge.export.exporter import TARGETS
 from ptsr_edge.models.checkpoint import CheckpointInfo
+from ptsr_edge.profile import schema as profile_record
 from ptsr_edge.session import Prediction
 
 TEXT = (Path(__file__).parents[1] / "docs" / "CONTRACT.md").read_text(encoding="utf-8")

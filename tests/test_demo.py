@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from ptsr_edge.bundle import read_bundle
 from ptsr_edge.core.config import DEFAULT_MODEL, named_model
 from ptsr_edge.demo import BUDGETS, main
-from ptsr_edge.profile_record import read_profile
+from ptsr_edge.profile.schema import read_profile
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 

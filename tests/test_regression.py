@@ -12,7 +12,7 @@ from report_data import make_profile
 from test_statistics import launched
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.profile_record import Attempt, Measured, Profile
+from ptsr_edge.profile.schema import Attempt, Measured, Profile
 from ptsr_edge.regression import changes_words, compare_profiles, summary, time_verdict
 from ptsr_edge.stats.latency import Ratio, ratio_interval
 

@@ -16,7 +16,7 @@ from report_data import make_profile, without, write_profile
 
 from ptsr_edge.core.errors import InputError, MissingExtraError
 from ptsr_edge.core.records import read_record
-from ptsr_edge.profile_record import Profile
+from ptsr_edge.profile.schema import Profile
 from ptsr_edge.report import Report, main, write_report
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}

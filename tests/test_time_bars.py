@@ -8,7 +8,7 @@ import pytest
 from report_data import make_profile, without, write_profile
 
 from ptsr_edge.comparison import compare, read_sources
-from ptsr_edge.profile_record import Stages
+from ptsr_edge.profile.schema import Stages
 from ptsr_edge.svg import Picture
 from ptsr_edge.time_bars import stages, stages_ms
 from ptsr_edge.verdict import decide

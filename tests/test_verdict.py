@@ -9,7 +9,7 @@ import pytest
 from report_data import make_profile, write_profile
 
 from ptsr_edge.comparison import compare, ratio_text, read_sources
-from ptsr_edge.profile_record import NOT_RUN, Measured, Profile
+from ptsr_edge.profile.schema import NOT_RUN, Measured, Profile
 from ptsr_edge.stats.latency import Ratio
 from ptsr_edge.verdict import Verdict, decide
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from report_data import LABELS, make_profile, write_profile
 
-from ptsr_edge.profile_record import Control, Judged, Profile
+from ptsr_edge.profile.schema import Control, Judged, Profile
 from ptsr_edge.stats.classification import confusion, uar
 
 CONTROLS = [

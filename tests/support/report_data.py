@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ptsr_edge.core.files import write_json
-from ptsr_edge.profile_record import Accuracy, Dynamic, KeptPatches, Measured, Profile, Stages
+from ptsr_edge.profile.schema import Accuracy, Dynamic, KeptPatches, Measured, Profile, Stages
 from ptsr_edge.stats.latency import Latency, Ratio
 
 LABELS = ["negative", "positive", "surprise"]

@@ -1,0 +1,84 @@
+"""What each variant of one or more bundles costs and is worth, beside the full-token ViT.
+
+python -m ptsr_edge.profile --bundle out/ptsr-tiny-cpu --data synthetic --out out/profile
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ptsr_edge.core.console import Verb, finish
+from ptsr_edge.profile.profiler import profile_bundles
+from ptsr_edge.profile.schema import NOT_RUN, PROFILE, Profile
+from ptsr_edge.profile.timing import Setting
+
+if TYPE_CHECKING:
+    pass
+
+
+def table(profile: Profile) -> list[str]:
+    """A line a variant, the baseline first."""
+    head = (
+        f"{'variant':32} {'tokens':>6} {'MMACs':>8} {'MB':>7} {'p50 ms':>8}  {'times as fast':22} {'UAR':>5}"
+    )
+    lines = [head]
+    for row in profile.variants:
+        p50 = f"{row.latency_ms.p50:.3f}" if row.latency_ms else "-"
+        ratio = f"{row.ratio.median:.2f} [{row.ratio.low:.2f}, {row.ratio.high:.2f}]" if row.ratio else "-"
+        ratio = "baseline" if row.id == profile.baseline else ratio
+        if row.latency_ms is None and row.target == "trt":
+            ratio = NOT_RUN
+        uar = f"{row.accuracy.uar:.3f}" if row.accuracy else "-"
+        lines.append(
+            f"{row.id:32} {row.tokens:6d} {row.macs / 1e6:8.1f} {row.size_bytes / 1e6:7.2f} {p50:>8}  "
+            f"{ratio:22} {uar:>5}"
+        )
+    return lines
+
+
+@click.command(
+    cls=Verb,
+    epilog="Example: python -m ptsr_edge.profile --bundle out/ptsr-tiny-cpu --data synthetic "
+    "--out out/profile",
+)
+@click.option("--bundle", "bundles", type=click.Path(path_type=Path), multiple=True, help="May be repeated.")
+@click.option("--baseline", type=click.Path(path_type=Path),
+              help="A bundle of the full-token ViT; default: one is exported for this run.")  # fmt: skip
+@click.option("--data", help="Judge accuracy on this data; default: not measured.")
+@click.option("--root", type=click.Path(path_type=Path), help="Folder of the data; synthetic needs none.")
+@click.option("--checkpoint", type=click.Path(path_type=Path),
+              help="What the bundles were exported from, for the controls; default: the embedded weights.")  # fmt: skip
+@click.option("--control-seeds", type=int, default=3, show_default=True,
+              help="With --data: draws of random selection beside DTSM; 0 for none.")  # fmt: skip
+@click.option("--duration-s", type=float, default=5.0, show_default=True,
+              help="Least timed duration of each variant.")  # fmt: skip
+@click.option("--min-runs", type=int, default=100, show_default=True, help="Least samples of each variant.")
+@click.option("--threads", type=int, default=1, show_default=True, help="CPU threads of an artifact.")
+@click.option("--processes", type=int, default=5, show_default=True,
+              help="How often the process of each variant is started.")  # fmt: skip
+@click.option("--attempts", type=int, default=2, show_default=True,
+              help="How often an unstable run is measured at most.")  # fmt: skip
+@click.option("--streams", type=int, default=2, show_default=True,
+              help="Sessions at once for the throughput; 0: not measured.")  # fmt: skip
+@click.option("--pin", is_flag=True, help="Bind all variants to the same cores.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the order and the bootstrap.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/profile"), show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the record.")
+def main(
+    bundles: tuple[Path, ...], baseline: Path | None, data: str | None, root: Path | None,
+    checkpoint: Path | None, control_seeds: int, duration_s: float, min_runs: int, threads: int,
+    processes: int, attempts: int, streams: int, pin: bool, seed: int, out: Path, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure MACs, latency, memory, size and accuracy of every variant beside the full-token ViT."""
+    setting = Setting(
+        duration_s=duration_s, min_runs=min_runs, threads=threads, pin=pin, seed=seed, processes=processes,
+        attempts=attempts, streams=streams, extras=True,
+    )  # fmt: skip
+    profile = profile_bundles(
+        bundles, out=out, baseline=baseline, data=data, root=root,
+        setting=setting, checkpoint=checkpoint, control_seeds=control_seeds,
+    )  # fmt: skip
+    finish(profile.model_dump(mode="json", by_alias=True), [*table(profile), str(out / PROFILE)], as_json)

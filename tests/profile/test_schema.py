@@ -1,0 +1,99 @@
+"""`profile.json`: what is written can be read again, and nothing that is wrong can."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_data import make_profile
+
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.files import write_json
+from ptsr_edge.profile.schema import PROFILE, Measured, Profile, read_profile
+from ptsr_edge.stats.latency import Latency
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    make_profile(tmp_path, rates=(1.0, 0.25), samples=20, raw="none")
+    return tmp_path
+
+
+def change(folder: Path, *path: str | int, to: Any) -> None:
+    """Replaces one value of the file, or with `...` removes it."""
+    record = json.loads((folder / PROFILE).read_text(encoding="utf-8"))
+    place = record
+    for part in path[:-1]:
+        place = place[part]
+    if to is ...:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = to
+    (folder / PROFILE).write_text(json.dumps(record), encoding="utf-8")
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    written = make_profile(tmp_path, samples=20, raw="none")
+    found = read_profile(tmp_path)
+    assert found == written
+    assert json.loads((tmp_path / PROFILE).read_text(encoding="utf-8"))["schema"] == 1
+    assert found.baseline in {row.id for row in found.variants}
+
+
+def test_what_was_not_measured_is_null_and_no_zero(tmp_path: Path) -> None:
+    unmeasured = Measured(
+        id="a", bundle=None, target="cpu", precision="fp32", keep_rate=1.0, tokens=4, macs=1, parameters=1,
+        size_bytes=1,
+    )  # fmt: skip
+    profile = make_profile(tmp_path, samples=20, raw="none").model_copy(
+        update={"variants": [unmeasured], "baseline": "a", "kept_patches": None}
+    )
+    write_json(tmp_path / PROFILE, profile.model_dump(mode="json", by_alias=True))
+    row = json.loads((tmp_path / PROFILE).read_text(encoding="utf-8"))["variants"][0]
+    figures = ("load_ms", "first_ms", "latency_ms", "ratio", "peak_rss_bytes", "throughput_per_s", "accuracy")
+    assert [row[name] for name in figures] == [None] * len(figures)
+    assert read_profile(tmp_path).variants == [unmeasured]
+
+
+def test_a_figure_that_is_no_number_becomes_null() -> None:
+    row = Latency(p50=1, p90=1, p95=1, p99=1, min=1, mean=1, cv=float("nan"), n=1)
+    assert json.loads(row.model_dump_json())["cv"] is None  # NaN is no JSON
+
+
+@pytest.mark.parametrize(
+    ("path", "to", "said"),
+    [
+        pytest.param(("schema",), 2, "schema: ", id="another schema"),
+        pytest.param(("variants",), [], "variants: ", id="no variant"),
+        pytest.param(("variants", 0, "latency_ms", "n"), 0, r"variants\.0\.latency_ms\.n: ", id="no sample"),
+        pytest.param(("variants", 1, "macs"), "many", r"variants\.1\.macs: .*'many'", id="no number"),
+        pytest.param(("command",), ..., "command: ", id="a missing key"),
+        pytest.param(
+            ("variants", 0, "size_byte"), 3, "the nearest known key is 'size_bytes'", id="unknown key"
+        ),
+        pytest.param(("kept_patches", "gird"), 3, "the nearest known key is 'grid'", id="unknown key inside"),
+    ],
+)
+def test_a_profile_that_is_none(folder: Path, path: tuple[str | int, ...], to: Any, said: str) -> None:
+    change(folder, *path, to=to)
+    with pytest.raises(InputError, match=said) as caught:
+        read_profile(folder)
+    assert str(folder / PROFILE) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"profile\.json does not exist"):
+        read_profile(tmp_path)
+    (tmp_path / PROFILE).write_text('{"schema": 1', encoding="utf-8")
+    with pytest.raises(InputError, match=r"profile\.json is not a readable JSON file"):
+        read_profile(tmp_path)
+
+
+def test_a_record_cannot_be_edited_after_the_fact(folder: Path) -> None:
+    profile = read_profile(folder)
+    assert isinstance(profile, Profile)
+    with pytest.raises(ValueError, match="frozen"):
+        profile.variants[0].macs = 1
