@@ -17,7 +17,7 @@ from ptsr_edge.export.exporter import export_bundle
 from ptsr_edge.profile.cli import table
 from ptsr_edge.profile.profiler import profile_bundles
 from ptsr_edge.profile.timing import Setting
-from ptsr_edge.report import write_report
+from ptsr_edge.report.cli import write_report
 
 BUDGETS = (1.0, 0.5, 0.25)
 

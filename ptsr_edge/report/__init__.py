@@ -1,0 +1,1 @@
+"""From profiles to a page, and to the variant to take."""

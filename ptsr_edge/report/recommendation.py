@@ -1,0 +1,302 @@
+"""Which variant to take under limits on latency and on the drop of UAR, how sure that is, and what is missing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.records import Record
+from ptsr_edge.report.comparison import Comparison, Row, _round_up, rounded_up, three_digits
+from ptsr_edge.report.verdict import CHANCE_MARGIN, MAX_UAR_DROP, Verdict
+from ptsr_edge.stats.risk_bounds import CONFIDENCE, Paired, Unit, needed_factor, paired, upper_bound
+
+PERCENTILE = "p95"
+"""What the limit on latency is held against: what 19 of 20 frames meet. Half of them are slower than the median;
+p99 rests on a fifth of the samples."""
+
+
+class Limits(Record):
+    """What a variant must meet; a latency of null is no limit."""
+
+    max_latency_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_uar_drop: float = Field(default=MAX_UAR_DROP, gt=0, lt=1)
+    confidence: float = Field(default=CONFIDENCE, gt=0, lt=1)
+    unit: Unit = "subject"
+
+
+class Candidate(Record):
+    """One variant held against the limits.
+
+    Attributes:
+        p95_ms: its latency.
+        drop: UAR of the reference minus this one's, as measured.
+        upper: the bound on it, which holds for all candidates at once; null where the latency is not met.
+        least: that bound, had all answers been equal: what the amount of data can show at all.
+        needed_units: how many units of the same kind would bring the bound to the limit; null: no number would.
+        needed_samples: the same in samples.
+        upper_if_independent: the bound, were all samples independent of one another.
+        upper_against_baseline: the bound on what it loses against the full-token ViT, for information; null where
+            that was not judged.
+        told: how it stands against the limits.
+    """
+
+    name: str
+    id: str
+    profile: str
+    p95_ms: float
+    drop: float
+    upper: float | None = None
+    least: float | None = None
+    needed_units: int | None = None
+    needed_samples: int | None = None
+    upper_if_independent: float | None = None
+    upper_against_baseline: float | None = None
+    told: Literal["taken", "meets both", "too slow", "drop not excluded", "drop too large"]
+
+
+class Decision(Record):
+    """The choice: `picked` is the name of a candidate, null where none meets the limits."""
+
+    limits: Limits
+    percentile: str = PERCENTILE
+    reference: str
+    units: int
+    samples: int
+    tests: int
+    picked: str | None
+    nearest: str | None
+    candidates: list[Candidate]
+
+
+def check_limits(
+    max_latency_ms: float | None, max_uar_drop: float | None, confidence: float, unit: Unit
+) -> Limits | None:
+    """The limits asked for; None where there is none.
+
+    Raises:
+        InputError: one that no variant can be held against.
+    """
+    if max_latency_ms is not None and not 0 < max_latency_ms < math.inf:
+        raise InputError(f"--max-latency-ms is a time above 0, got {max_latency_ms:g}")
+    for value, option in ((max_uar_drop, "--max-uar-drop"), (confidence, "--confidence")):
+        if value is not None and not 0 < value < 1:
+            raise InputError(f"{option} is a share above 0 and below 1, got {value:g}")
+    if max_latency_ms is None and max_uar_drop is None:
+        return None
+    drop = MAX_UAR_DROP if max_uar_drop is None else max_uar_drop
+    return Limits(max_latency_ms=max_latency_ms, max_uar_drop=drop, confidence=confidence, unit=unit)
+
+
+def choose(comparison: Comparison, limits: Limits) -> tuple[Verdict, Decision]:
+    """The fastest variant that meets the limits; of those not told apart in speed, the smallest.
+
+    A drop is measured against the fp32 variant of the largest budget in the same profile. Its bound is
+    corrected for the number of variants that meet the limit on latency: among these one is chosen.
+
+    Raises:
+        InputError: a profile without answers by sample, without its reference, or with too few samples.
+    """
+    references = {source.name: _reference(comparison, source.name) for source in comparison.sources}
+    rows = [
+        row
+        for row in comparison.rows
+        if not row.is_baseline and row.measured.latency_ms and _predicted(row) is not None
+    ]
+    if not rows:
+        raise InputError("no variant was both timed and judged: there is nothing to choose from")
+    fast = [row for row in rows if _meets_latency(row, limits)]
+    tests = max(1, sum(row is not references[row.source.name] for row in fast))
+    candidates = {
+        row: _candidate(row, references, comparison.reference(row), row in fast, limits, tests)
+        for row in rows
+    }
+    passing = [row for row in fast if (candidates[row].upper or 0.0) <= limits.max_uar_drop]
+    picked = _fastest(passing)
+    nearest = None
+    if picked is None:
+        nearest = min(fast, key=lambda row: (candidates[row].upper or 0.0, _p50(row)), default=None)
+        nearest = nearest or min(rows, key=_p95)
+    elif faster := [row for row in fast if row not in passing and _p50(row) < _p50(picked)]:
+        nearest = min(faster, key=lambda row: (candidates[row].upper or 0.0, _p50(row)))
+    if picked is not None:
+        candidates[picked] = candidates[picked].model_copy(update={"told": "taken"})
+    reference = references[(picked or nearest or rows[0]).source.name]
+    judged = reference.source.profile.judged
+    assert judged is not None, "the reference was judged"
+    decision = Decision(
+        limits=limits,
+        reference=reference.name,
+        units=len(set(judged.subject)),
+        samples=len(judged.truth),
+        tests=tests,
+        picked=picked.name if picked else None,
+        nearest=nearest.name if nearest else None,
+        candidates=list(candidates.values()),
+    )
+    about = picked or nearest
+    sentence, detail = _words(decision, {c.name: c for c in candidates.values()}, picked, reference)
+    verdict = Verdict(
+        sentence=sentence,
+        detail=detail,
+        status="chosen" if picked else "none-meets-the-limits",
+        max_uar_drop=limits.max_uar_drop,
+        name=about.name if about else None,
+        id=about.measured.id if about else None,
+        profile=about.source.name if about else None,
+    )
+    return verdict, decision
+
+
+def _reference(comparison: Comparison, source: str) -> Row:
+    """The fp32 variant of the largest budget in a profile, on the target of its first variant if there."""
+    rows = [row for row in comparison.rows if row.source.name == source]
+    if next(row.source.profile.judged for row in rows) is None:
+        raise InputError(
+            f"the profile {source} holds no answers by sample, so a drop of UAR cannot be bounded: profile with "
+            "--data, by this version"
+        )
+    fp32 = [
+        row
+        for row in rows
+        if not row.is_baseline and row.measured.precision == "fp32" and _predicted(row) is not None
+    ]
+    if not fp32:
+        raise InputError(
+            f"the profile {source} holds no fp32 variant that was judged: a drop of UAR is measured against that"
+        )
+    found = max(fp32, key=lambda row: (row.measured.tokens, row.measured.target == "cpu"))
+    chance = 1 / len(comparison.labels)
+    if (found.uar or 0.0) < chance + CHANCE_MARGIN:
+        raise InputError(
+            f"{found.name} is about as good as guessing (UAR {found.uar:.3f}, chance {chance:.3f}): there is nothing "
+            "that could be lost"
+        )
+    return found
+
+
+def _candidate(
+    row: Row, references: Mapping[str, Row], baseline: Row | None, is_fast: bool, limits: Limits, tests: int
+) -> Candidate:
+    reference, judged = references[row.source.name], row.source.profile.judged
+    assert judged is not None, "the reference was judged"
+    about = {"name": row.name, "id": row.measured.id, "profile": row.source.name, "p95_ms": _p95(row)}
+    drop = (reference.uar or 0.0) - (row.uar or 0.0)
+    if not is_fast:
+        return Candidate(**about, drop=drop, told="too slow")
+    answers, base = _predicted(row), _predicted(reference)
+    assert answers is not None, "candidates were judged"
+    assert base is not None, "the reference was judged"
+    sure, limit = limits.confidence, limits.max_uar_drop
+
+    def pairs(other: list[int], unit: Unit = limits.unit) -> Paired:
+        return paired(judged.truth, other, answers, judged.subject, unit)
+
+    vit = _predicted(baseline) if baseline is not None else None
+    bounded = None if vit is None else upper_bound(pairs(vit), confidence=sure, tests=tests).upper
+    if row is reference:
+        same = {"drop": 0.0, "upper": 0.0, "least": 0.0, "upper_against_baseline": bounded}
+        return Candidate(**about, **same, told="meets both")
+    bound = upper_bound(pairs(base), confidence=sure, tests=tests)
+    alone = upper_bound(pairs(base, "sample"), confidence=sure, tests=tests)
+    factor = needed_factor(pairs(base), limit, confidence=sure, tests=tests)
+    within = bound.upper <= limit
+    return Candidate(
+        **about,
+        drop=bound.drop,
+        upper=bound.upper,
+        least=bound.least,
+        needed_units=None if factor is None else math.ceil(factor * bound.units),
+        needed_samples=None if factor is None else math.ceil(factor * bound.samples),
+        upper_if_independent=alone.upper,
+        upper_against_baseline=bounded,
+        told="meets both" if within else "drop too large" if factor is None else "drop not excluded",
+    )
+
+
+def _fastest(rows: Sequence[Row]) -> Row | None:
+    """The fastest by its median; of those whose ratio's interval meets the fastest one's, the smallest."""
+    if not rows:
+        return None
+    first = min(rows, key=_p50)
+
+    def is_tied(row: Row) -> bool:
+        mine, its = row.measured.ratio, first.measured.ratio
+        alike = row.source is first.source and mine is not None and its is not None
+        return row is first or (alike and mine.high >= its.low)  # type: ignore[union-attr]
+
+    return min(filter(is_tied, rows), key=lambda row: (row.measured.size_bytes, _p50(row)))
+
+
+def _words(
+    decision: Decision, candidates: Mapping[str, Candidate], picked: Row | None, reference: Row
+) -> tuple[str, str]:
+    """The verdict in one sentence, and what stands behind it."""
+    limits = decision.limits
+    asked = f"a loss of UAR of at most {limits.max_uar_drop:g}"
+    if limits.max_latency_ms is not None:
+        asked = f"{limits.max_latency_ms:g} ms of latency ({PERCENTILE}) with {asked}"
+    sure = f"with {100 * limits.confidence:g} % confidence"
+    close = candidates[decision.nearest] if decision.nearest is not None else None
+    if picked is None:
+        assert close is not None, "there is a nearest where none is picked"
+        if close.told == "too slow":
+            took = f"{three_digits(close.p95_ms)} ms ({PERCENTILE})"
+            return f"No variant meets {asked}: the fastest, {close.name}, takes {took}.", ""
+        return f"No variant is shown to meet {asked}.", f"The nearest is {_missing(close, decision, sure)}"
+    found = candidates[picked.name]
+    text = f"Take {found.name}: it answers within {three_digits(found.p95_ms)} ms ({PERCENTILE}) and "
+    if picked is reference:
+        text, detail = f"{text}is the reference itself: nothing faster is shown to lose so little.", ""
+    else:
+        text += f"loses at most {rounded_up(found.upper or 0.0)} of UAR against {reference.name}, {sure}."
+        detail = f"Measured: {_measured(found.drop)}, on {_counted(decision)}."
+    if close is not None:
+        detail += f" Faster is {_missing(close, decision, sure)}"
+    return text, detail.strip()
+
+
+def _missing(close: Candidate, decision: Decision, sure: str) -> str:
+    """A candidate whose drop is not excluded, and what would exclude it."""
+    unit, limit = decision.limits.unit, f"{decision.limits.max_uar_drop:g}"
+    text = f"{close.name} at {three_digits(close.p95_ms)} ms: measured {_measured(close.drop)}, but {sure} all that is "
+    text += f"excluded is a loss above {rounded_up(close.upper or 0.0)} ({_counted(decision)})"
+    if close.needed_units is None:
+        return f"{text}; more data of this kind would not show {limit}."
+    has = decision.units if unit == "subject" else decision.samples
+    text += f". To show {limit} it needs about {_round_up(close.needed_units):,} {unit}s like these, and has {has:,}"
+    if unit == "subject" and close.upper_if_independent is not None:
+        text += f"; were all samples independent of one another, the bound would be {rounded_up(close.upper_if_independent)}"
+    return text + "."
+
+
+def _counted(decision: Decision) -> str:
+    unit = f"{decision.samples:,} samples of {decision.units} subjects"
+    unit += ", subjects taken as the unit" if decision.limits.unit == "subject" else ", taken as independent"
+    return f"{unit}, one of {decision.tests} variants" if decision.tests > 1 else unit
+
+
+def _measured(drop: float) -> str:
+    drop = round(drop, 3)
+    return "no difference" if drop == 0 else f"{abs(drop):.3f} {'lower' if drop > 0 else 'higher'}"
+
+
+def _predicted(row: Row) -> list[int] | None:
+    return row.measured.accuracy.predicted if row.measured.accuracy else None
+
+
+def _meets_latency(row: Row, limits: Limits) -> bool:
+    return limits.max_latency_ms is None or _p95(row) <= limits.max_latency_ms
+
+
+def _p50(row: Row) -> float:
+    assert row.measured.latency_ms is not None, "only timed rows are candidates"
+    return row.measured.latency_ms.p50
+
+
+def _p95(row: Row) -> float:
+    assert row.measured.latency_ms is not None, "only timed rows are candidates"
+    return row.measured.latency_ms.p95

@@ -1,0 +1,334 @@
+"""The report as a whole: files, pages, records, errors and the command."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from report_data import make_profile, without, write_profile
+
+from ptsr_edge.core.errors import InputError, MissingExtraError
+from ptsr_edge.core.records import read_record
+from ptsr_edge.profile.schema import Profile
+from ptsr_edge.report.cli import Report, main, write_report
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that elements close in order, and collects texts, ids, links and attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.texts: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for key, value in attrs if key == "id" and value]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for key, value in attrs if key == "id" and value]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.texts.append(data)
+
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).replace("\u00a0", " ").replace("\u2011", "-").split())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the profile `one` and its report in `out`."""
+    folder = tmp_path_factory.mktemp("made")
+    make_profile(folder / "one", precisions=("fp32", "int8"), samples=300)
+    assert write_report([folder / "one"], folder / "out") == folder / "out" / "report.html"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(made: Path) -> Page:
+    return Page((made / "out" / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def record(made: Path) -> Report:
+    return read_record(Report, made / "out" / "report.json")
+
+
+def test_files(made: Path) -> None:
+    out = made / "out"
+    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    names = ("budgets", "confusion", "dynamic", "kept", "latency", "macs", "stages", "tradeoff")
+    assert files == [*(f"figures/{name}.svg" for name in names), "report.html", "report.json", "report.md"]
+
+
+def test_the_page_needs_nothing_else(made: Path, page: Page) -> None:
+    text = (made / "out" / "report.html").read_text(encoding="utf-8")
+    assert set(re.findall(r"https?://[^\"'<> ]+", text)) <= {"http://www.w3.org/2000/svg"}
+    for tag, attributes in page.tags:
+        assert tag not in ("iframe", "object", "embed", "base")
+        for key in ("src", "href", "srcset", "data"):
+            value = attributes.get(key)
+            assert value is None or value.startswith(("#", "data:")), (tag, value)
+    assert "@import" not in text
+    assert len(text) < 500_000
+
+
+def test_the_verdict_comes_first(page: Page, record: Report) -> None:
+    text = page.text()
+    assert record.verdict.sentence in text
+    for later in (
+        "Every variant",
+        "Cost",
+        "Accuracy",
+        "Method",
+        "Environment",
+        "What these numbers do not say",
+    ):
+        assert text.index(record.verdict.sentence) < text.index(later)
+
+
+def test_the_page_works_without_script_and_for_everybody(page: Page) -> None:
+    assert len(page.ids) == len(set(page.ids))
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert {str(link) for link in links} <= {f"#{name}" for name in page.ids}
+    # Buttons are made by the script alone: without it there is nothing that does not work.
+    assert not [tag for tag, _ in page.tags if tag == "button"]
+    images = [attributes for tag, attributes in page.tags if attributes.get("role") == "img"]
+    assert len(images) == 8
+    assert all(len(str(attributes.get("aria-label"))) > 60 for attributes in images)
+    assert sum(tag == "figcaption" for tag, _ in page.tags) == 8
+    heads = [attributes for tag, attributes in page.tags if tag == "th"]
+    assert all(attributes.get("scope") in ("col", "row") for attributes in heads)
+    assert ("html", {"lang": "en"}) in page.tags
+
+
+def test_both_themes_phone_and_paper_are_styled(made: Path) -> None:
+    text = (made / "out" / "report.html").read_text(encoding="utf-8")
+    for rule in ("prefers-color-scheme: dark", "max-width: 40rem", "@media print", "width=device-width"):
+        assert rule in text
+
+
+def test_limits_are_told(page: Page) -> None:
+    text = page.text()
+    assert "They are for trying the toolkit, not for judging people." in text
+    assert "no evidence about people" in text
+    assert "MLPerf asks for 24,576" in text
+    assert "documented reconstruction" in text
+
+
+def test_every_figure_stands_in_page_and_markdown(made: Path, page: Page, record: Report) -> None:
+    markdown = (made / "out" / "report.md").read_text(encoding="utf-8")
+    text = page.text()
+    for row in record.profiles[0].profile.variants:
+        assert row.latency_ms is not None
+        assert row.accuracy is not None
+        for figure in (f"{row.accuracy.uar:.3f}", f"{row.accuracy.uf1:.3f}", f"{row.latency_ms.n:,}"):
+            assert figure in text
+            assert figure in markdown
+    assert record.command in text
+    assert record.command in markdown
+    assert record.profiles[0].profile.command in text
+    assert "Test CPU 3000" in text
+    assert "Test CPU 3000" in markdown
+
+
+def test_markdown_points_to_the_pictures(made: Path) -> None:
+    markdown = (made / "out" / "report.md").read_text(encoding="utf-8")
+    files = re.findall(r"\]\((figures/[^)]*)\)", markdown)
+    assert len(files) == 8
+    for file in files:
+        ElementTree.parse(made / "out" / file)
+        assert (made / "out" / file).stat().st_size < 40_000
+    assert markdown.startswith("# ptsr-tiny against the full-token ViT\n")
+
+
+def test_the_record_holds_the_profile_unchanged(made: Path, record: Report) -> None:
+    assert record.profiles[0].profile == read_record(Profile, made / "one" / "profile.json")
+    assert {figure.file for figure in record.figures} == {
+        f"figures/{path.name}" for path in (made / "out" / "figures").iterdir()
+    }
+
+
+def test_the_same_profile_gives_the_same_bytes(made: Path) -> None:
+    before = {path: path.read_bytes() for path in (made / "out").rglob("*") if path.is_file()}
+    write_report([made / "one"], made / "out")
+    for path, content in before.items():
+        assert path.read_bytes() == content
+
+
+def test_missing_figures_are_called_missing(tmp_path: Path) -> None:
+    profile = make_profile(tmp_path / "one", raw="none", kept=False)
+    nothing = {
+        name: None
+        for name, field in type(profile.variants[0]).model_fields.items()
+        if field.default is None and name != "raw_samples"
+    }
+    write_profile(tmp_path / "one", without(profile, notes=["this was not measured: a test"], **nothing))
+    out = tmp_path / "out"
+    (out / "figures").mkdir(parents=True)
+    (out / "figures" / "kept.svg").write_text("of an earlier report")
+    (out / "figures" / "other.svg").write_text("somebody else's")
+    text = Page(write_report([tmp_path / "one"], out).read_text(encoding="utf-8")).text()
+    markdown = (out / "report.md").read_text(encoding="utf-8")
+    assert "Neither latency nor accuracy was measured." in text
+    for written in (text, markdown):
+        assert "not measured" in written
+        assert "his was not measured: a test" in written
+        assert not re.search(r"\b(None|nan|null)\b", written)
+    assert sorted(path.name for path in (out / "figures").iterdir()) == ["macs.svg", "other.svg"]
+    drawn = {figure.name: figure.file for figure in read_record(Report, out / "report.json").figures}
+    assert drawn["kept"] is None
+    assert drawn["macs"] == "figures/macs.svg"
+
+
+def test_what_a_profile_says_is_text_not_markup(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>|x"
+    profile = make_profile(
+        tmp_path / "one", samples=60, model=evil, model_card=evil, environment={evil: evil}
+    )
+    rows = [row.model_copy(update={"bundle": f"b/{evil}{place}" if place else None, "notes": [evil]})
+            for place, row in enumerate(profile.variants)]  # fmt: skip
+    write_profile(tmp_path / "one", profile.model_copy(update={"variants": rows}))
+    written = write_report([tmp_path / "one"], tmp_path / "out").read_text(encoding="utf-8")
+    assert written.count("<script>") == 1
+    Page(written)
+    assert "<script>" not in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    for path in (tmp_path / "out" / "figures").iterdir():
+        ElementTree.parse(path)
+
+
+def test_two_profiles_stand_side_by_side(tmp_path: Path) -> None:
+    make_profile(tmp_path / "desk", samples=60)
+    make_profile(tmp_path / "board", samples=60, scale=9, kept=False)
+    path = write_report([tmp_path / "desk", tmp_path / "board"], tmp_path / "out")
+    text = Page(path.read_text(encoding="utf-8")).text()
+    for name in ("full ViT desk", "full ViT board", "25 % desk", "25 % board"):
+        assert name in text
+    assert "The profiles are separate runs." in text
+    record = read_record(Report, tmp_path / "out" / "report.json")
+    assert [profile.name for profile in record.profiles] == ["desk", "board"]
+
+
+def test_the_command_prints_table_and_path(made: Path) -> None:
+    call = ["--profile", str(made / "one"), "--out", str(made / "out")]
+    result = CliRunner().invoke(main, call)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].split()[:2] == ["Variant", "Tokens"]
+    assert lines[-1] == str(made / "out" / "report.html")
+    as_json = CliRunner().invoke(main, [*call, "--json"])
+    record = json.loads(as_json.stdout)
+    assert record["report"] == str(made / "out" / "report.html")
+    assert len(record["variants"]) == 8
+
+
+def test_a_wrong_call_writes_nothing(made: Path, tmp_path: Path) -> None:
+    make_profile(tmp_path / "other", model="ptsr-nano", samples=50)
+    out = tmp_path / "out"
+    one, other = str(made / "one"), str(tmp_path / "other")
+    for profiles in ([], [str(tmp_path / "none")], [one, other], [one, one]):
+        call = [part for folder in profiles for part in ("--profile", folder)]
+        result = CliRunner().invoke(main, [*call, "--out", str(out)])
+        assert result.exit_code == 2, result.output
+        assert len(result.stderr.strip().splitlines()) == 1
+        assert not out.exists()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="is a file; the report needs a folder"):
+        write_report([made / "one"], tmp_path / "file")
+
+
+@pytest.mark.parametrize("module", ["matplotlib.figure", "jinja2"])
+def test_a_missing_extra_names_its_line(
+    made: Path, tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'ptsr-edge\[report\]'"):
+        write_report([made / "one"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_importing_the_verb_loads_neither_matplotlib_nor_jinja() -> None:
+    code = "import sys, ptsr_edge.report; print(sorted({'matplotlib', 'jinja2', 'torch'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_compare_marks_what_changed_and_fails_where_asked(tmp_path: Path) -> None:
+    old = make_profile(tmp_path / "old", samples=20, kept=False)
+    rows = list(old.variants)
+    for folder, factor in (("old", 1.0), ("same", 1.01), ("slow", 1 / 1.1)):
+        for place in (1, 2, 3):
+            ratio = old.variants[place].ratio
+            assert ratio is not None
+            each = [ratio.median * factor * luck for luck in (0.998, 1.0, 1.001, 0.999, 1.002)]
+            rows[place] = old.variants[place].model_copy(
+                update={"ratio": ratio.model_copy(update={"per_process": each})}
+            )
+        make_profile(tmp_path / folder, samples=20, kept=False)
+        write_profile(tmp_path / folder, old.model_copy(update={"variants": list(rows)}))
+
+    def report(name: str, *more: str) -> Result:
+        call = ["--profile", str(tmp_path / name), "--compare", str(tmp_path / "old"), *more]
+        return CliRunner().invoke(main, [*call, "--out", str(tmp_path / f"{name}-report")])
+
+    strict = report("slow", "--fail-on-regression")
+    assert strict.exit_code == 1
+    assert strict.stderr.splitlines()[-1].endswith(
+        f"worse than before: {', '.join(row.id for row in rows[1:])}"
+    )
+    page = (tmp_path / "slow-report" / "report.html").read_text(encoding="utf-8")
+    assert "slower: 1.100 times as long" in Page(page).text()
+    assert "slower: 1.100 times as long" in (tmp_path / "slow-report" / "report.md").read_text(
+        encoding="utf-8"
+    )
+    changes = read_record(Report, tmp_path / "slow-report" / "report.json").changes
+    assert changes is not None
+    assert [change.time for change in changes.changes] == ["not compared", *["slower"] * 3]
+    # Without the flag the change is told and the command is content; 1 % is no change at all.
+    assert report("slow").exit_code == 0
+    same = report("same", "--fail-on-regression")
+    assert same.exit_code == 0, same.stderr
+    assert "nothing got worse beyond noise" in same.stdout
+
+
+def test_compare_refuses_what_cannot_be_compared(made: Path, tmp_path: Path) -> None:
+    make_profile(tmp_path / "other", model="ptsr-small", samples=20, raw="none", kept=False)
+    record = json.loads((tmp_path / "other" / "profile.json").read_text(encoding="utf-8"))
+    (tmp_path / "later").mkdir()
+    (tmp_path / "later" / "profile.json").write_text(json.dumps(record | {"schema": 2}), encoding="utf-8")
+    one = ["--profile", str(made / "one")]
+    for call, said in (
+        (
+            [*one, "--compare", str(tmp_path / "other")],
+            "differ in their model: ptsr-small before, ptsr-tiny now",
+        ),
+        ([*one, "--compare", str(tmp_path / "later")], "schema: "),
+        ([*one, "--compare", str(tmp_path)], "profile.json does not exist"),
+        ([*one, "--fail-on-regression"], "--fail-on-regression needs --compare DIR"),
+    ):
+        out = tmp_path / "out"
+        result = CliRunner().invoke(main, [*call, "--out", str(out)])
+        assert result.exit_code == 2
+        assert said in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert not out.exists()

@@ -1,0 +1,179 @@
+"""Planted changes are found and small ones are not called, on simulated drifting timings and real records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from judged_data import judged_profile
+from report_data import make_profile
+from test_statistics import launched
+
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.profile.schema import Attempt, Measured, Profile
+from ptsr_edge.report.regression import changes_words, compare_profiles, summary, time_verdict
+from ptsr_edge.stats.latency import Ratio, ratio_interval
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Profile:
+    return make_profile(tmp_path, samples=20, raw="none", kept=False)
+
+
+def ratio(seed: int, slowdown: float) -> Ratio:
+    baseline, variant, launches = launched(seed, 1.3 / slowdown)
+    return ratio_interval(baseline, variant, against="vit", launches=launches, resamples=500)
+
+
+def changed(profile: Profile, **fields: Any) -> Profile:
+    """The same with fields of the second variant replaced."""
+    rows = list(profile.variants)
+    rows[1] = rows[1].model_copy(update=fields)
+    return profile.model_copy(update={"variants": rows})
+
+
+def verdicts(profile: Profile, slowdown: float, tries: int) -> list[str]:
+    found = []
+    for seed in range(tries):
+        old, new = ratio(2 * seed, 1.0), ratio(2 * seed + 1, slowdown)
+        found.append(
+            compare_profiles(changed(profile, ratio=old), changed(profile, ratio=new)).changes[1].time
+        )
+    return found
+
+
+def test_a_slowdown_of_ten_percent_is_found(profile: Profile) -> None:
+    # Five processes a variant that differ by 1 %: the change has a standard error near 1 %, and 8 % lie between
+    # it and the margin. Seeds are fixed: this cannot fail by chance.
+    assert verdicts(profile, 1.10, 40).count("slower") >= 38
+
+
+@pytest.mark.parametrize("slowdown", [1.0, 1.01, 1 / 1.01])
+def test_one_percent_and_nothing_are_not_called(profile: Profile, slowdown: float) -> None:
+    # The whole interval must lie beyond 2 %: by 1 % this errs in far fewer than 2.5 of 100 cases.
+    found = verdicts(profile, slowdown, 60)
+    assert found.count("slower") + found.count("faster") <= 1
+
+
+def test_a_gain_is_told_apart(profile: Profile) -> None:
+    assert verdicts(profile, 1 / 1.15, 20).count("faster") >= 19
+
+
+@pytest.mark.parametrize("when", ["before", "now"])
+def test_an_unstable_run_leaves_it_open(profile: Profile, when: str) -> None:
+    restless = {"attempts": [Attempt(unstable=None), Attempt(unstable="a neighbour woke up")]}
+    stable = {"attempts": [Attempt(unstable="at first"), Attempt(unstable=None)]}
+    old = changed(profile, ratio=ratio(0, 1.0)).model_copy(update=restless if when == "before" else stable)
+    new = changed(profile, ratio=ratio(1, 1.2)).model_copy(update=restless if when == "now" else stable)
+    found = compare_profiles(old, new)
+    assert found.changes[1].time == "unclear"
+    assert found.changes[1].note == f"the run {when} was unstable: a neighbour woke up"
+    assert found.changes[1].times_as_long == pytest.approx(1.2, abs=0.05)
+    assert found.regressions == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (1.03, 1.2, "slower"), (1.01, 1.05, "no change"), (0.97, 1.01, "no change"), (0.8, 0.95, "faster"),
+        (0.95, 1.3, "unclear"), (0.7, 1.01, "unclear"), (1.02, 1.5, "unclear"),
+    ],
+)  # fmt: skip
+def test_verdicts_of_intervals(low: float, high: float, verdict: str) -> None:
+    assert time_verdict(low, high) == verdict
+
+
+def test_one_process_each_leaves_it_open(profile: Profile) -> None:
+    found = compare_profiles(profile, profile)
+    assert [change.time for change in found.changes] == ["not compared", *["unclear"] * 3]
+    assert "profile with --processes 5" in (found.changes[1].note or "")
+    assert found.regressions == []
+
+
+def figures(profile: Profile, **fields: Any) -> list[tuple[str, str]]:
+    change = compare_profiles(profile, changed(profile, **fields)).changes[1]
+    assert change.is_regression == any(figure.is_ == "worse" for figure in change.figures)
+    return [(figure.name, figure.is_) for figure in change.figures]
+
+
+def test_figures_beyond_their_margins(profile: Profile) -> None:
+    row: Measured = profile.variants[1]
+    assert row.peak_rss_bytes is not None
+    assert figures(profile, size_bytes=round(row.size_bytes * 1.01)) == []
+    assert figures(profile, size_bytes=round(row.size_bytes * 1.5)) == [("size_bytes", "worse")]
+    assert figures(profile, macs=round(row.macs * 0.5)) == [("macs", "better")]
+    assert figures(profile, peak_rss_bytes=round(row.peak_rss_bytes * 1.04)) == []
+    assert figures(profile, peak_rss_bytes=round(row.peak_rss_bytes * 1.10)) == [("peak_rss_bytes", "worse")]
+
+
+def test_accuracy_beyond_its_interval(profile: Profile) -> None:
+    accuracy = profile.variants[1].accuracy
+    assert accuracy is not None
+    assert accuracy.confusion is not None
+    # 768 samples at .88: standard errors near .013 each, so .037 for the difference.
+    for drop, expected in ((0.02, []), (0.2, [("uar", "worse")]), (-0.1, [("uar", "better")])):
+        other = accuracy.model_copy(update={"uar": accuracy.uar - drop})
+        assert figures(profile, accuracy=other) == expected
+    elsewhere = accuracy.model_copy(update={"uar": 0.3, "data": "megc-flow"})
+    assert figures(profile, accuracy=elsewhere) == []
+
+
+def test_answers_to_the_same_samples_are_paired(tmp_path: Path) -> None:
+    # The variant at 25 % turns wrong on a share of the subjects where it was right before. On 900 samples a loss
+    # of .03 lies inside the interval of two independent UARs (.033); paired, it is a loss and nothing else.
+    old = judged_profile(tmp_path / "old", worse={1.0: 0.0, 0.5: 0.0, 0.25: 0.0})
+    new = judged_profile(tmp_path / "new", worse={1.0: 0.0, 0.5: 0.0, 0.25: 0.03})
+    found = {change.id: change.figures for change in compare_profiles(old, new).changes}
+    (figure,) = found["ptsr-k0.25-fp32-cpu"]
+    assert (figure.name, figure.is_) == ("uar", "worse")
+    assert 0.02 < figure.old - figure.new < 0.033
+    assert all(not figures for name, figures in found.items() if name != "ptsr-k0.25-fp32-cpu")
+    unpaired = compare_profiles(old.model_copy(update={"judged": None}), new)
+    assert all(not change.figures for change in unpaired.changes)
+
+
+def test_what_came_and_went_and_what_else_differs(profile: Profile) -> None:
+    cpu = {**profile.environment["cpu"], "model": "Other CPU"}
+    new = profile.model_copy(
+        update={
+            "variants": [*profile.variants[:-1], profile.variants[-1].model_copy(update={"id": "x"})],
+            "environment": {**profile.environment, "cpu": cpu},
+        }
+    )
+    found = compare_profiles(profile, new)
+    assert (found.only_old, found.only_new) == ([profile.variants[-1].id], ["x"])
+    assert found.conditions == ["environment.cpu.model: Test CPU 3000 before, Other CPU now"]
+
+
+def test_words(profile: Profile) -> None:
+    old, new = changed(profile, ratio=ratio(0, 1.0)), changed(profile, ratio=ratio(1, 1.2))
+    found = compare_profiles(old, new)
+    assert found.regressions == [profile.variants[1].id]
+    lines = summary(found)
+    assert "slower: 1." in lines[1]
+    assert lines[-1] == f"worse than before: {profile.variants[1].id}"
+    told = changes_words(found)
+    assert told["since"].startswith("2026-01-15")
+    assert told["rows"][1][0] == profile.variants[1].id
+    assert told["rows"][1][1].startswith("slower: 1.")
+    assert told["rest"] == [lines[-1]]
+    assert np.isfinite(found.changes[1].high or np.nan)
+    assert summary(compare_profiles(old, old))[-1] == "nothing got worse beyond noise"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model": "ptsr-small"}, "differ in their model: ptsr-tiny before, ptsr-small now"),
+        (
+            {"labels": ["a", "b", "c"]},
+            "differ in their classes: negative, positive, surprise before, a, b, c now",
+        ),
+        ({"baseline": "x"}, "differ in their baseline"),
+    ],
+)
+def test_profiles_that_cannot_be_compared(profile: Profile, fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        compare_profiles(profile, profile.model_copy(update=fields))
