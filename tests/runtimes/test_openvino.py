@@ -33,7 +33,7 @@ from ptsr_edge.runtimes.openvino import (
 CAPABILITIES = ov.Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
 OPEN = """
 import sys, pathlib
-from ptsr_edge.backend_openvino import OpenVinoRunner
+from ptsr_edge.runtimes.openvino import OpenVinoRunner
 OpenVinoRunner(pathlib.Path(sys.argv[1]), threads=1)
 """
 

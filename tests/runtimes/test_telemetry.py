@@ -143,7 +143,7 @@ def test_a_whole_export_calls_nobody(tiny_checkpoint: Path, megc_folder: Path, t
 RUN_ONNX = """
 import sys, numpy as np
 from pathlib import Path
-from ptsr_edge.backend_ort import OrtRunner
+from ptsr_edge.runtimes.onnxruntime import OrtRunner
 OrtRunner(Path(sys.argv[1]), threads=1).run(np.zeros((1, 3, 32, 32), np.float32))
 """
 IMPORT_ONNX = "import time, onnxruntime; time.sleep(0.5)"

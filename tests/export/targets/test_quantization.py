@@ -37,7 +37,7 @@ EMULATOR = "qemu-x86_64-static"
 ANSWERS = """
 import json, sys, numpy as np
 from pathlib import Path
-from ptsr_edge.backend_ort import OrtRunner
+from ptsr_edge.runtimes.onnxruntime import OrtRunner
 runner = OrtRunner(Path(sys.argv[1]), threads=1)
 print(json.dumps([runner.run(one[None])[0].tolist() for one in np.load(sys.argv[2])]))
 """
