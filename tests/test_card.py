@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from ptsr_edge.card import bundle_card
+from ptsr_edge.bundle import bundle_card
 from ptsr_edge.train.cli import model_card
 
 

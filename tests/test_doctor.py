@@ -17,13 +17,14 @@ from ptsr_edge import doctor
 from ptsr_edge.core.system import TELLING_FLAGS
 from ptsr_edge.doctor import (
     EXTRA_OF,
+    Package,
+    Probe,
     cpu_notes,
     embedded_weights,
     judge_target,
     lines_of,
 )
 from ptsr_edge.export.exporter import TARGETS
-from ptsr_edge.installation import Package, Probe
 from ptsr_edge.models import checkpoint
 from ptsr_edge.runtimes.base import RUNTIMES
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ptsr_edge.installation import Package, Probe, as_found, find_gpus, probe, probe_all, read_extras
+from ptsr_edge.doctor import Package, Probe, as_found, find_gpus, probe, probe_all, read_extras
 
 REQUIREMENTS = [
     "numpy>=1.26",

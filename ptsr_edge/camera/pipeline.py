@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from ptsr_edge.bundle import bundle_card
 from ptsr_edge.camera.camera_event import Box, Event, View
 from ptsr_edge.camera.governor import Governor
 from ptsr_edge.camera.inference import Answer, SharedSession
 from ptsr_edge.camera.metrics import StreamStats
 from ptsr_edge.camera.spotting import Spotter
 from ptsr_edge.camera.stream import CameraStream, OnlineSpotter, Sighting, check_frame, check_pts
-from ptsr_edge.card import bundle_card
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.vision.crop_window import Region

@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ptsr_edge.bundle import Bundle, Variant, write_bundle
-from ptsr_edge.card import bundle_card
+from ptsr_edge.bundle import Bundle, Variant, bundle_card, write_bundle
 from ptsr_edge.core.config import DEFAULT_MODEL
 from ptsr_edge.core.console import say
 from ptsr_edge.core.disk_cache import cache_key
