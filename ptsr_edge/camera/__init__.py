@@ -4,7 +4,6 @@ from ptsr_edge.camera import Pipeline
 pipeline = Pipeline("bundle", budget="auto", deadline_ms=33)
 """
 
-from ptsr_edge.camera.camera_event import Box, Event
-from ptsr_edge.camera.pipeline import Pipeline
+from ptsr_edge.camera.pipeline import Box, Event, Pipeline
 
 __all__ = ["Box", "Event", "Pipeline"]

@@ -21,19 +21,22 @@ from typing import Any
 
 import click
 
-from ptsr_edge.camera.backoff import Backoff
-from ptsr_edge.camera.camera_event import Box, Event
-from ptsr_edge.camera.camera_output import CameraOutput
-from ptsr_edge.camera.device_source import DeviceSource
-from ptsr_edge.camera.exposition import Page, serve
-from ptsr_edge.camera.frame_queue import DROP_POLICIES, FrameQueue
-from ptsr_edge.camera.output import Windows, recording, recording_paths
-from ptsr_edge.camera.pipeline import Pipeline
-from ptsr_edge.camera.raw_frames import BYTES_PER_PIXEL, InputPipe, RawSource
-from ptsr_edge.camera.runner import Stream, Streams, raise_failed
-from ptsr_edge.camera.source_address import SourceAddress, parse_sources
-from ptsr_edge.camera.sources import STALL_S, FrameSource, SourceSettings, VideoSource
-from ptsr_edge.camera.stream_counters import StreamCounters
+from ptsr_edge.camera.metrics import Page, StreamCounters, serve
+from ptsr_edge.camera.output import CameraOutput, Windows, recording, recording_paths
+from ptsr_edge.camera.pipeline import Box, Event, Pipeline
+from ptsr_edge.camera.runner import DROP_POLICIES, Backoff, FrameQueue, Stream, Streams, raise_failed
+from ptsr_edge.camera.sources import (
+    BYTES_PER_PIXEL,
+    STALL_S,
+    DeviceSource,
+    FrameSource,
+    InputPipe,
+    RawSource,
+    SourceAddress,
+    SourceSettings,
+    VideoSource,
+    parse_sources,
+)
 from ptsr_edge.core.console import Verb, comma_separated, say
 from ptsr_edge.core.errors import InputError
 

@@ -7,21 +7,174 @@ again with back-off; the others go on. Nothing of a stream is shared with anothe
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.camera.backoff import Backoff
-from ptsr_edge.camera.frame_queue import FrameQueue
+from ptsr_edge.camera.metrics import StreamCounters
 from ptsr_edge.camera.sources import FrameSource, SourceRefusedError, TimedFrame
-from ptsr_edge.camera.stream_counters import StreamCounters
-from ptsr_edge.core.errors import JobError, PtsrError
+from ptsr_edge.core.errors import InputError, JobError, PtsrError
+
+# FOLDED from camera.backoff: How long to wait before a source that broke off is opened again: longer each time, never in step with others.
+
+_FACTOR = 2.0
+
+
+@dataclass
+class Backoff:
+    """Exponential back-off with jitter.
+
+    The k-th wait is drawn evenly between a half and the whole of `first_s` * 2^(k - 1), at most `longest_s`: cameras
+    behind one switch, which all break off together, do not all come back in the same moment.
+
+    Attributes:
+        first_s: the longest that the first wait can be, in seconds.
+        longest_s: the longest that any can be.
+        retries: after so many in a row that brought nothing, the source is given up.
+
+    Source: Brooker, Exponential backoff and jitter, AWS Architecture Blog, 2015 ("equal jitter").
+    """
+
+    first_s: float = 1.0
+    longest_s: float = 30.0
+    retries: int = 30
+    draw: random.Random = field(default_factory=random.Random, repr=False)
+    failures: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.first_s <= self.longest_s:
+            raise InputError(
+                "the first wait must be above 0 and at most the longest; "
+                f"found {self.first_s:g} s and {self.longest_s:g} s"
+            )
+        if self.retries < 0:
+            raise InputError(f"retries must be 0 or more; found {self.retries}")
+
+    def next_s(self) -> float | None:
+        """Counts a failure; the seconds to wait, or None where the source is given up."""
+        self.failures += 1
+        if self.failures > self.retries:
+            return None
+        # 64 doublings pass any limit, and a float holds them.
+        whole = min(self.longest_s, self.first_s * _FACTOR ** min(self.failures - 1, 64))
+        return whole / 2 + self.draw.random() * whole / 2
+
+    def reset(self) -> None:
+        """The source works again."""
+        self.failures = 0
+
+
+T = TypeVar("T")
+
+DROP_POLICIES = ("oldest", "newest", "block")
+"""What gives way when the queue is full: the frame that waited longest, the one that comes, or the source."""
+
+
+class FrameQueue(Generic[T]):
+    """A queue of at most `size` frames between two threads, by one of `DROP_POLICIES`.
+
+    Beside frames it takes marks, which are never dropped and take no room: a gap in the stream must not be lost.
+
+    Attributes:
+        dropped: frames that gave way so far.
+        deepest: the most frames that ever waited.
+    """
+
+    def __init__(self, size: int, drop: str) -> None:
+        """An open, empty queue.
+
+        Raises:
+            InputError: the size is below 1, or the policy is unknown.
+        """
+        if size < 1:
+            raise InputError(f"a queue must hold at least 1 frame; found {size}")
+        if drop not in DROP_POLICIES:
+            raise InputError(f"unknown drop policy {drop!r}; known: {', '.join(DROP_POLICIES)}")
+        self.dropped = 0
+        self.deepest = 0
+        self._size = size
+        self._drop = drop
+        self._items: deque[tuple[T, bool, float]] = deque()
+        self._frames = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def __len__(self) -> int:
+        """How many frames wait."""
+        return self._frames
+
+    def put(self, frame: T) -> bool:
+        """Hands over a frame; waits for room with the policy "block" only.
+
+        Returns:
+            Whether the queue is still open; the frame is lost where it is not.
+        """
+        with self._changed:
+            while self._drop == "block" and self._frames >= self._size and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                return False
+            if self._frames >= self._size:
+                self.dropped += 1
+                if self._drop == "newest":
+                    return True
+                self._drop_oldest()
+            self._items.append((frame, True, time.perf_counter()))
+            self._frames += 1
+            self.deepest = max(self.deepest, self._frames)
+            self._changed.notify_all()
+            return True
+
+    def mark(self, mark: T) -> None:
+        """Hands over something that is no frame and is not dropped."""
+        with self._changed:
+            self._items.append((mark, False, time.perf_counter()))
+            self._changed.notify_all()
+
+    def get(self) -> tuple[T, float] | None:
+        """Waits for what comes next.
+
+        Returns:
+            It, and for how many seconds it has waited; None when the queue is closed and empty.
+        """
+        with self._changed:
+            while not self._items and not self._closed:
+                self._changed.wait()
+            if not self._items:
+                return None
+            item, is_frame, since = self._items.popleft()
+            self._frames -= is_frame
+            self._changed.notify_all()
+            return item, time.perf_counter() - since
+
+    def close(self) -> None:
+        """Nothing comes any more; what waits can still be taken."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def cancel(self) -> None:
+        """Closes the queue and forgets what waits in it."""
+        with self._changed:
+            self._items.clear()
+            self._frames = 0
+            self.close()
+
+    def _drop_oldest(self) -> None:
+        for place, (_, is_frame, _since) in enumerate(self._items):
+            if is_frame:
+                del self._items[place]
+                self._frames -= 1
+                return
+
 
 STEADY_S = 10.0
 """After so long without a failure, earlier ones are forgotten."""

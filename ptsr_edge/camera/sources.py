@@ -7,21 +7,132 @@ gives milliseconds whose first two are both 0, and counts frames where the rate 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
+import os
+import re
+import select
 import threading
 import time
-from collections.abc import Generator
+from collections import Counter
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.camera.source_address import SourceAddress
 from ptsr_edge.core.errors import InputError, JobError, require
 
 if TYPE_CHECKING:
     import av
+
+Kind = Literal["file", "network", "device", "stdin"]
+
+NETWORK_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "srt", "udp", "rtp", "http", "https")
+"""Schemes of addresses that are opened; FFmpeg would also take some that read local files or run filters."""
+
+_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)", re.DOTALL)
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+@dataclass(frozen=True)
+class SourceAddress:
+    """One source: what it is called, what kind it is, and where it is.
+
+    Attributes:
+        name: tells it apart from the others.
+        kind: what reads it.
+        address: the path, address or index; `-` for standard input. May hold a password.
+    """
+
+    name: str
+    kind: Kind
+    address: str
+
+    @property
+    def shown(self) -> str:
+        """The address for logs and errors, without user, password and query."""
+        if self.kind != "network":
+            return "standard input" if self.kind == "stdin" else self.address
+        parts = urlsplit(self.address)
+        host = parts.netloc.rpartition("@")[2]
+        return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def parse_sources(texts: Sequence[str]) -> list[SourceAddress]:
+    """Reads all sources of a call.
+
+    Raises:
+        InputError: there is none, two are called alike, standard input is named twice, or one cannot be read.
+    """
+    if not texts:
+        raise InputError(
+            "no source: give a video file, an address such as rtsp://..., a device index or - for stdin"
+        )
+    sources = [parse_source(text) for text in texts]
+    for what, values in (("name", [s.name for s in sources]), ("source", [s.address for s in sources])):
+        again = [value for value, times in Counter(values).items() if times > 1]
+        if again and (what == "name" or again == ["-"]):
+            raise InputError(f"the {what} {again[0]!r} is given twice: write NAME=SOURCE, each NAME once")
+    return sources
+
+
+def parse_source(text: str) -> SourceAddress:
+    """Reads `NAME=SOURCE` or `SOURCE`; a path that holds `=` is written with a folder, as `./a=b.mp4`.
+
+    Raises:
+        InputError: it is empty, a scheme that is not opened, or a file that is not there or may not be read.
+    """
+    named = _NAMED.fullmatch(text)
+    name, address = named.groups() if named else ("", text)
+    if not address.strip():
+        raise InputError(f"the source {text!r} is empty")
+    if address == "-":
+        return SourceAddress(name or "stdin", "stdin", address)
+    if re.fullmatch(r"\d{1,3}", address):
+        return SourceAddress(name or f"camera{address}", "device", address)
+    if scheme := _SCHEME.match(address):
+        return _network(name, scheme[1].lower(), address)
+    return _file(name, address)
+
+
+def _network(name: str, scheme: str, address: str) -> SourceAddress:
+    if scheme not in NETWORK_SCHEMES:
+        raise InputError(
+            f"sources of scheme {scheme!r} are not opened; accepted: {', '.join(NETWORK_SCHEMES)}, or a path"
+        )
+    try:
+        parts = urlsplit(address)
+        host = parts.hostname
+        _ = parts.port  # raises where it is no number
+    except ValueError as error:
+        raise InputError(f"the address of scheme {scheme!r} cannot be read: {error}") from error
+    if not host:
+        raise InputError(f"the address {scheme}://... names no host")
+    return SourceAddress(name or host, "network", address)
+
+
+def _file(name: str, address: str) -> SourceAddress:
+    path = Path(address)
+    if not path.exists():
+        raise InputError(
+            f"no source {address!r}: there is no such file, and it is no address (rtsp://...), device index or -"
+        )
+    if path.is_char_device() and re.fullmatch(r"video\d+", path.name):
+        return SourceAddress(name or path.name, "device", path.name.removeprefix("video"))
+    if path.is_dir():
+        raise InputError(f"the source {address} is a folder; give a video file")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise InputError(f"the source {address} cannot be read: {error.strerror}") from error
+    return SourceAddress(name or path.stem, "file", address)
+
 
 STALL_S = 5.0
 """By default, how long a source may send nothing until it counts as stalled; also how long an opening may take."""
@@ -228,3 +339,194 @@ def _image(convert: Any, frame: av.VideoFrame) -> NDArray[np.uint8]:
 def _reason(error: Any) -> str:
     """What FFmpeg said, without the address: it may hold a password."""
     return str(error.strerror or type(error).__name__)
+
+
+_SELECT_TIMEOUT = "OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT"
+"""OpenCV's setting, in whole seconds, for how long a read from a V4L2 device may wait."""
+
+
+class DeviceSource:
+    """A capture device by its index. Its timestamps are the driver's; where it gives none, the time of arrival."""
+
+    live = True
+
+    def __init__(self, source: SourceAddress, settings: SourceSettings) -> None:
+        """A device that is not opened yet."""
+        self.source = source
+        self.damaged = 0
+        self._index = int(source.address)
+        self._settings = settings
+
+    def check(self) -> None:
+        """Looks for the device.
+
+        Raises:
+            InputError: there is none of this index; the message names those that are there.
+        """
+        require("cv2", "camera", "reading a capture device")
+        if os.uname().sysname == "Linux" and not Path(f"/dev/video{self._index}").exists():
+            there = sorted(path.name.removeprefix("video") for path in Path("/dev").glob("video[0-9]*"))
+            raise InputError(f"no capture device {self._index} here; found: {', '.join(there) or 'none'}")
+
+    def frames(self, stop: threading.Event) -> Generator[TimedFrame, None, None]:
+        """See `FrameSource.frames`."""
+        cv2 = require("cv2", "camera", "reading a capture device")
+        os.environ.setdefault(_SELECT_TIMEOUT, str(max(1, round(self._settings.stall_s))))
+        device = cv2.VideoCapture(self._index)
+        try:
+            if not device.isOpened():
+                raise JobError(f"device {self._index} cannot be opened: in use, or no permission?")
+            if self._settings.size is not None:
+                width, height = self._settings.size
+                device.set(cv2.CAP_PROP_FRAME_WIDTH, width)
+                device.set(cv2.CAP_PROP_FRAME_HEIGHT, height)
+            if self._settings.fps is not None:
+                device.set(cv2.CAP_PROP_FPS, self._settings.fps)
+            while not stop.is_set():
+                yield self._next(cv2, device)
+        finally:
+            device.release()
+
+    def _next(self, cv2: Any, device: Any) -> TimedFrame:
+        if not device.grab():
+            raise JobError("it gives no frames any more: unplugged, or stalled")
+        arrived_ns = time.monotonic_ns()
+        started = time.perf_counter()
+        there, image = device.retrieve()
+        if not there:
+            raise JobError("a frame could not be read")
+        driver_ns = round(device.get(cv2.CAP_PROP_POS_MSEC) * 1_000_000)
+        pts_ns = driver_ns if driver_ns > 0 else arrived_ns
+        return TimedFrame(image, pts_ns, time.perf_counter() - started)
+
+
+# FOLDED from camera.raw_frames: Frames without a container, on standard input: `ffmpeg -f rawvideo -pix_fmt bgr24 - | ptsr-edge camera --source -`. Such a stream has no timestamps of its own: its rate is given with it. Where it is not constant, a container that holds timestamps goes through the same pipe: `ffmpeg ... -c:v rawvideo -f nut -`.
+
+BYTES_PER_PIXEL = {"bgr24": 3, "gray": 1}
+"""Pixel formats of raw frames, by their names in FFmpeg."""
+
+MAX_SIDE = 16384
+
+_LOOK_S = 0.1
+"""How often a read that waits looks whether it should stop."""
+
+log = logging.getLogger(__name__)
+
+
+class InputPipe:
+    """Bytes from a file descriptor, in reads that end when they are told to, or when nothing comes for too long."""
+
+    def __init__(self, descriptor: int, stop: threading.Event, stall_s: float) -> None:
+        """A descriptor that stays its owner's: it is not closed here."""
+        self._descriptor = descriptor
+        self._stop = stop
+        self._stall_s = stall_s
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; none at the end or after `stop`.
+
+        Raises:
+            JobError: nothing came for `stall_s` seconds.
+        """
+        return os.read(self._descriptor, size) if self._wait() else b""
+
+    def fill(self, buffer: memoryview) -> int:
+        """Fills a buffer; returns how many bytes it holds, fewer than its length only at the end or after `stop`.
+
+        Raises:
+            JobError: nothing came for `stall_s` seconds.
+        """
+        filled = 0
+        while filled < len(buffer) and self._wait():
+            got = os.readv(self._descriptor, [buffer[filled:]])
+            if got == 0:
+                break
+            filled += got
+        return filled
+
+    def _wait(self) -> bool:
+        """Whether there is something to read, or the end; False after `stop`."""
+        waiting_since = time.monotonic()
+        while not self._stop.is_set():
+            if self._poll.poll(_LOOK_S * 1000):
+                return True
+            if time.monotonic() - waiting_since > self._stall_s:
+                raise JobError(f"nothing came for {self._stall_s:g} s")
+        return False
+
+
+class RawSource:
+    """Raw frames of one size from a file descriptor, at a constant rate.
+
+    What is left over at the end is no frame: it is told and counted in `damaged`.
+    """
+
+    live = False
+
+    def __init__(self, descriptor: int, settings: SourceSettings) -> None:
+        """A pipe that nothing has been read from yet.
+
+        Raises:
+            InputError: size, rate or pixel format is missing or out of range.
+        """
+        self.damaged = 0
+        self._descriptor = descriptor
+        self._stall_s = settings.stall_s
+        self._size, self._fps = check_raw(settings)
+        self._pixels = settings.pixels
+
+    def check(self) -> None:
+        """Nothing can be told before the first frame."""
+
+    def frames(self, stop: threading.Event) -> Generator[TimedFrame, None, None]:
+        """See `FrameSource.frames`; the n-th frame is at n / fps seconds."""
+        pipe = InputPipe(self._descriptor, stop, self._stall_s)
+        width, height = self._size
+        shape = (height, width, BYTES_PER_PIXEL[self._pixels])
+        period_ns = 1_000_000_000 / Fraction(self._fps).limit_denominator(1001)
+        count = 0
+        while True:
+            image = np.empty(shape, np.uint8)
+            filled = pipe.fill(image.data.cast("B"))
+            if stop.is_set():
+                return
+            if filled < image.nbytes:
+                break
+            started = time.perf_counter()
+            frame = _as_bgr(image)
+            yield TimedFrame(frame, round(count * period_ns), time.perf_counter() - started)
+            count += 1
+        if filled:
+            self.damaged += 1
+            left = (
+                f"{filled} bytes are left over, a frame of {width}x{height} {self._pixels} has {image.nbytes}"
+            )
+            if count == 0:
+                raise JobError(f"not one whole frame came: {left}")
+            log.warning("standard input: %s: left out; are --size and --pixels those of the input?", left)
+        elif count == 0:
+            raise JobError("standard input ended before the first frame")
+
+
+def check_raw(settings: SourceSettings) -> tuple[tuple[int, int], float]:
+    """Size and rate of raw frames.
+
+    Raises:
+        InputError: one is missing or out of range, or the pixel format is none of `BYTES_PER_PIXEL`.
+    """
+    if settings.pixels not in BYTES_PER_PIXEL:
+        known = ", ".join(BYTES_PER_PIXEL)
+        raise InputError(f"raw frames have pixels {known}; found {settings.pixels!r}")
+    if settings.size is None or settings.fps is None:
+        raise InputError("raw frames need their size and rate: --size 640x360 --fps 30")
+    if not all(1 <= side <= MAX_SIDE for side in settings.size):
+        raise InputError(f"the size of raw frames must be 1 to {MAX_SIDE} a side; found {settings.size}")
+    if not 0 < settings.fps <= 1000:
+        raise InputError(f"the rate must be above 0 and at most 1000 frames a second; found {settings.fps:g}")
+    return settings.size, settings.fps
+
+
+def _as_bgr(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)

@@ -11,6 +11,7 @@ longer than `SpotSettings.max_delay_s`.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +19,121 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from ptsr_edge.camera.bump_filter import TrailingNoise, bump_kernels
 from ptsr_edge.camera.face_motion import EYES, MIN_SIDE, REGIONS, Frame, Motion, MotionMeter
-from ptsr_edge.camera.frame_average import FrameAverager, Sample
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.records import Record
+
+# FOLDED from camera.frame_average: Frames at any rate become samples at about one rate: what is between two samples is averaged, not lost.
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Frames that were taken together.
+
+    Attributes:
+        frame: (H, W) float32, their mean.
+        time_s: the mean of their pts.
+    """
+
+    frame: NDArray[np.float32]
+    time_s: float
+
+
+class FrameAverager:
+    """Averages frames over `sample_s`; at a lower rate each frame is a sample. One stream, one frame size."""
+
+    def __init__(self, sample_s: float) -> None:
+        self._sample_ns = _NS * sample_s
+        self._sum: NDArray[np.float32] | None = None
+        self._pts: list[int] = []
+        self._last_ns: int | None = None
+        self._sampled_ns: int | None = None
+
+    def push(self, frame: NDArray[np.uint8], pts_ns: int) -> Sample | None:
+        """Takes the next frame, (H, W); the sample that ends with it, if one does.
+
+        A sample ends with the frame that is nearest to its end, so that nothing waits for the next one.
+        """
+        interval = 0 if self._last_ns is None else pts_ns - self._last_ns
+        self._last_ns = pts_ns
+        self._sum = frame.astype(np.float32) if self._sum is None else self._sum + frame
+        self._pts.append(pts_ns)
+        if self._sampled_ns is not None and pts_ns - self._sampled_ns < self._sample_ns - interval / 2:
+            return None
+        middle_ns = self._pts[0] + sum(pts - self._pts[0] for pts in self._pts) / len(self._pts)
+        sample = Sample(self._sum / np.float32(len(self._pts)), middle_ns / _NS)
+        self._sum, self._pts, self._sampled_ns = None, [], pts_ns
+        return sample
+
+
+def bump(times_s: Array, lasts_s: float) -> Array:
+    """A raised cosine around 0, from 0 to 1 and back within `lasts_s`."""
+    inside = np.abs(times_s) < lasts_s / 2
+    return np.where(inside, 0.5 + 0.5 * np.cos(2 * np.pi * times_s / lasts_s), 0.0)
+
+
+def bump_kernels(durations_s: Sequence[float], rest_s: float, step_s: float) -> Array:
+    """Rows whose product with a window of samples is the height of a bump in its middle.
+
+    Args:
+        durations_s: of the bumps, ascending.
+        rest_s: how much is looked at before and after a bump.
+        step_s: between samples.
+
+    Returns:
+        (durations, 2 h + 1): least squares over bump, level and slope; h samples make half of the longest
+        bump and its rest. A shorter bump looks at less: its row is 0 further out.
+    """
+    half = round((max(durations_s) / 2 + rest_s) / step_s)
+    kernels = np.zeros((len(durations_s), 2 * half + 1))
+    for row, lasts_s in zip(kernels, durations_s, strict=True):
+        reach = round((lasts_s / 2 + rest_s) / step_s)
+        times = step_s * np.arange(-reach, reach + 1, dtype=np.float64)
+        terms = np.stack([bump(times, lasts_s), np.ones_like(times), times], axis=1)
+        row[half - reach : half + reach + 1] = np.linalg.pinv(terms)[0]
+    return kernels
+
+
+class TrailingNoise:
+    """The standard deviation of each of many signals, from the median of their size in a trailing window.
+
+    The median absolute deviation about 0, as bump heights have no level, times 1.4826: the standard
+    deviation of a normal distribution, which rare events do not change.
+    """
+
+    def __init__(self, window: int, refresh: int, floor: float) -> None:
+        """`window` and `refresh` are counts of `add`: how many are held, how often they are looked at."""
+        self._heights: deque[Array] = deque(maxlen=window)
+        self._refresh = refresh
+        self._floor = floor
+        self._since = 0
+        self._sigma: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self._heights)
+
+    def add(self, heights: Array) -> None:
+        """Takes the next heights, of the same shape each time."""
+        self._heights.append(np.abs(heights).astype(np.float32))
+        self._since += 1
+        if self._sigma is None or self._since >= self._refresh:
+            median = np.median(np.stack(self._heights), axis=0)
+            self._sigma = np.maximum(1.4826 * median, self._floor).astype(np.float64)
+            self._since = 0
+
+    @property
+    def sigma(self) -> Array:
+        """Of the shape of what was added; only after the first `add`."""
+        assert self._sigma is not None
+        return self._sigma
+
 
 Array = NDArray[np.float64]
 
 _FACE = len(REGIONS) - EYES
+
 _NEAR_EYES = np.array([name.startswith(("brow", "glabella")) for name in REGIONS[:_FACE]])
+
 _NS = 1e9
 
 

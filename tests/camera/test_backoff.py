@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from ptsr_edge.camera.backoff import Backoff
+from ptsr_edge.camera.runner import Backoff
 from ptsr_edge.core.errors import InputError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ptsr_edge.camera.bump_filter import TrailingNoise, bump, bump_kernels
+from ptsr_edge.camera.spotting import TrailingNoise, bump, bump_kernels
 
 STEP_S = 0.02
 DURATIONS_S = (0.08, 0.2, 0.5)

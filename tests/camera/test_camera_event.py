@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ptsr_edge.camera.camera_event import Box, Event
+from ptsr_edge.camera.pipeline import Box, Event
 
 
 def event(**changes: Any) -> Event:

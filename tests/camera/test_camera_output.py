@@ -14,9 +14,7 @@ import pytest
 from bundle_data import write_tiny_bundle
 from camera_data import ClockSpotter, steady
 
-from ptsr_edge.camera.camera_output import CameraOutput
-from ptsr_edge.camera.output import recording
-from ptsr_edge.camera.overlay import SHOWN_S, STRIP
+from ptsr_edge.camera.output import SHOWN_S, STRIP, CameraOutput, recording
 from ptsr_edge.camera.pipeline import Pipeline
 from ptsr_edge.camera.sources import TimedFrame
 

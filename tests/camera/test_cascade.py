@@ -7,7 +7,7 @@ from bundle_data import write_tiny_bundle
 from camera_data import cascade
 
 from ptsr_edge.bundle import read_bundle, write_bundle
-from ptsr_edge.camera.cascade import cascade_of, goes_on, probability_margin
+from ptsr_edge.camera.inference import cascade_of, goes_on, probability_margin
 from ptsr_edge.core.errors import InputError
 
 

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ptsr_edge.camera.device_source import DeviceSource
-from ptsr_edge.camera.source_address import parse_source
-from ptsr_edge.camera.sources import SourceSettings
+from ptsr_edge.camera.sources import DeviceSource, SourceSettings, parse_source
 from ptsr_edge.core.errors import InputError, JobError
 
 

@@ -16,9 +16,8 @@ from bundle_data import write_tiny_bundle
 from camera_data import ClockSpotter, steady
 from prometheus_client.parser import text_string_to_metric_families
 
-from ptsr_edge.camera.exposition import COUNTED, COUNTED_BY_PIPELINE, Page, serve
+from ptsr_edge.camera.metrics import COUNTED, COUNTED_BY_PIPELINE, Page, StreamCounters, serve
 from ptsr_edge.camera.pipeline import Pipeline
-from ptsr_edge.camera.stream_counters import StreamCounters
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 
 Samples = dict[tuple[str, tuple[str, ...]], float]

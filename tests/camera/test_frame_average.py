@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ptsr_edge.camera.frame_average import FrameAverager
+from ptsr_edge.camera.spotting import FrameAverager
 
 
 def samples(fps: float, seconds: float = 1.0) -> list[tuple[float, float]]:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ptsr_edge.camera.frame_queue import FrameQueue
+from ptsr_edge.camera.runner import FrameQueue
 from ptsr_edge.core.errors import InputError
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from ptsr_edge.camera.governor import HOLD_S, Governor
+from ptsr_edge.camera.inference import HOLD_S, Governor
 from ptsr_edge.core.errors import InputError
 
 COSTS = {0.25: 2.0, 0.5: 4.0, 1.0: 10.0}

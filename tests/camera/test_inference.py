@@ -10,8 +10,7 @@ from bundle_data import SIDE, tiny_flows, write_tiny_bundle
 from camera_data import cascade
 
 from ptsr_edge.bundle import write_bundle
-from ptsr_edge.camera.cascade import probability_margin
-from ptsr_edge.camera.inference import SharedSession
+from ptsr_edge.camera.inference import SharedSession, probability_margin
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.session import Session
 

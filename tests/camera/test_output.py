@@ -12,8 +12,7 @@ import pytest
 from video_files import stripes
 
 from ptsr_edge.camera.output import Recorder, Windows, fitted, recording, recording_paths
-from ptsr_edge.camera.source_address import parse_source
-from ptsr_edge.camera.sources import SourceSettings, TimedFrame, VideoSource
+from ptsr_edge.camera.sources import SourceSettings, TimedFrame, VideoSource, parse_source
 from ptsr_edge.core.errors import InputError, JobError
 
 MS = 1_000_000

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ptsr_edge.camera.camera_event import Box, Event, View
-from ptsr_edge.camera.overlay import STRIP, Overlay, flow_colours
+from ptsr_edge.camera.output import STRIP, Overlay, flow_colours
+from ptsr_edge.camera.pipeline import Box, Event, View
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.data.synthetic.clips import render_clip
 from ptsr_edge.vision.flow import optical_flow

@@ -17,8 +17,7 @@ from camera_data import FRAME_NS, ClockSpotter, PaintDetector, cascade, painted,
 from face_clips import FACE, NO_FACE, clip
 
 from ptsr_edge.bundle import Bundle, read_bundle, write_bundle
-from ptsr_edge.camera.camera_event import Event
-from ptsr_edge.camera.pipeline import MAX_STREAMS, Pipeline
+from ptsr_edge.camera.pipeline import MAX_STREAMS, Event, Pipeline
 from ptsr_edge.camera.spotting import SpotSettings, Spotter
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError

@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 from video_files import write_video
 
-from ptsr_edge.camera.raw_frames import InputPipe, RawSource
-from ptsr_edge.camera.source_address import parse_source
-from ptsr_edge.camera.sources import SourceSettings, VideoSource
+from ptsr_edge.camera.sources import InputPipe, RawSource, SourceSettings, VideoSource, parse_source
 from ptsr_edge.core.errors import InputError, JobError
 
 WIDTH, HEIGHT = 10, 6

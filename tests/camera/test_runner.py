@@ -15,11 +15,8 @@ import pytest
 from numpy.typing import NDArray
 from video_files import write_video
 
-from ptsr_edge.camera.backoff import Backoff
-from ptsr_edge.camera.frame_queue import FrameQueue
-from ptsr_edge.camera.runner import Stream, Streams, raise_failed
-from ptsr_edge.camera.source_address import parse_source
-from ptsr_edge.camera.sources import SourceRefusedError, SourceSettings, TimedFrame, VideoSource
+from ptsr_edge.camera.runner import Backoff, FrameQueue, Stream, Streams, raise_failed
+from ptsr_edge.camera.sources import SourceRefusedError, SourceSettings, TimedFrame, VideoSource, parse_source
 from ptsr_edge.core.errors import InputError, JobError
 
 SECOND_NS = 1_000_000_000

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ptsr_edge.camera.source_address import SourceAddress, parse_source, parse_sources
+from ptsr_edge.camera.sources import SourceAddress, parse_source, parse_sources
 from ptsr_edge.core.errors import InputError
 
 

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from video_files import SIZE, stripes, write_video
 
-from ptsr_edge.camera.source_address import SourceAddress, parse_source
 from ptsr_edge.camera.sources import (
     FrameSource,
+    SourceAddress,
     SourceRefusedError,
     SourceSettings,
     TimedFrame,
     VideoSource,
+    parse_source,
     require_av,
 )
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError

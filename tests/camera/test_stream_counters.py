@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from ptsr_edge.camera.stream_counters import STAGES, StageTimes, StreamCounters
+from ptsr_edge.camera.metrics import STREAM_COUNTERS_STAGES as STAGES
+from ptsr_edge.camera.metrics import StageTimes, StreamCounters
 
 
 def test_times_of_a_stage_are_summed_up() -> None:

@@ -21,12 +21,9 @@ from bundle_data import write_tiny_bundle
 from camera_data import ClockSpotter
 from video_files import write_video
 
-from ptsr_edge.camera.backoff import Backoff
-from ptsr_edge.camera.frame_queue import FrameQueue
 from ptsr_edge.camera.pipeline import Pipeline
-from ptsr_edge.camera.runner import Stream, Streams
-from ptsr_edge.camera.source_address import parse_source
-from ptsr_edge.camera.sources import SourceRefusedError, SourceSettings, TimedFrame, VideoSource
+from ptsr_edge.camera.runner import Backoff, FrameQueue, Stream, Streams
+from ptsr_edge.camera.sources import SourceRefusedError, SourceSettings, TimedFrame, VideoSource, parse_source
 
 LIMIT_S = 60.0
 """Much more than any step takes; a step that does not end fails then."""
