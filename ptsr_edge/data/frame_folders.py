@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.annotations import RowFault
-from ptsr_edge.data.images import SUFFIXES
+from ptsr_edge.data.extraction import SUFFIXES
 
 DEPTH = 5
 """How far below the root the folder with the subjects is searched for."""

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from ptsr_edge.core.config import LABELS
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data.annotations import Annotations, Clip, Finding, RowFault, Unfit
-from ptsr_edge.data.images import decode_image, read_file
-from ptsr_edge.data.sheets import Row, Sheet, read_sheet
+from ptsr_edge.data.annotations import Annotations, Clip, Finding, Row, RowFault, Sheet, Unfit, read_sheet
+from ptsr_edge.data.extraction import decode_image, read_file
 
 TABLE = "combined_3_class2_for_optical_flow.csv"
 FOLDER = "STSNet_whole_norm_u_v_os"

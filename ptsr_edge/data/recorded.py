@@ -16,10 +16,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data.annotations import Annotations, Clip, Finding, RowFault, Unfit
+from ptsr_edge.data.annotations import (
+    SUFFIXES,
+    Annotations,
+    Clip,
+    Finding,
+    Row,
+    RowFault,
+    Sheet,
+    Unfit,
+    read_sheet,
+)
 from ptsr_edge.data.catalog import COMPOSITE, COMPOSITE_FOLDERS, RECORDED, RecordedSet
 from ptsr_edge.data.frame_folders import Frames, FrameTree, canonical, find_tree
-from ptsr_edge.data.sheets import SUFFIXES, Row, Sheet, read_sheet
 
 SHEET_DEPTH = 3
 

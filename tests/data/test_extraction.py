@@ -18,9 +18,7 @@ from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data import extraction as clip_flow
 from ptsr_edge.data.annotations import Clip
-from ptsr_edge.data.extraction import finder_for, look_at_clips, measure_clips
-from ptsr_edge.data.face_crop import face_pair
-from ptsr_edge.data.flow_cache import FlowCache
+from ptsr_edge.data.extraction import FlowCache, face_pair, finder_for, look_at_clips, measure_clips
 from ptsr_edge.data.recorded import read_recorded
 from ptsr_edge.vision.flow import flow_sample
 

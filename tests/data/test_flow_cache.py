@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ptsr_edge.core.config import Preprocess
-from ptsr_edge.data import flow_cache
-from ptsr_edge.data.flow_cache import FlowCache, flow_key
+from ptsr_edge.data import extraction as flow_cache
+from ptsr_edge.data.extraction import FlowCache, flow_key
 
 SAMPLE = np.random.default_rng(0).normal(size=(16, 16, 3)).astype(np.float32)
 KEY = "ab" + "0" * 62

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ptsr_edge.data.annotations import RowFault
-from ptsr_edge.data.images import decode_image, image_fault, read_file
+from ptsr_edge.data.extraction import decode_image, image_fault, read_file
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 

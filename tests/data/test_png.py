@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ptsr_edge.data.png import png_fault
+from ptsr_edge.data.extraction import png_fault
 
 
 @pytest.fixture(scope="module")

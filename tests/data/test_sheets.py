@@ -7,8 +7,7 @@ import pytest
 from recorded_trees import SAMM_HEADING, SAMM_ROWS, write_workbook
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data.annotations import RowFault
-from ptsr_edge.data.sheets import Row, read_sheet
+from ptsr_edge.data.annotations import Row, RowFault, read_sheet
 
 HEADING = ("Subject", "Filename", None, "Onset Frame")
 

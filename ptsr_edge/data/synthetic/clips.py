@@ -23,8 +23,15 @@ from numpy.typing import NDArray
 from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data.synthetic.faces import REFERENCE_SIZE, Subject, View, make_subject, render, turn_moves
-from ptsr_edge.data.synthetic.landmarks import LANDMARKS
+from ptsr_edge.data.synthetic.faces import (
+    LANDMARKS,
+    REFERENCE_SIZE,
+    Subject,
+    View,
+    make_subject,
+    render,
+    turn_moves,
+)
 from ptsr_edge.vision.flow import flow_sample
 
 SUBJECTS = 160

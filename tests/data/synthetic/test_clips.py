@@ -9,8 +9,7 @@ from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.synthetic import clips as synthetic
 from ptsr_edge.data.synthetic import faces
-from ptsr_edge.data.synthetic.faces import View
-from ptsr_edge.data.synthetic.landmarks import LANDMARKS
+from ptsr_edge.data.synthetic.faces import LANDMARKS, View
 from ptsr_edge.vision.flow import optical_strain
 
 BOTH_SIDES = {name.partition(".")[0] for name in LANDMARKS}
