@@ -19,10 +19,9 @@ from reference_learners import CnnLearner, MeansLearner, Ststnet, SvmLearner, fi
 from ptsr_edge.core.config import ModelConfig, named_model
 from ptsr_edge.core.console import progress
 from ptsr_edge.data.datasets import HELD_OUT, FlowData, closely_cropped, load, split_subjects
-from ptsr_edge.evaluate.cross_validation import Answers, Learner, cross_validate
-from ptsr_edge.evaluate.fold_figures import paired_records, summaries
-from ptsr_edge.evaluate.model_learner import ModelLearner
-from ptsr_edge.evaluate.protocol import PROTOCOLS, folds
+from ptsr_edge.evaluate.cross_validation import Answers, Learner, ModelLearner, cross_validate
+from ptsr_edge.evaluate.evaluation import PROTOCOLS, folds
+from ptsr_edge.evaluate.folds import paired_records, summaries
 from ptsr_edge.models.macs import exported_macs
 from ptsr_edge.models.ptsr import Ptsr
 from ptsr_edge.train.trainer import PRETRAINING, RECIPES, RECORDED, Recipe, first_weights, fit

@@ -18,12 +18,16 @@ from ptsr_edge.core.console import Verb, comma_separated, finish, say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_file, write_json
 from ptsr_edge.data.datasets import DATA_NAMES, load, reading_options
-from ptsr_edge.evaluate.evaluation import evaluate_bundle, evaluate_checkpoint, judged_samples
+from ptsr_edge.evaluate.cross_validation import THROUGH
+from ptsr_edge.evaluate.evaluation import (
+    GROUPS,
+    PROTOCOLS,
+    evaluate_bundle,
+    evaluate_checkpoint,
+    judged_samples,
+)
 from ptsr_edge.evaluate.executor import ENGINES
-from ptsr_edge.evaluate.fold_figures import lines_of_folds
-from ptsr_edge.evaluate.folds import FoldCall, default_rates, evaluate_folds
-from ptsr_edge.evaluate.model_learner import THROUGH
-from ptsr_edge.evaluate.protocol import GROUPS, PROTOCOLS
+from ptsr_edge.evaluate.folds import FoldCall, default_rates, evaluate_folds, lines_of_folds
 from ptsr_edge.export.targets.base import THROUGH_GRAPH
 from ptsr_edge.models.checkpoint import load_checkpoint
 from ptsr_edge.models.inference import DEVICES

@@ -31,8 +31,7 @@ def judge(folder: Path, variant: Variant, data: FlowData, protocol: str, threads
     Raises:
         JobError: the artifact cannot be run here, or gives an answer that is not finite.
     """
-    from ptsr_edge.evaluate.evaluation import evaluate_session
-    from ptsr_edge.evaluate.protocol import figures
+    from ptsr_edge.evaluate.evaluation import evaluate_session, figures
 
     answers = evaluate_session(open_variant(folder, variant, threads), data)
     record = figures(data, answers)

@@ -14,9 +14,10 @@ from fold_data import TOY, NearestMean, composite, toy_learner
 
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.datasets import FlowData
-from ptsr_edge.evaluate import cross_validation, model_learner
+from ptsr_edge.evaluate import cross_validation
+from ptsr_edge.evaluate import cross_validation as model_learner
 from ptsr_edge.evaluate.cross_validation import DECIDING, Learner, cross_validate, deciding_versions
-from ptsr_edge.evaluate.protocol import folds
+from ptsr_edge.evaluate.evaluation import folds
 from ptsr_edge.models.ptsr import build_model
 
 DATA = composite()

@@ -9,7 +9,7 @@ import pytest
 from fold_data import NearestMean, composite, toy_learner
 
 from ptsr_edge.evaluate.cross_validation import Answers
-from ptsr_edge.evaluate.fold_figures import lines_of_folds, paired_records, run_records, summaries
+from ptsr_edge.evaluate.folds import lines_of_folds, paired_records, run_records, summaries
 
 DATA = composite()
 

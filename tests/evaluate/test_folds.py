@@ -61,7 +61,7 @@ def test_a_run_is_resumed_from_its_folder(
     first = record_of(megc_folder, tmp_path / "first.json", *call)
     assert len(list((tmp_path / "folds").iterdir())) == 2
     monkeypatch.setattr(
-        "ptsr_edge.evaluate.model_learner.fit", lambda *_, **__: pytest.fail("nothing is left to train")
+        "ptsr_edge.evaluate.cross_validation.fit", lambda *_, **__: pytest.fail("nothing is left to train")
     )
     assert record_of(megc_folder, tmp_path / "second.json", *call, "--resume") == first
 

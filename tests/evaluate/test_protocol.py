@@ -8,7 +8,7 @@ import pytest
 from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.datasets import FlowData
-from ptsr_edge.evaluate.protocol import Fold, figures, folds, set_of, unseen_subjects
+from ptsr_edge.evaluate.evaluation import Fold, figures, folds, set_of, unseen_subjects
 
 
 def toy_data(subjects: int = 6, clips: int = 3) -> FlowData:

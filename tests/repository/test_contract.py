@@ -13,7 +13,7 @@ from ptsr_edge.core.config import MODELS, Preprocess
 from ptsr_edge.core.console import VERBS, load_verb
 from ptsr_edge.core.records import Record
 from ptsr_edge.data.datasets import DATA_NAMES
-from ptsr_edge.evaluate.protocol import PROTOCOLS
+from ptsr_edge.evaluate.evaluation import PROTOCOLS
 from ptsr_edge.export.exporter import TARGETS
 from ptsr_edge.models.checkpoint import CheckpointInfo
 from ptsr_edge.profile import schema as profile_record

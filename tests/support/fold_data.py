@@ -9,8 +9,8 @@ import numpy as np
 
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
 from ptsr_edge.data.datasets import FlowData
+from ptsr_edge.evaluate.cross_validation import ModelLearner
 from ptsr_edge.evaluate.executor import Arrays
-from ptsr_edge.evaluate.model_learner import ModelLearner
 from ptsr_edge.train.trainer import Recipe
 
 TOY = ModelConfig(
