@@ -28,7 +28,7 @@ from ptsr_edge.evaluate.evaluation import evaluate_bundle, judged_samples
 from ptsr_edge.export.exporter import export_bundle
 from ptsr_edge.export.parity import eager_reference, measure_parity
 from ptsr_edge.export.targets.base import variant_id
-from ptsr_edge.export.targets.typed_runner import TypedGraphRunner
+from ptsr_edge.export.targets.typed_graph import TypedGraphRunner
 from ptsr_edge.models.checkpoint import resolve
 from ptsr_edge.models.ptsr import Model
 from ptsr_edge.profile.profiler import profile_bundles

@@ -28,8 +28,8 @@ from ptsr_edge.core.files import sha256_of
 from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.evaluate.evaluation import GROUPS, Fold, folds
 from ptsr_edge.evaluate.executor import Arrays, Task, run_tasks
+from ptsr_edge.export.onnx_graph import Template, export_template
 from ptsr_edge.export.parity import eager_reference, measure_parity, require_parity
-from ptsr_edge.export.refill import Template, export_template
 from ptsr_edge.models.checkpoint import starting_checkpoint
 from ptsr_edge.models.inference import predict_logits
 from ptsr_edge.models.ptsr import Model

@@ -140,7 +140,7 @@ def evaluate_graph(folder: Path, variant: Variant, data: FlowData) -> NDArray[np
         InputError: a file of the variant is missing or has changed.
         JobError: the variant has no typed graph, or gives an answer that is not finite.
     """
-    from ptsr_edge.export.targets.typed_runner import TypedGraphRunner
+    from ptsr_edge.export.targets.typed_graph import TypedGraphRunner
 
     check_files(folder, variant)
     graph = str(PurePosixPath(variant.artifact).with_suffix(".onnx"))

@@ -17,10 +17,8 @@ from ptsr_edge.bundle import Bundle, Variant
 from ptsr_edge.core.config import DEFAULT_MODEL, MODELS, parse_budget
 from ptsr_edge.core.console import Verb, comma_separated, finish, say
 from ptsr_edge.data.datasets import DATA_NAMES
-from ptsr_edge.export.build import GRAPH_ONLY
-from ptsr_edge.export.config import read_recipe
-from ptsr_edge.export.exporter import CALIBRATION_SAMPLES, TARGETS, export_bundle
-from ptsr_edge.export.plan import check_out
+from ptsr_edge.export.config import check_out, read_recipe
+from ptsr_edge.export.exporter import CALIBRATION_SAMPLES, GRAPH_ONLY, TARGETS, export_bundle
 from ptsr_edge.export.serving import LAYOUTS, check_repository, write_layout
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ptsr_edge.bundle import MANIFEST
+from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.files import check_place
 from ptsr_edge.core.records import Record, parse
+from ptsr_edge.export.targets.base import Target
+from ptsr_edge.models.checkpoint import CheckpointInfo
+from ptsr_edge.runtimes.trt_flavour import Flavour, choose_capabilities
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -101,3 +108,105 @@ def read_recipe(path: Path) -> DeploymentRecipe:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path} is not a readable TOML file: {error}") from None
     return parse(DeploymentRecipe, data, str(path))
+
+
+# FOLDED from export.plan: A call of `export`, checked before anything is started.
+
+BUDGETS = (1.0, 0.5, 0.25)
+
+Rates = list[float] | Literal["auto"]
+"""Keep rates from the largest down, or "auto": from calibration samples."""
+
+
+def check_targets(
+    names: Sequence[str], precisions: Sequence[str] | None, known: Mapping[str, Target]
+) -> list[tuple[Target, list[str]]]:
+    """Each target's builder and the precisions to build for it, by default all that it has.
+
+    Raises:
+        InputError: an unknown target, or a precision that none of the targets, or the only one, has.
+    """
+    for name in names:
+        if name not in known:
+            raise InputError(f"unknown target {name!r}; accepted: {', '.join(known)}")
+    chosen = [known[name] for name in dict.fromkeys(names)]
+    if not chosen:
+        raise InputError(f"no target given; accepted: {', '.join(known)}")
+    have = "; ".join(f"target {target.name} has {', '.join(target.precisions)}" for target in chosen)
+    for precision in precisions or ():
+        if not any(precision in target.precisions for target in chosen):
+            raise InputError(f"no such precision: {precision!r}; {have}")
+    plan = []
+    for target in chosen:
+        wanted = [p for p in dict.fromkeys(precisions or target.precisions) if p in target.precisions]
+        if not wanted:
+            raise InputError(
+                f"no precision for target {target.name} among {', '.join(precisions or ())}; {have}"
+            )
+        plan.append((target, wanted))
+    return plan
+
+
+def check_options(options: Mapping[str, Any], plan: Sequence[tuple[Target, list[str]]]) -> None:
+    """Makes sure that each option is understood by one of the targets, and that GPUs can be built for.
+
+    Raises:
+        InputError: one is not; or an unknown compute capability, or one that a precision is not to be had on.
+    """
+    for key in options:
+        if not any(key in target.options for target, _ in plan):
+            names = ", ".join(target.name for target, _ in plan)
+            known = ", ".join(sorted({option for target, _ in plan for option in target.options}))
+            raise InputError(f"target {names} has no option {key!r}; it has: {known}")
+    asked = options.get("compute_capabilities")
+    if asked is None:
+        return
+    name = options.get("flavour") or "tensorrt-rtx"
+    flavour = Flavour(name, None, "", cross=name == "tensorrt-rtx")
+    for _, precisions in (entry for entry in plan if "compute_capabilities" in entry[0].options):
+        for precision in precisions:
+            choose_capabilities(flavour, precision, [str(entry) for entry in asked])
+
+
+def check_budgets(info: CheckpointInfo, budgets: Sequence[float] | Literal["auto"] | None) -> Rates:
+    """Keep rates from the largest down, each token count once.
+
+    Raises:
+        InputError: an empty list, a rate outside (0, 1], or any but 1 for the full-token baseline.
+    """
+    config = info.model
+    if budgets == "auto":
+        if config.kind == "vit":
+            raise InputError(f"{config.name} keeps all tokens: `--budgets auto` needs a PTSR")
+        return "auto"
+    if budgets is None:
+        budgets = BUDGETS if config.kind == "ptsr" else (1.0,)
+    if not budgets:
+        raise InputError("no budget given; a budget is a keep rate in (0, 1]")
+    rates = {config.tokens_at(rate): rate for rate in sorted(budgets)}
+    if config.kind == "vit" and set(rates) != {config.patches}:
+        raise InputError(
+            f"{config.name} is the full-token baseline: its only budget is 1, got {list(budgets)}"
+        )
+    return [rates[tokens] for tokens in sorted(rates, reverse=True)]
+
+
+def rates_of(config: ModelConfig, tokens: Sequence[int]) -> list[float]:
+    """Keep rates that stand for token counts, from the largest down."""
+    return [count / config.patches for count in sorted(set(tokens), reverse=True)]
+
+
+def check_out(out: Path) -> None:
+    """Only a bundle, or an empty folder, may be replaced: `--out .` must not remove somebody's work.
+
+    Raises:
+        InputError: something else stands there, it is the folder of this process or one around it, or it
+            cannot be written.
+    """
+    here = Path.cwd()
+    if out.resolve() in (here, *here.parents):
+        raise InputError(f"{out} is the folder that you are in, or around it; accepted: a folder of its own")
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
+        found = "a file" if out.is_file() else "a folder that is no bundle"
+        raise InputError(f"{out} is {found}; accepted: a new folder, an empty one, or a bundle to replace")
+    check_place(out)

@@ -10,8 +10,9 @@ from fold_data import QUICK, TOY, composite, toy_learner
 
 from ptsr_edge.core.errors import ParityError
 from ptsr_edge.evaluate.cross_validation import ModelLearner, artifact_logits
-from ptsr_edge.export import onnx_graph, refill
-from ptsr_edge.export.refill import export_template
+from ptsr_edge.export import onnx_graph
+from ptsr_edge.export import onnx_graph as refill
+from ptsr_edge.export.onnx_graph import export_template
 from ptsr_edge.models.inference import predict_logits
 from ptsr_edge.models.ptsr import Model
 from ptsr_edge.train.trainer import fit

@@ -22,15 +22,14 @@ from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.errors import JobError, ParityError
 from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.export import parity
-from ptsr_edge.export.build import GRAPH_ONLY, PROOF_SAMPLES, Job, build_and_prove, trace_budgets
-from ptsr_edge.export.layerwise import DEPARTURES
+from ptsr_edge.export.exporter import GRAPH_ONLY, PROOF_SAMPLES, Job, build_and_prove, trace_budgets
 from ptsr_edge.export.onnx_graph import write_sharing_weights
+from ptsr_edge.export.parity import DEPARTURES
 from ptsr_edge.export.targets.base import Artifact, BuildRequest, Target
 from ptsr_edge.export.targets.onnxruntime import CpuTarget
 from ptsr_edge.export.targets.openvino import OpenVinoTarget
 from ptsr_edge.export.targets.tensorrt import NoEngineError, TrtTarget
-from ptsr_edge.export.targets.typed_graph import product_types
-from ptsr_edge.export.targets.typed_runner import TypedGraphRunner
+from ptsr_edge.export.targets.typed_graph import TypedGraphRunner, product_types
 from ptsr_edge.models.checkpoint import CheckpointInfo
 from ptsr_edge.models.ptsr import Model, Ptsr, count_parameters
 from ptsr_edge.runtimes.onnxruntime import OrtRunner

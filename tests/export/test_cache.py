@@ -21,9 +21,16 @@ from bundle_data import write_tiny_bundle
 from ptsr_edge.bundle import MANIFEST, read_bundle
 from ptsr_edge.core.disk_cache import cache_key, code_digest, default_folder
 from ptsr_edge.core.errors import JobError
-from ptsr_edge.export import cache as cache_module
-from ptsr_edge.export.cache import BundleCache, data_fingerprint, hardware, surroundings, tool_versions
-from ptsr_edge.export.exporter import TARGETS, export_bundle
+from ptsr_edge.export import exporter as cache_module
+from ptsr_edge.export.exporter import (
+    TARGETS,
+    BundleCache,
+    data_fingerprint,
+    export_bundle,
+    hardware,
+    surroundings,
+    tool_versions,
+)
 
 KEY = "a" * 64
 PARTS: dict[str, Any] = {

@@ -8,14 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from ptsr_edge.export.layerwise import (
-    Departure,
-    before_selection,
-    first_departure,
-    other_tokens,
-    product_values,
-)
 from ptsr_edge.export.onnx_graph import trace, write_sharing_weights
+from ptsr_edge.export.parity import Departure, before_selection, first_departure, other_tokens, product_values
 from ptsr_edge.export.static_model import to_static
 
 

@@ -9,7 +9,7 @@ import pytest
 from ptsr_edge.bundle import MANIFEST
 from ptsr_edge.core.config import LABELS, Preprocess, named_model, parse_budget
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.export.plan import check_budgets, check_options, check_out, check_targets, rates_of
+from ptsr_edge.export.config import check_budgets, check_options, check_out, check_targets, rates_of
 from ptsr_edge.export.targets.onnxruntime import CpuTarget
 from ptsr_edge.export.targets.tensorrt import TrtTarget
 from ptsr_edge.models.checkpoint import CheckpointInfo

@@ -14,10 +14,9 @@ from torch import nn
 
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import JobError
-from ptsr_edge.export import refill
-from ptsr_edge.export.onnx_graph import trace
+from ptsr_edge.export import onnx_graph as refill
+from ptsr_edge.export.onnx_graph import Template, export_template, flat_weights, number_weights, trace
 from ptsr_edge.export.parity import eager_reference, measure_parity
-from ptsr_edge.export.refill import Template, export_template, flat_weights, number_weights
 from ptsr_edge.export.static_model import to_static
 from ptsr_edge.models.ptsr import build_model
 from ptsr_edge.runtimes.onnxruntime import OrtRunner

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from typed_graphs import small_graph
 
 from ptsr_edge.core.errors import JobError
-from ptsr_edge.export.accuracy_control import LayerSensitivity
-from ptsr_edge.export.repair import build_within, uar_of
+from ptsr_edge.export.accuracy_control import LayerSensitivity, build_within, uar_of
 from ptsr_edge.export.targets.base import Artifact
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.stats.classification import confusion, uar

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptsr_edge.export.rewrite import block_table, fold_temperature, fold_tokenizer
-from ptsr_edge.export.static_model import StaticTokenizer
+from ptsr_edge.export.static_model import StaticTokenizer, block_table, fold_temperature, fold_tokenizer
 from ptsr_edge.models.ptsr import ShiftedPatchTokenization, shifted
 
 SIDE = 32

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ptsr_edge.bundle import Bundle, Variant, describe_file, read_bundle
 from ptsr_edge.core.config import LABELS
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.export.served import PLAN, Tensor, describe, inference_precision, refusals
+from ptsr_edge.export.serving import PLAN, Tensor, describe, inference_precision, refusals
 
 FLOW = Tensor("flow", "TYPE_FP32", (1, 3, SIDE, SIDE))
 LOGITS = Tensor("logits", "TYPE_FP32", (1, len(LABELS)))

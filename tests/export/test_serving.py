@@ -21,8 +21,7 @@ from ptsr_edge.bundle import MANIFEST, Bundle, Variant, describe_file, read_bund
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 from ptsr_edge.export.onnx_graph import write_sharing_weights
-from ptsr_edge.export.served import refusals
-from ptsr_edge.export.serving import LAYOUTS, write_layout
+from ptsr_edge.export.serving import LAYOUTS, refusals, write_layout
 from ptsr_edge.runtimes.openvino import load_openvino
 from ptsr_edge.vision.flow import to_input
 

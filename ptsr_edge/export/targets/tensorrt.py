@@ -36,8 +36,12 @@ from ptsr_edge.export.targets.quantization import (
     products_kept_float,
     quantize_static_qdq,
 )
-from ptsr_edge.export.targets.typed_graph import inline_constants, require_types, to_strong_fp16
-from ptsr_edge.export.targets.typed_runner import TypedGraphRunner
+from ptsr_edge.export.targets.typed_graph import (
+    TypedGraphRunner,
+    inline_constants,
+    require_types,
+    to_strong_fp16,
+)
 from ptsr_edge.runtimes import build_on_device, trt_engine
 from ptsr_edge.runtimes.tensorrt import TrtRunner, why_not_here
 from ptsr_edge.runtimes.trt_flavour import Flavour, choose_capabilities, choose_flavour

@@ -25,8 +25,8 @@ from ptsr_edge.export.targets.openvino import (
     keep_reduced_axes,
     read_onnx,
     save,
+    selection_only,  # noqa: E402
 )
-from ptsr_edge.export.targets.quantize_openvino import selection_only  # noqa: E402
 from ptsr_edge.runtimes.openvino import can_calculate, compile_ir, read_ir  # noqa: E402
 
 TARGET = OpenVinoTarget()

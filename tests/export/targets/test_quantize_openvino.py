@@ -21,8 +21,13 @@ from ptsr_edge.export.targets.base import Artifact
 ov = pytest.importorskip("openvino", reason="openvino is missing: pip install 'ptsr-edge[openvino]'")
 pytest.importorskip("nncf", reason="nncf is missing: pip install 'ptsr-edge[openvino]'")
 
-from ptsr_edge.export.targets.openvino import OpenVinoTarget, read_onnx  # noqa: E402
-from ptsr_edge.export.targets.quantize_openvino import reads_means, selection_only, without_weight_matrix  # noqa: E402
+from ptsr_edge.export.targets.openvino import (  # noqa: E402  # noqa: E402
+    OpenVinoTarget,
+    read_onnx,
+    reads_means,
+    selection_only,
+    without_weight_matrix,
+)
 
 TARGET = OpenVinoTarget()
 EMULATOR = "qemu-x86_64-static"

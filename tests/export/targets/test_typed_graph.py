@@ -11,6 +11,7 @@ from typed_graphs import flows, graph, small_graph
 
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.export.targets.typed_graph import (
+    TypedGraphRunner,
     columns_to_sums,
     inline_constants,
     nodes_kept_fp32,
@@ -19,7 +20,6 @@ from ptsr_edge.export.targets.typed_graph import (
     to_strong_fp16,
     value_types,
 )
-from ptsr_edge.export.targets.typed_runner import TypedGraphRunner
 
 
 def run(

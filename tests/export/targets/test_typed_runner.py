@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from typed_graphs import TOKENS, flows, graph, small_graph
 
 from ptsr_edge.core.errors import JobError
-from ptsr_edge.export.targets.typed_runner import TypedGraphRunner, fold_constants
+from ptsr_edge.export.targets.typed_graph import TypedGraphRunner, fold_constants
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 
 
