@@ -16,8 +16,7 @@ from ptsr_edge.core.records import Record
 from ptsr_edge.data.datasets import DATA_NAMES, HELD_OUT, FlowData, load, split_subjects
 from ptsr_edge.data.synthetic.clips import subject_names
 from ptsr_edge.models.checkpoint import CheckpointInfo
-from ptsr_edge.models.ptsr import Model, Ptsr
-from ptsr_edge.models.selection import dynamic_counts
+from ptsr_edge.models.ptsr import Model, Ptsr, dynamic_counts
 from ptsr_edge.vision.flow import MIN_FRAME
 
 log = logging.getLogger("ptsr_edge")

@@ -72,8 +72,8 @@ from ptsr_edge.export.targets.onnxruntime import CpuTarget
 from ptsr_edge.export.targets.openvino import OpenVinoTarget
 from ptsr_edge.export.targets.tensorrt import NoEngineError, TrtTarget
 from ptsr_edge.models.checkpoint import CheckpointInfo, resolve
-from ptsr_edge.models.flops import count_macs
 from ptsr_edge.models.inference import predict_logits
+from ptsr_edge.models.macs import count_macs
 from ptsr_edge.models.ptsr import Model, count_parameters
 from ptsr_edge.runtimes.base import Runner
 from ptsr_edge.stats.classification import confusion, uar

@@ -21,17 +21,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.models.blocks import Block, LocalitySelfAttention
 from ptsr_edge.models.ptsr import (
+    Block,
     LocalGlobalHead,
+    LocalitySelfAttention,
     Model,
     Output,
     Ptsr,
     ShiftedPatchTokenization,
     TokenBatchNorm,
+    rollout_scores,
+    static_selection,
+    strain_scores,
     view_offsets,
 )
-from ptsr_edge.models.selection import rollout_scores, static_selection, strain_scores
 
 # FOLDED from export.rewrite: Exact rewrites of PTSR's weights for static graphs, as pure functions. Each returns weights for a cheaper graph with the same result as the training graph up to rounding. Layout shared by all: half = p / 2; the padded image is cut into blocks of p x p, each into 2 x 2 cells of half x half pixels. The window of a patch (2p x 2p, the patch in its middle) is 2 x 2 blocks, 16 cells. "Window order" is: block (2, 2), cell within the block (2, 2), channel, row, column.
 

@@ -29,15 +29,154 @@ from torch.nn import functional as F
 
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.models.blocks import Block
-from ptsr_edge.models.selection import (
-    class_scores,
-    dynamic_counts,
-    gather_tokens,
-    rollout_scores,
-    static_selection,
-    strain_scores,
-)
+
+# FOLDED from models.selection: DTSM, dynamic token selection, as pure functions over scores (B, N) that are not negative. Two modes of one module: dynamic (each image keeps the smallest set of tokens that holds a given mass of the score: what the method does) and static (exactly K tokens: what can be exported). The scores are interchangeable: the class token's attention (EViT, Liang et al. 2022, arXiv 2202.07800; part selection of TransFG, He et al. 2022), attention rollout (Abnar and Zuidema 2020), or a patch's optical strain, which is known before anything is embedded.
+
+
+def static_selection(scores: Tensor, tokens: int) -> Tensor:
+    """DTSM's static mode: scores (B, N) -> the indices (B, K) of the K highest, best first."""
+    return scores.topk(tokens, dim=1).indices
+
+
+def dynamic_counts(scores: Tensor, mass: float) -> Tensor:
+    """DTSM's dynamic mode: how many tokens the smallest set has that holds `mass` of the score.
+
+    Args:
+        scores: (B, N), not negative; each row is taken relative to its sum.
+        mass: share in (0, 1].
+
+    Returns:
+        (B,) counts in [1, N]; a row that is zero throughout needs all N.
+
+    Raises:
+        InputError: `mass` outside (0, 1].
+    """
+    if not 0 < mass <= 1:
+        raise InputError(f"an attention mass is a share in (0, 1], got {mass:g}")
+    ordered = scores.sort(dim=1, descending=True).values.double()
+    total = ordered.sum(dim=1, keepdim=True)
+    reached = ordered.cumsum(dim=1) / total.clamp_min(torch.finfo(torch.float64).tiny)
+    counts = (reached < mass - 1e-12).sum(dim=1) + 1  # (B,)
+    return counts.clamp_max(scores.shape[1])
+
+
+def strain_scores(image: Tensor, patch: int) -> Tensor:
+    """Mean optical strain of each patch: (B, C, H, W) with the strain as last channel -> (B, N)."""
+    return F.avg_pool2d(image[:, -1:], patch).flatten(1)
+
+
+def class_scores(weights: Tensor) -> Tensor:
+    """The class token's attention to the patches, mean over heads: (B, h, N + 1, N + 1) -> (B, N)."""
+    return weights[:, :, 0, 1:].mean(dim=1)
+
+
+def rollout_scores(weights: list[Tensor]) -> Tensor:
+    """Attention rollout of the class token over blocks of (B, h, N + 1, N + 1) -> (B, N).
+
+    Source: Abnar and Zuidema 2020 (arXiv 2005.00928): the product of (A + I) / 2, A averaged over heads.
+    """
+    row = None
+    for layer in reversed(weights):
+        mixed = (layer.mean(dim=1) + torch.eye(layer.shape[-1], device=layer.device)) / 2
+        row = mixed[:, :1] if row is None else row @ mixed  # (B, 1, N + 1)
+    assert row is not None
+    return row[:, 0, 1:]
+
+
+def gather_tokens(tokens: Tensor, kept: Tensor) -> Tensor:
+    """Rows `kept` (B, K) of tokens (B, N, d) -> (B, K, d)."""
+    return tokens.gather(1, kept.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def random_tokens(samples: int, patches: int, tokens: int, seed: int) -> Tensor:
+    """(samples, tokens) indices without repetition, drawn anew for each sample."""
+    scores = torch.rand(samples, patches, generator=torch.Generator().manual_seed(seed))
+    return static_selection(scores, tokens)
+
+
+class Attention(nn.Module):
+    """Plain multi-head self-attention: (B, T, d) -> (B, T, d) and its weights (B, h, T, T)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.head_dim = config.dim // config.heads
+        self.qkv = nn.Linear(config.dim, 3 * config.dim)
+        self.proj = nn.Linear(config.dim, config.dim)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        batch, count, dim = tokens.shape
+        qkv = self.qkv(tokens).view(batch, count, 3, self.heads, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, h, T, d/h)
+        weights = self.logits(query, key).softmax(dim=-1)  # (B, h, T, T)
+        mixed = (weights @ value).transpose(1, 2).reshape(batch, count, dim)
+        return self.proj(mixed), weights
+
+    def logits(self, query: Tensor, key: Tensor) -> Tensor:
+        """Attention logits (B, h, T, T) before the softmax."""
+        logits: Tensor = (query * self.head_dim**-0.5) @ key.transpose(-2, -1)
+        return logits
+
+
+class LocalitySelfAttention(Attention):
+    """The attention of LAM: a learnable temperature a head, the diagonal masked."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.scale = nn.Parameter(torch.full((config.heads,), self.head_dim**-0.5))
+
+    def logits(self, query: Tensor, key: Tensor) -> Tensor:
+        """Attention logits (B, h, T, T), minus infinity from a token to itself."""
+        logits = (query * self.scale.view(1, -1, 1, 1)) @ key.transpose(-2, -1)
+        itself = torch.eye(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        return logits.masked_fill(itself, float("-inf"))
+
+
+class Mlp(nn.Module):
+    """Two linear layers around a GELU: (B, T, d) -> (B, T, d)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.dim, config.mlp_dim)
+        self.fc2 = nn.Linear(config.mlp_dim, config.dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        result: Tensor = self.fc2(F.gelu(self.fc1(tokens)))
+        return result
+
+
+class LayerScale(nn.Module):
+    """A learnable factor a channel, started at `initial` (Touvron et al. 2021, arXiv 2103.17239)."""
+
+    def __init__(self, dim: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), initial))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens * self.gamma
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: (B, T, d) -> (B, T, d) and its attention weights (B, h, T, T)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        local = config.kind == "ptsr"
+        self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.attn = LocalitySelfAttention(config) if local else Attention(config)
+        self.ls1 = _layer_scale(config)
+        self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.mlp = Mlp(config)
+        self.ls2 = _layer_scale(config)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        mixed, weights = self.attn(self.norm1(tokens))
+        tokens = tokens + self.ls1(mixed)
+        return tokens + self.ls2(self.mlp(self.norm2(tokens))), weights
+
+
+def _layer_scale(config: ModelConfig) -> nn.Module:
+    return nn.Identity() if config.layer_scale is None else LayerScale(config.dim, config.layer_scale)
 
 
 class Output(NamedTuple):
@@ -45,10 +184,6 @@ class Output(NamedTuple):
 
     logits: Tensor
     kept: Tensor
-
-
-# ---------------------------------------------------------------------------------------------
-# DNSPT
 
 
 class ShiftedPatchTokenization(nn.Module):
@@ -104,10 +239,6 @@ def _token_norm(config: ModelConfig, features: int) -> nn.Module:
     return nn.LayerNorm(features, eps=1e-5)
 
 
-# ---------------------------------------------------------------------------------------------
-# The local-global head
-
-
 class LocalGlobalHead(nn.Module):
     """Logits from the class token (global) and from every kept token by its position (local).
 
@@ -150,10 +281,6 @@ class MeanReadout(nn.Module):
 def patch_means(flow: Tensor, patch: int) -> Tensor:
     """(B, C, H, W) -> (B, C N): the mean of every patch, channel by channel."""
     return F.avg_pool2d(flow, patch).flatten(1)
-
-
-# ---------------------------------------------------------------------------------------------
-# The two models
 
 
 class Ptsr(nn.Module):

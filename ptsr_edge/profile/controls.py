@@ -21,8 +21,7 @@ from ptsr_edge.core.files import sha256_of
 from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.export.calibration import budgets_from_data
 from ptsr_edge.models.checkpoint import embedded_checkpoint, load_checkpoint
-from ptsr_edge.models.ptsr import Ptsr, build_model
-from ptsr_edge.models.selection import random_tokens, static_selection, strain_scores
+from ptsr_edge.models.ptsr import Ptsr, build_model, random_tokens, static_selection, strain_scores
 from ptsr_edge.profile.schema import Control, Dynamic
 from ptsr_edge.stats.classification import Classes, confusion, gain_interval, uar
 from ptsr_edge.vision.flow import to_input

@@ -10,8 +10,7 @@ from typing import Any
 from ptsr_edge.bundle import Variant
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.models.flops import MacCount
-from ptsr_edge.models.macs import eager_macs, explain, exported_macs
+from ptsr_edge.models.macs import MacCount, eager_macs, explain, exported_macs
 
 
 def mac_figures(config: ModelConfig, variant: Variant, artifact: Path) -> tuple[dict[str, Any], list[str]]:
@@ -50,7 +49,7 @@ def graph_count(artifact: Path) -> tuple[MacCount | None, list[str]]:
         ]
     if find_spec("onnx") is None:
         return None, ["MACs by operator were not counted: the package onnx is not installed"]
-    from ptsr_edge.models.onnx_flops import onnx_macs
+    from ptsr_edge.models.macs import onnx_macs
 
     try:
         return onnx_macs(artifact), []
@@ -65,7 +64,7 @@ def eager_count(config: ModelConfig, tokens: int) -> MacCount | None:
         return None
     import torch
 
-    from ptsr_edge.models.flops import count_macs
+    from ptsr_edge.models.macs import count_macs
     from ptsr_edge.models.ptsr import build_model
 
     return count_macs(build_model(config), (torch.zeros(1, *config.input_shape), tokens))

@@ -35,7 +35,7 @@ from ptsr_edge.export.static_model import to_static
 from ptsr_edge.export.targets.base import Artifact, BuildRequest
 from ptsr_edge.export.targets.onnxruntime import CpuTarget
 from ptsr_edge.models.checkpoint import CheckpointInfo, read_info, save_checkpoint
-from ptsr_edge.models.flops import count_macs
+from ptsr_edge.models.macs import count_macs
 from ptsr_edge.models.ptsr import count_parameters
 
 

@@ -19,8 +19,7 @@ from ptsr_edge.export.static_model import (
     diagonal_mask,
     to_static,
 )
-from ptsr_edge.models.ptsr import Ptsr, build_model
-from ptsr_edge.models.selection import class_scores, rollout_scores
+from ptsr_edge.models.ptsr import Ptsr, build_model, class_scores, rollout_scores
 
 SCORES = ("class-attention", "rollout", "strain", "random")
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ptsr_edge.models.blocks import Attention, Block, LocalitySelfAttention, Mlp
+from ptsr_edge.models.ptsr import Attention, Block, LocalitySelfAttention, Mlp
 
 
 def literal_attention(

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ptsr_edge.core.config import named_model
 from ptsr_edge.export.static_model import to_static
-from ptsr_edge.models.flops import MacCount, count_macs, einsum_macs, matmul_macs
+from ptsr_edge.models.macs import MacCount, count_macs, einsum_macs, matmul_macs
 from ptsr_edge.models.ptsr import Vit, build_model
 
 

@@ -9,8 +9,7 @@ import torch
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.models.inference import choose_device, predict_logits
-from ptsr_edge.models.ptsr import build_model
-from ptsr_edge.models.selection import random_tokens
+from ptsr_edge.models.ptsr import build_model, random_tokens
 
 CONFIG = ModelConfig(
     name="toy", kind="ptsr", image_size=16, patch_size=4, dim=8, depth=2, heads=2, dropout=0.5

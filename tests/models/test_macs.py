@@ -13,9 +13,17 @@ from ptsr_edge.core.config import MODELS, ModelConfig
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.export.onnx_graph import trace
 from ptsr_edge.export.static_model import to_static
-from ptsr_edge.models.flops import count_macs
-from ptsr_edge.models.macs import EMBEDDING, HEAD, SCORE, SELECTING, eager_macs, explain, exported_macs
-from ptsr_edge.models.onnx_flops import onnx_macs
+from ptsr_edge.models.macs import (
+    EMBEDDING,
+    HEAD,
+    SCORE,
+    SELECTING,
+    count_macs,
+    eager_macs,
+    explain,
+    exported_macs,
+    onnx_macs,
+)
 from ptsr_edge.models.ptsr import build_model
 
 RATES = (1.0, 0.5, 0.25, 0.12)

@@ -18,8 +18,7 @@ from ptsr_edge.core.config import named_model
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.export.onnx_graph import trace
 from ptsr_edge.export.static_model import to_static
-from ptsr_edge.models.flops import MacCount, count_macs
-from ptsr_edge.models.onnx_flops import onnx_macs
+from ptsr_edge.models.macs import MacCount, count_macs, onnx_macs
 from ptsr_edge.models.ptsr import build_model
 
 FLOAT, UINT8, INT8 = TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT8

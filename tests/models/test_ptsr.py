@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from ptsr_edge.core.config import ModelConfig, named_model
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.models.blocks import LocalitySelfAttention
 from ptsr_edge.models.ptsr import (
     LocalGlobalHead,
+    LocalitySelfAttention,
     Ptsr,
     ShiftedPatchTokenization,
     Vit,

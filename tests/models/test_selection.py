@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.models.selection import (
+from ptsr_edge.models.ptsr import (
     class_scores,
     dynamic_counts,
     gather_tokens,
