@@ -18,11 +18,9 @@ from ptsr_edge.core.files import check_place, staged_folder, write_whole
 from ptsr_edge.core.system import describe_environment
 from ptsr_edge.evaluate.evaluation import is_random, judged_data
 from ptsr_edge.profile.accuracy import check_control_seeds, judge_entries
-from ptsr_edge.profile.profile_method import command_of, method_of
-from ptsr_edge.profile.profile_timing import Try, check_timing, time_until_stable
-from ptsr_edge.profile.results import measured, samples_file, write_samples
+from ptsr_edge.profile.results import command_of, measured, method_of, samples_file, write_samples
 from ptsr_edge.profile.schema import PROFILE, Attempt, Profile
-from ptsr_edge.profile.timing import DEFAULT, Setting
+from ptsr_edge.profile.timing import DEFAULT, Setting, Try, check_timing, time_until_stable
 from ptsr_edge.profile.variants import (
     ALIKE,
     Entry,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,11 +19,67 @@ from typing import Any
 import numpy as np
 
 from ptsr_edge.core.console import progress as progress_bar
+from ptsr_edge.core.console import say
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.system import visible_cpus
 from ptsr_edge.profile.energy import Meter, find_meter
+from ptsr_edge.profile.variants import Entry
 from ptsr_edge.profile.worker import SETTLE_RUNS, Job, RawTiming, Worker
 from ptsr_edge.stats.latency import Ratio, ratio_interval
+
+# FOLDED from profile.stability: Whether a run can be trusted: what makes it unstable, in words.
+
+INTERVAL_LIMIT = 0.05
+"""Half-width of a ratio's interval, relative to the ratio, above which a change of 10 % would go unseen."""
+
+DRIFT_LIMIT = 0.10
+"""How far the baseline's median may differ between its processes."""
+
+CPU_SHARE_LIMIT = 0.9
+"""A single-threaded process that had its core for less of the timed time was disturbed."""
+
+
+def why_unstable(
+    timings: Mapping[str, RawTiming],
+    ratios: Mapping[str, Ratio],
+    baseline: str,
+    threads: int,
+    waiting: Collection[str] = (),
+) -> str | None:
+    """What is wrong with a run, worst first of each kind, in one line; None where nothing is.
+
+    Args:
+        timings: of all variants that ran, by id.
+        ratios: against the baseline, by id; of the variants that have one.
+        baseline: the id that all ratios are against.
+        threads: how many each artifact may use.
+        waiting: ids of variants that wait for a GPU, and are not judged by their share of a core.
+    """
+    faults = []
+    widths = {name: math.log(ratio.high / ratio.low) / 2 for name, ratio in ratios.items()}
+    if widths and max(widths.values()) > INTERVAL_LIMIT:
+        worst = max(widths, key=lambda name: widths[name])
+        faults.append(f"the ratio of {worst} is known to {widths[worst]:.0%} only")
+    base = timings[baseline]
+    if base.processes > 1:
+        launches = np.array(base.launches)
+        medians = [
+            float(
+                np.median(np.concatenate([base.blocks_ns[place] for place in np.flatnonzero(launches == n)]))
+            )
+            for n in np.unique(launches)
+        ]
+        drift = max(medians) / min(medians) - 1
+        if drift > DRIFT_LIMIT:
+            faults.append(f"the baseline's median differs by {drift:.0%} between its processes")
+    judged = timings.keys() - waiting if threads == 1 else ()
+    shares = {name: timings[name].cpu_share for name in judged}
+    disturbed = [name for name, share in shares.items() if share < CPU_SHARE_LIMIT]
+    if disturbed:
+        worst = min(disturbed, key=lambda name: shares[name])
+        faults.append(f"{worst} had a core for {shares[worst]:.0%} of the timed time")
+    return "; ".join(faults) or None
+
 
 MIN_ROUNDS = 20
 """Rounds are what the interval of a ratio is drawn from (see `statistics.ratio_interval`)."""
@@ -308,3 +364,69 @@ def ratios_to(timings: Mapping[str, RawTiming], against: str, seed: int) -> dict
         for name, timing in timings.items()
         if name != against
     }
+
+
+EXTRA_S = 1.0
+"""Longest duration of a variant's throughput and energy, each."""
+
+Try = tuple[dict[str, RawTiming], str | None]
+"""Timings by id, and what makes them unstable, if anything does."""
+
+
+def check_timing(setting: Setting) -> None:
+    """Makes sure that a setting can be measured by.
+
+    Raises:
+        InputError: a duration or a count that is out of its range, or cores that cannot be pinned.
+    """
+    check_setting(
+        duration_s=setting.duration_s, min_runs=setting.min_runs, block=setting.block,
+        threads=setting.threads, pin=setting.pin, processes=setting.processes, attempts=setting.attempts,
+        streams=setting.streams,
+    )  # fmt: skip
+
+
+def time_until_stable(entries: Sequence[Entry], setting: Setting) -> tuple[list[Try], dict[str, str]]:
+    """Measures until a run is stable or the attempts are used up: all runs, the one that counts last."""
+    tries: list[Try] = []
+    reference = entries[0].id
+    waiting = [entry.id for entry in entries if entry.variant.target == "trt"]
+    while True:
+        timings, refusals = _time(entries, setting)
+        ratios = ratios_to(timings, reference, setting.seed)
+        unstable = why_unstable(timings, ratios, reference, setting.threads, waiting)
+        tries.append((timings, unstable))
+        if unstable is None:
+            return tries, refusals
+        again = len(tries) < setting.attempts
+        say(f"unstable: {unstable}{'; measuring again' if again else ''}")
+        if not again:
+            return tries, refusals
+
+
+def _time(entries: Sequence[Entry], setting: Setting) -> tuple[dict[str, RawTiming], dict[str, str]]:
+    """Timings by id, and why others could not be run here; the baseline must."""
+    refusals: dict[str, str] = {}
+    reference = entries[0].id
+
+    def refused(job: Job, error: JobError) -> None:
+        if job.id == reference:
+            raise error
+        say(f"left out: {error}")
+        # Runtimes name whole paths, which have no place in a record.
+        refusals[job.id] = str(error).removeprefix(f"{job.id}: ").replace(f"{job.bundle}/", "")
+
+    jobs = [Job(entry.id, entry.folder, entry.variant.id) for entry in entries]
+    timings = measure_interleaved(
+        jobs, duration_s=setting.duration_s, min_runs=setting.min_runs, block=setting.block,
+        threads=setting.threads, pin=setting.pin, seed=setting.seed, refused=refused,
+        processes=setting.processes, extras=_extras(entries, setting),
+    )  # fmt: skip
+    return timings, refusals
+
+
+def _extras(entries: Sequence[Entry], setting: Setting) -> Extras | None:
+    if not setting.extras:
+        return None
+    kinds = {entry.id: (entry.variant.target, entry.variant.precision) for entry in entries}
+    return Extras(kinds, setting.streams, min(EXTRA_S, setting.duration_s))

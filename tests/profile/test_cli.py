@@ -12,7 +12,7 @@ import pytest
 from bundle_data import PATCHES, SIDE, tiny_flows, write_pair, write_tiny_bundle
 from click.testing import CliRunner, Result
 
-import ptsr_edge.profile.controls  # noqa: F401 - before a test replaces data.load, which modules under it take by name
+import ptsr_edge.profile.accuracy  # noqa: F401 - before a test replaces data.load, which modules under it take by name
 from ptsr_edge.bundle import read_bundle
 from ptsr_edge.core.errors import JobError
 from ptsr_edge.data.datasets import FlowData

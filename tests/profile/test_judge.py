@@ -12,7 +12,7 @@ from bundle_data import TRAINED, tiny_flows, write_pair
 from ptsr_edge.bundle import read_bundle
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.evaluate.evaluation import is_random, judged_data
-from ptsr_edge.profile.judge import grey_picture, judge, kept_patches
+from ptsr_edge.profile.accuracy import grey_picture, judge, kept_patches
 from ptsr_edge.session import Session
 from ptsr_edge.stats.classification import confusion, uar, uf1
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from bundle_data import SIDE, write_tiny_bundle
 
-from ptsr_edge.profile.operator_times import CLASSES, operator_shares, shares_of
+from ptsr_edge.profile.roofline import CLASSES, operator_shares, shares_of
 
 FLOW = np.ones((1, 3, SIDE, SIDE), dtype=np.float32)
 

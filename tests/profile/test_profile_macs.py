@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from ptsr_edge.bundle import BundleFile, Variant
 from ptsr_edge.core.config import MODELS
 from ptsr_edge.models.macs import eager_macs, explain, exported_macs
-from ptsr_edge.profile.profile_macs import eager_count, graph_count, mac_figures
+from ptsr_edge.profile.results import eager_count, graph_count, mac_figures
 
 
 def variant(tokens: int, macs: int, **more: dict[str, int]) -> Variant:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ptsr_edge.profile.cli import main
-from ptsr_edge.profile.profile_method import command_of, method_of
+from ptsr_edge.profile.results import command_of, method_of
 from ptsr_edge.profile.timing import Setting
 from ptsr_edge.profile.worker import RawTiming
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ptsr_edge.profile.profile_notes import timing_notes
+from ptsr_edge.profile.results import timing_notes
 from ptsr_edge.profile.worker import RawTiming
 
 

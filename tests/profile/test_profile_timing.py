@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from bundle_data import write_pair
 
-from ptsr_edge.profile import profile_timing
 from ptsr_edge.profile import timing as measure
+from ptsr_edge.profile import timing as profile_timing
 from ptsr_edge.profile.profiler import profile_bundles
 from ptsr_edge.profile.timing import Setting
 

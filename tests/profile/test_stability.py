@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ptsr_edge.profile.stability import why_unstable
+from ptsr_edge.profile.timing import why_unstable
 from ptsr_edge.profile.worker import RawTiming
 from ptsr_edge.stats.latency import Ratio
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ptsr_edge.core.config import Preprocess
-from ptsr_edge.profile.stages import face_frame, face_steps, frame_pair, frame_steps, median_ms
+from ptsr_edge.profile.worker_process import face_frame, face_steps, frame_pair, frame_steps, median_ms
 from ptsr_edge.vision.flow import optical_flow
 
 

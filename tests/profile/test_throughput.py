@@ -8,7 +8,7 @@ import time
 import pytest
 
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.profile.throughput import runs_per_second
+from ptsr_edge.profile.worker_process import runs_per_second
 
 
 def test_every_stream_runs_in_a_thread_of_its_own_and_all_at_once() -> None:
