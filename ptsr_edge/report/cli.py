@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,23 +14,77 @@ import click
 from pydantic import Field
 
 from ptsr_edge.core.console import Verb, finish
-from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.core.files import write_whole
 from ptsr_edge.core.records import Record, parse
 from ptsr_edge.profile.schema import Profile, read_profile
-from ptsr_edge.report import svg
+from ptsr_edge.report import plotting as svg
 from ptsr_edge.report.accuracy_charts import draw_all
-from ptsr_edge.report.caveats import caveats, instability
 from ptsr_edge.report.comparison import Comparison, compare, read_sources
-from ptsr_edge.report.facts import facts
-from ptsr_edge.report.recommendation import Decision, Limits, check_limits, choose
+from ptsr_edge.report.plotting import Picture
+from ptsr_edge.report.recommendation import Decision, Limits, Verdict, check_limits, choose, decide
 from ptsr_edge.report.regression import Regression, changes_words, compare_profiles, summary
-from ptsr_edge.report.render import json_text, render
-from ptsr_edge.report.sections import build_evidence
-from ptsr_edge.report.svg import Picture
-from ptsr_edge.report.tables_ import aligned, build_tables, remarks
-from ptsr_edge.report.verdict import Verdict, decide
+from ptsr_edge.report.sections import build_evidence, caveats, instability
+from ptsr_edge.report.tables import aligned, build_tables, facts, markdown, pipe_table, remarks
 from ptsr_edge.stats.risk_bounds import CONFIDENCE, Unit
+
+# FOLDED from report.render: A report's words as text: HTML and Markdown from templates, and JSON.
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(template: str, words: dict[str, Any]) -> str:
+    """A template filled in; in HTML all that is filled in is escaped.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
+    jinja2 = require("jinja2", "report", "writing a report")
+    page = template.endswith(".html.jinja")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=page,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "markdown": markdown,
+        "unbroken": _unbroken,
+        "sentence": _sentence,
+        "exact": _exact,
+    }
+    environment.globals["table_lines"] = pipe_table
+    return str(environment.get_template(template).render(words))
+
+
+def _sentence(text: str) -> str:
+    first = text[:1].upper() if text[1:2].islower() else text[:1]
+    return f"{first}{text[1:].removesuffix('.')}."
+
+
+def _exact(number: float) -> str:
+    """The number behind a cell, as it is recorded."""
+    return f"{number:,}" if isinstance(number, int) else f"{number:.6g}"
+
+
+def _unbroken(text: str) -> str:
+    """Keeps numbers with their units and intervals on one line."""
+    text = re.sub(r"(?<=\d) (?=(ms|%)(\W|$))", "\u00a0", text)
+    text = re.sub(r"(?<=x) (?=\[)|(?<=\[\d\.\d,) ", "\u00a0", text)
+    text = re.sub(r"(?<=n) = (?=\d)", "\u00a0=\u00a0", text)
+    return text.replace("full-token", "full\u2011token")
+
+
+def json_text(record: dict[str, Any]) -> str:
+    """Indented JSON, with each innermost list of numbers on one line."""
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+    return (
+        re.sub(r"\[\n\s*((?:[\d.e+-]+,\s+)*[\d.e+-]+)\n\s*\]", lambda m: f"[{' '.join(m[1].split())}]", text)
+        + "\n"
+    )
+
 
 SCHEMA = 1
 

@@ -11,11 +11,11 @@ import pytest
 from judged_data import judged_profile
 from report_data import make_profile, without, write_profile
 
-from ptsr_edge.report import svg
+from ptsr_edge.report import plotting as svg
 from ptsr_edge.report.accuracy_charts import budgets, draw_all, tradeoff
 from ptsr_edge.report.comparison import Comparison, Row, compare, half_interval, read_sources, uar_bounds
-from ptsr_edge.report.svg import Picture
-from ptsr_edge.report.verdict import decide
+from ptsr_edge.report.plotting import Picture
+from ptsr_edge.report.recommendation import decide
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from report_data import make_profile, without, write_profile
 
 from ptsr_edge.profile.schema import Attempt
-from ptsr_edge.report.caveats import TAIL_SAMPLES, caveats, instability
 from ptsr_edge.report.cli import write_report
 from ptsr_edge.report.comparison import compare, read_sources
+from ptsr_edge.report.sections import TAIL_SAMPLES, caveats, instability
 
 
 def told(*folders: Path) -> str:

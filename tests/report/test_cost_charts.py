@@ -11,7 +11,7 @@ from report_data import make_profile, without, write_profile
 
 from ptsr_edge.report.comparison import Comparison, compare, quantity, read_sources, three_digits
 from ptsr_edge.report.cost_charts import MOST_OPERATORS, MOST_ROWS, latency, macs
-from ptsr_edge.report.verdict import decide
+from ptsr_edge.report.recommendation import decide
 
 
 def compared(folder: Path) -> Comparison:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ptsr_edge.report.facts import facts
+from ptsr_edge.report.tables import facts
 
 
 def test_facts_are_flat_and_readable() -> None:

@@ -8,8 +8,8 @@ from judged_data import judged_profile
 from report_data import make_profile
 
 from ptsr_edge.report.comparison import compare, read_sources
-from ptsr_edge.report.histogram import dynamic
-from ptsr_edge.report.verdict import decide
+from ptsr_edge.report.cost_charts import dynamic
+from ptsr_edge.report.recommendation import decide
 
 
 def test_bars_hold_every_sample_and_lines_their_shares(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.records import read_record
 from ptsr_edge.report.cli import Report, main
 from ptsr_edge.report.comparison import compare, read_sources, rounded_up
-from ptsr_edge.report.recommendation import Decision, check_limits, choose
-from ptsr_edge.report.verdict import Verdict
+from ptsr_edge.report.recommendation import Decision, Verdict, check_limits, choose
 from ptsr_edge.stats.risk_bounds import paired, upper_bound
 
 EQUAL = {1.0: 0.0, 0.5: 0.0, 0.25: 0.0}

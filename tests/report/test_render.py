@@ -8,8 +8,8 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from ptsr_edge.report import render as module
-from ptsr_edge.report.render import json_text, render
+from ptsr_edge.report import cli as module
+from ptsr_edge.report.cli import json_text, render
 
 
 @pytest.fixture

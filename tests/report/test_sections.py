@@ -9,10 +9,9 @@ from judged_data import CONTROLS, judged_profile
 from report_data import DYNAMIC, make_profile, write_profile
 
 from ptsr_edge.report.comparison import Comparison, compare, read_sources
-from ptsr_edge.report.recommendation import Limits, choose
+from ptsr_edge.report.recommendation import Limits, choose, decide
 from ptsr_edge.report.sections import build_evidence, controls_text, difference_text, dynamic_text
-from ptsr_edge.report.tables_ import pipe_table
-from ptsr_edge.report.verdict import decide
+from ptsr_edge.report.tables import pipe_table
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from ptsr_edge.report import svg
+from ptsr_edge.report import plotting as svg
 
 TEXT_ROLES = [role for role in svg.THEME if role not in ("paper", "rule", "wash")]
 

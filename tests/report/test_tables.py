@@ -9,8 +9,8 @@ from report_data import LABELS, make_profile, without, write_profile
 
 from ptsr_edge.profile.schema import NOT_RUN, Ceiling, Measured, Profile
 from ptsr_edge.report.comparison import bytes_text, compare, read_sources, signed
-from ptsr_edge.report.tables_ import build_tables
-from ptsr_edge.report.verdict import decide
+from ptsr_edge.report.recommendation import decide
+from ptsr_edge.report.tables import build_tables
 
 
 def cells(folder: Path, profile: Profile, table: str, line: str) -> dict[str, str]:

@@ -9,9 +9,8 @@ import pytest
 from report_data import make_profile, without, write_profile
 
 from ptsr_edge.report.comparison import Comparison, compare, read_sources
-from ptsr_edge.report.tables import TABLES
-from ptsr_edge.report.tables_ import aligned, build_tables, markdown, pipe_table, remarks
-from ptsr_edge.report.verdict import decide
+from ptsr_edge.report.recommendation import decide
+from ptsr_edge.report.tables import TABLES, aligned, build_tables, markdown, pipe_table, remarks
 
 
 @pytest.fixture

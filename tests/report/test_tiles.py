@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from report_data import LABELS, make_profile, without, write_profile
 
+from ptsr_edge.report.accuracy_charts import _area, _outline, _shrunk, confusion, kept
 from ptsr_edge.report.comparison import Comparison, compare, read_sources
-from ptsr_edge.report.tiles import _area, _outline, _shrunk, confusion, kept
-from ptsr_edge.report.verdict import decide
+from ptsr_edge.report.recommendation import decide
 
 
 def compared(folder: Path) -> Comparison:

@@ -9,9 +9,9 @@ from report_data import make_profile, without, write_profile
 
 from ptsr_edge.profile.schema import Stages
 from ptsr_edge.report.comparison import compare, read_sources
-from ptsr_edge.report.svg import Picture
-from ptsr_edge.report.time_bars import stages, stages_ms
-from ptsr_edge.report.verdict import decide
+from ptsr_edge.report.cost_charts import stages, stages_ms
+from ptsr_edge.report.plotting import Picture
+from ptsr_edge.report.recommendation import decide
 
 
 def drawn(folder: Path) -> Picture:

@@ -10,7 +10,7 @@ from report_data import make_profile, write_profile
 
 from ptsr_edge.profile.schema import NOT_RUN, Measured, Profile
 from ptsr_edge.report.comparison import compare, ratio_text, read_sources
-from ptsr_edge.report.verdict import Verdict, decide
+from ptsr_edge.report.recommendation import Verdict, decide
 from ptsr_edge.stats.latency import Ratio
 
 
