@@ -16,7 +16,7 @@ from ptsr_edge.core.files import check_place
 from ptsr_edge.core.records import Record, parse
 from ptsr_edge.export.targets.base import Target
 from ptsr_edge.models.checkpoint import CheckpointInfo
-from ptsr_edge.runtimes.trt_flavour import Flavour, choose_capabilities
+from ptsr_edge.runtimes.tensorrt import Flavour, choose_capabilities
 
 if sys.version_info >= (3, 11):
     import tomllib

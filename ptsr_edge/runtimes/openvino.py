@@ -8,19 +8,66 @@ back: of the compiled model's configuration, and of each of its matrix products.
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.runtimes.telemetry import require_silenced
+from ptsr_edge.core.errors import InputError, JobError, require
+
+# FOLDED from runtimes.telemetry: OpenVINO and NNCF never call home from here, whatever the user's consent file says. Both hand their events to the package `openvino_telemetry`, and both work where it is not installed: OpenVINO with a stub of its own, NNCF with a mock. So before either is imported, that package is made to look absent. Importing OpenVINO alone sends an event otherwise; NNCF sends some without ever asking for consent.
+
+SENDER = "openvino_telemetry"
+
+_SENDING = (
+    "send_event",
+    "send_error",
+    "send_stack_trace",
+    "send_opt_in_event",
+    "start_session",
+    "end_session",
+)
+
+
+def silence() -> None:
+    """Turns the telemetry off for this process.
+
+    Where the application imported OpenVINO by itself before, what that import sent is gone; everything
+    after this call is dropped.
+    """
+    loaded: Any = sys.modules.get(SENDER)
+    if loaded is None:
+        # None makes the import system raise ModuleNotFoundError for that name.
+        cast(dict[str, Any], sys.modules)[SENDER] = None
+        return
+    for method in _SENDING:
+        setattr(loaded.Telemetry, method, _drop)
+    queue: Any = sys.modules.get(f"{SENDER}.utils.sender")
+    if queue is not None:
+        queue.TelemetrySender.send = _drop
+
+
+def require_silenced(module: str, extra: str, purpose: str) -> ModuleType:
+    """Imports `openvino` or `nncf` with their telemetry off; the only way in which this package does.
+
+    Raises:
+        MissingExtraError: the module is not installed; the message holds the `pip install` line.
+    """
+    silence()
+    return require(module, extra, purpose)
+
+
+def _drop(*_args: Any, **_kwargs: Any) -> None:
+    """Takes an event and sends nothing."""
+
 
 DEVICE = "CPU"
+
 RT_SECTION = "ptsr_edge"
 """Where an IR's `rt_info` says how it wants to be run: `precision`, `inference_precision`."""
 
@@ -28,6 +75,7 @@ CAPABILITY = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}
 """What OpenVINO calls the ability of a device to calculate in a type."""
 
 MATRIX_LAYERS = ("FullyConnected", "MatMul", "Convolution", "Gemm")
+
 INT8 = ("i8", "u8")
 
 

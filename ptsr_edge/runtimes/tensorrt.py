@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,9 +21,217 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
-from ptsr_edge.runtimes.trt_engine import MODULES, describe_gpus, shared_log
-from ptsr_edge.runtimes.trt_flavour import INSTALL
-from ptsr_edge.runtimes.trt_plan import Plan, read_plan, rebuild_line, require_capability, require_version
+from ptsr_edge.runtimes.trt_engine import MODULES, BuildError, describe_gpus, load_tensorrt, shared_log
+
+# FOLDED from runtimes.trt_flavour: Which TensorRT is there, what it can build here, and for which GPUs. Three flavours behind one way of building (`trt_engine`): `tensorrt` 10.x (Jetson), `tensorrt` 11.x, and `tensorrt-rtx`. The first two build for the GPU in the machine and need it; `tensorrt-rtx` builds without one, for the compute capabilities that are asked for.
+
+CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
+"""What tensorrt-rtx builds for: Turing, A100, RTX 30, RTX 40, RTX 50, GB10."""
+
+NO_FP32_PRODUCTS = ("SM75",)
+"""Compute capabilities for which tensorrt-rtx has no fp32 matrix products."""
+
+MAJORS = {"tensorrt": (10, 11), "tensorrt-rtx": (1,)}
+"""Major versions that are known to build what is exported here."""
+
+INSTALL = {
+    "tensorrt": "it comes with JetPack on a Jetson (python3 -m venv --system-site-packages), elsewhere with "
+    "NVIDIA's own TensorRT packages",
+    "tensorrt-rtx": "pip install 'ptsr-edge[trt]'",
+}
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """One TensorRT and whether it can build here.
+
+    Attributes:
+        name: `tensorrt` or `tensorrt-rtx`.
+        version: None where it is not installed.
+        hindrance: why it cannot build here; empty when it can.
+        cross: whether it builds for GPUs that are not in the machine.
+    """
+
+    name: str
+    version: str | None
+    hindrance: str
+    cross: bool
+
+
+def find_flavour(name: str) -> Flavour:
+    """What is there of one flavour.
+
+    Raises:
+        InputError: there is no flavour of that name.
+    """
+    if name not in MODULES:
+        raise InputError(f"unknown TensorRT flavour {name!r}; accepted: {', '.join(MODULES)}")
+    cross = name == "tensorrt-rtx"
+    try:
+        version = str(load_tensorrt(name)[1].__version__)
+    except BuildError as error:
+        return Flavour(name, None, f"not installed ({error}): {INSTALL[name]}", cross)
+    major = int(version.split(".")[0])
+    if major not in MAJORS[name]:
+        wanted = " or ".join(f"{known}.x" for known in MAJORS[name])
+        return Flavour(name, version, f"version {version} is installed, {wanted} is needed", cross)
+    if not cross and not describe_gpus():
+        return Flavour(name, version, "it builds on the GPU itself, and no NVIDIA GPU is here", cross)
+    return Flavour(name, version, "", cross)
+
+
+def find_flavours() -> list[Flavour]:
+    """All flavours, in the order in which they are preferred."""
+    return [find_flavour(name) for name in MODULES]
+
+
+def choose_flavour(name: str | None) -> Flavour:
+    """The one named, or the first that can build here.
+
+    Raises:
+        InputError: there is no flavour of that name.
+        MissingExtraError: none that was asked for is installed.
+        JobError: what is installed cannot build here.
+    """
+    found = [find_flavour(name)] if name else find_flavours()
+    for flavour in found:
+        if not flavour.hindrance:
+            return flavour
+    reasons = "; ".join(f"{flavour.name}: {flavour.hindrance}" for flavour in found)
+    kind = JobError if any(flavour.version for flavour in found) else MissingExtraError
+    raise kind(f"no TensorRT can build here: {reasons}")
+
+
+def choose_capabilities(flavour: Flavour, precision: str, asked: Sequence[str] | None) -> list[str]:
+    """The compute capabilities to build for: those asked for, else all that the precision allows.
+
+    Empty where the flavour builds for the GPU in the machine.
+
+    Args:
+        asked: such as `8.6`, `86`, `sm_86` or `SM86`.
+
+    Raises:
+        InputError: an unknown capability, one that the precision is not to be had on, or any for a
+            flavour that builds for the GPU in the machine only.
+    """
+    allowed = [name for name in CAPABILITIES if precision != "fp32" or name not in NO_FP32_PRODUCTS]
+    if not flavour.cross:
+        if asked:
+            raise InputError(f"{flavour.name} builds for the GPU in the machine only, got {', '.join(asked)}")
+        return []
+    names = list(dict.fromkeys(read_capability(text) for text in asked)) if asked is not None else allowed
+    if not names:
+        raise InputError(f"no compute capability given; accepted: {', '.join(allowed)}")
+    for name in names:
+        if name not in allowed:
+            raise InputError(f"tensorrt-rtx has no fp32 matrix products for {name}: fp16 and int8 do build")
+    return names
+
+
+def read_capability(text: str) -> str:
+    """A compute capability as TensorRT writes it: `8.6`, `86` or `sm_86` -> `SM86`.
+
+    Raises:
+        InputError: not one of `CAPABILITIES`.
+    """
+    match = re.fullmatch(r"(?:sm_?)?(\d+)\.?(\d)", str(text).strip(), flags=re.IGNORECASE)
+    name = f"SM{match[1]}{match[2]}" if match else ""
+    if name not in CAPABILITIES:
+        known = ", ".join(f"{entry[2:-1]}.{entry[-1]}" for entry in CAPABILITIES)
+        raise InputError(f"unknown compute capability {text!r}; tensorrt-rtx builds for {known}")
+    return name
+
+
+TAGS = {b"ftrt": "tensorrt", b"vtrt": "tensorrt-rtx"}
+
+HEADER_BYTES = 28
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan file.
+
+    Attributes:
+        flavour: `tensorrt` or `tensorrt-rtx`.
+        version: of the TensorRT that built it, such as `10.3.0.30`.
+        capabilities: compute capabilities it was built for (`SM86`), empty where no record tells.
+    """
+
+    path: Path
+    flavour: str
+    version: str
+    capabilities: tuple[str, ...]
+
+
+def read_plan(path: Path) -> Plan:
+    """Reads a plan's header and the record of its build beside it (`NAME.build.json`), if there is one.
+
+    Raises:
+        JobError: the file is missing, no plan, or not all of it is there.
+    """
+    try:
+        with path.open("rb") as stream:
+            header = stream.read(HEADER_BYTES)
+        size = path.stat().st_size
+    except OSError as error:
+        raise JobError(f"cannot read {path}: {error.strerror}; export the bundle again") from error
+    flavour = TAGS.get(header[:4])
+    if flavour is None or len(header) < HEADER_BYTES:
+        raise JobError(f"{path} is no TensorRT plan (it begins with {header[:4]!r}); export the bundle again")
+    expected, capabilities = _record(path)
+    if flavour == "tensorrt-rtx":
+        expected = int.from_bytes(header[16:24], "little")
+    if expected is not None and size != expected:
+        raise JobError(f"{path} has {size} bytes, {expected} are needed: truncated; export the bundle again")
+    version = ".".join(str(number) for number in header[24:28])
+    return Plan(path, flavour, version, capabilities)
+
+
+def require_version(plan: Plan, installed: str) -> None:
+    """Makes sure that a plan was built by the TensorRT that is to load it.
+
+    Raises:
+        JobError: it was built by another version.
+    """
+    if plan.version.split(".")[:4] != installed.split(".")[:4]:
+        raise JobError(
+            f"{plan.path.name} was built by {plan.flavour} {plan.version}, here is {installed}, and a plan "
+            f"loads in its own version only: {rebuild_line(plan)}"
+        )
+
+
+def require_capability(plan: Plan, gpu: dict[str, str]) -> None:
+    """Makes sure that a plan was built for a GPU's compute capability, where its record tells.
+
+    Raises:
+        JobError: it was built for others.
+    """
+    if plan.capabilities and gpu["capability"] not in plan.capabilities:
+        raise JobError(
+            f"{plan.path.name} was built for {', '.join(plan.capabilities)}, the GPU here is {gpu['name']} "
+            f"({gpu['capability']}): {rebuild_line(plan)}"
+        )
+
+
+def rebuild_line(plan: Plan) -> str:
+    """The command that builds a plan anew where it is to run."""
+    return f"run `python3 build_on_device.py` in {plan.path.parent}"
+
+
+def _record(path: Path) -> tuple[int | None, tuple[str, ...]]:
+    """A plan's length and compute capabilities, as far as the record of its build tells."""
+    side = path.with_suffix(".build.json")
+    if not side.is_file():
+        return None, ()
+    try:
+        engine = json.loads(side.read_text(encoding="utf-8"))["engine"] or {}
+        size = engine.get("bytes")
+        gpu = engine.get("gpu") or {}
+        capabilities = engine.get("capabilities") or ([gpu["capability"]] if "capability" in gpu else [])
+        return None if size is None else int(size), tuple(str(name) for name in capabilities)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise JobError(f"{side} is damaged ({error!r}); export the bundle again") from error
+
 
 TYPES: dict[str, np.dtype[Any]] = {"FLOAT": np.dtype(np.float32), "INT64": np.dtype(np.int64)}
 

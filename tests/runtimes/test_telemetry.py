@@ -21,7 +21,7 @@ from no_network import CI, FILTERED, NO_FILTER, run_watched
 import ptsr_edge
 from ptsr_edge.bundle import read_bundle
 from ptsr_edge.core.errors import MissingExtraError
-from ptsr_edge.runtimes.telemetry import require_silenced
+from ptsr_edge.runtimes.openvino import require_silenced
 
 WATCH = """
 import sys

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
-from ptsr_edge.runtimes.trt_flavour import (
+from ptsr_edge.runtimes.tensorrt import (
     CAPABILITIES,
     Flavour,
     choose_capabilities,
@@ -86,6 +86,6 @@ def test_flavours_come_in_the_order_of_preference() -> None:
 
 def test_one_that_is_there_and_cannot_build_is_a_failed_job(monkeypatch: pytest.MonkeyPatch) -> None:
     old = Flavour("tensorrt", "8.6.1", "version 8.6.1 is installed, 10.x or 11.x is needed", cross=False)
-    monkeypatch.setattr("ptsr_edge.runtimes.trt_flavour.find_flavour", lambda _name: old)
+    monkeypatch.setattr("ptsr_edge.runtimes.tensorrt.find_flavour", lambda _name: old)
     with pytest.raises(JobError, match=r"10.x or 11.x is needed"):
         choose_flavour("tensorrt")

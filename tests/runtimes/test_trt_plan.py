@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ptsr_edge.core.errors import JobError
-from ptsr_edge.runtimes.trt_plan import Plan, read_plan, require_capability, require_version
+from ptsr_edge.runtimes.tensorrt import Plan, read_plan, require_capability, require_version
 
 
 def plan_file(

@@ -37,8 +37,14 @@ from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import write_whole
 from ptsr_edge.export.targets.base import Artifact, BuildRequest, variant_id
-from ptsr_edge.runtimes.openvino import RT_SECTION, OpenVinoRunner, can_calculate, last_line, load_openvino
-from ptsr_edge.runtimes.telemetry import require_silenced
+from ptsr_edge.runtimes.openvino import (
+    RT_SECTION,
+    OpenVinoRunner,
+    can_calculate,
+    last_line,
+    load_openvino,
+    require_silenced,
+)
 
 # FOLDED from export.targets.quantize_openvino: 8-bit OpenVINO models by NNCF: what is quantized, how, and what stays in float32.
 

@@ -43,8 +43,7 @@ from ptsr_edge.export.targets.typed_graph import (
     to_strong_fp16,
 )
 from ptsr_edge.runtimes import build_on_device, trt_engine
-from ptsr_edge.runtimes.tensorrt import TrtRunner, why_not_here
-from ptsr_edge.runtimes.trt_flavour import Flavour, choose_capabilities, choose_flavour
+from ptsr_edge.runtimes.tensorrt import Flavour, TrtRunner, choose_capabilities, choose_flavour, why_not_here
 
 SCRIPT = "build_on_device.py"
 

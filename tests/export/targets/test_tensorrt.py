@@ -24,7 +24,7 @@ from ptsr_edge.export.targets.tensorrt import (
 )
 from ptsr_edge.export.targets.typed_graph import product_types
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
-from ptsr_edge.runtimes.trt_flavour import Flavour, choose_flavour
+from ptsr_edge.runtimes.tensorrt import Flavour, choose_flavour
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
