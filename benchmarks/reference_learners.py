@@ -24,8 +24,7 @@ from ptsr_edge.evaluate.executor import Arrays
 from ptsr_edge.models.inference import predict_logits
 from ptsr_edge.models.ptsr import MeanReadout, Output
 from ptsr_edge.train.augment import flip_horizontally
-from ptsr_edge.train.ridge import REACH, STRENGTH, solve_means
-from ptsr_edge.train.trainer import Recipe, class_weights, digest_weights, fit
+from ptsr_edge.train.trainer import REACH, STRENGTH, Recipe, class_weights, digest_weights, fit, solve_means
 from ptsr_edge.vision.flow import resize, to_input
 
 SIDE = 28

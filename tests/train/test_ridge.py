@@ -13,8 +13,7 @@ from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
 from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.models.ptsr import MeanReadout, Ptsr, build_model
 from ptsr_edge.train.augment import flip_horizontally
-from ptsr_edge.train.ridge import REACH, STRENGTH, solve_means
-from ptsr_edge.train.trainer import Recipe, class_weights, fit
+from ptsr_edge.train.trainer import REACH, STRENGTH, Recipe, class_weights, fit, solve_means
 from ptsr_edge.vision.flow import to_input
 
 
