@@ -23,7 +23,7 @@ from ptsr_edge.camera.sources import TimedFrame, require_av
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.core.files import check_file, staged_file
-from ptsr_edge.vision.crop_window import CropRing, CropWindow, Region
+from ptsr_edge.vision.face_tracking import CropRing, CropWindow, Region
 from ptsr_edge.vision.flow import optical_flow
 
 if TYPE_CHECKING:

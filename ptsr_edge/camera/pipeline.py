@@ -30,9 +30,8 @@ from ptsr_edge.camera.stream import CameraStream, OnlineSpotter, Sighting, check
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.records import Record
-from ptsr_edge.vision.crop_window import Region
 from ptsr_edge.vision.face_detection import Face, FaceOption, open_detector
-from ptsr_edge.vision.face_tracking import DETECT_EVERY_S
+from ptsr_edge.vision.face_tracking import DETECT_EVERY_S, Region
 from ptsr_edge.vision.flow import flow_sample
 
 # FOLDED from camera.camera_event: What the camera answers: one record an event, one JSON line a record.

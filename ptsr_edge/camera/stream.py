@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from ptsr_edge.camera.metrics import Counters
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.vision.crop_window import CropRing, CropWindow, Gray, Region
 from ptsr_edge.vision.face_detection import Detector, Face, FixedCrop, Frame
-from ptsr_edge.vision.face_tracking import DETECT_EVERY_S, FaceTracker
+from ptsr_edge.vision.face_tracking import DETECT_EVERY_S, CropRing, CropWindow, FaceTracker, Gray, Region
 from ptsr_edge.vision.flow import MIN_FRAME
 
 MAX_GAP_S = 0.5

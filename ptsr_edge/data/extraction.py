@@ -31,8 +31,8 @@ from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, requi
 from ptsr_edge.core.files import sha256_of, write_whole
 from ptsr_edge.core.system import installed
 from ptsr_edge.data.annotations import Clip, Finding, RowFault
-from ptsr_edge.vision.crop_window import CropWindow, region_of
 from ptsr_edge.vision.face_detection import TWO_WAYS, Detector, open_detector
+from ptsr_edge.vision.face_tracking import CropWindow, region_of
 from ptsr_edge.vision.flow import MIN_FRAME, flow_sample
 
 # FOLDED from data.png: Whether a PNG file is whole, which OpenCV does not say.

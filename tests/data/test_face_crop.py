@@ -13,8 +13,8 @@ from test_face_boxes import yunet_like
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.annotations import RowFault
 from ptsr_edge.data.extraction import FaceFinder, face_finder, face_pair
-from ptsr_edge.vision.crop_window import region_of
 from ptsr_edge.vision.face_detection import Face
+from ptsr_edge.vision.face_tracking import region_of
 
 
 @pytest.fixture(scope="module")

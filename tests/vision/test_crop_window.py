@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from camera_data import face_image, scene
 
-from ptsr_edge.vision.crop_window import MAX_SHIFT, CropRing, CropWindow, Region, region_of
 from ptsr_edge.vision.face_detection import Face
+from ptsr_edge.vision.face_tracking import MAX_SHIFT, CropRing, CropWindow, Region, region_of
 
 
 def test_a_frame_that_is_the_crop_comes_back_bit_for_bit() -> None:
