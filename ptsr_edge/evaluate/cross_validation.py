@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptsr_edge.core.config import ModelConfig
+from ptsr_edge.core.disk_cache import closure_digest
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import sha256_of
 from ptsr_edge.data.datasets import FlowData
@@ -35,29 +36,6 @@ from ptsr_edge.models.inference import predict_logits
 from ptsr_edge.models.ptsr import Model, random_tokens
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.train.trainer import Recipe, digest_weights, fit
-
-DECIDING = (
-    "core/config",
-    "evaluate/cross_validation",
-    "evaluate/model_learner",
-    "evaluate/protocol",
-    "export/onnx_graph",
-    "export/parity",
-    "export/refill",
-    "export/rewrite",
-    "export/static_model",
-    "models/blocks",
-    "models/checkpoint",
-    "models/inference",
-    "models/ptsr",
-    "models/selection",
-    "runtimes/onnxruntime",
-    "train/augment",
-    "train/ridge",
-    "train/trainer",
-    "vision/flow",
-)
-"""Modules whose source decides what a fold's model answers: a result is taken over only where all are the same."""
 
 TOOLS = ("torch", "numpy", "onnx", "onnxruntime")
 
@@ -182,11 +160,8 @@ def run_fold(shared: _Shared, job: _Job) -> Arrays:
 
 @cache
 def deciding_versions() -> dict[str, str]:
-    """Versions of the tools, and a digest of the modules, that decide what a fold gives; asked once a process."""
-    digest = hashlib.sha256()
-    for name in DECIDING:
-        digest.update((Path(__file__).parents[1] / f"{name}.py").read_bytes())
-    return {"code": digest.hexdigest(), **{tool: version(tool) for tool in TOOLS}}
+    """Versions of the tools, and a digest of the source, that decide what a fold gives; asked once a process."""
+    return {"code": closure_digest(__name__), **{tool: version(tool) for tool in TOOLS}}
 
 
 def _jobs(shared: _Shared, protocol: str, seeds: Sequence[int], groups: int) -> Iterator[_Job]:

@@ -205,10 +205,10 @@ def operator_shares(
 def shares_of(times: Iterable[tuple[str, float]]) -> dict[str, float]:
     """Operators with their times in any unit -> shares by class, the largest first, 1 in all."""
     sums: Counter[str] = Counter()
-    for name, time in times:
-        sums[_CLASS_OF.get(name, name)] += time  # type: ignore[assignment]  # a Counter holds floats as well
+    for name, spent in times:
+        sums[_CLASS_OF.get(name, name)] += spent  # type: ignore[assignment]  # a Counter holds floats as well
     total = sum(sums.values())
-    return {name: time / total for name, time in sums.most_common() if time > 0}
+    return {name: spent / total for name, spent in sums.most_common() if spent > 0}
 
 
 def _operator_times_onnx_runtime(

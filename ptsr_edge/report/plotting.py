@@ -194,7 +194,7 @@ def _view_box(inline: str) -> str:
 
 def _strip_size(svg: str) -> str:
     """The page decides how large a drawing is; joints were set by the dropped style sheet."""
-    end = index(">", index("<svg"))
+    end = svg.index(">", svg.index("<svg"))
     head = re.sub(r'\s(width|height|version|xmlns:xlink)="[^"]*"', "", svg[:end])
     head += ' stroke-linejoin="round" stroke-linecap="butt"'
     return (head + svg[end:]).replace("xlink:href", "href")

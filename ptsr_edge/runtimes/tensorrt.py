@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
-from ptsr_edge.runtimes.trt_engine import MODULES, BuildError, describe_gpus, load_tensorrt, shared_log
+from ptsr_edge.runtimes.build_on_device import MODULES, BuildError, describe_gpus, load_tensorrt, shared_log
 
 # FOLDED from runtimes.trt_flavour: Which TensorRT is there, what it can build here, and for which GPUs. Three flavours behind one way of building (`trt_engine`): `tensorrt` 10.x (Jetson), `tensorrt` 11.x, and `tensorrt-rtx`. The first two build for the GPU in the machine and need it; `tensorrt-rtx` builds without one, for the compute capabilities that are asked for.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,16 @@ import pytest
 from dask_cluster import dask_cluster
 from fold_data import TOY, NearestMean, composite, toy_learner
 
+from ptsr_edge.core.disk_cache import closure_digest
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.evaluate import cross_validation
 from ptsr_edge.evaluate import cross_validation as model_learner
-from ptsr_edge.evaluate.cross_validation import DECIDING, Learner, cross_validate, deciding_versions
+from ptsr_edge.evaluate.cross_validation import Learner, cross_validate, deciding_versions
 from ptsr_edge.evaluate.evaluation import folds
 from ptsr_edge.models.ptsr import build_model
 
 DATA = composite()
-PACKAGE = Path(cross_validation.__file__).parent
 
 
 def logits(learners: Sequence[Learner], seeds: Sequence[int] = (0, 1), **how: Any) -> list[bytes]:
@@ -105,19 +105,11 @@ def test_kept_folds_are_taken_over_where_all_is_the_same(
     assert len(fitted) == 20
 
 
-def test_code_that_decides_is_in_the_digest() -> None:
-    """All modules that the learner's module stands on, but for those that hold no arithmetic of a fold."""
-    idle = {"__init__", "console", "data", "engine", "errors", "manifest", "metrics", "schema", "storage"}
-    modules = {path.stem for path in PACKAGE.glob("*.py")}
-    needed, left = set(), {"cross_validation", "model_learner"}
-    while left:
-        name = left.pop()
-        needed.add(name)
-        for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ptsr_edge."):
-                left |= {str(node.module).partition(".")[2]} - needed - idle
-    assert set(DECIDING) == needed & modules
-    assert set(deciding_versions()) == {"code", *cross_validation.TOOLS}
+def test_what_decides_a_fold_is_told_by_source_and_tools() -> None:
+    assert deciding_versions() == {
+        "code": closure_digest("ptsr_edge.evaluate.cross_validation"),
+        **{tool: version(tool) for tool in cross_validation.TOOLS},
+    }
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ ov = pytest.importorskip("openvino", reason="openvino is missing: pip install 'p
 
 from ptsr_edge.export.targets.openvino import OpenVinoTarget  # noqa: E402
 from ptsr_edge.runtimes import openvino as backend_openvino  # noqa: E402
-from ptsr_edge.runtimes.openvino import (
+from ptsr_edge.runtimes.openvino import (  # noqa: E402
     DEVICE,
     OpenVinoRunner,
     check_precision,

@@ -12,8 +12,8 @@ from typed_graphs import CONFIG, TOKENS, flows, request
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 from ptsr_edge.export.targets.tensorrt import TrtTarget
 from ptsr_edge.export.targets.typed_graph import TypedGraphRunner
+from ptsr_edge.runtimes.build_on_device import describe_gpus
 from ptsr_edge.runtimes.tensorrt import Cuda, TrtRunner, check_plan, why_not_here
-from ptsr_edge.runtimes.trt_engine import describe_gpus
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,

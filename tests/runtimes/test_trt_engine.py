@@ -15,10 +15,9 @@ import pytest
 from onnx import TensorProto, helper
 from typed_graphs import graph, small_graph
 
-from ptsr_edge.export.targets.tensorrt import device_script
 from ptsr_edge.export.targets.typed_graph import product_types, to_strong_fp16
-from ptsr_edge.runtimes import trt_engine
-from ptsr_edge.runtimes.trt_engine import (
+from ptsr_edge.runtimes import build_on_device
+from ptsr_edge.runtimes.build_on_device import (
     BuildError,
     build_plan,
     count_products,
@@ -153,7 +152,7 @@ def test_an_engine_that_tells_nothing_is_not_judged() -> None:
 
 
 def test_a_missing_module_is_named() -> None:
-    if trt_engine.load_tensorrt.__module__ and "tensorrt" in sys.modules:
+    if build_on_device.load_tensorrt.__module__ and "tensorrt" in sys.modules:
         pytest.skip("tensorrt is installed here")
     with pytest.raises(BuildError, match=r"no TensorRT here \(tensorrt: No module named 'tensorrt'"):
         load_tensorrt("tensorrt")
@@ -161,7 +160,7 @@ def test_a_missing_module_is_named() -> None:
 
 def test_the_device_script_needs_nothing_but_the_standard_library() -> None:
     imported = set()
-    for node in ast.walk(ast.parse(device_script())):
+    for node in ast.walk(ast.parse(Path(build_on_device.__file__).read_text())):
         if isinstance(node, ast.Import):
             imported |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -42,7 +42,7 @@ from ptsr_edge.export.targets.typed_graph import (
     require_types,
     to_strong_fp16,
 )
-from ptsr_edge.runtimes import build_on_device, trt_engine
+from ptsr_edge.runtimes import build_on_device
 from ptsr_edge.runtimes.tensorrt import Flavour, TrtRunner, choose_capabilities, choose_flavour, why_not_here
 
 SCRIPT = "build_on_device.py"
@@ -177,7 +177,7 @@ def write_graphs(request: BuildRequest, options: TrtOptions) -> dict[int, Path]:
             path.with_suffix(".build.json"),
             {"schema": 1, "graph": graph, "tools": tools, "settings": settings[path], "engine": None},
         )
-    write_whole(request.folder / SCRIPT, device_script())
+    write_whole(request.folder / SCRIPT, Path(build_on_device.__file__).read_text(encoding="utf-8"))
     return paths
 
 
@@ -230,16 +230,6 @@ def typed_graph(
     return typed, dict(require_types(typed, precision, kept))
 
 
-def device_script() -> str:
-    """`build_on_device` with the one module that it imports put in its place: a script that stands alone."""
-    script = Path(build_on_device.__file__).read_text(encoding="utf-8")
-    engine = Path(trt_engine.__file__).read_text(encoding="utf-8")
-    _, _, body = engine.partition("from __future__ import annotations\n")
-    begin = script.index("from ptsr_edge.runtimes.trt_engine import")
-    end = script.index("TRTEXEC =")
-    return f"{script[:begin]}{body.strip()}\n\n{script[end:]}"
-
-
 def run_builder(path: Path, flavour: Flavour, capabilities: list[str]) -> None:
     """Builds one graph by the script beside it, in a process of its own.
 
@@ -254,7 +244,7 @@ def run_builder(path: Path, flavour: Flavour, capabilities: list[str]) -> None:
         return
     if done.returncode < 0:
         suspects = sorted({node.op_type for node in onnx.load(path, load_external_data=False).graph.node})
-        hints = [f"{op}: {trt_engine.HINTS[op]}" for op in suspects if op in _CRASHING]
+        hints = [f"{op}: {build_on_device.HINTS[op]}" for op in suspects if op in _CRASHING]
         raise JobError(
             f"{flavour.name} {flavour.version} crashed ({signal.Signals(-done.returncode).name}) on "
             f"{path.name}; {'; '.join(hints) or 'no operator in it is known to do that'}"

@@ -18,14 +18,14 @@ from ptsr_edge.runtimes.onnxruntime import OrtRunner
 ov = pytest.importorskip("openvino", reason="openvino is missing: pip install 'ptsr-edge[openvino]'")
 pytest.importorskip("nncf", reason="nncf is missing: pip install 'ptsr-edge[openvino]'")
 
-from ptsr_edge.export.targets.openvino import (
+from ptsr_edge.export.targets.openvino import (  # noqa: E402
     INFERENCE_PRECISION,
     OpenVinoTarget,
     WeightsPool,
     keep_reduced_axes,
     read_onnx,
     save,
-    selection_only,  # noqa: E402
+    selection_only,
 )
 from ptsr_edge.runtimes.openvino import can_calculate, compile_ir, read_ir  # noqa: E402
 

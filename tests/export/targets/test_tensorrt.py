@@ -18,11 +18,11 @@ from ptsr_edge.export.targets.tensorrt import (
     NoEngineError,
     TrtOptions,
     TrtTarget,
-    device_script,
     run_builder,
     write_graphs,
 )
 from ptsr_edge.export.targets.typed_graph import product_types
+from ptsr_edge.runtimes import build_on_device
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.runtimes.tensorrt import Flavour, choose_flavour
 
@@ -92,7 +92,9 @@ def test_without_a_builder_graph_and_script_are_what_is_left(
         f"ptsr-test-trt-fp16-k{TOKENS}.onnx", f"ptsr-test-trt-fp16-k{TOKENS}.build.json",
         "build_on_device.py", "weights-trt-fp16.bin",
     }  # fmt: skip
-    assert (tmp_path / "bundle" / "build_on_device.py").read_text() == device_script()
+    assert (tmp_path / "bundle" / "build_on_device.py").read_text() == Path(
+        build_on_device.__file__
+    ).read_text()
     assert "none yet" in artifact.runs_on["device"]
 
 
