@@ -21,10 +21,18 @@ from torch.nn import functional as F
 from ptsr_edge.core.config import ModelConfig, named_model
 from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.evaluate.executor import Arrays
-from ptsr_edge.models.inference import predict_logits
+from ptsr_edge.models.checkpoint import predict_logits
 from ptsr_edge.models.ptsr import MeanReadout, Output
-from ptsr_edge.train.augment import flip_horizontally
-from ptsr_edge.train.trainer import REACH, STRENGTH, Recipe, class_weights, digest_weights, fit, solve_means
+from ptsr_edge.train.trainer import (
+    REACH,
+    STRENGTH,
+    Recipe,
+    class_weights,
+    digest_weights,
+    fit,
+    flip_horizontally,
+    solve_means,
+)
 from ptsr_edge.vision.flow import resize, to_input
 
 SIDE = 28

@@ -9,7 +9,7 @@ import pytest
 
 from ptsr_edge import Session
 from ptsr_edge.core.config import Preprocess
-from ptsr_edge.data.synthetic.clips import render_clip
+from ptsr_edge.data.synthetic_clips import render_clip
 from ptsr_edge.export.exporter import export_bundle
 from ptsr_edge.vision.flow import flow_sample, normalise, optical_strain
 

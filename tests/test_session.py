@@ -19,8 +19,7 @@ from ptsr_edge.bundle import MANIFEST, describe_file, read_bundle, write_bundle
 from ptsr_edge.core.config import LABELS
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.export.exporter import export_bundle
-from ptsr_edge.models.checkpoint import load_checkpoint
-from ptsr_edge.models.inference import predict_logits
+from ptsr_edge.models.checkpoint import load_checkpoint, predict_logits
 from ptsr_edge.runtimes import tensorrt as backend_trt
 from ptsr_edge.vision.flow import to_input
 

@@ -13,13 +13,12 @@ import click
 from ptsr_edge.core.config import LABELS
 from ptsr_edge.core.console import Verb, finish
 from ptsr_edge.core.errors import InputError
+from ptsr_edge.data import synthetic_clips as synthetic
 from ptsr_edge.data.annotations import Annotations, Finding, skips_unfit
 from ptsr_edge.data.catalog import COMPOSITE, RECORDED, Published
 from ptsr_edge.data.datasets import DATA_NAMES, _check_name, reading_options
 from ptsr_edge.data.extraction import finder_for, look_at_clips
-from ptsr_edge.data.megc_flow import read_fields, read_megc_flow
-from ptsr_edge.data.recorded import read_composite, read_recorded
-from ptsr_edge.data.synthetic import clips as synthetic
+from ptsr_edge.data.recorded import read_composite, read_fields, read_megc_flow, read_recorded
 
 SHOWN = 3
 """How many findings of one kind a line is printed for."""

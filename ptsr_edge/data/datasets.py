@@ -24,13 +24,12 @@ from numpy.typing import NDArray
 
 from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.errors import InputError
+from ptsr_edge.data import synthetic_clips as synthetic
 from ptsr_edge.data.annotations import Annotations, Clip, Finding, refuse_unfit, skips_unfit
 from ptsr_edge.data.catalog import RECORDED
 from ptsr_edge.data.extraction import finder_for, measure_clips
-from ptsr_edge.data.megc_flow import read_fields, read_megc_flow
-from ptsr_edge.data.recorded import read_composite, read_recorded
-from ptsr_edge.data.synthetic import clips as synthetic
-from ptsr_edge.data.synthetic.faces import REFERENCE_SIZE
+from ptsr_edge.data.recorded import read_composite, read_fields, read_megc_flow, read_recorded
+from ptsr_edge.data.synthetic_faces import REFERENCE_SIZE
 from ptsr_edge.vision import flow as flow_module
 from ptsr_edge.vision.flow import resize
 

@@ -29,8 +29,7 @@ from ptsr_edge.evaluate.evaluation import (
 from ptsr_edge.evaluate.executor import ENGINES
 from ptsr_edge.evaluate.folds import FoldCall, default_rates, evaluate_folds, lines_of_folds
 from ptsr_edge.export.targets.base import THROUGH_GRAPH
-from ptsr_edge.models.checkpoint import load_checkpoint
-from ptsr_edge.models.inference import DEVICES
+from ptsr_edge.models.checkpoint import DEVICES, load_checkpoint
 
 
 def _evaluate_trained(

@@ -31,8 +31,7 @@ from ptsr_edge.evaluate.evaluation import GROUPS, Fold, folds
 from ptsr_edge.evaluate.executor import Arrays, Task, run_tasks
 from ptsr_edge.export.onnx_graph import Template, export_template
 from ptsr_edge.export.parity import eager_reference, measure_parity, require_parity
-from ptsr_edge.models.checkpoint import starting_checkpoint
-from ptsr_edge.models.inference import predict_logits
+from ptsr_edge.models.checkpoint import predict_logits, starting_checkpoint
 from ptsr_edge.models.ptsr import Model, random_tokens
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.train.trainer import Recipe, digest_weights, fit

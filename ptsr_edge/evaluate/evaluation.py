@@ -15,7 +15,7 @@ from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.data.datasets import HELD_OUT, FlowData, split_subjects
 from ptsr_edge.export.targets.base import THROUGH_ARTIFACT, THROUGH_GRAPH
-from ptsr_edge.models.inference import predict_logits
+from ptsr_edge.models.checkpoint import predict_logits
 from ptsr_edge.models.ptsr import Model
 from ptsr_edge.session import Session, why_not_here
 from ptsr_edge.stats.classification import confusion, per_class_recall, uar, uf1

@@ -17,7 +17,7 @@ from ptsr_edge.data.datasets import FlowData, load
 from ptsr_edge.evaluate.cross_validation import THROUGH, Answers, ModelLearner, cross_validate
 from ptsr_edge.evaluate.evaluation import GROUPS, PROTOCOLS, figures, folds
 from ptsr_edge.evaluate.executor import check_engine
-from ptsr_edge.models.inference import choose_device
+from ptsr_edge.models.checkpoint import choose_device
 from ptsr_edge.stats.classification import Metric, paired_bootstrap, uar, uf1
 from ptsr_edge.train.trainer import recipe_for
 

@@ -46,8 +46,14 @@ from ptsr_edge.core.files import staged_folder, write_json
 from ptsr_edge.core.system import describe_cpu, describe_gpus, installed
 from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.export.accuracy_control import build_within, rank_layers, uar_of
-from ptsr_edge.export.calibration import budgets_from_data, calibration_side, draw
-from ptsr_edge.export.cascade import calibrate, cascade_samples, check_reach
+from ptsr_edge.export.calibration import (
+    budgets_from_data,
+    calibrate,
+    calibration_side,
+    cascade_samples,
+    check_reach,
+    draw,
+)
 from ptsr_edge.export.config import Rates, check_budgets, check_options, check_out, check_targets, rates_of
 from ptsr_edge.export.onnx_graph import add_metadata, trace, write_sharing_weights
 from ptsr_edge.export.parity import (
@@ -71,8 +77,7 @@ from ptsr_edge.export.targets.base import (
 from ptsr_edge.export.targets.onnxruntime import CpuTarget
 from ptsr_edge.export.targets.openvino import OpenVinoTarget
 from ptsr_edge.export.targets.tensorrt import NoEngineError, TrtTarget
-from ptsr_edge.models.checkpoint import CheckpointInfo, resolve
-from ptsr_edge.models.inference import predict_logits
+from ptsr_edge.models.checkpoint import CheckpointInfo, predict_logits, resolve
 from ptsr_edge.models.macs import count_macs
 from ptsr_edge.models.ptsr import Model, count_parameters
 from ptsr_edge.runtimes.base import Runner

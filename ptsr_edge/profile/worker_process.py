@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from ptsr_edge.bundle import Bundle, Variant, read_bundle
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError, PtsrError
-from ptsr_edge.data.synthetic.faces import base_face
+from ptsr_edge.data.synthetic_faces import base_face
 from ptsr_edge.profile.roofline import measure_ceiling, operator_shares
 from ptsr_edge.runtimes.base import RUNTIMES
 from ptsr_edge.session import Session, find_variant, open_variant

@@ -20,8 +20,14 @@ from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_file
 from ptsr_edge.data.catalog import LICENCES
 from ptsr_edge.data.datasets import DATA_NAMES, FlowData, load, reading_options, split_subjects
-from ptsr_edge.models.checkpoint import CheckpointInfo, load_vit, save_checkpoint
-from ptsr_edge.models.inference import DEVICES, choose_device, predict_logits
+from ptsr_edge.models.checkpoint import (
+    DEVICES,
+    CheckpointInfo,
+    choose_device,
+    load_vit,
+    predict_logits,
+    save_checkpoint,
+)
 from ptsr_edge.models.ptsr import Model, Ptsr, Vit
 from ptsr_edge.stats.classification import confusion, uar, uf1
 from ptsr_edge.train.trainer import Recipe, first_weights, fit, recipe_for

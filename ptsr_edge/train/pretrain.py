@@ -18,8 +18,7 @@ from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_file
 from ptsr_edge.data.datasets import HELD_OUT, closely_cropped, split_subjects
 from ptsr_edge.evaluate.evaluation import figures
-from ptsr_edge.models.checkpoint import CheckpointInfo, save_checkpoint
-from ptsr_edge.models.inference import predict_logits
+from ptsr_edge.models.checkpoint import CheckpointInfo, predict_logits, save_checkpoint
 from ptsr_edge.train.cli import model_card, tool_versions
 from ptsr_edge.train.trainer import PRETRAINING, fit
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ptsr_edge.camera.face_motion import EYES, REGIONS, SIDE, MotionMeter, expressive_mask
-from ptsr_edge.data.synthetic import faces
-from ptsr_edge.data.synthetic.faces import LANDMARKS, View
+from ptsr_edge.data import synthetic_faces as faces
+from ptsr_edge.data.synthetic_faces import LANDMARKS, View
 
 pytest.importorskip("cv2")
 

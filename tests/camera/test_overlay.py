@@ -8,7 +8,7 @@ import pytest
 from ptsr_edge.camera.output import STRIP, Overlay, flow_colours
 from ptsr_edge.camera.pipeline import Box, Event, View
 from ptsr_edge.core.config import Preprocess
-from ptsr_edge.data.synthetic.clips import render_clip
+from ptsr_edge.data.synthetic_clips import render_clip
 from ptsr_edge.vision.flow import optical_flow
 
 MS = 1_000_000

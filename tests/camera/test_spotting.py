@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from ptsr_edge.camera.spotting import Spot, SpotSettings, Spotter
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data.synthetic.video import Script, draw_script, film
+from ptsr_edge.data.synthetic_video import Script, draw_script, film
 
 pytest.importorskip("cv2")
 

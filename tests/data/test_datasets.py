@@ -16,7 +16,7 @@ import recorded_trees
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data import datasets as data
-from ptsr_edge.data import megc_flow
+from ptsr_edge.data import recorded as megc_flow
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "megc_flow"
 

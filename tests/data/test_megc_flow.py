@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data import megc_flow
+from ptsr_edge.data import recorded as megc_flow
 
 ROWS = [
     ("casme2", "sub01", "EP02_01f", 1),

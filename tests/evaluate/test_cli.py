@@ -16,8 +16,7 @@ from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.datasets import load
 from ptsr_edge.evaluate.cli import lines_of, main
 from ptsr_edge.evaluate.evaluation import evaluate_bundle, judged_samples
-from ptsr_edge.models.checkpoint import load_checkpoint
-from ptsr_edge.models.inference import predict_logits
+from ptsr_edge.models.checkpoint import load_checkpoint, predict_logits
 from ptsr_edge.runtimes.build_on_device import describe_gpus
 
 SUBJECTS = ["synthetic/001", "synthetic/002", "synthetic/003"]

@@ -13,7 +13,7 @@ from ptsr_edge.evaluate.cross_validation import ModelLearner, artifact_logits
 from ptsr_edge.export import onnx_graph
 from ptsr_edge.export import onnx_graph as refill
 from ptsr_edge.export.onnx_graph import export_template
-from ptsr_edge.models.inference import predict_logits
+from ptsr_edge.models.checkpoint import predict_logits
 from ptsr_edge.models.ptsr import Model
 from ptsr_edge.train.trainer import fit
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.datasets import FlowData, split_subjects
-from ptsr_edge.data.synthetic.clips import subject_names
+from ptsr_edge.data.synthetic_clips import subject_names
 from ptsr_edge.evaluate.evaluation import folds
 from ptsr_edge.export.calibration import MASS, QUANTILES, budgets_from_data, calibration_side, draw
 from ptsr_edge.models.checkpoint import CheckpointInfo

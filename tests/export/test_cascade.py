@@ -11,7 +11,7 @@ from bundle_data import tiny_flows, write_tiny_bundle
 from ptsr_edge.bundle import read_bundle
 from ptsr_edge.camera.inference import goes_on, probability_margin
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.export.cascade import (
+from ptsr_edge.export.calibration import (
     MARGINS,
     SYNTHETIC_SEED,
     calibrate,

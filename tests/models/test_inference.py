@@ -8,7 +8,7 @@ import torch
 
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.models.inference import choose_device, predict_logits
+from ptsr_edge.models.checkpoint import choose_device, predict_logits
 from ptsr_edge.models.ptsr import build_model, random_tokens
 
 CONFIG = ModelConfig(

@@ -13,8 +13,7 @@ from bundle_data import PATCH, SIDE, tiny_flows, write_tiny_bundle
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess, Score
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import sha256_of
-from ptsr_edge.models.checkpoint import CheckpointInfo, save_checkpoint
-from ptsr_edge.models.inference import predict_logits
+from ptsr_edge.models.checkpoint import CheckpointInfo, predict_logits, save_checkpoint
 from ptsr_edge.models.ptsr import Ptsr, build_model, dynamic_counts, strain_scores
 from ptsr_edge.profile.accuracy import compare_selections, dynamic_record, eager_model
 from ptsr_edge.stats.classification import confusion, gain_interval, paired_bootstrap, uar

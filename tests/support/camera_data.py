@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.bundle import Cascade
-from ptsr_edge.data.synthetic.clips import person
-from ptsr_edge.data.synthetic.faces import View, render
+from ptsr_edge.data.synthetic_clips import person
+from ptsr_edge.data.synthetic_faces import View, render
 from ptsr_edge.vision.face_detection import Face
 
 FRAME_NS = 33_333_333

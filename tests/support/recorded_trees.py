@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import openpyxl
 
-from ptsr_edge.data.synthetic import clips as synthetic
+from ptsr_edge.data import synthetic_clips as synthetic
 
 CASME2_HEADING = ("Subject", "Filename", None, "OnsetFrame", "ApexFrame", "OffsetFrame", None, "Action Units",
                   "Estimated Emotion")  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ptsr_edge.train.augment import (
+from ptsr_edge.train.trainer import (
     Augmentation,
     add_affine_flow,
     augment,

@@ -17,8 +17,7 @@ from safetensors.torch import save_file
 from ptsr_edge.core.config import LABELS, Preprocess, named_model
 from ptsr_edge.data.datasets import DATA_NAMES, load
 from ptsr_edge.evaluate.cli import main as evaluate_main
-from ptsr_edge.models.checkpoint import load_checkpoint, read_info
-from ptsr_edge.models.inference import predict_logits
+from ptsr_edge.models.checkpoint import load_checkpoint, predict_logits, read_info
 from ptsr_edge.models.ptsr import build_model
 from ptsr_edge.stats.classification import confusion, uar, uf1
 from ptsr_edge.train.cli import held_out_figures, main, model_card

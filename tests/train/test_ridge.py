@@ -12,8 +12,15 @@ from torch.nn import functional as F
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
 from ptsr_edge.data.datasets import FlowData
 from ptsr_edge.models.ptsr import MeanReadout, Ptsr, build_model
-from ptsr_edge.train.augment import flip_horizontally
-from ptsr_edge.train.trainer import REACH, STRENGTH, Recipe, class_weights, fit, solve_means
+from ptsr_edge.train.trainer import (
+    REACH,
+    STRENGTH,
+    Recipe,
+    class_weights,
+    fit,
+    flip_horizontally,
+    solve_means,
+)
 from ptsr_edge.vision.flow import to_input
 
 

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess, named_model
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.datasets import FlowData
-from ptsr_edge.models.checkpoint import load_checkpoint, starting_checkpoint
-from ptsr_edge.models.inference import predict_logits
+from ptsr_edge.models.checkpoint import load_checkpoint, predict_logits, starting_checkpoint
 from ptsr_edge.models.ptsr import Model, Output, build_model
 from ptsr_edge.train.trainer import (
     RECIPES,

@@ -8,8 +8,8 @@ import pytest
 
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data.synthetic.clips import person
-from ptsr_edge.data.synthetic.faces import LANDMARKS, View, render
+from ptsr_edge.data.synthetic_clips import person
+from ptsr_edge.data.synthetic_faces import LANDMARKS, View, render
 from ptsr_edge.vision import flow
 
 SIMILARITY = Preprocess(image_size=112)

@@ -28,7 +28,7 @@ from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import write_whole
 from ptsr_edge.core.system import describe_cpu, visible_cpus
 from ptsr_edge.data import datasets as data
-from ptsr_edge.data.synthetic import clips as synthetic
+from ptsr_edge.data import synthetic_clips as synthetic
 from ptsr_edge.export.exporter import export_bundle
 from ptsr_edge.vision.flow import to_input
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ptsr_edge.data.synthetic.faces import DEPTHS, LANDMARKS, PAIRS, PLACES, RIM_PLACES
+from ptsr_edge.data.synthetic_faces import DEPTHS, LANDMARKS, PAIRS, PLACES, RIM_PLACES
 
 
 def test_partners_stand_behind_each_other_in_the_same_order() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from ptsr_edge.core.config import LABELS
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data.synthetic.video import MICRO_S, Happening, draw_script, film
+from ptsr_edge.data.synthetic_video import MICRO_S, Happening, draw_script, film
 
 pytest.importorskip("cv2")
 

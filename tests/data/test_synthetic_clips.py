@@ -7,9 +7,9 @@ import pytest
 
 from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data.synthetic import clips as synthetic
-from ptsr_edge.data.synthetic import faces
-from ptsr_edge.data.synthetic.faces import LANDMARKS, View
+from ptsr_edge.data import synthetic_clips as synthetic
+from ptsr_edge.data import synthetic_faces as faces
+from ptsr_edge.data.synthetic_faces import LANDMARKS, View
 from ptsr_edge.vision.flow import optical_strain
 
 BOTH_SIDES = {name.partition(".")[0] for name in LANDMARKS}

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data.synthetic.clips import BLINK, Person, draw_expression, draw_label, person
-from ptsr_edge.data.synthetic.faces import LANDMARKS, REFERENCE_SIZE, View, render, turn_moves
+from ptsr_edge.data.synthetic_clips import BLINK, Person, draw_expression, draw_label, person
+from ptsr_edge.data.synthetic_faces import LANDMARKS, REFERENCE_SIZE, View, render, turn_moves
 
 MICRO_S = (1 / 25, 1 / 2)
 """Shortest and longest micro-expression, onset to offset; durations are uniform in between."""

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data.synthetic import faces
-from ptsr_edge.data.synthetic.faces import DEPTHS, LANDMARKS, REFERENCE_SIZE, View
+from ptsr_edge.data import synthetic_faces as faces
+from ptsr_edge.data.synthetic_faces import DEPTHS, LANDMARKS, REFERENCE_SIZE, View
 
 SIZE = 112
 

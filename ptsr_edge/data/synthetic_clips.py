@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data.synthetic.faces import (
+from ptsr_edge.data.synthetic_faces import (
     LANDMARKS,
     REFERENCE_SIZE,
     Subject,

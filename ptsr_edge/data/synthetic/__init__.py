@@ -1,1 +1,0 @@
-"""Rendered faces: stills, labelled clips, long videos."""
