@@ -15,7 +15,7 @@ import numpy as np
 
 from ptsr_edge.bundle import read_bundle
 from ptsr_edge.profile.timing import measure_interleaved
-from ptsr_edge.profile.worker import Job
+from ptsr_edge.profile.worker import TimedVariant
 from ptsr_edge.stats.latency import ratio_interval
 
 
@@ -29,7 +29,7 @@ def main() -> int:
     arguments = parser.parse_args()
     variants = read_bundle(arguments.bundle).variants
     name = arguments.variant or min(variants, key=lambda variant: variant.tokens).id
-    jobs = [Job(place, arguments.bundle, name) for place in ("a", "b")]
+    jobs = [TimedVariant(place, arguments.bundle, name) for place in ("a", "b")]
     held, spread = 0, []
     for number in range(arguments.tries):
         timings = measure_interleaved(

@@ -18,23 +18,23 @@ from reference_learners import CnnLearner, MeansLearner, Ststnet, SvmLearner, fi
 
 from ptsr_edge.core.config import ModelConfig, named_model
 from ptsr_edge.core.console import progress
-from ptsr_edge.data.datasets import HELD_OUT, FlowData, closely_cropped, load, split_subjects
+from ptsr_edge.data.datasets import HELD_OUT, FlowDataset, closely_cropped, load, split_subjects
 from ptsr_edge.evaluate.cross_validation import Answers, Learner, ModelLearner, cross_validate
 from ptsr_edge.evaluate.evaluation import PROTOCOLS, folds
 from ptsr_edge.evaluate.folds import paired_records, summaries
 from ptsr_edge.models.macs import exported_macs
 from ptsr_edge.models.ptsr import Ptsr
-from ptsr_edge.train.trainer import PRETRAINING, RECIPES, RECORDED, Recipe, first_weights, fit
+from ptsr_edge.train.trainer import PRETRAINING, RECORDED, TRAIN_CONFIGS, TrainConfig, first_weights, fit
 
 RATES = (0.5, 0.25, 0.12)
-CNN_RECIPE = Recipe(epochs=50, batch_size=48, lr=3e-3, ema=0.98)
+CNN_RECIPE = TrainConfig(epochs=50, batch_size=48, lr=3e-3, ema=0.98)
 """Of the CNN that starts from random weights: 300 steps, as the others."""
 
 NANO = named_model("ptsr-nano")
-RANDOM_START = RECORDED["nano"].model_copy(update={"start": "random", "lr": RECIPES["nano"].lr})
+RANDOM_START = RECORDED["nano"].model_copy(update={"start": "random", "lr": TRAIN_CONFIGS["nano"].lr})
 
 
-def variant(label: str, training: FlowData, **changes: Any) -> ModelLearner:
+def variant(label: str, training: FlowDataset, **changes: Any) -> ModelLearner:
     """PTSR with something else in it, pre-trained and trained with that."""
     config = NANO.model_copy(update={"name": "ptsr-nano-variant"} | changes)
     start = fit(config, training, PRETRAINING["nano"], seed=0)

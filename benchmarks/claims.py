@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ptsr_edge.bundle import Bundle, read_bundle
 from ptsr_edge.core.system import describe_cpu
-from ptsr_edge.data.datasets import FlowData, load
+from ptsr_edge.data.datasets import FlowDataset, load
 from ptsr_edge.doctor import INT8_FLAGS
 from ptsr_edge.evaluate.evaluation import evaluate_bundle, judged_samples
 from ptsr_edge.export.exporter import export_bundle
@@ -32,8 +32,8 @@ from ptsr_edge.export.targets.typed_graph import TypedGraphRunner
 from ptsr_edge.models.checkpoint import resolve
 from ptsr_edge.models.ptsr import Model
 from ptsr_edge.profile.profiler import profile_bundles
-from ptsr_edge.profile.timing import Setting, measure_interleaved
-from ptsr_edge.profile.worker import Job
+from ptsr_edge.profile.timing import TimingConfig, measure_interleaved
+from ptsr_edge.profile.worker import TimedVariant
 from ptsr_edge.runtimes.build_on_device import describe_gpus
 from ptsr_edge.session import open_artifact, why_not_here
 from ptsr_edge.stats.latency import Ratio, ratio_interval
@@ -79,7 +79,7 @@ def ladder_claim(folder: Path) -> Claim:
 
 def speed_claim(quarter: Path, folder: Path, duration_s: float) -> Claim:
     profile = profile_bundles(
-        [quarter], out=folder / "profile", setting=Setting(duration_s=duration_s, threads=1)
+        [quarter], out=folder / "profile", setting=TimingConfig(duration_s=duration_s, threads=1)
     )
     row = next(row for row in profile.variants if (row.target, row.precision) == ("cpu", "fp32")
                and row.id != profile.baseline)  # fmt: skip
@@ -92,7 +92,7 @@ def speed_claim(quarter: Path, folder: Path, duration_s: float) -> Claim:
 
 def int8_claims(quarter: Path, duration_s: float) -> list[Claim]:
     """int8 over fp32 in the same runtime; the limits are for a CPU with VNNI."""
-    jobs = [Job(variant.id, quarter, variant.id) for variant in read_bundle(quarter).variants]
+    jobs = [TimedVariant(variant.id, quarter, variant.id) for variant in read_bundle(quarter).variants]
     timings = measure_interleaved(jobs, duration_s=duration_s, threads=1)
     claims = []
     for target, limit in (("cpu", 2.3), ("openvino", 2.5)):
@@ -168,7 +168,7 @@ def accuracy_claims(
     return claims
 
 
-def same_class_up_to_ties(folder: Path, name: str, samples: FlowData, model: Model) -> float:
+def same_class_up_to_ties(folder: Path, name: str, samples: FlowDataset, model: Model) -> float:
     """The share of samples with eager's class, where tokens of equal scores may stand for each other, as the gate has it.
 
     Published flow is of 8 bits, so that two patches may have the very same sum of strain. Which of them is kept is

@@ -19,7 +19,7 @@ from pathlib import Path
 from ptsr_edge.bundle import read_bundle
 from ptsr_edge.profile.profiler import profile_bundles
 from ptsr_edge.profile.schema import Profile
-from ptsr_edge.profile.timing import Setting
+from ptsr_edge.profile.timing import TimingConfig
 from ptsr_edge.report.regression import compare_profiles, sentence
 
 WRAPPER = """
@@ -72,7 +72,7 @@ def main() -> int:
     parser.add_argument("--duration-s", type=float, default=2.0)
     parser.add_argument("--attempts", type=int, default=3)
     arguments = parser.parse_args()
-    setting = Setting(
+    setting = TimingConfig(
         duration_s=arguments.duration_s, processes=arguments.processes, attempts=arguments.attempts
     )
     wrong = 0

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptsr_edge.core.config import ModelConfig, named_model
-from ptsr_edge.data.datasets import FlowData
+from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.evaluate.executor import Arrays
 from ptsr_edge.models.checkpoint import predict_logits
 from ptsr_edge.models.ptsr import MeanReadout, Output
 from ptsr_edge.train.trainer import (
     REACH,
     STRENGTH,
-    Recipe,
+    TrainConfig,
     class_weights,
     digest_weights,
     fit,
@@ -76,7 +76,7 @@ class CnnLearner:
     """STSTNet, trained by the recipe of the models; `start`: weights to begin with, else seeded random ones."""
 
     name: str
-    recipe: Recipe
+    recipe: TrainConfig
     start: Ststnet | None = None
     image_size: int = SIDE
     keep_rates: tuple[float, ...] = (1.0,)
@@ -85,12 +85,12 @@ class CnnLearner:
         start = None if self.start is None else digest_weights(self.start)  # type: ignore[arg-type]
         return {"recipe": self.recipe.model_dump(mode="json"), "start": start}
 
-    def answer(self, train: FlowData, held: FlowData, seed: int) -> Arrays:
+    def answer(self, train: FlowDataset, held: FlowDataset, seed: int) -> Arrays:
         model = fit_cnn(train, self.recipe, seed, self.start)
         return {"logits": predict_logits(model, held.flows)[0][None]}  # type: ignore[arg-type]
 
 
-def fit_cnn(data: FlowData, recipe: Recipe, seed: int, start: Ststnet | None = None) -> Ststnet:
+def fit_cnn(data: FlowDataset, recipe: TrainConfig, seed: int, start: Ststnet | None = None) -> Ststnet:
     """Trains the CNN by the models' own loop; of the configuration only the number of classes is read there."""
     config: ModelConfig = named_model("vit-nano")
     first = copy.deepcopy(start) if start is not None else Ststnet(config.classes, seed)
@@ -109,7 +109,7 @@ class SvmLearner:
     def identity(self) -> dict[str, Any]:
         return {"c": self.c, "side": SVM_SIDE}
 
-    def answer(self, train: FlowData, held: FlowData, seed: int) -> Arrays:  # noqa: ARG002
+    def answer(self, train: FlowDataset, held: FlowDataset, seed: int) -> Arrays:  # noqa: ARG002
         seen = torch.from_numpy(to_input(train.flows))
         inputs = np.concatenate([_features(seen), _features(flip_horizontally(seen))])
         model = SVC(C=self.c).fit(inputs, np.tile(train.labels, 2))
@@ -130,13 +130,13 @@ class MeansLearner:
         start = None if self.start is None else digest_weights(self.start)  # type: ignore[arg-type]
         return {"reach": REACH, "strength": STRENGTH, "start": start}
 
-    def answer(self, train: FlowData, held: FlowData, seed: int) -> Arrays:  # noqa: ARG002
+    def answer(self, train: FlowDataset, held: FlowDataset, seed: int) -> Arrays:  # noqa: ARG002
         readout = fit_means(named_model("ptsr-nano"), train, self.start)
         with torch.no_grad():
             return {"logits": readout(torch.from_numpy(to_input(held.flows))).numpy()[None]}
 
 
-def fit_means(config: ModelConfig, data: FlowData, start: MeanReadout | None = None) -> MeanReadout:
+def fit_means(config: ModelConfig, data: FlowDataset, start: MeanReadout | None = None) -> MeanReadout:
     """The read-out of a model's patch means, solved on all of `data`; `start`: what the ridge pulls to, else zero."""
     readout = MeanReadout(config) if start is None else copy.deepcopy(start)
     if start is None:

@@ -16,7 +16,7 @@ from ptsr_edge.export.cli import summary
 from ptsr_edge.export.exporter import export_bundle
 from ptsr_edge.profile.cli import table
 from ptsr_edge.profile.profiler import profile_bundles
-from ptsr_edge.profile.timing import Setting
+from ptsr_edge.profile.timing import TimingConfig
 from ptsr_edge.report.cli import write_report
 
 BUDGETS = (1.0, 0.5, 0.25)
@@ -36,7 +36,7 @@ def main(out: Path, duration_s: float, as_json: bool) -> None:
         say(f"     {line}")
     say("2/3  profiling it, interleaved with the full-token ViT, and judging held-out subjects")
     profile = profile_bundles(
-        [out / "bundle"], out=out / "profile", data="synthetic", setting=Setting(duration_s=duration_s)
+        [out / "bundle"], out=out / "profile", data="synthetic", setting=TimingConfig(duration_s=duration_s)
     )
     say("3/3  writing the report")
     report = write_report([out / "profile"], out)

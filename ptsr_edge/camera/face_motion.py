@@ -4,7 +4,7 @@ A micro-expression moves a brow or a mouth corner by about a pixel. Such a motio
 the gray levels, by least squares over all pixels of a part, which is several times finer than averaging a
 dense flow, and cheaper: the reference's gradients are prepared once.
 
-    reference, frame  --rigid: 6 numbers-->  steadied frame  --each region: (dx, dy)-->  Motion
+    reference, frame  --rigid: 6 numbers-->  steadied frame  --each region: (dx, dy)-->  RegionMotion
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _DEFORMED_PX = 1.5
 
 
 @dataclass(frozen=True)
-class Motion:
+class RegionMotion:
     """Where the parts of a face are, against where they were at first.
 
     Attributes:
@@ -101,16 +101,16 @@ class MotionMeter:
         self._regions_before = np.zeros((len(REGIONS), 2))
         self._rigid_before = np.zeros((len(REGIONS), 2))
 
-    def measure(self, crop: Frame | Float) -> Motion:
+    def measure(self, crop: Frame | Float) -> RegionMotion:
         """Measures a crop, (S, S) gray; the first one after a reset is where everything is zero."""
         frame = _prepared(crop)
         if self._reference is None:
             self._reference = _Reference(frame)
-            return Motion(self._regions_before.copy(), self._rigid_before.copy(), 0.0)
+            return RegionMotion(self._regions_before.copy(), self._rigid_before.copy(), 0.0)
         self._pose, residual = self._reference.pose(frame, self._pose)
         regions = self._reference.regions(frame, self._pose)
         rigid = _layout().centres @ self._pose  # (R, 2)
-        motion = Motion(self._regions_before + regions, self._rigid_before + rigid, residual)
+        motion = RegionMotion(self._regions_before + regions, self._rigid_before + rigid, residual)
         if np.abs(rigid).max() > _STRAY_PX or np.abs(regions[:-EYES]).max() > _DEFORMED_PX:
             self._reference, self._pose = _Reference(frame), np.zeros(6, dtype=np.float32)
             self._regions_before, self._rigid_before = motion.regions, motion.rigid

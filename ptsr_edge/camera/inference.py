@@ -54,7 +54,7 @@ WARM_UPS = 6
 
 
 @dataclass(frozen=True)
-class Answer:
+class InferenceResult:
     """A prediction and what it took.
 
     Attributes:
@@ -142,7 +142,7 @@ class SharedSession:
         for budget in (rule.small, rule.full):
             self.check_budget(budget)
 
-    def predict(self, flow: NDArray[np.float32], budget: float) -> Answer:
+    def predict(self, flow: NDArray[np.float32], budget: float) -> InferenceResult:
         """Classifies a sample at a budget; (S, S, 3) float32 before normalisation.
 
         Raises:
@@ -150,9 +150,9 @@ class SharedSession:
             JobError: the runtime gave an answer that is not finite.
         """
         prediction, took = self._run(self._prepared(flow), budget)
-        return Answer(prediction, {budget: took})
+        return InferenceResult(prediction, {budget: took})
 
-    def predict_in_cascade(self, flow: NDArray[np.float32]) -> Answer:
+    def predict_in_cascade(self, flow: NDArray[np.float32]) -> InferenceResult:
         """Classifies a sample by the small budget, and by the full one where that is close.
 
         Raises:
@@ -164,7 +164,7 @@ class SharedSession:
         spent = {rule.small: took}
         if goes_on(rule, probability_margin(prediction.probabilities)):
             prediction, spent[rule.full] = self._run(inputs, rule.full)
-        return Answer(prediction, spent)
+        return InferenceResult(prediction, spent)
 
     def _prepared(self, flow: NDArray[np.float32]) -> NDArray[np.float32]:
         check_flow(flow, self.bundle.preprocess.image_size)
@@ -198,7 +198,7 @@ RECENT = 256
 _SMOOTHING = 0.2
 
 
-class Governor:
+class BudgetController:
     """Chooses from a ladder of budgets. For one thread at a time."""
 
     def __init__(self, inference_ms: Mapping[float, float], deadline_ms: float) -> None:

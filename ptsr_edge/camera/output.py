@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.camera.pipeline import Box, Event, Pipeline, View
+from ptsr_edge.camera.pipeline import Box, Event, FaceView, Pipeline
 from ptsr_edge.camera.sources import TimedFrame, require_av
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.core.files import check_file, staged_file
-from ptsr_edge.vision.face_tracking import CropRing, CropWindow, Region
+from ptsr_edge.vision.face_tracking import CropRing, Region, StableCrop
 from ptsr_edge.vision.flow import optical_flow
 
 if TYPE_CHECKING:
@@ -61,13 +61,13 @@ class Overlay:
     def __init__(self, preprocess: Preprocess) -> None:
         """`preprocess`: of the model, whose flow is shown."""
         self._preprocess = preprocess
-        self._window = CropWindow(_SIDE)
+        self._window = StableCrop(_SIDE)
         self._ring = CropRing(round(RING_S * 1e9), 1024)
         self._events: deque[Event] = deque(maxlen=64)
         self._flow: Image | None = None
         self._colours: dict[str, tuple[int, int, int]] = {}
 
-    def draw(self, image: Image, pts_ns: int, view: View, events: Sequence[Event]) -> Image:
+    def draw(self, image: Image, pts_ns: int, view: FaceView, events: Sequence[Event]) -> Image:
         """Draws one frame.
 
         Args:
@@ -94,7 +94,7 @@ class Overlay:
         self._draw_strip(cv2, canvas[height:], pts_ns)
         return canvas
 
-    def _remember(self, image: Image, pts_ns: int, view: View) -> None:
+    def _remember(self, image: Image, pts_ns: int, view: FaceView) -> None:
         """Keeps the crop, so that the flow of an event can be measured again for showing it."""
         if view.crop is None:
             return

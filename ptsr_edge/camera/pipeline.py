@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import Field
 
 from ptsr_edge.bundle import bundle_card
-from ptsr_edge.camera.inference import Answer, Governor, SharedSession
+from ptsr_edge.camera.inference import BudgetController, InferenceResult, SharedSession
 from ptsr_edge.camera.metrics import StreamStats
 from ptsr_edge.camera.spotting import Spotter
 from ptsr_edge.camera.stream import CameraStream, OnlineSpotter, Sighting, check_frame, check_pts
@@ -46,7 +46,7 @@ class Box(Record):
     height: float = Field(gt=0)
 
 
-class View(Record):
+class FaceView(Record):
     """What of a stream's frames is looked at now.
 
     Attributes:
@@ -221,15 +221,15 @@ class Pipeline:
             streams = list(self._streams.values())
         return {state.name: state.stats() for state in streams}
 
-    def view(self, stream: str = "default") -> View:
+    def view(self, stream: str = "default") -> FaceView:
         """Where the face and its crop are in the stream's last frame, for drawing them."""
         with self._lock:
             state = self._streams.get(stream)
         if state is None:
-            return View()
+            return FaceView()
         with state.lock:
             seen = state.camera.seen
-        return View() if seen is None else View(face=_box(seen[0]), crop=_box(seen[1]))
+        return FaceView() if seen is None else FaceView(face=_box(seen[0]), crop=_box(seen[1]))
 
     @property
     def preprocess(self) -> Preprocess:
@@ -261,12 +261,12 @@ class Pipeline:
             return budget
         return budget if budget == "auto" else self._session.check_budget(budget)  # type: ignore[arg-type]
 
-    def _governor(self) -> Governor:
+    def _governor(self) -> BudgetController:
         """Of "auto" over the whole ladder; else one with a single step, which only counts misses."""
         costs = self._session.inference_ms
         if isinstance(self._budget, float):
             costs = {self._budget: costs[self._budget]}
-        return Governor(costs, self._deadline_ms)
+        return BudgetController(costs, self._deadline_ms)
 
     def _state(self, name: str) -> _Stream:
         if not isinstance(name, str) or not name:
@@ -306,12 +306,14 @@ class Pipeline:
             state.governor.saw_push(push_ms, spent, pts_ns)
         return events
 
-    def _predict(self, flow: Any, state: _Stream) -> Answer:
+    def _predict(self, flow: Any, state: _Stream) -> InferenceResult:
         if self._budget == "cascade":
             return self._session.predict_in_cascade(flow)
         return self._session.predict(flow, state.governor.budget)
 
-    def _event(self, stream: str, sighting: Sighting, answer: Answer, pts_ns: int, took_ms: float) -> Event:
+    def _event(
+        self, stream: str, sighting: Sighting, answer: InferenceResult, pts_ns: int, took_ms: float
+    ) -> Event:
         motion, face, region = sighting.motion, sighting.face, sighting.region
         prediction = answer.prediction
         return Event(
@@ -341,7 +343,9 @@ def _box(place: Face | Region) -> Box:
 class _Stream:
     """A stream, its governor and its lock."""
 
-    def __init__(self, name: str, camera: CameraStream, governor: Governor, budget: float | str) -> None:
+    def __init__(
+        self, name: str, camera: CameraStream, governor: BudgetController, budget: float | str
+    ) -> None:
         self.name = name
         self.camera = camera
         self.governor = governor

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from ptsr_edge.camera.face_motion import EYES, MIN_SIDE, REGIONS, Frame, Motion, MotionMeter
+from ptsr_edge.camera.face_motion import EYES, MIN_SIDE, REGIONS, Frame, MotionMeter, RegionMotion
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.records import Record
 
@@ -404,7 +404,7 @@ def _half_height(signal: Array, height: float) -> float:
     return below - float((level - signal[below]) / (signal[below - 1] - signal[below]))
 
 
-def _signals(motion: Motion) -> Array:
+def _signals(motion: RegionMotion) -> Array:
     """(2, R, 2): what the regions do, and what the head does to them."""
     return np.stack([motion.regions, motion.rigid])
 

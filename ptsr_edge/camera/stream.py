@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ptsr_edge.camera.metrics import Counters
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.vision.face_detection import Detector, Face, FixedCrop, Frame
-from ptsr_edge.vision.face_tracking import DETECT_EVERY_S, CropRing, CropWindow, FaceTracker, Gray, Region
+from ptsr_edge.vision.face_tracking import DETECT_EVERY_S, CropRing, FaceTracker, Gray, Region, StableCrop
 from ptsr_edge.vision.flow import MIN_FRAME
 
 MAX_GAP_S = 0.5
@@ -27,7 +27,7 @@ RING_MOST = 640
 """Crops that are held at most: two and a half seconds at up to 256 frames a second."""
 
 
-class Motion(Protocol):
+class SpottedMotion(Protocol):
     """What a spotter finds: pts of the frames where a motion starts, is largest and ends, and how it stands out."""
 
     @property
@@ -43,11 +43,11 @@ class Motion(Protocol):
 class OnlineSpotter(Protocol):
     """Finds motions in a stream of crops of one place."""
 
-    def push(self, crop: Gray, pts_ns: int) -> Sequence[Motion]:
+    def push(self, crop: Gray, pts_ns: int) -> Sequence[SpottedMotion]:
         """Takes the next crop; the motions that are complete with it."""
         ...
 
-    def flush(self) -> Sequence[Motion]:
+    def flush(self) -> Sequence[SpottedMotion]:
         """The stream ends here: what is still to be said."""
         ...
 
@@ -68,7 +68,7 @@ class Sighting:
         truncated: the window ended before the motion was seen to.
     """
 
-    motion: Motion
+    motion: SpottedMotion
     onset: Gray
     apex: Gray
     face: Face
@@ -92,7 +92,7 @@ class CameraStream:
         self.tracker = FaceTracker(detector, detect_every_s)
         self.last_pts_ns: int | None = None
         self._detector = detector
-        self._window = CropWindow(side)
+        self._window = StableCrop(side)
         self._ring = CropRing(round(RING_S * 1e9), RING_MOST)
         self._spotter = spotter()
         self._face: Face | None = None
@@ -182,7 +182,7 @@ class CameraStream:
         self._face = None
         return ended
 
-    def _sightings(self, motions: Sequence[Motion], *, truncated: bool) -> list[Sighting]:
+    def _sightings(self, motions: Sequence[SpottedMotion], *, truncated: bool) -> list[Sighting]:
         found = []
         for motion in motions:
             onset, apex = self._ring.at(motion.onset_ns), self._ring.at(motion.apex_ns)

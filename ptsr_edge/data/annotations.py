@@ -217,7 +217,7 @@ MISSING = {"", "/", "\\", "-", "n/a", "na", "nan", "none", "?"}
 
 
 @dataclass(frozen=True)
-class Row:
+class AnnotationRow:
     """A row of a table.
 
     Attributes:
@@ -256,7 +256,7 @@ class Sheet:
 
     path: Path
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[AnnotationRow, ...]
 
 
 def key_of(heading: Any) -> str:
@@ -294,11 +294,11 @@ def read_sheet(path: Path, columns: Sequence[str], worksheet: str | None = None)
     )
 
 
-def _rows(heading: list[str], lines: Iterable[Sequence[Any]], first: int) -> Iterator[Row]:
+def _rows(heading: list[str], lines: Iterable[Sequence[Any]], first: int) -> Iterator[AnnotationRow]:
     for number, cells in enumerate(lines, start=first):
         # Of two columns with one heading the first counts.
         by_heading = dict(reversed([pair for pair in zip(heading, cells, strict=False) if pair[0]]))
-        row = Row(number, by_heading)
+        row = AnnotationRow(number, by_heading)
         if any(row.text(name) for name in by_heading):
             yield row
 

@@ -37,7 +37,7 @@ log = logging.getLogger("ptsr_edge")
 
 
 @dataclass(frozen=True)
-class FlowData:
+class FlowDataset:
     """Labelled flow samples before normalisation.
 
     Attributes:
@@ -66,7 +66,7 @@ class FlowData:
         """Each subject once, sorted."""
         return sorted({str(subject) for subject in self.subjects})
 
-    def subset(self, mask: NDArray[np.bool_] | NDArray[np.integer]) -> FlowData:
+    def subset(self, mask: NDArray[np.bool_] | NDArray[np.integer]) -> FlowDataset:
         """The samples where a boolean mask (n,) is true, or at integer places, in that order."""
         places = np.arange(len(self))[mask]
         return dataclasses.replace(
@@ -77,7 +77,7 @@ class FlowData:
             names=[self.names[place] for place in places],
         )
 
-    def of_subjects(self, subjects: Sequence[str]) -> FlowData:
+    def of_subjects(self, subjects: Sequence[str]) -> FlowDataset:
         """The samples of some subjects, in the order they have here."""
         return self.subset(np.isin(self.subjects, list(subjects)))
 
@@ -100,7 +100,7 @@ def load(
     limit: int | None = None,
     skip_bad: bool | None = None,
     face_model: Path | None = None,
-) -> FlowData:
+) -> FlowDataset:
     """Loads a data set by name.
 
     Args:
@@ -144,7 +144,7 @@ def split_subjects(
     """Draws the subjects that training will not see.
 
     Args:
-        subjects: names; a name may come more than once, as in `FlowData.subjects`.
+        subjects: names; a name may come more than once, as in `FlowDataset.subjects`.
         held_out_fraction: share of the subjects to hold out, in (0, 1).
         seed: of the draw.
 
@@ -185,7 +185,7 @@ class _Asked:
     face_model: Path | None
 
 
-def _load_synthetic(asked: _Asked) -> FlowData:
+def _load_synthetic(asked: _Asked) -> FlowDataset:
     """Rendered frames, their flow measured as a camera's is."""
     root, image_size, seed = asked.root, asked.image_size, asked.seed
     if root is not None:
@@ -198,7 +198,7 @@ def _load_synthetic(asked: _Asked) -> FlowData:
     clips = min(asked.limit or synthetic.CLIPS_PER_SUBJECT, synthetic.CLIPS_PER_SUBJECT)
     preprocess = Preprocess(image_size=image_size)
     flows, labels = synthetic.render_subjects(numbers, clips, preprocess, seed)
-    return FlowData(
+    return FlowDataset(
         flows=flows.reshape(-1, image_size, image_size, 3),
         labels=labels.reshape(-1),
         subjects=np.repeat([known[number] for number in numbers], clips),
@@ -209,7 +209,7 @@ def _load_synthetic(asked: _Asked) -> FlowData:
     )
 
 
-def _load_megc_flow(asked: _Asked) -> FlowData:
+def _load_megc_flow(asked: _Asked) -> FlowDataset:
     """Flow fields published beside HTNet: 28 x 28 PNGs, u, v and strain min-max scaled per image."""
     sets = read_megc_flow(asked.root)
     for part in sets:
@@ -226,7 +226,7 @@ def _load_megc_flow(asked: _Asked) -> FlowData:
     return _assembled(asked, sets, clips, sized, faults, preprocess)
 
 
-def _load_recorded(asked: _Asked) -> FlowData:
+def _load_recorded(asked: _Asked) -> FlowDataset:
     """Frames of a recorded data set, or of the composite, their flow measured as a camera's is."""
     if asked.name == "megc2019":
         sets, missing = read_composite(asked.root, asked.skip_bad)
@@ -262,7 +262,7 @@ def _chosen(sets: Sequence[Annotations], asked: _Asked) -> list[Clip]:
 def _assembled(
     asked: _Asked, sets: Sequence[Annotations], clips: Sequence[Clip], flows: NDArray[np.float32],
     faults: dict[str, Finding], preprocess: Preprocess,
-) -> FlowData:  # fmt: skip
+) -> FlowDataset:  # fmt: skip
     """The samples of the clips without a fault, in their order; what became of every row is logged."""
     for part in sets:
         names = {clip.name for clip in clips if clip.data_set == part.name}
@@ -273,7 +273,7 @@ def _assembled(
     kept = [clip for clip in clips if clip.name not in faults]
     if not kept:
         raise InputError(f"{asked.root} has no clip of {asked.name} that can be used")
-    return FlowData(
+    return FlowDataset(
         flows=flows,
         labels=np.array([clip.label for clip in kept], dtype=np.int64),
         subjects=np.array([clip.subject for clip in kept]),
@@ -301,7 +301,7 @@ def check_subjects(subjects: Sequence[str] | None, known: Sequence[str]) -> list
     return [subject for subject in known if subject in set(subjects)]
 
 
-_LOADERS: dict[str, Callable[[_Asked], FlowData]] = {
+_LOADERS: dict[str, Callable[[_Asked], FlowDataset]] = {
     "synthetic": _load_synthetic,
     "megc-flow": _load_megc_flow,
     **dict.fromkeys((*RECORDED, "megc2019"), _load_recorded),
@@ -342,7 +342,7 @@ def close_up(flows: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     return np.stack([resize(part, side) for part in parts])
 
 
-def closely_cropped(side: int, clips: int | None = None) -> FlowData:
+def closely_cropped(side: int, clips: int | None = None) -> FlowDataset:
     """The data set `synthetic`, cropped closely.
 
     Args:

@@ -32,7 +32,7 @@ from ptsr_edge.core.files import sha256_of, write_whole
 from ptsr_edge.core.system import installed
 from ptsr_edge.data.annotations import Clip, Finding, RowFault
 from ptsr_edge.vision.face_detection import TWO_WAYS, Detector, open_detector
-from ptsr_edge.vision.face_tracking import CropWindow, region_of
+from ptsr_edge.vision.face_tracking import StableCrop, region_of
 from ptsr_edge.vision.flow import MIN_FRAME, flow_sample
 
 # FOLDED from data.png: Whether a PNG file is whole, which OpenCV does not say.
@@ -298,7 +298,7 @@ def face_pair(onset: Image, apex: Image, finder: FaceFinder | None) -> tuple[Ima
     if not found:
         raise RowFault("no face is found in the onset frame")
     largest = max(found, key=lambda face: face.width * face.height)
-    window = CropWindow(region_of(largest).height)
+    window = StableCrop(region_of(largest).height)
     window.follow(largest)
     return window.cut(onset), window.cut(apex)
 

@@ -23,10 +23,10 @@ from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.annotations import (
     SUFFIXES,
+    AnnotationRow,
     Annotations,
     Clip,
     Finding,
-    Row,
     RowFault,
     Sheet,
     Unfit,
@@ -185,7 +185,7 @@ class _Reader:
             odd=tuple(self.odd),
         )
 
-    def _reason_to_drop(self, row: Row) -> str:
+    def _reason_to_drop(self, row: AnnotationRow) -> str:
         columns = self.known.columns
         if not row.text(columns.subject) and not row.text(columns.clip):
             return "rows without a clip"
@@ -197,7 +197,7 @@ class _Reader:
             return "not in MEGC2019's list"
         return ""
 
-    def _label(self, row: Row) -> int:
+    def _label(self, row: AnnotationRow) -> int:
         column = self.known.columns.emotion
         emotion = row.text(column).casefold()
         if emotion not in self.known.classes:
@@ -205,14 +205,14 @@ class _Reader:
             raise RowFault(f"unknown emotion {row.text(column)!r}; known: {accepted}", column)
         return self.known.classes[emotion]
 
-    def _subject(self, row: Row) -> int:
+    def _subject(self, row: AnnotationRow) -> int:
         column = self.known.columns.subject
         digits = re.findall(r"\d+", row.text(column))
         if not digits:
             raise RowFault(f"a subject's number is expected, found {row.text(column)!r}", column)
         return int(digits[-1])
 
-    def _clip(self, row: Row, label: int) -> Clip:
+    def _clip(self, row: AnnotationRow, label: int) -> Clip:
         columns = self.known.columns
         number, name = self._subject(row), row.text(columns.clip)
         if not name:
@@ -240,7 +240,7 @@ class _Reader:
             apex_rule=rule,
         )  # fmt: skip
 
-    def _frame_numbers(self, row: Row) -> tuple[int, int | None, int | None]:
+    def _frame_numbers(self, row: AnnotationRow) -> tuple[int, int | None, int | None]:
         """Onset, apex and offset, the latter two None where the sheet has none that can be used."""
         columns = self.known.columns
         onset = row.frame(columns.onset)
@@ -260,7 +260,7 @@ class _Reader:
             self._note("offset", row, f"the offset {offset} comes before the apex {apex}", columns.offset)
         return onset, apex, offset
 
-    def _counted_by_place(self, row: Row, frames: Frames, onset: int, offset: int | None) -> Frames:
+    def _counted_by_place(self, row: AnnotationRow, frames: Frames, onset: int, offset: int | None) -> Frames:
         """Frames under the sheet's numbers where their own names count from elsewhere."""
         if not self.known.by_place or offset is None or onset in frames.by_number:
             return frames
@@ -270,7 +270,7 @@ class _Reader:
         self._note("frames", row, message, self.known.columns.onset)
         return Frames(frames.folder, dict(enumerate(frames.by_number.values(), start=onset)))
 
-    def _middle(self, row: Row, frames: Frames, onset: int, offset: int | None) -> int:
+    def _middle(self, row: AnnotationRow, frames: Frames, onset: int, offset: int | None) -> int:
         columns = self.known.columns
         last = offset if offset is not None else max(frames.by_number)
         middle = (onset + last) // 2
@@ -291,10 +291,10 @@ class _Reader:
             raise RowFault(f"frame {number} is not in {frames.folder} ({frames.describe()})", column)
         return frames.by_number[number]
 
-    def _finding(self, kind: str, row: Row, message: str, column: str | None) -> Finding:
+    def _finding(self, kind: str, row: AnnotationRow, message: str, column: str | None) -> Finding:
         return Finding(kind, self.sheet.path, message, row.number, column)
 
-    def _note(self, kind: str, row: Row, message: str, column: str) -> None:
+    def _note(self, kind: str, row: AnnotationRow, message: str, column: str) -> None:
         self.odd.append(self._finding(kind, row, message, column))
 
     def _stray(self) -> list[Path]:
@@ -329,7 +329,7 @@ def read_megc_flow(root: Path | None) -> list[Annotations]:
         found = "no such folder" if not root.is_dir() else f"no {' and no '.join(missing)}"
         raise InputError(f"{root} is no megc-flow: {found}; {LAYOUT}")
     sheet = read_sheet(root / TABLE, COLUMNS)
-    by_set: dict[str, list[Row]] = {}
+    by_set: dict[str, list[AnnotationRow]] = {}
     for row in sheet.rows:
         by_set.setdefault(row.text("dataset"), []).append(row)
     sets = [_read_set(root, sheet, name, rows) for name, rows in by_set.items()]
@@ -357,7 +357,7 @@ def read_fields(clips: Sequence[Clip]) -> tuple[list[NDArray[np.float32]], dict[
     return fields, faults
 
 
-def _read_set(root: Path, sheet: Sheet, name: str, rows: list[Row]) -> Annotations:
+def _read_set(root: Path, sheet: Sheet, name: str, rows: list[AnnotationRow]) -> Annotations:
     clips: list[Clip] = []
     unfit: list[Unfit] = []
     absent: list[Clip] = []
@@ -385,7 +385,7 @@ def _missing(clip: Clip, absent: int, rows: int) -> RowFault:
     )
 
 
-def _parse(root: Path, sheet: Sheet, row: Row) -> Clip:
+def _parse(root: Path, sheet: Sheet, row: AnnotationRow) -> Clip:
     data_set, subject, name, label = (row.text(column) for column in COLUMNS)
     for column, value in zip(COLUMNS, (data_set, subject, name), strict=False):
         if not value:

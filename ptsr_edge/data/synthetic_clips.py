@@ -26,8 +26,8 @@ from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.synthetic_faces import (
     LANDMARKS,
     REFERENCE_SIZE,
+    CameraPose,
     Subject,
-    View,
     make_subject,
     render,
     turn_moves,
@@ -90,7 +90,7 @@ _SIDES = [name.partition(".")[2] for name in LANDMARKS]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ExpressionRecipe:
     """Units that make an expression: `core` always, each of `options` with a probability of a third.
 
     `one_sided` says that one side alone shows it: a smile of one mouth corner is contempt.
@@ -101,37 +101,37 @@ class Recipe:
     one_sided: bool = False
 
 
-RECIPES: tuple[tuple[Recipe, ...], ...] = (
+RECIPES: tuple[tuple[ExpressionRecipe, ...], ...] = (
     (
-        Recipe((4,), (7, 17)),
-        Recipe((4, 7), (5, 17)),
-        Recipe((9,), (4, 7, 17)),
-        Recipe((1, 4), (15, 17)),
-        Recipe((1, 2, 4), (5, 20, 25)),
-        Recipe((15,), (4, 17)),
-        Recipe((12,), (14,), one_sided=True),
-        Recipe((14,), (12,), one_sided=True),
-        Recipe((2,), (4, 7), one_sided=True),
-        Recipe((20,), (1, 25)),
-        Recipe((17,), (7, 15)),
-        Recipe((12, 15), (4, 17)),
-        Recipe((12, 17), (4, 14)),
+        ExpressionRecipe((4,), (7, 17)),
+        ExpressionRecipe((4, 7), (5, 17)),
+        ExpressionRecipe((9,), (4, 7, 17)),
+        ExpressionRecipe((1, 4), (15, 17)),
+        ExpressionRecipe((1, 2, 4), (5, 20, 25)),
+        ExpressionRecipe((15,), (4, 17)),
+        ExpressionRecipe((12,), (14,), one_sided=True),
+        ExpressionRecipe((14,), (12,), one_sided=True),
+        ExpressionRecipe((2,), (4, 7), one_sided=True),
+        ExpressionRecipe((20,), (1, 25)),
+        ExpressionRecipe((17,), (7, 15)),
+        ExpressionRecipe((12, 15), (4, 17)),
+        ExpressionRecipe((12, 17), (4, 14)),
     ),
     (
-        Recipe((6, 12), (25, 7)),
-        Recipe((12,), (6, 25)),
-        Recipe((6, 12), (2, 26)),
-        Recipe((12, 14), (6,)),
-        Recipe((1, 2, 12), (6, 25)),
-        Recipe((12, 26), (1, 2)),
+        ExpressionRecipe((6, 12), (25, 7)),
+        ExpressionRecipe((12,), (6, 25)),
+        ExpressionRecipe((6, 12), (2, 26)),
+        ExpressionRecipe((12, 14), (6,)),
+        ExpressionRecipe((1, 2, 12), (6, 25)),
+        ExpressionRecipe((12, 26), (1, 2)),
     ),
     (
-        Recipe((1, 2), (5, 25)),
-        Recipe((1, 2, 5), (26,)),
-        Recipe((2,), (1, 5)),
-        Recipe((5, 26), (1, 2)),
-        Recipe((1, 2, 26), (5,)),
-        Recipe((25, 26), (5,)),
+        ExpressionRecipe((1, 2), (5, 25)),
+        ExpressionRecipe((1, 2, 5), (26,)),
+        ExpressionRecipe((2,), (1, 5)),
+        ExpressionRecipe((5, 26), (1, 2)),
+        ExpressionRecipe((1, 2, 26), (5,)),
+        ExpressionRecipe((25, 26), (5,)),
     ),
 )
 """Per class of LABELS."""
@@ -208,13 +208,13 @@ def draw_expression(who: Person, label: int, rng: np.random.Generator) -> Expres
     return Expression(label, moves, units, peak_px, blink)
 
 
-def draw_views(who: Person, rng: np.random.Generator) -> tuple[View, View]:
+def draw_views(who: Person, rng: np.random.Generator) -> tuple[CameraPose, CameraPose]:
     """Draws how onset and apex are taken: the crop's error, then what head and light do in between."""
     read_noise, shot_noise = who.sensor
     angle, scale, gain = rng.normal(0, 0.05), np.exp(rng.normal(0, 0.04)), rng.uniform(0.8, 1.15)
     shift, gradient = rng.normal(0, 3.0, 2), rng.normal(0, 0.1, 2)
-    onset = View(_pair(shift), angle, scale, gain, _pair(gradient), read_noise, shot_noise)
-    apex = View(
+    onset = CameraPose(_pair(shift), angle, scale, gain, _pair(gradient), read_noise, shot_noise)
+    apex = CameraPose(
         shift=_pair(shift + rng.normal(0, 0.8, 2)),
         angle=angle + rng.normal(0, 0.008),
         scale=scale * np.exp(rng.normal(0, 0.006)),

@@ -96,7 +96,7 @@ REFERENCE_SIZE = 112
 
 
 @dataclass(frozen=True)
-class View:
+class CameraPose:
     """How a frame is taken: where the head is and what the camera does to the light.
 
     Attributes:
@@ -190,7 +190,9 @@ def turn_moves(yaw: float, pitch: float) -> NDArray[np.float64]:
     return moves
 
 
-def render(subject: Subject, displacement: Field, view: View, rng: np.random.Generator) -> NDArray[np.uint8]:
+def render(
+    subject: Subject, displacement: Field, view: CameraPose, rng: np.random.Generator
+) -> NDArray[np.uint8]:
     """Takes a frame of a face that is displaced.
 
     Args:
@@ -357,7 +359,7 @@ def _freckles(rng: np.random.Generator) -> Float:
     return _blur(marks, rng.uniform(0.9, 1.5))
 
 
-def _head_coordinates(view: View, size: int) -> Field:
+def _head_coordinates(view: CameraPose, size: int) -> Field:
     """(S, S, 2): the face's coordinates, in pixels, that each pixel of the frame shows."""
     centre = (size - 1) / 2
     shift = np.array(view.shift) * size / REFERENCE_SIZE

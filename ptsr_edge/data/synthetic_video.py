@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.synthetic_clips import BLINK, Person, draw_expression, draw_label, person
-from ptsr_edge.data.synthetic_faces import LANDMARKS, REFERENCE_SIZE, View, render, turn_moves
+from ptsr_edge.data.synthetic_faces import LANDMARKS, REFERENCE_SIZE, CameraPose, render, turn_moves
 
 MICRO_S = (1 / 25, 1 / 2)
 """Shortest and longest micro-expression, onset to offset; durations are uniform in between."""
@@ -192,11 +192,11 @@ def film(script: Script, fps: float, size: int = REFERENCE_SIZE) -> Iterator[tup
         yield round(1e9 * time_s), render(script.who.face, displacement, _view(script, time_s), rng)
 
 
-def _view(script: Script, time_s: float) -> View:
+def _view(script: Script, time_s: float) -> CameraPose:
     x, y, angle, log_scale, _, _ = script.head.at(time_s)
     log_gain, along_x, along_y = script.light.at(time_s)
     read_noise, shot_noise = script.who.sensor
-    return View(
+    return CameraPose(
         shift=(float(x), float(y)),
         angle=float(angle),
         scale=math.exp(log_scale),

@@ -26,7 +26,7 @@ from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.disk_cache import closure_digest
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import sha256_of
-from ptsr_edge.data.datasets import FlowData
+from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.evaluate.evaluation import GROUPS, Fold, folds
 from ptsr_edge.evaluate.executor import Arrays, Task, run_tasks
 from ptsr_edge.export.onnx_graph import Template, export_template
@@ -34,7 +34,7 @@ from ptsr_edge.export.parity import eager_reference, measure_parity, require_par
 from ptsr_edge.models.checkpoint import predict_logits, starting_checkpoint
 from ptsr_edge.models.ptsr import Model, random_tokens
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
-from ptsr_edge.train.trainer import Recipe, digest_weights, fit
+from ptsr_edge.train.trainer import TrainConfig, digest_weights, fit
 
 TOOLS = ("torch", "numpy", "onnx", "onnxruntime")
 
@@ -61,7 +61,7 @@ class Learner(Protocol):
         """As JSON, all that its answers depend on but code, data and seed."""
         ...
 
-    def answer(self, train: FlowData, held: FlowData, seed: int) -> Arrays:
+    def answer(self, train: FlowDataset, held: FlowDataset, seed: int) -> Arrays:
         """`logits` (rates, n, k) for the held-out clips, of whose labels nothing may go into them.
 
         It may add `oracle` (rates, n): classes that were chosen by those labels, and are leaky.
@@ -82,7 +82,7 @@ class Answers:
     """
 
     learner: Learner
-    data: FlowData
+    data: FlowDataset
     seeds: tuple[int, ...]
     logits: NDArray[np.float32]
     oracle: NDArray[np.int64] | None
@@ -97,11 +97,13 @@ class Answers:
 @dataclass(frozen=True)
 class _Shared:
     learners: tuple[Learner, ...]
-    data: Mapping[int, FlowData]
+    data: Mapping[int, FlowDataset]
 
 
 @dataclass(frozen=True)
-class _Job:
+class FoldJob:
+    """One learner, by its place, in one fold with one seed."""
+
     learner: int
     seed: int
     fold: Fold
@@ -109,7 +111,7 @@ class _Job:
 
 def cross_validate(
     learners: Sequence[Learner],
-    data: FlowData | Mapping[int, FlowData],
+    data: FlowDataset | Mapping[int, FlowDataset],
     protocol: str,
     seeds: Sequence[int],
     *,
@@ -132,7 +134,7 @@ def cross_validate(
         InputError: two learners have one name, their clips differ, or as `protocol.folds` and `run_tasks`.
         JobError: as `run_tasks`.
     """
-    by_size = {learners[0].image_size: data} if isinstance(data, FlowData) else dict(data)
+    by_size = {learners[0].image_size: data} if isinstance(data, FlowDataset) else dict(data)
     names = [learner.name for learner in learners]
     if len(set(names)) < len(names):
         raise InputError(f"learners need names of their own, got {', '.join(names)}")
@@ -150,7 +152,7 @@ def cross_validate(
     ]
 
 
-def run_fold(shared: _Shared, job: _Job) -> Arrays:
+def run_fold(shared: _Shared, job: FoldJob) -> Arrays:
     """Trains a learner on a fold's training side and returns its answers for the held-out clips."""
     learner = shared.learners[job.learner]
     data = shared.data[learner.image_size]
@@ -163,15 +165,15 @@ def deciding_versions() -> dict[str, str]:
     return {"code": closure_digest(__name__), **{tool: version(tool) for tool in TOOLS}}
 
 
-def _jobs(shared: _Shared, protocol: str, seeds: Sequence[int], groups: int) -> Iterator[_Job]:
+def _jobs(shared: _Shared, protocol: str, seeds: Sequence[int], groups: int) -> Iterator[FoldJob]:
     subjects = next(iter(shared.data.values())).subjects
     for seed in seeds:
         for fold in folds(protocol, subjects, seed, groups):
             for learner in range(len(shared.learners)):
-                yield _Job(learner, seed, fold)
+                yield FoldJob(learner, seed, fold)
 
 
-def _tasks(shared: _Shared, jobs: Sequence[_Job]) -> Iterator[Task]:
+def _tasks(shared: _Shared, jobs: Sequence[FoldJob]) -> Iterator[Task]:
     digests = {size: data.digest() for size, data in shared.data.items()}
     own = [_own_code(learner) for learner in shared.learners]
     for job in jobs:
@@ -195,7 +197,7 @@ def _own_code(learner: Learner) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
 
 
-def _check_clips(learners: Sequence[Learner], data: Mapping[int, FlowData]) -> None:
+def _check_clips(learners: Sequence[Learner], data: Mapping[int, FlowDataset]) -> None:
     missing = sorted({learner.image_size for learner in learners} - set(data))
     if missing:
         raise InputError(f"there are no samples of {missing[0]} pixels, which a learner takes")
@@ -206,7 +208,7 @@ def _check_clips(learners: Sequence[Learner], data: Mapping[int, FlowData]) -> N
 
 
 def _gather(
-    shared: _Shared, place: int, seeds: Sequence[int], found: Sequence[tuple[_Job, Arrays]]
+    shared: _Shared, place: int, seeds: Sequence[int], found: Sequence[tuple[FoldJob, Arrays]]
 ) -> Answers:
     learner = shared.learners[place]
     data = shared.data[learner.image_size]
@@ -247,7 +249,7 @@ class ModelLearner:
     """
 
     config: ModelConfig
-    recipe: Recipe
+    recipe: TrainConfig
     keep_rates: tuple[float, ...]
     oracle: bool = False
     templates: tuple[Template, ...] = ()
@@ -280,7 +282,7 @@ class ModelLearner:
             "start": None if start is None else sha256_of(start),
         }
 
-    def answer(self, train: FlowData, held: FlowData, seed: int) -> Arrays:
+    def answer(self, train: FlowDataset, held: FlowDataset, seed: int) -> Arrays:
         """Trains, and answers for the held-out clips.
 
         Returns:
@@ -309,7 +311,7 @@ class ModelLearner:
         templates = tuple(export_template(self.config, tokens) for tokens in self._tokens)
         return dataclasses.replace(self, templates=templates)
 
-    def _drawn(self, held: FlowData, tokens: int, seed: int) -> Tensor | None:
+    def _drawn(self, held: FlowDataset, tokens: int, seed: int) -> Tensor | None:
         """The control's patches, drawn anew for each clip as they are in training; None for all other scores.
 
         A random model's own choice in evaluation, one set of places for all clips, can be exported; but which
@@ -325,7 +327,7 @@ class ModelLearner:
         return [self.config.tokens_at(rate) for rate in self.keep_rates]
 
 
-def artifact_logits(model: Model, template: Template, data: FlowData) -> NDArray[np.float32]:
+def artifact_logits(model: Model, template: Template, data: FlowDataset) -> NDArray[np.float32]:
     """Logits (n, k) of the artifact that holds a model's weights, one sample at a time, as a camera runs it.
 
     Raises:
@@ -346,7 +348,7 @@ class _BestEpoch:
     nothing that is trained or chosen may depend on it. Of equal epochs the first is kept.
     """
 
-    def __init__(self, held: FlowData, tokens: Sequence[int]) -> None:
+    def __init__(self, held: FlowDataset, tokens: Sequence[int]) -> None:
         self.held, self.tokens = held, tokens
         self.predicted = np.zeros((len(tokens), len(held)), dtype=np.int64)
         self.hits = np.full((len(tokens), len(held)), -1, dtype=np.int64)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ptsr_edge.bundle import Bundle, Variant, check_files, read_bundle
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError, require
-from ptsr_edge.data.datasets import HELD_OUT, FlowData, split_subjects
+from ptsr_edge.data.datasets import HELD_OUT, FlowDataset, split_subjects
 from ptsr_edge.export.targets.base import THROUGH_ARTIFACT, THROUGH_GRAPH
 from ptsr_edge.models.checkpoint import predict_logits
 from ptsr_edge.models.ptsr import Model
@@ -22,7 +22,7 @@ from ptsr_edge.stats.classification import confusion, per_class_recall, uar, uf1
 from ptsr_edge.vision.flow import to_input
 
 if TYPE_CHECKING:
-    from ptsr_edge.data.datasets import FlowData
+    from ptsr_edge.data.datasets import FlowDataset
 
 # FOLDED from evaluate.protocol: Who is trained on and who is judged: strict subject-disjoint protocols and their pooled figures. Strict means that nothing about a held-out subject is looked at before the one evaluation: no epoch is chosen by it, no statistic is taken from it.
 
@@ -54,7 +54,7 @@ def folds(
 
     Args:
         protocol: one of `PROTOCOLS`.
-        subjects: names; a name may come more than once, as in `FlowData.subjects`.
+        subjects: names; a name may come more than once, as in `FlowDataset.subjects`.
         seed: draws the groups.
         groups: how many there are.
 
@@ -82,7 +82,7 @@ def folds(
     return [Fold(tuple(name for name in names if name not in part), tuple(part)) for part in parts]
 
 
-def figures(data: FlowData, predicted: NDArray[np.int64]) -> dict[str, Any]:
+def figures(data: FlowDataset, predicted: NDArray[np.int64]) -> dict[str, Any]:
     """Sample count, UF1, UAR, recall per class and confusion matrix, pooled over all clips.
 
     Of a composite also those of each of its sets, by `sets`; null where the data are one set.
@@ -97,7 +97,7 @@ def figures(data: FlowData, predicted: NDArray[np.int64]) -> dict[str, Any]:
     }
 
 
-def _figures(data: FlowData, predicted: NDArray[np.int64]) -> dict[str, Any]:
+def _figures(data: FlowDataset, predicted: NDArray[np.int64]) -> dict[str, Any]:
     table = confusion(data.labels, predicted, len(data.label_names))
     recalls = per_class_recall(table)
     return {
@@ -113,7 +113,7 @@ def _figures(data: FlowData, predicted: NDArray[np.int64]) -> dict[str, Any]:
     }
 
 
-def unseen_subjects(data: FlowData, provenance: dict[str, Any]) -> list[str]:
+def unseen_subjects(data: FlowDataset, provenance: dict[str, Any]) -> list[str]:
     """The subjects of a data set that a model was not trained on, by its provenance.
 
     Names are unique over data sets, and a composite calls its people as their own sets do: who was seen in one is
@@ -123,7 +123,7 @@ def unseen_subjects(data: FlowData, provenance: dict[str, Any]) -> list[str]:
     return [subject for subject in data.subject_names if subject not in seen]
 
 
-def evaluate_session(session: Session, data: FlowData, label: str = "") -> NDArray[np.int64]:
+def evaluate_session(session: Session, data: FlowDataset, label: str = "") -> NDArray[np.int64]:
     """The classes (n,) that an artifact gives for all samples, one at a time as a camera would."""
     answers = [
         session.predict(flow).logits.argmax() for flow in progress(data.flows, label or session.variant.id)
@@ -131,7 +131,7 @@ def evaluate_session(session: Session, data: FlowData, label: str = "") -> NDArr
     return np.array(answers, dtype=np.int64)
 
 
-def evaluate_graph(folder: Path, variant: Variant, data: FlowData) -> NDArray[np.int64]:
+def evaluate_graph(folder: Path, variant: Variant, data: FlowDataset) -> NDArray[np.int64]:
     """The classes (n,) that the typed graph beside an engine gives for all samples, computed on the CPU.
 
     It stands for an engine that cannot run here, and tells what its types cost, not what TensorRT makes of them.
@@ -154,7 +154,7 @@ def evaluate_graph(folder: Path, variant: Variant, data: FlowData) -> NDArray[np
     return classes
 
 
-def judged_samples(data: FlowData, provenance: dict[str, Any], everyone: bool) -> tuple[FlowData, str]:
+def judged_samples(data: FlowDataset, provenance: dict[str, Any], everyone: bool) -> tuple[FlowDataset, str]:
     """The samples to judge a trained model on, and how to name that choice.
 
     Raises:
@@ -174,7 +174,7 @@ def judged_samples(data: FlowData, provenance: dict[str, Any], everyone: bool) -
 
 
 def evaluate_bundle(
-    folder: Path, data: FlowData, model: Model | None = None, threads: int | None = None
+    folder: Path, data: FlowDataset, model: Model | None = None, threads: int | None = None
 ) -> list[dict[str, Any]]:
     """Figures of every variant of a bundle through its artifacts; `through` says so.
 
@@ -204,7 +204,7 @@ def evaluate_bundle(
     return records
 
 
-def evaluate_checkpoint(model: Model, data: FlowData, rates: Sequence[float]) -> list[dict[str, Any]]:
+def evaluate_checkpoint(model: Model, data: FlowDataset, rates: Sequence[float]) -> list[dict[str, Any]]:
     """Figures of the eager model at each keep rate."""
     config = model.config
     return [
@@ -219,7 +219,7 @@ def is_random(bundle: Bundle) -> bool:
     return bundle.provenance.get("kind") == "random"
 
 
-def judged_data(name: str, root: Path | None, bundles: Sequence[Bundle]) -> tuple[FlowData, str]:
+def judged_data(name: str, root: Path | None, bundles: Sequence[Bundle]) -> tuple[FlowDataset, str]:
     """The samples that none of the bundles was trained on, and how to name that choice.
 
     Args:

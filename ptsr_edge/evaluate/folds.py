@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from ptsr_edge.core.config import ModelConfig, named_model, parse_budget
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data.datasets import FlowData, load
+from ptsr_edge.data.datasets import FlowDataset, load
 from ptsr_edge.evaluate.cross_validation import THROUGH, Answers, ModelLearner, cross_validate
 from ptsr_edge.evaluate.evaluation import GROUPS, PROTOCOLS, figures, folds
 from ptsr_edge.evaluate.executor import check_engine
 from ptsr_edge.models.checkpoint import choose_device
 from ptsr_edge.stats.classification import Metric, paired_bootstrap, uar, uf1
-from ptsr_edge.train.trainer import recipe_for
+from ptsr_edge.train.trainer import train_config_for
 
 # FOLDED from evaluate.fold_figures: Figures of learners over folds and seeds: each run, mean and spread, the leaky oracle, and paired differences.
 
@@ -230,7 +230,7 @@ def evaluate_folds(call: FoldCall, data_name: str, root: Path | None, **reading:
 
 
 def _record(
-    call: FoldCall, answers: Sequence[Answers], references: Sequence[tuple[str, float]], data: FlowData
+    call: FoldCall, answers: Sequence[Answers], references: Sequence[tuple[str, float]], data: FlowDataset
 ) -> dict[str, Any]:
     by_name = {found.learner.name: found for found in answers}
     pairs = [
@@ -287,7 +287,7 @@ def plan_learners(call: FoldCall, data_name: str) -> tuple[list[ModelLearner], l
     learners = []
     for name, own in rates.items():
         config = named_model(name)
-        recipe = recipe_for(config, data_name)
+        recipe = train_config_for(config, data_name)
         if call.epochs is not None:
             recipe = recipe.model_copy(update={"epochs": call.epochs})
         learners.append(ModelLearner(config, recipe, tuple(own), call.oracle, (), device))

@@ -16,7 +16,7 @@ from ptsr_edge.bundle import Cascade, Variant
 from ptsr_edge.core.console import progress, say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.records import Record
-from ptsr_edge.data.datasets import DATA_NAMES, HELD_OUT, FlowData, load, split_subjects
+from ptsr_edge.data.datasets import DATA_NAMES, HELD_OUT, FlowDataset, load, split_subjects
 from ptsr_edge.data.synthetic_clips import subject_names
 from ptsr_edge.models.checkpoint import CheckpointInfo
 from ptsr_edge.models.ptsr import Model, Ptsr, dynamic_counts
@@ -57,7 +57,7 @@ class CalibrationRecord(Record):
 
 def calibration_side(
     info: CheckpointInfo, root: Path | None, name: str | None, count: int, seed: int = 0
-) -> FlowData:
+) -> FlowDataset:
     """Clips that may be calibrated on, at least twice as many as `count` where there are so many.
 
     Of the data that a model was trained on: clips of subjects it was trained on. Of other data: the
@@ -98,7 +98,7 @@ def load_subjects(name: str, root: Path | None) -> list[str]:
     return load(name, root, image_size=MIN_FRAME, limit=1).subject_names
 
 
-def draw(data: FlowData, count: int, seed: int = 0) -> tuple[FlowData, CalibrationRecord]:
+def draw(data: FlowDataset, count: int, seed: int = 0) -> tuple[FlowDataset, CalibrationRecord]:
     """Draws samples that are spread over classes and, within a class, over subjects.
 
     Classes take turns, and within a class subjects do, in an order that the seed draws; so counts differ
@@ -125,7 +125,7 @@ def draw(data: FlowData, count: int, seed: int = 0) -> tuple[FlowData, Calibrati
     )
 
 
-def _spread(data: FlowData, rng: np.random.Generator) -> NDArray[np.intp]:
+def _spread(data: FlowDataset, rng: np.random.Generator) -> NDArray[np.intp]:
     """All places in the order in which they are drawn."""
     shuffled = rng.permutation(len(data))
     turns: dict[tuple[int, str], int] = {}
@@ -252,7 +252,7 @@ def check_reach(
         )
 
 
-def cascade_samples(side: FlowData, used: Sequence[str], image_size: int) -> FlowData:
+def cascade_samples(side: FlowDataset, used: Sequence[str], image_size: int) -> FlowDataset:
     """Samples that nothing else was done with: of synthetic data new people, else what the side has left.
 
     Args:
@@ -274,7 +274,7 @@ def cascade_samples(side: FlowData, used: Sequence[str], image_size: int) -> Flo
     return left
 
 
-def calibrate(variants: Sequence[Variant], folder: Path, samples: FlowData, limit: float) -> list[Cascade]:
+def calibrate(variants: Sequence[Variant], folder: Path, samples: FlowDataset, limit: float) -> list[Cascade]:
     """A rule for each target and precision that has two budgets and runs here, through the artifacts themselves.
 
     What cannot run here, or gains nothing because the full budget would always be asked, is said and left out.
@@ -301,7 +301,7 @@ def calibrate(variants: Sequence[Variant], folder: Path, samples: FlowData, limi
     return rules
 
 
-def _record(small: Variant, full: Variant, chosen: Chosen, limit: float, samples: FlowData) -> Cascade:
+def _record(small: Variant, full: Variant, chosen: Chosen, limit: float, samples: FlowDataset) -> Cascade:
     bound = chosen.bound
     say(
         f"cascade {small.target} {small.precision}: below a margin of {chosen.margin:g} the full budget is asked, for "

@@ -16,7 +16,7 @@ from ptsr_edge.core.files import check_place
 from ptsr_edge.core.records import Record, parse
 from ptsr_edge.export.targets.base import Target
 from ptsr_edge.models.checkpoint import CheckpointInfo
-from ptsr_edge.runtimes.tensorrt import Flavour, choose_capabilities
+from ptsr_edge.runtimes.tensorrt import TensorRtVersion, choose_capabilities
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -162,7 +162,7 @@ def check_options(options: Mapping[str, Any], plan: Sequence[tuple[Target, list[
     if asked is None:
         return
     name = options.get("flavour") or "tensorrt-rtx"
-    flavour = Flavour(name, None, "", cross=name == "tensorrt-rtx")
+    flavour = TensorRtVersion(name, None, "", cross=name == "tensorrt-rtx")
     for _, precisions in (entry for entry in plan if "compute_capabilities" in entry[0].options):
         for precision in precisions:
             choose_capabilities(flavour, precision, [str(entry) for entry in asked])

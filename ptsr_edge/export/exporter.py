@@ -44,7 +44,7 @@ from ptsr_edge.core.disk_cache import (
 from ptsr_edge.core.errors import InputError, JobError, ParityError
 from ptsr_edge.core.files import staged_folder, write_json
 from ptsr_edge.core.system import describe_cpu, describe_gpus, installed
-from ptsr_edge.data.datasets import FlowData
+from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.export.accuracy_control import build_within, rank_layers, uar_of
 from ptsr_edge.export.calibration import (
     budgets_from_data,
@@ -94,7 +94,7 @@ GRAPH_ONLY = f"{THROUGH_GRAPH}, engine not run here"
 
 
 @dataclass(frozen=True)
-class Job:
+class ExportJob:
     """What is exported, and on which samples it is calibrated, proven and judged.
 
     Attributes:
@@ -112,8 +112,8 @@ class Job:
     model: Model
     info: CheckpointInfo
     rates: Sequence[float]
-    calibration: FlowData
-    judged: FlowData
+    calibration: FlowDataset
+    judged: FlowDataset
     options: Mapping[str, Any] = field(default_factory=dict)
     max_uar_drop: float | None = None
     uncounted: dict[int, dict[str, int]] = field(default_factory=dict)
@@ -137,7 +137,7 @@ class Job:
         return to_input(self.calibration.flows)
 
 
-def trace_budgets(job: Job, folder: Path) -> tuple[dict[int, Path], dict[int, int]]:
+def trace_budgets(job: ExportJob, folder: Path) -> tuple[dict[int, Path], dict[int, int]]:
     """Writes one fp32 graph a token count, with shared weights; their paths and their MACs."""
     config = job.info.model
     models: dict[Path, ModelProto] = {}
@@ -158,7 +158,12 @@ def trace_budgets(job: Job, folder: Path) -> tuple[dict[int, Path], dict[int, in
 
 
 def build_and_prove(
-    job: Job, target: Target, precision: str, graphs: Mapping[int, Path], macs: Mapping[int, int], stage: Path
+    job: ExportJob,
+    target: Target,
+    precision: str,
+    graphs: Mapping[int, Path],
+    macs: Mapping[int, int],
+    stage: Path,
 ) -> list[Variant]:
     """Builds all budgets in one precision and compares each with the eager model.
 
@@ -218,7 +223,7 @@ def _measure(reference: Reference, target: Target, artifact: Artifact, precision
 
 
 def _build(
-    job: Job, target: Target, precision: str, graphs: Mapping[int, Path], stage: Path
+    job: ExportJob, target: Target, precision: str, graphs: Mapping[int, Path], stage: Path
 ) -> tuple[Mapping[int, Artifact], dict[str, Any] | None]:
     """The artifacts; with `max_uar_drop`, int8 ones that hold it, and the record of what that took."""
     info = job.info
@@ -568,7 +573,7 @@ def export_bundle(
 def _prepare(
     model: Model, info: CheckpointInfo, rates: Rates, count: int, root: Path | None, data: str | None,
     max_uar_drop: float | None, options: Mapping[str, Any] | None,
-) -> tuple[Job, FlowData, dict[str, Any]]:  # fmt: skip
+) -> tuple[ExportJob, FlowDataset, dict[str, Any]]:  # fmt: skip
     """Draws the samples and chooses the budgets; the job, all samples, and what the manifest says of both."""
     judges = max_uar_drop is not None
     side = calibration_side(info, root, data, count + (JUDGED_SAMPLES if judges else 0))
@@ -589,10 +594,10 @@ def _prepare(
             "to judge a drop of UAR on: ask for fewer with --calibration-samples"
         )
     judged = draw(others, JUDGED_SAMPLES)[0] if judges else others
-    return Job(model, info, rates, samples, judged, dict(options or {}), max_uar_drop), side, said
+    return ExportJob(model, info, rates, samples, judged, dict(options or {}), max_uar_drop), side, said
 
 
-def _set_aside(job: Job, side: FlowData, loss: float) -> FlowData:
+def _set_aside(job: ExportJob, side: FlowDataset, loss: float) -> FlowDataset:
     """Samples to calibrate a cascade on."""
     if len(job.rates) < 2:
         raise InputError("a cascade needs two budgets: name more with --budgets")
@@ -608,8 +613,8 @@ def _set_aside(job: Job, side: FlowData, loss: float) -> FlowData:
 
 
 def _write(
-    out: Path, job: Job, plan: Sequence[tuple[Target, list[str]]], provenance: dict[str, Any],
-    threads: int | None, aside: tuple[FlowData, float] | None,
+    out: Path, job: ExportJob, plan: Sequence[tuple[Target, list[str]]], provenance: dict[str, Any],
+    threads: int | None, aside: tuple[FlowDataset, float] | None,
 ) -> Bundle:  # fmt: skip
     """Traces, builds and proves; the bundle takes its place only when all of it is proven."""
     with staged_folder(out) as stage, TemporaryDirectory(prefix="ptsr-edge-") as scratch:

@@ -16,7 +16,7 @@ from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.console import progress, say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import sha256_of
-from ptsr_edge.data.datasets import FlowData
+from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.evaluate.evaluation import is_random
 from ptsr_edge.export.calibration import budgets_from_data
 from ptsr_edge.models.checkpoint import embedded_checkpoint, load_checkpoint
@@ -28,13 +28,13 @@ from ptsr_edge.stats.classification import Classes, confusion, gain_interval, pa
 from ptsr_edge.vision.flow import to_input
 
 if TYPE_CHECKING:
-    from ptsr_edge.data.datasets import FlowData
+    from ptsr_edge.data.datasets import FlowDataset
     from ptsr_edge.models.ptsr import Ptsr
 
 # FOLDED from profile.judge: Accuracy of variants through their artifacts, all on the same samples, and what they keep of a few.
 
 if TYPE_CHECKING:
-    from ptsr_edge.data.datasets import FlowData
+    from ptsr_edge.data.datasets import FlowDataset
 
 SHAREABLE = ("synthetic",)
 """Data whose samples may be shown in a profile; recorded data may not be passed on."""
@@ -45,7 +45,7 @@ PICTURE_SIDE = 56
 """Largest side of a recorded strain image: enough to see, small enough for a record that is text."""
 
 
-def judge(folder: Path, variant: Variant, data: FlowData, protocol: str, threads: int) -> Accuracy:
+def judge(folder: Path, variant: Variant, data: FlowDataset, protocol: str, threads: int) -> Accuracy:
     """UF1, UAR and confusion of one variant, one sample at a time as a camera would.
 
     Raises:
@@ -68,7 +68,7 @@ def judge(folder: Path, variant: Variant, data: FlowData, protocol: str, threads
 
 
 def kept_patches(
-    bundle: Bundle, variants: Mapping[str, tuple[Path, Variant]], data: FlowData
+    bundle: Bundle, variants: Mapping[str, tuple[Path, Variant]], data: FlowDataset
 ) -> KeptPatches | None:
     """A sample of each class with the patches that each variant keeps of it.
 
@@ -144,7 +144,7 @@ def eager_model(bundle: Bundle, checkpoint: Path | None) -> Ptsr | None:
     return model.eval() if isinstance(model, Ptsr) else None
 
 
-def compare_selections(model: Ptsr, data: FlowData, budgets: Sequence[int], seeds: int) -> list[Control]:
+def compare_selections(model: Ptsr, data: FlowDataset, budgets: Sequence[int], seeds: int) -> list[Control]:
     """DTSM, random selection and strain energy at each budget below all tokens.
 
     Args:
@@ -184,7 +184,7 @@ def compare_selections(model: Ptsr, data: FlowData, budgets: Sequence[int], seed
 
 
 def dynamic_record(
-    bundle: Bundle, model: Ptsr | None, data: FlowData | None, config: ModelConfig
+    bundle: Bundle, model: Ptsr | None, data: FlowDataset | None, config: ModelConfig
 ) -> Dynamic | None:
     """Counts of DTSM's dynamic mode: the export's on calibration samples, else made here on judged ones.
 
@@ -215,12 +215,12 @@ def _answers(model: Ptsr, inputs: NDArray[np.float32], tokens: int, forced: torc
     return np.concatenate(parts)
 
 
-def _mean_uar(data: FlowData, runs: Sequence[Classes]) -> float:
+def _mean_uar(data: FlowDataset, runs: Sequence[Classes]) -> float:
     classes = len(data.label_names)
     return float(np.mean([uar(confusion(data.labels, answers, classes)) for answers in runs]))
 
 
-Samples = tuple["FlowData", str]
+Samples = tuple["FlowDataset", str]
 """What is judged, and how that choice is named."""
 
 
@@ -301,7 +301,7 @@ def judge_entries(
     )
 
 
-def against_baseline(found: Mapping[str, Accuracy], baseline: str, data: FlowData) -> dict[str, Accuracy]:
+def against_baseline(found: Mapping[str, Accuracy], baseline: str, data: FlowDataset) -> dict[str, Accuracy]:
     """Each accuracy with its drop of UAR against the baseline's, and the drop's 95 % interval."""
     base = found.get(baseline)
     if base is None:
@@ -317,7 +317,7 @@ def against_baseline(found: Mapping[str, Accuracy], baseline: str, data: FlowDat
     return results
 
 
-def judged_record(data: FlowData) -> Judged:
+def judged_record(data: FlowDataset) -> Judged:
     """The truth, and subjects as numbers in the order in which they first appear."""
     numbers: dict[str, int] = {}
     places = [numbers.setdefault(str(subject), len(numbers)) for subject in data.subjects]
@@ -329,7 +329,7 @@ def _eager(bundle: Bundle, checkpoint: Path | None) -> Ptsr | None:
     return eager_model(bundle, checkpoint)
 
 
-def _dynamic(bundle: Bundle, model: Ptsr | None, data: FlowData | None) -> Dynamic | None:
+def _dynamic(bundle: Bundle, model: Ptsr | None, data: FlowDataset | None) -> Dynamic | None:
     if data is None and "dynamic_counts" not in bundle.provenance:
         return None
 

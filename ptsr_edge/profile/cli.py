@@ -13,7 +13,7 @@ import click
 from ptsr_edge.core.console import Verb, finish
 from ptsr_edge.profile.profiler import profile_bundles
 from ptsr_edge.profile.schema import NOT_RUN, PROFILE, Profile
-from ptsr_edge.profile.timing import Setting
+from ptsr_edge.profile.timing import TimingConfig
 
 if TYPE_CHECKING:
     pass
@@ -73,7 +73,7 @@ def main(
     processes: int, attempts: int, streams: int, pin: bool, seed: int, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure MACs, latency, memory, size and accuracy of every variant beside the full-token ViT."""
-    setting = Setting(
+    setting = TimingConfig(
         duration_s=duration_s, min_runs=min_runs, threads=threads, pin=pin, seed=seed, processes=processes,
         attempts=attempts, streams=streams, extras=True,
     )  # fmt: skip

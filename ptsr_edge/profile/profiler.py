@@ -20,7 +20,7 @@ from ptsr_edge.evaluate.evaluation import is_random, judged_data
 from ptsr_edge.profile.accuracy import check_control_seeds, judge_entries
 from ptsr_edge.profile.results import command_of, measured, method_of, samples_file, write_samples
 from ptsr_edge.profile.schema import PROFILE, Attempt, Profile
-from ptsr_edge.profile.timing import DEFAULT, Setting, Try, check_timing, time_until_stable
+from ptsr_edge.profile.timing import DEFAULT, TimingConfig, Try, check_timing, time_until_stable
 from ptsr_edge.profile.variants import (
     ALIKE,
     Entry,
@@ -35,7 +35,7 @@ from ptsr_edge.profile.variants import (
 )
 
 if TYPE_CHECKING:
-    from ptsr_edge.data.datasets import FlowData
+    from ptsr_edge.data.datasets import FlowDataset
 
 
 BUSY_LOAD = 0.5
@@ -49,7 +49,7 @@ def profile_bundles(
     baseline: Path | None = None,
     data: str | None = None,
     root: Path | None = None,
-    setting: Setting = DEFAULT,
+    setting: TimingConfig = DEFAULT,
     checkpoint: Path | None = None,
     control_seeds: int = 0,
 ) -> Profile:
@@ -88,7 +88,7 @@ def profile_bundles(
             checkpoint=checkpoint, control_seeds=control_seeds,
         )  # fmt: skip
         profile = Profile(
-            schema=1,
+            schema=2,
             command=command_of(folders, out, baseline, data, root, setting)
             + accuracy_options(checkpoint, control_seeds if data is not None else 0),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -182,7 +182,7 @@ def check_out(out: Path) -> None:
 
 def _samples(
     first: Bundle, reference: Bundle, data: str | None, root: Path | None
-) -> tuple[FlowData, str] | None:
+) -> tuple[FlowDataset, str] | None:
     """What to judge on and how that choice is named; None where there is nothing to judge."""
     if data is None:
         return None

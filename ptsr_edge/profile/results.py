@@ -19,7 +19,14 @@ from ptsr_edge.core.errors import InputError
 from ptsr_edge.evaluate.evaluation import is_random
 from ptsr_edge.models.macs import MacCount, eager_macs, explain, exported_macs
 from ptsr_edge.profile.schema import NOT_RUN, Accuracy, Ceiling, Measured, Stages
-from ptsr_edge.profile.timing import DRIFT_LIMIT, INTERVAL_LIMIT, WARM_UP_RUNS, WARM_UP_S, Setting, ratios_to
+from ptsr_edge.profile.timing import (
+    DRIFT_LIMIT,
+    INTERVAL_LIMIT,
+    WARM_UP_RUNS,
+    WARM_UP_S,
+    TimingConfig,
+    ratios_to,
+)
 from ptsr_edge.profile.variants import Entry, shown_path
 from ptsr_edge.profile.worker import SETTLE_RUNS, RawTiming
 from ptsr_edge.stats.latency import (
@@ -195,7 +202,7 @@ def measured(
     refusals: Mapping[str, str],
     accuracy: Accuracy | None,
     data: str | None,
-    setting: Setting,
+    setting: TimingConfig,
 ) -> Measured:
     """The row of one variant; what was not measured of it is null, and a note says why.
 
@@ -291,7 +298,7 @@ def _accuracy_notes(entry: Entry, reference: Entry, accuracy: Accuracy | None, d
 # FOLDED from profile.profile_method: How a profile was made: its setting, the method in words, and the command that repeats it.
 
 
-def method_of(setting: Setting, timings: Mapping[str, RawTiming]) -> dict[str, Any]:
+def method_of(setting: TimingConfig, timings: Mapping[str, RawTiming]) -> dict[str, Any]:
     """How the figures were made, for the record."""
     some = next(iter(timings.values()))
     return {
@@ -337,7 +344,7 @@ def command_of(
     baseline: Path | None,
     data: str | None,
     root: Path | None,
-    setting: Setting,
+    setting: TimingConfig,
 ) -> str:
     """What reproduces the run; folders as `shown_path` names them."""
     words = [word for folder in folders for word in ("--bundle", shown_path(folder))]

@@ -16,6 +16,22 @@ NOT_RUN = "built, not run here"
 """How the note of an engine begins on a machine without its GPU: it has no figure that needs a run."""
 
 
+MissingKind = Literal[
+    "no_device", "failed", "not_asked", "not_installed", "not_supported", "not_applicable", "random_weights",
+    "no_counterpart",
+]  # fmt: skip
+"""Why a result is missing: the device that runs the artifact is not in this machine; it was tried and failed; nobody
+asked for it; a package is not installed; this system or runtime does not tell it; it has no meaning for this variant;
+the weights are random; the baseline was not given in this target and precision."""
+
+
+class Missing(Record):
+    """Why a result was not measured: the kind, for programs, and one sentence, for people."""
+
+    kind: MissingKind
+    reason: str
+
+
 class Accuracy(Record):
     """Accuracy through the artifact, on subjects that training never saw unless `protocol` says so.
 
@@ -87,7 +103,9 @@ class Measured(Record):
     `macs` are those of the static graph, `macs_eager` of the model as it is written, `macs_graph` of the ONNX
     file itself; `macs_explained` says in a sentence why they differ.
 
-    `int8_layers` is what the export says of an int8 whose accuracy it judged: see `repair.build_within`.
+    `int8_layers` is what the export says of an int8 whose accuracy it judged.
+    `missing` has, by the name of a field that is null, why; a field inside of another is written `stages.flow_ms`.
+    `notes` are for people: nothing is decided by them.
     """
 
     id: str
@@ -119,6 +137,7 @@ class Measured(Record):
     raw_samples: str | None = None
     int8_layers: dict[str, Any] | None = None
     notes: list[str] = Field(default_factory=list)
+    missing: dict[str, Missing] = Field(default_factory=dict)
 
 
 class KeptPatches(Record):
@@ -193,7 +212,7 @@ class Dynamic(Record):
 class Profile(Record):
     """The record of one `profile` run; `command` reproduces it."""
 
-    schema_: Literal[1] = Field(default=1, alias="schema")
+    schema_: Literal[1, 2] = Field(default=2, alias="schema")
     command: str
     created: str
     model: str

@@ -24,7 +24,7 @@ from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.system import visible_cpus
 from ptsr_edge.profile.energy import Meter, find_meter
 from ptsr_edge.profile.variants import Entry
-from ptsr_edge.profile.worker import SETTLE_RUNS, Job, RawTiming, Worker
+from ptsr_edge.profile.worker import SETTLE_RUNS, RawTiming, TimedVariant, Worker
 from ptsr_edge.stats.latency import Ratio, ratio_interval
 
 # FOLDED from profile.stability: Whether a run can be trusted: what makes it unstable, in words.
@@ -111,7 +111,7 @@ class Extras:
 
 
 def measure_interleaved(
-    jobs: Sequence[Job],
+    jobs: Sequence[TimedVariant],
     *,
     duration_s: float,
     min_runs: int = 100,
@@ -122,7 +122,7 @@ def measure_interleaved(
     processes: int = 1,
     extras: Extras | None = None,
     progress: Callable[[Iterable[int], str], Iterable[int]] = progress_bar,
-    refused: Callable[[Job, JobError], None] | None = None,
+    refused: Callable[[TimedVariant, JobError], None] | None = None,
 ) -> dict[str, RawTiming]:
     """Times jobs side by side until each has its minimum duration and its minimum count.
 
@@ -177,12 +177,12 @@ def measure_interleaved(
 
 
 def _launch(
-    jobs: Sequence[Job],
+    jobs: Sequence[TimedVariant],
     stack: ExitStack,
     threads: int,
     cpus: list[int] | None,
     seed: int,
-    refused: Callable[[Job, JobError], None] | None,
+    refused: Callable[[TimedVariant, JobError], None] | None,
 ) -> tuple[dict[str, Worker], dict[str, RawTiming], float]:
     """Starts and warms up a worker for each job; the slowest one's median run in seconds comes last."""
     workers: dict[str, Worker] = {}
@@ -336,7 +336,7 @@ def pinned_cpus(threads: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Setting:
+class TimingConfig:
     """How long and how to time; see `measure.measure_interleaved`."""
 
     duration_s: float = 5.0
@@ -351,7 +351,7 @@ class Setting:
     extras: bool = False
 
 
-DEFAULT = Setting()
+DEFAULT = TimingConfig()
 
 
 def ratios_to(timings: Mapping[str, RawTiming], against: str, seed: int) -> dict[str, Ratio]:
@@ -373,7 +373,7 @@ Try = tuple[dict[str, RawTiming], str | None]
 """Timings by id, and what makes them unstable, if anything does."""
 
 
-def check_timing(setting: Setting) -> None:
+def check_timing(setting: TimingConfig) -> None:
     """Makes sure that a setting can be measured by.
 
     Raises:
@@ -386,7 +386,7 @@ def check_timing(setting: Setting) -> None:
     )  # fmt: skip
 
 
-def time_until_stable(entries: Sequence[Entry], setting: Setting) -> tuple[list[Try], dict[str, str]]:
+def time_until_stable(entries: Sequence[Entry], setting: TimingConfig) -> tuple[list[Try], dict[str, str]]:
     """Measures until a run is stable or the attempts are used up: all runs, the one that counts last."""
     tries: list[Try] = []
     reference = entries[0].id
@@ -404,19 +404,19 @@ def time_until_stable(entries: Sequence[Entry], setting: Setting) -> tuple[list[
             return tries, refusals
 
 
-def _time(entries: Sequence[Entry], setting: Setting) -> tuple[dict[str, RawTiming], dict[str, str]]:
+def _time(entries: Sequence[Entry], setting: TimingConfig) -> tuple[dict[str, RawTiming], dict[str, str]]:
     """Timings by id, and why others could not be run here; the baseline must."""
     refusals: dict[str, str] = {}
     reference = entries[0].id
 
-    def refused(job: Job, error: JobError) -> None:
+    def refused(job: TimedVariant, error: JobError) -> None:
         if job.id == reference:
             raise error
         say(f"left out: {error}")
         # Runtimes name whole paths, which have no place in a record.
         refusals[job.id] = str(error).removeprefix(f"{job.id}: ").replace(f"{job.bundle}/", "")
 
-    jobs = [Job(entry.id, entry.folder, entry.variant.id) for entry in entries]
+    jobs = [TimedVariant(entry.id, entry.folder, entry.variant.id) for entry in entries]
     timings = measure_interleaved(
         jobs, duration_s=setting.duration_s, min_runs=setting.min_runs, block=setting.block,
         threads=setting.threads, pin=setting.pin, seed=setting.seed, refused=refused,
@@ -425,7 +425,7 @@ def _time(entries: Sequence[Entry], setting: Setting) -> tuple[dict[str, RawTimi
     return timings, refusals
 
 
-def _extras(entries: Sequence[Entry], setting: Setting) -> Extras | None:
+def _extras(entries: Sequence[Entry], setting: TimingConfig) -> Extras | None:
     if not setting.extras:
         return None
     kinds = {entry.id: (entry.variant.target, entry.variant.precision) for entry in entries}

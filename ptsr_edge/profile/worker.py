@@ -34,7 +34,7 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 
 
 @dataclass(frozen=True)
-class Job:
+class TimedVariant:
     """A variant to time: `id` is unique in the run, `variant` is the manifest's id."""
 
     id: str
@@ -112,7 +112,7 @@ class Worker:
     """A measuring process of one job; as a context it always ends with the block."""
 
     def __init__(
-        self, job: Job, *, threads: int = 1, cpus: Sequence[int] | None = None, seed: int = 0
+        self, job: TimedVariant, *, threads: int = 1, cpus: Sequence[int] | None = None, seed: int = 0
     ) -> None:
         self.job = job
         self._setting = {"threads": threads, "cpus": None if cpus is None else list(cpus), "seed": seed}

@@ -19,8 +19,8 @@ from ptsr_edge.report import cost_charts as histogram
 from ptsr_edge.report import cost_charts as time_bars
 from ptsr_edge.report import plotting as svg
 from ptsr_edge.report.comparison import (
+    ComparedVariant,
     Comparison,
-    Row,
     budget_text,
     pareto,
     precision_rank,
@@ -41,7 +41,7 @@ from ptsr_edge.report.plotting import (
     scale_time,
     spread,
 )
-from ptsr_edge.report.recommendation import Verdict
+from ptsr_edge.report.recommendation import Recommendation
 
 # FOLDED from report.tiles: Pictures made of tiles, in plain SVG: which patches a budget keeps, and confusion matrices.
 
@@ -58,7 +58,7 @@ Point = tuple[float, float]
 Columns = list[tuple[str, list[list[int]]]]
 
 
-def kept(comparison: Comparison, _: Verdict) -> Picture:
+def kept(comparison: Comparison, _: Recommendation) -> Picture:
     """Real samples: the strain image, and which patches each budget keeps of it."""
     name, title = "kept", "What the model looks at"
     found = [source.profile.kept_patches for source in comparison.sources]
@@ -102,7 +102,7 @@ def kept(comparison: Comparison, _: Verdict) -> Picture:
     return Picture(name, title, caption, words, draw(svg.WIDE), draw(svg.NARROW))
 
 
-def confusion(comparison: Comparison, verdict: Verdict) -> Picture:
+def confusion(comparison: Comparison, verdict: Recommendation) -> Picture:
     """Confusion matrices: of the baseline, of the variant that the verdict is about, and of others."""
     name, title = "confusion", "What is taken for what"
     rows = [row for row in comparison.rows if row.measured.accuracy and row.measured.accuracy.confusion]
@@ -249,12 +249,14 @@ def _share_words(patches: KeptPatches, place: int, columns: Columns) -> str:
     return f"{patches.names[place]} ({patches.labels[place]}) keeps {', '.join(shares)} of its strain"
 
 
-def _most_telling(rows: list[Row], comparison: Comparison, verdict: Verdict) -> list[Row]:
+def _most_telling(
+    rows: list[ComparedVariant], comparison: Comparison, verdict: Recommendation
+) -> list[ComparedVariant]:
     """The verdict's variant behind its baseline, then what was built like it, then the rest."""
     picked = next((row for row in rows if row.name == verdict.name), rows[-1])
     base = comparison.reference(picked)
 
-    def rank(row: Row) -> int:
+    def rank(row: ComparedVariant) -> int:
         alike = row.measured.precision == picked.measured.precision
         alike = alike and row.measured.target == picked.measured.target and row.source is picked.source
         return [row is base, row is picked, alike and not row.is_baseline, True].index(True)
@@ -262,7 +264,9 @@ def _most_telling(rows: list[Row], comparison: Comparison, verdict: Verdict) -> 
     return sorted(rows, key=rank)
 
 
-def _matrix(row: Row, labels: Sequence[str], corner: Point, cell: float, tips: dict[str, str]) -> list[str]:
+def _matrix(
+    row: ComparedVariant, labels: Sequence[str], corner: Point, cell: float, tips: dict[str, str]
+) -> list[str]:
     assert row.measured.accuracy is not None, "only rows with an accuracy are drawn"
     counts = np.asarray(row.measured.accuracy.confusion)  # (classes, classes): true, answered
     totals = counts.sum(axis=1)
@@ -293,7 +297,7 @@ def _matrix(row: Row, labels: Sequence[str], corner: Point, cell: float, tips: d
     return body
 
 
-def _recall_words(row: Row, labels: Sequence[str]) -> str:
+def _recall_words(row: ComparedVariant, labels: Sequence[str]) -> str:
     assert row.measured.accuracy is not None, "only rows with an accuracy are described"
     counts = np.asarray(row.measured.accuracy.confusion)
     shares = [
@@ -312,7 +316,7 @@ _SHAPES = {"cpu": ("o", "circle"), "openvino": ("s", "square"), "trt": ("^", "tr
 _OTHER_SHAPE = ("D", "diamond")
 
 
-def draw_all(comparison: Comparison, verdict: Verdict) -> dict[str, Picture]:
+def draw_all(comparison: Comparison, verdict: Recommendation) -> dict[str, Picture]:
     """Draws every picture, by name, in the order of `PICTURES`.
 
     Raises:
@@ -322,7 +326,7 @@ def draw_all(comparison: Comparison, verdict: Verdict) -> dict[str, Picture]:
     return {picture.name: picture for picture in pictures}
 
 
-def tradeoff(comparison: Comparison, verdict: Verdict) -> Picture:
+def tradeoff(comparison: Comparison, verdict: Recommendation) -> Picture:
     """Accuracy against latency: the area of a mark is its size, a line joins what nothing beats in the two, and
     what another beats in all three is pale.
 
@@ -348,7 +352,7 @@ def tradeoff(comparison: Comparison, verdict: Verdict) -> Picture:
     times = [row.p50_ms or 0.0 for row in rows]
     logarithmic = max(times) > 12 * min(times)
 
-    def level(row: Row) -> float:
+    def level(row: ComparedVariant) -> float:
         return (row.uar or 0.0) if judged else 100 * row.measured.keep_rate
 
     def paint(canvas: Canvas) -> None:
@@ -389,14 +393,14 @@ def tradeoff(comparison: Comparison, verdict: Verdict) -> Picture:
     return Picture(name, title, _tradeoff_caption(comparison, rows, judged), words, wide, narrow)
 
 
-def budgets(comparison: Comparison, verdict: Verdict) -> Picture:
+def budgets(comparison: Comparison, verdict: Recommendation) -> Picture:
     """UAR against the share of tokens kept, beside the baseline and the loss that is let through."""
     name, title = "budgets", "Accuracy against budget"
     rows = comparison.comparable()
     variants = [row for row in rows if not row.is_baseline]
     if not variants:
         return Picture(name, title, note="Not drawn: the variants' accuracy was not measured.")
-    lines: dict[tuple[str | None, ...], list[Row]] = {}
+    lines: dict[tuple[str | None, ...], list[ComparedVariant]] = {}
     for row in variants:
         measured = row.measured
         line = (measured.precision, measured.target, measured.bundle, row.source.name)
@@ -453,7 +457,7 @@ def budgets(comparison: Comparison, verdict: Verdict) -> Picture:
     return Picture(name, title, caption, f"UAR: {words}.", wide, narrow)
 
 
-PICTURES: tuple[Callable[[Comparison, Verdict], Picture], ...] = (
+PICTURES: tuple[Callable[[Comparison, Recommendation], Picture], ...] = (
     tradeoff,
     costs.latency,
     costs.macs,
@@ -472,14 +476,21 @@ def _scale_level(axes: Any, levels: Sequence[float], least: float) -> None:
     axes.yaxis.grid(visible=True)
 
 
-def _diameter(row: Row, rows: Sequence[Row], canvas: Canvas) -> float:
+def _diameter(row: ComparedVariant, rows: Sequence[ComparedVariant], canvas: Canvas) -> float:
     top = max(other.measured.size_bytes for other in rows) or 1
     largest = 26.0 if canvas.compact else 34.0
     return max(5.0, largest * math.sqrt(row.measured.size_bytes / top))
 
 
 def _mark(
-    canvas: Canvas, axes: Any, role: str, row: Row, level: float, size: float, picked: bool, alpha: float
+    canvas: Canvas,
+    axes: Any,
+    role: str,
+    row: ComparedVariant,
+    level: float,
+    size: float,
+    picked: bool,
+    alpha: float,
 ) -> None:
     shape = _SHAPES.get(row.measured.target, _OTHER_SHAPE)[0]
     (mark,) = axes.plot([row.p50_ms], [level], shape, ms=size, mew=1.5, clip_on=False, zorder=3, alpha=alpha)
@@ -494,10 +505,10 @@ def _mark(
 def _label_marks(
     canvas: Canvas,
     axes: Any,
-    named: Sequence[Row],
-    level: Callable[[Row], float],
-    sizes: Mapping[Row, float],
-    subjects: Sequence[Row | None],
+    named: Sequence[ComparedVariant],
+    level: Callable[[ComparedVariant], float],
+    sizes: Mapping[ComparedVariant, float],
+    subjects: Sequence[ComparedVariant | None],
     taken: list[Box],
 ) -> None:
     """Names beside the marks; those of `subjects` always, and with their values."""
@@ -520,9 +531,9 @@ def _label_marks(
     place_labels(canvas, [label for _, label in labels], taken, (low[0], high[1], high[0], low[1]))
 
 
-def _colour_key(canvas: Canvas, comparison: Comparison, rows: Sequence[Row]) -> None:
+def _colour_key(canvas: Canvas, comparison: Comparison, rows: Sequence[ComparedVariant]) -> None:
     """The precisions, each written in its colour; a single one needs no key."""
-    first: dict[str, Row] = {}
+    first: dict[str, ComparedVariant] = {}
     for row in rows:
         if not row.is_baseline:
             first.setdefault(row.measured.precision, row)
@@ -534,7 +545,7 @@ def _colour_key(canvas: Canvas, comparison: Comparison, rows: Sequence[Row]) -> 
         x += svg.text_width(precision, bold=True) + 12
 
 
-def _area_key(canvas: Canvas, rows: Sequence[Row]) -> None:
+def _area_key(canvas: Canvas, rows: Sequence[ComparedVariant]) -> None:
     """Two discs with the sizes that they stand for, at the right edge."""
     shown = sorted({row.measured.size_bytes for row in rows})
     x = canvas.width - 10.0
@@ -552,13 +563,13 @@ def _area_key(canvas: Canvas, rows: Sequence[Row]) -> None:
         x -= size / 2 + 12
 
 
-def _point_words(row: Row) -> str:
+def _point_words(row: ComparedVariant) -> str:
     accuracy = f", UAR {row.uar:.3f}" if row.uar is not None else ""
     size = f"{quantity(row.measured.size_bytes)}B"
     return f"{row.name}: {three_digits(row.p50_ms or 0.0)} ms{accuracy}, {size}, {quantity(row.measured.macs)}MAC"
 
 
-def _tradeoff_caption(comparison: Comparison, rows: Sequence[Row], judged: bool) -> str:
+def _tradeoff_caption(comparison: Comparison, rows: Sequence[ComparedVariant], judged: bool) -> str:
     caption = "Area: size on disk. Hollow: the full-token ViT."
     if judged:
         accuracy = rows[0].measured.accuracy
@@ -591,8 +602,8 @@ def _budget_line(
     canvas: Canvas,
     axes: Any,
     role: str,
-    points: Sequence[Row],
-    bounds: Mapping[Row, tuple[float, float] | None],
+    points: Sequence[ComparedVariant],
+    bounds: Mapping[ComparedVariant, tuple[float, float] | None],
     whiskers: bool,
     shift: float,
 ) -> None:
@@ -616,7 +627,9 @@ def _interval_text(bounds: tuple[float, float] | None) -> str:
     return f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else ""
 
 
-def _line_label(row: Row, lines: Mapping[tuple[str | None, ...], Sequence[Row]]) -> str:
+def _line_label(
+    row: ComparedVariant, lines: Mapping[tuple[str | None, ...], Sequence[ComparedVariant]]
+) -> str:
     """What tells a line from the others: its row's name without the budget."""
     if len(lines) == 1:
         return "PTSR"

@@ -22,7 +22,7 @@ from ptsr_edge.report import plotting as svg
 from ptsr_edge.report.accuracy_charts import draw_all
 from ptsr_edge.report.comparison import Comparison, compare, read_sources
 from ptsr_edge.report.plotting import Picture
-from ptsr_edge.report.recommendation import Decision, Limits, Verdict, check_limits, choose, decide
+from ptsr_edge.report.recommendation import Decision, Limits, Recommendation, check_limits, choose, decide
 from ptsr_edge.report.regression import Regression, changes_words, compare_profiles, summary
 from ptsr_edge.report.sections import build_evidence, caveats, instability
 from ptsr_edge.report.tables import aligned, build_tables, facts, markdown, pipe_table, remarks
@@ -89,7 +89,7 @@ def json_text(record: dict[str, Any]) -> str:
 SCHEMA = 1
 
 
-class Figure(Record):
+class WrittenChart(Record):
     """A picture of the report: its file relative to the report, or a note on what is missing."""
 
     name: str
@@ -111,9 +111,9 @@ class Report(Record):
     schema_: Literal[1] = Field(default=1, alias="schema")
     command: str
     model: str
-    verdict: Verdict
+    verdict: Recommendation
     profiles: list[MergedProfile] = Field(min_length=1)
-    figures: list[Figure]
+    figures: list[WrittenChart]
     decision: Decision | None = None
     changes: Regression | None = None
 
@@ -125,7 +125,7 @@ class Written:
     record: dict[str, Any]
     page: Path
     lines: list[str]
-    verdict: Verdict
+    verdict: Recommendation
     decision: Decision | None
     regression: Regression | None
 
@@ -214,7 +214,7 @@ def _write(profiles: Sequence[Path], out: Path, limits: Limits | None, old: Path
     return Written(record, page, [*lines, page.as_posix()], verdict, decision, regression)
 
 
-def _told(verdict: Verdict) -> str:
+def _told(verdict: Recommendation) -> str:
     return f"{verdict.sentence} {verdict.detail}".strip()
 
 
@@ -225,7 +225,9 @@ def _options(limits: Limits) -> str:
     return f"{text} --unit {limits.unit}"
 
 
-def _report(comparison: Comparison, verdict: Verdict, pictures: dict[str, Picture], command: str) -> Report:
+def _report(
+    comparison: Comparison, verdict: Recommendation, pictures: dict[str, Picture], command: str
+) -> Report:
     record = {
         "schema": SCHEMA,
         "command": command,
@@ -249,7 +251,7 @@ def _report(comparison: Comparison, verdict: Verdict, pictures: dict[str, Pictur
 
 
 def _words(
-    comparison: Comparison, verdict: Verdict, pictures: dict[str, Picture], command: str
+    comparison: Comparison, verdict: Recommendation, pictures: dict[str, Picture], command: str
 ) -> dict[str, Any]:
     """Everything that the templates write."""
     return {

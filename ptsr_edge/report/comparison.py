@@ -34,7 +34,7 @@ class Source:
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class ComparedVariant:
     """One variant of one profile; `name` tells it from every other row in as few words as will do."""
 
     name: str
@@ -63,7 +63,7 @@ class Comparison:
     """The rows of all sources: sources in the order given, baselines first, then by falling budget."""
 
     sources: tuple[Source, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ComparedVariant, ...]
 
     @property
     def model(self) -> str:
@@ -75,7 +75,7 @@ class Comparison:
         """The classes, in the order of the confusion matrices."""
         return self.sources[0].profile.labels
 
-    def reference(self, row: Row) -> Row | None:
+    def reference(self, row: ComparedVariant) -> ComparedVariant | None:
         """The full-token baseline that `row` was measured against, if it is among the rows."""
         ratio = row.measured.ratio
         wanted = (ratio.against if ratio else None, row.source.profile.baseline)
@@ -86,7 +86,7 @@ class Comparison:
                     return other
         return near[0] if len(near) == 1 else None
 
-    def comparable(self) -> list[Row]:
+    def comparable(self) -> list[ComparedVariant]:
         """The rows whose accuracy is on the same data under the same protocol: the largest group."""
         judged = [row for row in self.rows if row.measured.accuracy]
         groups = Counter(accuracy_key(row) for row in judged)
@@ -181,7 +181,7 @@ def _floats(data: Any, place: str) -> Iterator[tuple[str, float]]:
 def compare(sources: Sequence[Source]) -> Comparison:
     """Puts the variants of all sources side by side under short names that differ."""
     rows = [
-        Row("", source, measured, _is_baseline(source.profile, measured))
+        ComparedVariant("", source, measured, _is_baseline(source.profile, measured))
         for source in sources
         for measured in source.profile.variants
     ]
@@ -210,10 +210,10 @@ def budget_text(keep_rate: float) -> str:
     return f"{round(100 * keep_rate, 1):g} %"
 
 
-def pareto(rows: Iterable[Row]) -> list[Row]:
+def pareto(rows: Iterable[ComparedVariant]) -> list[ComparedVariant]:
     """The rows that no other row beats in both latency (p50) and UAR, by rising latency."""
     known = [(row.p50_ms, -row.uar, row) for row in rows if row.p50_ms is not None and row.uar is not None]
-    front: list[Row] = []
+    front: list[ComparedVariant] = []
     best = float("inf")
     for _, loss, row in sorted(known, key=lambda entry: entry[:2]):
         if loss < best:
@@ -222,20 +222,20 @@ def pareto(rows: Iterable[Row]) -> list[Row]:
     return front
 
 
-def undominated(rows: Sequence[Row]) -> list[Row]:
+def undominated(rows: Sequence[ComparedVariant]) -> list[ComparedVariant]:
     """The rows that no other is at least as good as in latency (p50), UAR and size, and better in one."""
 
-    def costs(row: Row) -> tuple[float, float, float]:
+    def costs(row: ComparedVariant) -> tuple[float, float, float]:
         return (row.p50_ms or 0.0, -(row.uar or 0.0), row.measured.size_bytes)
 
-    def beats(one: Row, other: Row) -> bool:
+    def beats(one: ComparedVariant, other: ComparedVariant) -> bool:
         mine, its = costs(one), costs(other)
         return mine != its and all(a <= b for a, b in zip(mine, its, strict=True))
 
     return [row for row in rows if not any(beats(other, row) for other in rows)]
 
 
-def half_interval(row: Row) -> float:
+def half_interval(row: ComparedVariant) -> float:
     """Half the 95 % interval of a row's UAR, 0 where there is no confusion matrix.
 
     UAR is the mean of independent recalls, so its variance is the mean of theirs over the number of
@@ -251,7 +251,7 @@ def half_interval(row: Row) -> float:
     return float(1.96 * math.sqrt(variances.sum()) / len(variances)) if len(variances) else 0.0
 
 
-def uar_bounds(row: Row) -> tuple[float, float] | None:
+def uar_bounds(row: ComparedVariant) -> tuple[float, float] | None:
     """The 95 % interval of a row's UAR: over subjects where the answers were recorded, else binomial; or None."""
     accuracy, judged = row.measured.accuracy, row.source.profile.judged
     if accuracy is None:
@@ -262,7 +262,7 @@ def uar_bounds(row: Row) -> tuple[float, float] | None:
     return (accuracy.uar - half, accuracy.uar + half) if half else None
 
 
-def raw_samples(row: Row) -> tuple[NDArray[np.float64] | None, str]:
+def raw_samples(row: ComparedVariant) -> tuple[NDArray[np.float64] | None, str]:
     """The latency samples of a row in milliseconds, or None and the reason why there are none.
 
     Samples whose median is not the recorded p50 (within 2 %) are not those of the record, or are in
@@ -286,7 +286,7 @@ def raw_samples(row: Row) -> tuple[NDArray[np.float64] | None, str]:
     return samples, ""
 
 
-def accuracy_key(row: Row) -> tuple[str, str] | None:
+def accuracy_key(row: ComparedVariant) -> tuple[str, str] | None:
     """What an accuracy must share with another to be compared with it: its data and its protocol."""
     accuracy = row.measured.accuracy
     return (accuracy.data, accuracy.protocol) if accuracy else None
@@ -298,7 +298,7 @@ def _is_baseline(profile: Profile, measured: Measured) -> bool:
     return measured.bundle is None or measured.id == profile.baseline or measured.id in against
 
 
-def _named(rows: list[Row]) -> list[Row]:
+def _named(rows: list[ComparedVariant]) -> list[ComparedVariant]:
     def differ(values: Iterable[object]) -> bool:
         return len(set(values)) > 1
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from ptsr_edge.profile.schema import Stages
 from ptsr_edge.report import plotting as svg
 from ptsr_edge.report.comparison import (
+    ComparedVariant,
     Comparison,
-    Row,
     _percent,
     budget_text,
     quantity,
@@ -21,7 +21,7 @@ from ptsr_edge.report.comparison import (
     three_digits,
 )
 from ptsr_edge.report.plotting import Canvas, Picture, render, role_of, scale_time
-from ptsr_edge.report.recommendation import Verdict
+from ptsr_edge.report.recommendation import Recommendation
 
 MOST_ROWS = 16
 """A picture with one line a variant shows no more than these."""
@@ -30,7 +30,7 @@ MOST_OPERATORS = 5
 """Operators that get a colour of their own; the rest is drawn as one."""
 
 
-def latency(comparison: Comparison, verdict: Verdict) -> Picture:
+def latency(comparison: Comparison, verdict: Recommendation) -> Picture:
     """The distribution of each variant's latency: outline, median, p99 and the slowest sample."""
     name, title = "latency", "How latency is distributed"
     loaded = [(row, *raw_samples(row)) for row in comparison.rows if row.p50_ms is not None]
@@ -74,10 +74,10 @@ def latency(comparison: Comparison, verdict: Verdict) -> Picture:
     return Picture(name, title, caption, f"{words}.", wide, narrow)
 
 
-def macs(comparison: Comparison, _: Verdict) -> Picture:
+def macs(comparison: Comparison, _: Recommendation) -> Picture:
     """Multiply-adds of each budget, split by operator where the split was recorded."""
     name, title = "macs", "Where the multiply-adds go"
-    rows: list[Row] = []
+    rows: list[ComparedVariant] = []
     for row in comparison.rows:  # precision, target and machine leave the count as it is
         known = {(other.measured.tokens, other.measured.macs, other.is_baseline) for other in rows}
         if (row.measured.tokens, row.measured.macs, row.is_baseline) not in known:
@@ -125,7 +125,7 @@ def macs(comparison: Comparison, _: Verdict) -> Picture:
 
 
 def _distribution(
-    canvas: Canvas, axes: Any, place: int, role: str, row: Row, samples: NDArray[np.float64]
+    canvas: Canvas, axes: Any, place: int, role: str, row: ComparedVariant, samples: NDArray[np.float64]
 ) -> None:
     """A half outline over the line `place`, with its median, its p99 and its slowest sample."""
     p50, p95, p99 = np.percentile(samples, (50, 95, 99))
@@ -144,7 +144,7 @@ def _distribution(
     canvas.write(x_left - 7, y_left + 4, three_digits(float(p50)), "ink", ha="right")
 
 
-def _latency_words(row: Row, samples: NDArray[np.float64]) -> str:
+def _latency_words(row: ComparedVariant, samples: NDArray[np.float64]) -> str:
     p50, p90, p99 = np.percentile(samples, (50, 90, 99))
     return (
         f"{row.name}: p50 {three_digits(p50)} ms, p90 {three_digits(p90)} ms, p99 {three_digits(p99)} ms, "
@@ -152,7 +152,7 @@ def _latency_words(row: Row, samples: NDArray[np.float64]) -> str:
     )
 
 
-def _operator_roles(rows: list[Row]) -> dict[str, str]:
+def _operator_roles(rows: list[ComparedVariant]) -> dict[str, str]:
     """The operators that make up most, each with its colour; empty where no split was recorded."""
     totals: Counter[str] = Counter()
     for row in rows:
@@ -164,7 +164,9 @@ def _operator_roles(rows: list[Row]) -> dict[str, str]:
     return roles
 
 
-def _bar(canvas: Canvas, axes: Any, place: int, row: Row, label: str, roles: dict[str, str]) -> None:
+def _bar(
+    canvas: Canvas, axes: Any, place: int, row: ComparedVariant, label: str, roles: dict[str, str]
+) -> None:
     total = row.measured.macs
     parts = dict(row.measured.macs_by_operator or {})
     split = {operator: parts.pop(operator, 0) for operator in roles if operator != "other"}
@@ -189,7 +191,7 @@ MOST_CLASSES = 3
 FLOW, AROUND, OTHER = "flow and strain", "before and after", "other operators"
 
 
-def stages(comparison: Comparison, verdict: Verdict) -> Picture:
+def stages(comparison: Comparison, verdict: Recommendation) -> Picture:
     """A bar a variant, in milliseconds: pre-processing, inference by class of operator, post-processing."""
     name, title = "stages", "Where the time goes"
     timed = [(row, row.measured.stages) for row in comparison.rows if row.measured.stages is not None]
@@ -279,7 +281,12 @@ def _key_lines(canvas: Canvas, roles: Mapping[str, str]) -> list[list[str]]:
 
 
 def _time_bars_bar(
-    canvas: Canvas, axes: Any, place: int, row: Row, parts: Mapping[str, float], roles: Mapping[str, str]
+    canvas: Canvas,
+    axes: Any,
+    place: int,
+    row: ComparedVariant,
+    parts: Mapping[str, float],
+    roles: Mapping[str, str],
 ) -> None:
     start, total = 0.0, sum(parts.values())
     drawn = dict.fromkeys(roles, 0.0)
@@ -307,7 +314,7 @@ def _words(parts: Mapping[str, float]) -> str:
 MOST_BARS = 40
 
 
-def dynamic(comparison: Comparison, _: Verdict) -> Picture:
+def dynamic(comparison: Comparison, _: Recommendation) -> Picture:
     """Histogram of the dynamic mode's counts; lines at the static budgets with the share they truncate."""
     name, title = "dynamic", "What the dynamic mode would keep"
     record = next((s.profile.dynamic_counts for s in comparison.sources if s.profile.dynamic_counts), None)

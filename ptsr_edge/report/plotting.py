@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import require
-from ptsr_edge.report.comparison import Comparison, Row, precision_rank
+from ptsr_edge.report.comparison import ComparedVariant, Comparison, precision_rank
 
 # FOLDED from report.svg: Drawings as SVG text that fits into a page: colours follow the page's theme, ids do not collide. A drawing uses one fixed stand-in colour for each role; `page_ready` replaces it by the CSS variable of that role, so that one drawing serves the light and the dark theme. `standalone` adds the values of the variables, for a file that is shown by itself.
 
@@ -310,7 +310,7 @@ def _style(name: str) -> dict[str, Any]:
     }
 
 
-def role_of(row: Row, comparison: Comparison) -> str:
+def role_of(row: ComparedVariant, comparison: Comparison) -> str:
     """The colour of a row, the same in every picture: that of its precision; baselines are ink."""
     if row.is_baseline:
         return "ink"

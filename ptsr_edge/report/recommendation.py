@@ -12,8 +12,8 @@ from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.records import Record
 from ptsr_edge.profile.schema import NOT_RUN
 from ptsr_edge.report.comparison import (
+    ComparedVariant,
     Comparison,
-    Row,
     _ms,
     _round_up,
     accuracy_key,
@@ -45,7 +45,7 @@ Status = Literal[
 ]
 
 
-class Verdict(Record):
+class Recommendation(Record):
     """The sentence, what kind of answer it is, and the variant it is about (null: about none).
 
     `detail` says how sure a choice is, and what is missing for another one.
@@ -60,7 +60,7 @@ class Verdict(Record):
     detail: str = ""
 
 
-def decide(comparison: Comparison, max_uar_drop: float = MAX_UAR_DROP) -> Verdict:
+def decide(comparison: Comparison, max_uar_drop: float = MAX_UAR_DROP) -> Recommendation:
     """The fastest variant whose UAR is at most `max_uar_drop` below its baseline's, in one sentence.
 
     Where none qualifies, or latency or accuracy is missing, the sentence says that instead.
@@ -71,8 +71,8 @@ def decide(comparison: Comparison, max_uar_drop: float = MAX_UAR_DROP) -> Verdic
     both = [row for row in timed if row.uar_drop is not None]
     within = [row for row in both if (row.uar_drop or 0.0) <= max_uar_drop + 1e-9]
 
-    def answer(status: Status, sentence: str, row: Row | None = None) -> Verdict:
-        verdict = Verdict(sentence=sentence, status=status, max_uar_drop=max_uar_drop)
+    def answer(status: Status, sentence: str, row: ComparedVariant | None = None) -> Recommendation:
+        verdict = Recommendation(sentence=sentence, status=status, max_uar_drop=max_uar_drop)
         if row is None:
             return verdict
         about = {"name": row.name, "id": row.measured.id, "profile": row.source.name}
@@ -118,7 +118,7 @@ def decide(comparison: Comparison, max_uar_drop: float = MAX_UAR_DROP) -> Verdic
     return answer("within", text, pick)
 
 
-def _speed_clause(row: Row, comparison: Comparison) -> str:
+def _speed_clause(row: ComparedVariant, comparison: Comparison) -> str:
     text = f"{_where(row, comparison)} PTSR answers in {_ms(row.p50_ms or 0.0)} ms (p50)"
     base = comparison.reference(row)
     full = "the full-token ViT"
@@ -138,7 +138,7 @@ def _speed_clause(row: Row, comparison: Comparison) -> str:
     return f"{text}, {'which is slower: ' if ratio.high < 1 else ''}{times} as fast as {full}"
 
 
-def _accuracy_clause(row: Row, comparison: Comparison) -> str:
+def _accuracy_clause(row: ComparedVariant, comparison: Comparison) -> str:
     accuracy = row.measured.accuracy
     if accuracy is None or accuracy.uar_drop is None:
         return "its loss of UAR was not measured"
@@ -153,12 +153,12 @@ def _accuracy_clause(row: Row, comparison: Comparison) -> str:
     return f"its UAR is {step} ({accuracy.uar:.3f}{against}, n = {accuracy.n})"
 
 
-def _why_unjudged(row: Row) -> str:
+def _why_unjudged(row: ComparedVariant) -> str:
     reasons = (note.partition("accuracy was not measured: ")[2] for note in row.measured.notes)
     return next((f" ({reason})" for reason in reasons if reason), "")
 
 
-def _where(row: Row, comparison: Comparison) -> str:
+def _where(row: ComparedVariant, comparison: Comparison) -> str:
     text = f"At {budget_text(row.measured.keep_rate)} of the tokens"
     extra = []
     if len({_build_of(other) for other in comparison.rows}) > 1:
@@ -172,18 +172,18 @@ def _lower_first(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _build_of(row: Row) -> tuple[str, str]:
+def _build_of(row: ComparedVariant) -> tuple[str, str]:
     return row.measured.precision, row.measured.target
 
 
-def _baseline_uar(row: Row, comparison: Comparison) -> float:
+def _baseline_uar(row: ComparedVariant, comparison: Comparison) -> float:
     base = comparison.reference(row)
     if base is not None and base.uar is not None and accuracy_key(base) == accuracy_key(row):
         return base.uar
     return (row.uar or 0.0) + (row.uar_drop or 0.0)
 
 
-def _at_chance(row: Row, comparison: Comparison) -> bool:
+def _at_chance(row: ComparedVariant, comparison: Comparison) -> bool:
     return _baseline_uar(row, comparison) < 1 / len(comparison.labels) + CHANCE_MARGIN
 
 
@@ -264,7 +264,7 @@ def check_limits(
     return Limits(max_latency_ms=max_latency_ms, max_uar_drop=drop, confidence=confidence, unit=unit)
 
 
-def choose(comparison: Comparison, limits: Limits) -> tuple[Verdict, Decision]:
+def choose(comparison: Comparison, limits: Limits) -> tuple[Recommendation, Decision]:
     """The fastest variant that meets the limits; of those not told apart in speed, the smallest.
 
     A drop is measured against the fp32 variant of the largest budget in the same profile. Its bound is
@@ -312,7 +312,7 @@ def choose(comparison: Comparison, limits: Limits) -> tuple[Verdict, Decision]:
     )
     about = picked or nearest
     sentence, detail = _words(decision, {c.name: c for c in candidates.values()}, picked, reference)
-    verdict = Verdict(
+    verdict = Recommendation(
         sentence=sentence,
         detail=detail,
         status="chosen" if picked else "none-meets-the-limits",
@@ -324,7 +324,7 @@ def choose(comparison: Comparison, limits: Limits) -> tuple[Verdict, Decision]:
     return verdict, decision
 
 
-def _reference(comparison: Comparison, source: str) -> Row:
+def _reference(comparison: Comparison, source: str) -> ComparedVariant:
     """The fp32 variant of the largest budget in a profile, on the target of its first variant if there."""
     rows = [row for row in comparison.rows if row.source.name == source]
     if next(row.source.profile.judged for row in rows) is None:
@@ -352,7 +352,12 @@ def _reference(comparison: Comparison, source: str) -> Row:
 
 
 def _candidate(
-    row: Row, references: Mapping[str, Row], baseline: Row | None, is_fast: bool, limits: Limits, tests: int
+    row: ComparedVariant,
+    references: Mapping[str, ComparedVariant],
+    baseline: ComparedVariant | None,
+    is_fast: bool,
+    limits: Limits,
+    tests: int,
 ) -> Candidate:
     reference, judged = references[row.source.name], row.source.profile.judged
     assert judged is not None, "the reference was judged"
@@ -390,13 +395,13 @@ def _candidate(
     )
 
 
-def _fastest(rows: Sequence[Row]) -> Row | None:
+def _fastest(rows: Sequence[ComparedVariant]) -> ComparedVariant | None:
     """The fastest by its median; of those whose ratio's interval meets the fastest one's, the smallest."""
     if not rows:
         return None
     first = min(rows, key=_p50)
 
-    def is_tied(row: Row) -> bool:
+    def is_tied(row: ComparedVariant) -> bool:
         mine, its = row.measured.ratio, first.measured.ratio
         alike = row.source is first.source and mine is not None and its is not None
         return row is first or (alike and mine.high >= its.low)  # type: ignore[union-attr]
@@ -405,7 +410,10 @@ def _fastest(rows: Sequence[Row]) -> Row | None:
 
 
 def _words(
-    decision: Decision, candidates: Mapping[str, Candidate], picked: Row | None, reference: Row
+    decision: Decision,
+    candidates: Mapping[str, Candidate],
+    picked: ComparedVariant | None,
+    reference: ComparedVariant,
 ) -> tuple[str, str]:
     """The verdict in one sentence, and what stands behind it."""
     limits = decision.limits
@@ -457,19 +465,19 @@ def _measured(drop: float) -> str:
     return "no difference" if drop == 0 else f"{abs(drop):.3f} {'lower' if drop > 0 else 'higher'}"
 
 
-def _predicted(row: Row) -> list[int] | None:
+def _predicted(row: ComparedVariant) -> list[int] | None:
     return row.measured.accuracy.predicted if row.measured.accuracy else None
 
 
-def _meets_latency(row: Row, limits: Limits) -> bool:
+def _meets_latency(row: ComparedVariant, limits: Limits) -> bool:
     return limits.max_latency_ms is None or _p95(row) <= limits.max_latency_ms
 
 
-def _p50(row: Row) -> float:
+def _p50(row: ComparedVariant) -> float:
     assert row.measured.latency_ms is not None, "only timed rows are candidates"
     return row.measured.latency_ms.p50
 
 
-def _p95(row: Row) -> float:
+def _p95(row: ComparedVariant) -> float:
     assert row.measured.latency_ms is not None, "only timed rows are candidates"
     return row.measured.latency_ms.p95

@@ -34,7 +34,7 @@ Verdict = Literal["slower", "faster", "no change", "unclear", "not compared"]
 WORSE, BETTER = "worse", "better"
 
 
-class Figure(Record):
+class Score(Record):
     """A figure beside the time that changed: from `old` to `new`, and whether that is `worse` or `better`."""
 
     name: str
@@ -51,7 +51,7 @@ class Change(Record):
     times_as_long: float | None = None
     low: float | None = None
     high: float | None = None
-    figures: list[Figure] = Field(default_factory=list)
+    figures: list[Score] = Field(default_factory=list)
     note: str | None = None
 
     @property
@@ -143,7 +143,7 @@ def time_verdict(low: float, high: float) -> Verdict:
     return "unclear" if high > 1 + UNCLEAR or low < 1 / (1 + UNCLEAR) else "no change"
 
 
-def _figures(old: Measured, new: Measured, judged: Judged | None) -> Iterator[Figure]:
+def _figures(old: Measured, new: Measured, judged: Judged | None) -> Iterator[Score]:
     for name, margin in (("size_bytes", MARGIN), ("macs", MARGIN), ("peak_rss_bytes", MEMORY_MARGIN)):
         before, after = getattr(old, name), getattr(new, name)
         if before and after and abs(math.log(after / before)) > math.log1p(margin):
@@ -163,8 +163,8 @@ def _uar_changed(old: Accuracy, new: Accuracy, judged: Judged | None) -> bool:
     return low > 0 or high < 0
 
 
-def _figure(name: str, old: float, new: float, worse: bool) -> Figure:
-    return Figure(name=name, old=old, new=new, **{"is": WORSE if worse else BETTER})
+def _figure(name: str, old: float, new: float, worse: bool) -> Score:
+    return Score(name=name, old=old, new=new, **{"is": WORSE if worse else BETTER})
 
 
 def _uar_noise(old: Accuracy, new: Accuracy) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ptsr_edge.profile.schema import Control, Dynamic
-from ptsr_edge.report.comparison import Comparison, Row, budget_text, rounded_up, three_digits
+from ptsr_edge.report.comparison import ComparedVariant, Comparison, budget_text, rounded_up, three_digits
 from ptsr_edge.report.recommendation import Decision
 from ptsr_edge.report.tables import Cell, Line, Table
 from ptsr_edge.stats.latency import CV_LIMIT
@@ -188,15 +188,15 @@ def dynamic_text(dynamic: Dynamic | None) -> str:
     )
 
 
-def _int8_rows(comparison: Comparison) -> list[tuple[Row, Mapping[str, Any]]]:
-    found: dict[str, tuple[Row, Mapping[str, Any]]] = {}
+def _int8_rows(comparison: Comparison) -> list[tuple[ComparedVariant, Mapping[str, Any]]]:
+    found: dict[str, tuple[ComparedVariant, Mapping[str, Any]]] = {}
     for row in comparison.rows:
         if row.measured.int8_layers:  # the same for all budgets of a target
             found.setdefault(f"{row.measured.target} {row.source.name}", (row, row.measured.int8_layers))
     return list(found.values())
 
 
-def int8_text(rows: Sequence[tuple[Row, Mapping[str, Any]]]) -> str:
+def int8_text(rows: Sequence[tuple[ComparedVariant, Mapping[str, Any]]]) -> str:
     """Which layers the export put back to floating point, a sentence a target."""
     if not rows:
         return "No int8 was judged at its export: export --max-uar-drop does that."
@@ -211,7 +211,7 @@ def int8_text(rows: Sequence[tuple[Row, Mapping[str, Any]]]) -> str:
     return " ".join(parts)
 
 
-def _int8_table(rows: Sequence[tuple[Row, Mapping[str, Any]]]) -> Table | None:
+def _int8_table(rows: Sequence[tuple[ComparedVariant, Mapping[str, Any]]]) -> Table | None:
     lines: list[tuple[str, Values]] = []
     for row, record in rows:
         for layer in record.get("sensitivity") or []:

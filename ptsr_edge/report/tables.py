@@ -9,8 +9,8 @@ from typing import Any
 
 from ptsr_edge.profile.schema import NOT_RUN
 from ptsr_edge.report.comparison import (
+    ComparedVariant,
     Comparison,
-    Row,
     _per_cent,
     _three,
     budget_text,
@@ -20,7 +20,7 @@ from ptsr_edge.report.comparison import (
     signed,
     three_digits,
 )
-from ptsr_edge.report.recommendation import Verdict
+from ptsr_edge.report.recommendation import Recommendation
 from ptsr_edge.stats.latency import Ratio
 
 Value = float | int | str | None
@@ -39,10 +39,10 @@ class Column:
     """
 
     heading: str
-    value: Callable[[Row], Value]
+    value: Callable[[ComparedVariant], Value]
     write: Callable[[Any], str] | None = None
     of_baseline: str | None = None
-    row_text: Callable[[Row], str] | None = None
+    row_text: Callable[[ComparedVariant], str] | None = None
     topics: tuple[str, ...] = ()
     is_of_file: bool = False
     is_optional: bool = False
@@ -78,16 +78,16 @@ def _measured(heading: str, name: str, write: Callable[[Any], str] | None, *topi
 def _ratio(heading: str, name: str, **more: Any) -> Column:
     """A ratio with its interval, sorted by its middle."""
 
-    def found(row: Row) -> Ratio | None:
+    def found(row: ComparedVariant) -> Ratio | None:
         ratio: Ratio | None = getattr(row.measured, name)
         return ratio
 
-    def write(row: Row) -> str:
+    def write(row: ComparedVariant) -> str:
         ratio = found(row)
         assert ratio is not None, "only a ratio that was measured is written"
         return ratio_text(ratio.median, ratio.low, ratio.high)
 
-    def value(row: Row) -> Value:
+    def value(row: ComparedVariant) -> Value:
         ratio = found(row)
         return None if ratio is None else ratio.median
 
@@ -112,7 +112,7 @@ def _ceiling(heading: str, name: str, write: Callable[[Any], str]) -> Column:
     )
 
 
-def _reached(row: Row) -> Value:
+def _reached(row: ComparedVariant) -> Value:
     """10^9 multiply-adds a second at the median."""
     return None if row.p50_ms is None else row.measured.macs / (row.p50_ms * 1e6)
 
@@ -120,8 +120,8 @@ def _reached(row: Row) -> Value:
 def recall_columns(labels: Sequence[str]) -> tuple[Column, ...]:
     """A column a class: the share of its samples that were recognised."""
 
-    def of(place: int) -> Callable[[Row], Value]:
-        def recall(row: Row) -> Value:
+    def of(place: int) -> Callable[[ComparedVariant], Value]:
+        def recall(row: ComparedVariant) -> Value:
             matrix = row.measured.accuracy.confusion if row.measured.accuracy else None
             return None if not matrix or not sum(matrix[place]) else matrix[place][place] / sum(matrix[place])
 
@@ -278,7 +278,7 @@ class Table:
     notes: tuple[str, ...]
 
 
-def build_tables(comparison: Comparison, verdict: Verdict) -> list[Table]:
+def build_tables(comparison: Comparison, verdict: Recommendation) -> list[Table]:
     """All tables of the report."""
     tables = []
     for name, title, known in TABLES:
@@ -309,7 +309,7 @@ def remarks(comparison: Comparison) -> list[tuple[str, list[str]]]:
     return [(name, notes) for name, notes in entries if notes]
 
 
-def _cell(column: Column, row: Row, notes: list[str]) -> Cell:
+def _cell(column: Column, row: ComparedVariant, notes: list[str]) -> Cell:
     value = column.value(row)
     number = column.write is not None or column.row_text is not None
     if row.is_baseline and column.of_baseline is not None:
@@ -329,7 +329,7 @@ def _cell(column: Column, row: Row, notes: list[str]) -> Cell:
     return Cell(column.write(value) if column.write else str(value), value, number)
 
 
-def _reasons(row: Row, column: Column) -> list[str]:
+def _reasons(row: ComparedVariant, column: Column) -> list[str]:
     """The notes that say why a figure is missing; all of the row's where none speaks of it."""
     notes = row.measured.notes
     if notes and notes[0].startswith(NOT_RUN) and not column.is_of_file:

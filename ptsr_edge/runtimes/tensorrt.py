@@ -42,7 +42,7 @@ INSTALL = {
 
 
 @dataclass(frozen=True)
-class Flavour:
+class TensorRtVersion:
     """One TensorRT and whether it can build here.
 
     Attributes:
@@ -58,7 +58,7 @@ class Flavour:
     cross: bool
 
 
-def find_flavour(name: str) -> Flavour:
+def find_flavour(name: str) -> TensorRtVersion:
     """What is there of one flavour.
 
     Raises:
@@ -70,22 +70,22 @@ def find_flavour(name: str) -> Flavour:
     try:
         version = str(load_tensorrt(name)[1].__version__)
     except BuildError as error:
-        return Flavour(name, None, f"not installed ({error}): {INSTALL[name]}", cross)
+        return TensorRtVersion(name, None, f"not installed ({error}): {INSTALL[name]}", cross)
     major = int(version.split(".")[0])
     if major not in MAJORS[name]:
         wanted = " or ".join(f"{known}.x" for known in MAJORS[name])
-        return Flavour(name, version, f"version {version} is installed, {wanted} is needed", cross)
+        return TensorRtVersion(name, version, f"version {version} is installed, {wanted} is needed", cross)
     if not cross and not describe_gpus():
-        return Flavour(name, version, "it builds on the GPU itself, and no NVIDIA GPU is here", cross)
-    return Flavour(name, version, "", cross)
+        return TensorRtVersion(name, version, "it builds on the GPU itself, and no NVIDIA GPU is here", cross)
+    return TensorRtVersion(name, version, "", cross)
 
 
-def find_flavours() -> list[Flavour]:
+def find_flavours() -> list[TensorRtVersion]:
     """All flavours, in the order in which they are preferred."""
     return [find_flavour(name) for name in MODULES]
 
 
-def choose_flavour(name: str | None) -> Flavour:
+def choose_flavour(name: str | None) -> TensorRtVersion:
     """The one named, or the first that can build here.
 
     Raises:
@@ -102,7 +102,7 @@ def choose_flavour(name: str | None) -> Flavour:
     raise kind(f"no TensorRT can build here: {reasons}")
 
 
-def choose_capabilities(flavour: Flavour, precision: str, asked: Sequence[str] | None) -> list[str]:
+def choose_capabilities(flavour: TensorRtVersion, precision: str, asked: Sequence[str] | None) -> list[str]:
     """The compute capabilities to build for: those asked for, else all that the precision allows.
 
     Empty where the flavour builds for the GPU in the machine.
@@ -148,7 +148,7 @@ HEADER_BYTES = 28
 
 
 @dataclass(frozen=True)
-class Plan:
+class TensorRtPlan:
     """A plan file.
 
     Attributes:
@@ -163,7 +163,7 @@ class Plan:
     capabilities: tuple[str, ...]
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path) -> TensorRtPlan:
     """Reads a plan's header and the record of its build beside it (`NAME.build.json`), if there is one.
 
     Raises:
@@ -184,10 +184,10 @@ def read_plan(path: Path) -> Plan:
     if expected is not None and size != expected:
         raise JobError(f"{path} has {size} bytes, {expected} are needed: truncated; export the bundle again")
     version = ".".join(str(number) for number in header[24:28])
-    return Plan(path, flavour, version, capabilities)
+    return TensorRtPlan(path, flavour, version, capabilities)
 
 
-def require_version(plan: Plan, installed: str) -> None:
+def require_version(plan: TensorRtPlan, installed: str) -> None:
     """Makes sure that a plan was built by the TensorRT that is to load it.
 
     Raises:
@@ -200,7 +200,7 @@ def require_version(plan: Plan, installed: str) -> None:
         )
 
 
-def require_capability(plan: Plan, gpu: dict[str, str]) -> None:
+def require_capability(plan: TensorRtPlan, gpu: dict[str, str]) -> None:
     """Makes sure that a plan was built for a GPU's compute capability, where its record tells.
 
     Raises:
@@ -213,7 +213,7 @@ def require_capability(plan: Plan, gpu: dict[str, str]) -> None:
         )
 
 
-def rebuild_line(plan: Plan) -> str:
+def rebuild_line(plan: TensorRtPlan) -> str:
     """The command that builds a plan anew where it is to run."""
     return f"run `python3 build_on_device.py` in {plan.path.parent}"
 
@@ -236,7 +236,7 @@ def _record(path: Path) -> tuple[int | None, tuple[str, ...]]:
 TYPES: dict[str, np.dtype[Any]] = {"FLOAT": np.dtype(np.float32), "INT64": np.dtype(np.int64)}
 
 
-def check_plan(path: Path) -> tuple[Plan, ModuleType]:
+def check_plan(path: Path) -> tuple[TensorRtPlan, ModuleType]:
     """A plan that can be loaded here, and the TensorRT that loads it.
 
     Raises:

@@ -19,7 +19,7 @@ from ptsr_edge.core.console import Verb, finish, progress, say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_file
 from ptsr_edge.data.catalog import LICENCES
-from ptsr_edge.data.datasets import DATA_NAMES, FlowData, load, reading_options, split_subjects
+from ptsr_edge.data.datasets import DATA_NAMES, FlowDataset, load, reading_options, split_subjects
 from ptsr_edge.models.checkpoint import (
     DEVICES,
     CheckpointInfo,
@@ -30,10 +30,10 @@ from ptsr_edge.models.checkpoint import (
 )
 from ptsr_edge.models.ptsr import Model, Ptsr, Vit
 from ptsr_edge.stats.classification import confusion, uar, uf1
-from ptsr_edge.train.trainer import Recipe, first_weights, fit, recipe_for
+from ptsr_edge.train.trainer import TrainConfig, first_weights, fit, train_config_for
 
 
-def held_out_figures(model: Model, data: FlowData, budgets: tuple[float, ...]) -> dict[str, Any]:
+def held_out_figures(model: Model, data: FlowDataset, budgets: tuple[float, ...]) -> dict[str, Any]:
     """UF1 and UAR at each keep rate and at 1; the baseline has only that."""
     figures: dict[str, Any] = {}
     for rate in sorted({1.0, *budgets} if isinstance(model, Ptsr) else {1.0}, reverse=True):
@@ -110,7 +110,7 @@ def main(
     check_file(out)
     if threads is not None:
         torch.set_num_threads(threads)
-    recipe = recipe_for(config, data_name)
+    recipe = train_config_for(config, data_name)
     changes: dict[str, Any] = {"bfloat16": bf16} | ({"epochs": epochs} if epochs else {})
     recipe = recipe.model_copy(update=changes)
     initial = first_weights(config, recipe, seed)
@@ -169,7 +169,7 @@ def _command(root: Path | None) -> str:
 
 
 def _fit_with_bar(
-    config: ModelConfig, data: FlowData, recipe: Recipe, seed: int, initial: Model, out: Path, resume: bool,
+    config: ModelConfig, data: FlowDataset, recipe: TrainConfig, seed: int, initial: Model, out: Path, resume: bool,
     device: str,
 ) -> Model:  # fmt: skip
     total = recipe.epochs * max(1, len(data) // recipe.batch_size)

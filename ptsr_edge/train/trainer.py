@@ -27,7 +27,7 @@ from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import write_whole
 from ptsr_edge.core.records import Record
-from ptsr_edge.data.datasets import FlowData
+from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.models.checkpoint import load_checkpoint, starting_checkpoint
 from ptsr_edge.models.ptsr import MeanReadout, Model, Ptsr, build_model, patch_means
 from ptsr_edge.vision.flow import to_input
@@ -161,7 +161,7 @@ def solve_means(readout: MeanReadout, inputs: Tensor, labels: Tensor, weights: T
     readout.linear.bias.copy_(level - middle @ solved)
 
 
-class Recipe(Record):
+class TrainConfig(Record):
     """How a model is trained; the same for PTSR and its baseline.
 
     `budgets` are keep rates: PTSR draws one for each batch, which is why one set of weights serves all.
@@ -184,21 +184,21 @@ class Recipe(Record):
 
 _HEAD_MOVES = Augmentation(head_motion=0.3)
 
-RECIPES = {
-    "nano": Recipe(epochs=60, batch_size=48, lr=3e-3, ema=0.98, budgets=(1.0, 0.5, 0.5, 0.25)),
-    "tiny": Recipe(epochs=30, batch_size=32, lr=4e-4),
-    "small": Recipe(epochs=10, batch_size=32, lr=3e-4),
+TRAIN_CONFIGS = {
+    "nano": TrainConfig(epochs=60, batch_size=48, lr=3e-3, ema=0.98, budgets=(1.0, 0.5, 0.5, 0.25)),
+    "tiny": TrainConfig(epochs=30, batch_size=32, lr=4e-4),
+    "small": TrainConfig(epochs=10, batch_size=32, lr=3e-4),
 }
 
 PRETRAINING = {
-    "nano": Recipe(
+    "nano": TrainConfig(
         epochs=24, batch_size=48, lr=3e-3, ema=0.995, budgets=(0.5, 0.25, 0.25), augmentation=_HEAD_MOVES
     )
 }
 """How the starting weights are trained, on synthetic faces that are cropped as closely as recorded ones."""
 
 RECORDED = {
-    "nano": Recipe(
+    "nano": TrainConfig(
         epochs=50, batch_size=48, lr=3e-4, ema=0.98, budgets=(0.5, 0.25, 0.25), start="synthetic",
         augmentation=_HEAD_MOVES,
     )
@@ -207,14 +207,14 @@ RECORDED = {
 benchmarks/ACCURACY.md."""
 
 
-def recipe_for(config: ModelConfig, data: str = "synthetic") -> Recipe:
+def train_config_for(config: ModelConfig, data: str = "synthetic") -> TrainConfig:
     """The default recipe of a named model's size for a data set; that of `tiny` for other models."""
     size = config.name.rpartition("-")[2]
     recorded = RECORDED.get(size) if data != "synthetic" else None
-    return recorded or RECIPES.get(size, RECIPES["tiny"])
+    return recorded or TRAIN_CONFIGS.get(size, TRAIN_CONFIGS["tiny"])
 
 
-def first_weights(config: ModelConfig, recipe: Recipe, seed: int) -> Model:
+def first_weights(config: ModelConfig, recipe: TrainConfig, seed: int) -> Model:
     """The weights that training begins with where none are given.
 
     Raises:
@@ -243,8 +243,8 @@ class State:
 
 def fit(
     config: ModelConfig,
-    data: FlowData,
-    recipe: Recipe,
+    data: FlowDataset,
+    recipe: TrainConfig,
     seed: int,
     *,
     initial: Model | None = None,
@@ -305,7 +305,7 @@ def fit(
 
 
 def _train_step(
-    state: State, inputs: Tensor, labels: Tensor, weights: Tensor, recipe: Recipe, seed: int
+    state: State, inputs: Tensor, labels: Tensor, weights: Tensor, recipe: TrainConfig, seed: int
 ) -> None:
     generator = _generator(seed, 1, state.step)
     torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))  # dropout, random selection
@@ -363,7 +363,7 @@ def digest_weights(model: Model) -> str:
     return digest.hexdigest()
 
 
-def _start(model: Model, recipe: Recipe) -> State:
+def _start(model: Model, recipe: TrainConfig) -> State:
     model.requires_grad_(True)
     if isinstance(model, Ptsr) and model.means is not None:
         model.means.requires_grad_(False)  # solved already: the rest learns what it leaves

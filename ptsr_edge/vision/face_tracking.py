@@ -254,7 +254,7 @@ def region_of(face: Face) -> Region:
     return Region(round(x), round(y), max(1, round(side)), max(1, round(side)))
 
 
-class CropWindow:
+class StableCrop:
     """Where the crop is now, and crops of it."""
 
     def __init__(self, side: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from ptsr_edge.camera.face_motion import EYES, REGIONS, SIDE, MotionMeter, expressive_mask
 from ptsr_edge.data import synthetic_faces as faces
-from ptsr_edge.data.synthetic_faces import LANDMARKS, View
+from ptsr_edge.data.synthetic_faces import LANDMARKS, CameraPose
 
 pytest.importorskip("cv2")
 
@@ -18,13 +18,13 @@ def subject() -> faces.Subject:
 
 
 def frame(
-    subject: faces.Subject, moves: dict[str, tuple[float, float]], view: View | None = None
+    subject: faces.Subject, moves: dict[str, tuple[float, float]], view: CameraPose | None = None
 ) -> np.ndarray:
     landmarks = np.zeros((len(LANDMARKS), 2))
     for name, move in moves.items():
         landmarks[LANDMARKS.index(name)] = move
     return faces.render(
-        subject, subject.displacement(landmarks, SIDE), view or View(), np.random.default_rng(0)
+        subject, subject.displacement(landmarks, SIDE), view or CameraPose(), np.random.default_rng(0)
     )
 
 
@@ -71,14 +71,14 @@ def test_a_mouth_corner_that_is_pulled_moves_out_and_up(subject: faces.Subject) 
 
 @pytest.mark.parametrize("shift", [(1.0, 0.0), (0.0, -1.5), (1.3, 1.1)])
 def test_a_head_that_moves_is_rigid_motion_alone(subject: faces.Subject, shift: tuple[float, float]) -> None:
-    regions, rigid, _ = measured(subject, frame(subject, {}, View(shift=shift)))
+    regions, rigid, _ = measured(subject, frame(subject, {}, CameraPose(shift=shift)))
     # A pure shift may be told as a turn in part, which takes the parts along a little unequally.
     np.testing.assert_allclose((rigid + regions)[:-EYES], [shift] * (len(REGIONS) - EYES), atol=0.15)
     assert np.abs(regions[:-EYES]).max() < 0.15
 
 
 def test_light_is_no_motion(subject: faces.Subject) -> None:
-    regions, rigid, _ = measured(subject, frame(subject, {}, View(gain=0.9, gradient=(0.05, -0.05))))
+    regions, rigid, _ = measured(subject, frame(subject, {}, CameraPose(gain=0.9, gradient=(0.05, -0.05))))
     # Ten per cent of gain alone would be pixels of motion; ramps within a region remain.
     assert np.abs(regions[:-EYES]).max() < 0.12
     assert np.abs(rigid).max() < 0.12
@@ -86,10 +86,10 @@ def test_light_is_no_motion(subject: faces.Subject) -> None:
 
 def test_a_new_reference_continues_where_the_old_one_was(subject: faces.Subject) -> None:
     """Six pixels in steps of one: the reference is replaced on the way, and the way stays whole."""
-    steps = [frame(subject, {}, View(shift=(float(step), 0.0))) for step in range(1, 7)]
+    steps = [frame(subject, {}, CameraPose(shift=(float(step), 0.0))) for step in range(1, 7)]
     regions, rigid, _ = measured(subject, *steps)
     np.testing.assert_allclose((rigid + regions)[:-EYES, 0], 6.0, atol=0.3)
-    back = [frame(subject, {}, View(shift=(float(step), 0.0))) for step in range(5, -1, -1)]
+    back = [frame(subject, {}, CameraPose(shift=(float(step), 0.0))) for step in range(5, -1, -1)]
     regions, rigid, _ = measured(subject, *steps, *back)
     np.testing.assert_allclose((rigid + regions)[:-EYES], 0.0, atol=0.15)
 
@@ -121,7 +121,7 @@ def test_motion_is_stated_at_112_pixels_whatever_the_crop() -> None:
         meter = MotionMeter()
         for share in (0, 1):
             field = person.displacement(share * moves, size)
-            motion = meter.measure(faces.render(person, field, View(), np.random.default_rng(0)))
+            motion = meter.measure(faces.render(person, field, CameraPose(), np.random.default_rng(0)))
         found.append(motion.regions[REGIONS.index("mouth_corner.left")])
     np.testing.assert_allclose(*found, atol=0.1)
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from ptsr_edge.camera.inference import HOLD_S, Governor
+from ptsr_edge.camera.inference import HOLD_S, BudgetController
 from ptsr_edge.core.errors import InputError
 
 COSTS = {0.25: 2.0, 0.5: 4.0, 1.0: 10.0}
@@ -15,7 +15,7 @@ FRAME_NS = 33_333_333
 class Load:
     """Pushes of a machine that is `slow` times slower than when it was timed; every third one has an inference."""
 
-    def __init__(self, governor: Governor) -> None:
+    def __init__(self, governor: BudgetController) -> None:
         self.governor, self.pts, self.misses = governor, 0, 0
 
     def run(self, pushes: int, slow: float, rest_ms: float = 4.0) -> list[float]:
@@ -31,14 +31,14 @@ class Load:
 
 
 def test_it_starts_at_the_largest_budget_that_fits() -> None:
-    assert Governor(COSTS, 33).budget == 1.0
-    assert Governor(COSTS, 9).budget == 0.5
-    assert Governor(COSTS, 1).budget == 0.25
-    assert Governor(COSTS, 9).ladder == (0.25, 0.5, 1.0)
+    assert BudgetController(COSTS, 33).budget == 1.0
+    assert BudgetController(COSTS, 9).budget == 0.5
+    assert BudgetController(COSTS, 1).budget == 0.25
+    assert BudgetController(COSTS, 9).ladder == (0.25, 0.5, 1.0)
 
 
 def test_it_steps_down_when_the_machine_slows_and_comes_back_up_when_it_does_not() -> None:
-    load = Load(Governor(COSTS, 33))
+    load = Load(BudgetController(COSTS, 33))
     assert set(load.run(60, slow=1.0)) == {1.0}
     slow = load.run(120, slow=4.0)  # 16 + 40 ms at full budget, 16 + 16 at half
     assert slow[-1] < 1.0
@@ -50,7 +50,7 @@ def test_it_steps_down_when_the_machine_slows_and_comes_back_up_when_it_does_not
 
 def test_it_does_not_swing() -> None:
     """At a load where full budget just fits and leaves no reserve, it goes down once and stays."""
-    load = Load(Governor(COSTS, 33))
+    load = Load(BudgetController(COSTS, 33))
     load.run(3, slow=3.0)
     budgets = load.run(
         900, slow=2.1, rest_ms=5.0
@@ -60,7 +60,7 @@ def test_it_does_not_swing() -> None:
 
 
 def test_it_holds_a_budget_for_some_time_before_it_goes_up() -> None:
-    load = Load(Governor(COSTS, 33))
+    load = Load(BudgetController(COSTS, 33))
     load.run(30, slow=6.0)
     assert load.governor.budget == 0.25
     budgets = load.run(2000, slow=1.0)
@@ -71,7 +71,7 @@ def test_it_holds_a_budget_for_some_time_before_it_goes_up() -> None:
 
 
 def test_a_slow_push_without_an_inference_is_a_miss_but_no_reason_to_move() -> None:
-    governor = Governor(COSTS, 33)
+    governor = BudgetController(COSTS, 33)
     for number in range(40):
         governor.saw_push(3.0, {}, number * FRAME_NS)
     governor.saw_push(50.0, {}, 41 * FRAME_NS)
@@ -80,7 +80,7 @@ def test_a_slow_push_without_an_inference_is_a_miss_but_no_reason_to_move() -> N
 
 
 def test_a_clock_that_jumps_back_does_not_hold_it_forever() -> None:
-    load = Load(Governor(COSTS, 33))
+    load = Load(BudgetController(COSTS, 33))
     load.run(30, slow=6.0)
     load.pts -= 10**15
     assert load.run(2000, slow=1.0)[-1] == 1.0
@@ -89,6 +89,6 @@ def test_a_clock_that_jumps_back_does_not_hold_it_forever() -> None:
 @pytest.mark.parametrize("deadline", [0, -1, math.nan, math.inf])
 def test_a_deadline_that_is_none_is_refused(deadline: float) -> None:
     with pytest.raises(InputError, match="deadline_ms must be positive"):
-        Governor(COSTS, deadline)
+        BudgetController(COSTS, deadline)
     with pytest.raises(InputError, match="at least one budget"):
-        Governor({}, 33)
+        BudgetController({}, 33)

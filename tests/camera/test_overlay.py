@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ptsr_edge.camera.output import STRIP, Overlay, flow_colours
-from ptsr_edge.camera.pipeline import Box, Event, View
+from ptsr_edge.camera.pipeline import Box, Event, FaceView
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.data.synthetic_clips import render_clip
 from ptsr_edge.vision.flow import optical_flow
@@ -36,7 +36,7 @@ def changed(canvas: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def test_without_a_face_the_frame_is_as_it_was_above_an_empty_strip() -> None:
-    canvas = overlay().draw(GRAY, 0, View(), [])
+    canvas = overlay().draw(GRAY, 0, FaceView(), [])
     assert canvas.shape == (160 + STRIP, 320, 3)
     assert not changed(canvas).any()
     assert len(np.unique(canvas[-STRIP:].reshape(-1, 3), axis=0)) == 1
@@ -44,7 +44,7 @@ def test_without_a_face_the_frame_is_as_it_was_above_an_empty_strip() -> None:
 
 
 def test_face_and_crop_are_framed() -> None:
-    drawn = changed(overlay().draw(GRAY, 0, View(face=FACE, crop=CROP), []))
+    drawn = changed(overlay().draw(GRAY, 0, FaceView(face=FACE, crop=CROP), []))
     expected = np.zeros_like(drawn)
     for box in (FACE, CROP):
         left, top = int(box.x), int(box.y)
@@ -55,7 +55,7 @@ def test_face_and_crop_are_framed() -> None:
 
 def test_an_event_shows_its_kept_patches_for_a_moment_and_stays_on_the_strip() -> None:
     """Patches 0 and 15 of a grid of 4: the first and the last of the crop, 28 pixels wide each."""
-    drawing, view = overlay(), View(face=None, crop=CROP)
+    drawing, view = overlay(), FaceView(face=None, crop=CROP)
     drawing.draw(GRAY, 0, view, [])
     at_once = changed(drawing.draw(GRAY, 200 * MS, view, [event()]))
     frame_only = changed(overlay().draw(GRAY, 0, view, []))
@@ -71,10 +71,10 @@ def test_an_event_shows_its_kept_patches_for_a_moment_and_stays_on_the_strip() -
 def test_the_strip_moves_with_time_and_forgets() -> None:
     """The strip spans 10 s over 320 columns: an apex 5 s ago stands at column 160 (159.5 rounded)."""
     drawing = overlay()
-    drawing.draw(GRAY, 200 * MS, View(), [event()])
+    drawing.draw(GRAY, 200 * MS, FaceView(), [event()])
 
     def apex_column(at_ms: int) -> set[int]:
-        strip = drawing.draw(GRAY, at_ms * MS, View(), [])[-STRIP:]
+        strip = drawing.draw(GRAY, at_ms * MS, FaceView(), [])[-STRIP:]
         return set(np.nonzero((strip[24] == 255).all(axis=-1))[0].tolist())
 
     assert apex_column(5100) == {160}
@@ -84,7 +84,7 @@ def test_the_strip_moves_with_time_and_forgets() -> None:
 
 def test_the_flow_of_an_event_is_measured_again_and_shown() -> None:
     onset, apex, _ = render_clip(subject=1, clip=0, size=112)
-    drawing, view = overlay(), View(crop=CROP)
+    drawing, view = overlay(), FaceView(crop=CROP)
     shown = None
     for time_ms, gray in ((0, onset), (100, apex), (200, onset)):
         frame = GRAY.copy()
@@ -98,17 +98,17 @@ def test_the_flow_of_an_event_is_measured_again_and_shown() -> None:
 
 def test_the_flow_is_not_shown_where_the_crop_was_elsewhere() -> None:
     drawing = overlay()
-    drawing.draw(GRAY, 0, View(crop=CROP), [])
-    drawing.draw(GRAY, 100 * MS, View(crop=CROP), [])
+    drawing.draw(GRAY, 0, FaceView(crop=CROP), [])
+    drawing.draw(GRAY, 100 * MS, FaceView(crop=CROP), [])
     elsewhere = Box(x=60, y=8, width=112, height=112)
-    canvas = drawing.draw(GRAY, 200 * MS, View(crop=elsewhere), [event()])
+    canvas = drawing.draw(GRAY, 200 * MS, FaceView(crop=elsewhere), [event()])
     assert (canvas[30:112, -112:] == 100).all()
 
 
 @pytest.mark.parametrize("size", [(16, 16), (40, 900)])
 def test_frames_of_any_size_can_be_drawn_on(size: tuple[int, int]) -> None:
     frame = np.zeros((*size, 3), np.uint8)
-    canvas = overlay().draw(frame, 200 * MS, View(face=FACE, crop=CROP), [event()])
+    canvas = overlay().draw(frame, 200 * MS, FaceView(face=FACE, crop=CROP), [event()])
     assert canvas.shape == (size[0] + STRIP, size[1], 3)
 
 

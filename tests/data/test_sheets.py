@@ -7,7 +7,7 @@ import pytest
 from recorded_trees import SAMM_HEADING, SAMM_ROWS, write_workbook
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data.annotations import Row, RowFault, read_sheet
+from ptsr_edge.data.annotations import AnnotationRow, RowFault, read_sheet
 
 HEADING = ("Subject", "Filename", None, "Onset Frame")
 
@@ -54,13 +54,13 @@ def test_of_two_columns_with_one_heading_the_first_counts(tmp_path):
      ("N/A", None), (-1, None), (0, 0)],
 )  # fmt: skip
 def test_frame_numbers_in_all_the_ways_they_are_written(cell, number):
-    assert Row(7, {"apex": cell}).frame("Apex") == number
+    assert AnnotationRow(7, {"apex": cell}).frame("Apex") == number
 
 
 @pytest.mark.parametrize("cell", ["about 46", 46.5, "4 6"])
 def test_what_is_no_frame_number_is_refused_with_its_column(cell):
     with pytest.raises(RowFault, match="a frame number is expected, found") as caught:
-        Row(7, {"apex": cell}).frame("Apex")
+        AnnotationRow(7, {"apex": cell}).frame("Apex")
     assert caught.value.column == "Apex"
 
 

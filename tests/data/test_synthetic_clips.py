@@ -9,7 +9,7 @@ from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data import synthetic_clips as synthetic
 from ptsr_edge.data import synthetic_faces as faces
-from ptsr_edge.data.synthetic_faces import LANDMARKS, View
+from ptsr_edge.data.synthetic_faces import LANDMARKS, CameraPose
 from ptsr_edge.vision.flow import optical_strain
 
 BOTH_SIDES = {name.partition(".")[0] for name in LANDMARKS}
@@ -100,19 +100,19 @@ def test_render_shifts_the_picture_by_its_view():
     # By one whole pixel: the cubic's samples fall on pixels, so only rounding to uint8 is left.
     face = synthetic.person(0).face
     still, rng = np.zeros((112, 112, 2), dtype=np.float32), np.random.default_rng(0)
-    here = faces.render(face, still, View(), rng).astype(int)
-    there = faces.render(face, still, View(shift=(3.0, 1.0)), rng).astype(int)
+    here = faces.render(face, still, CameraPose(), rng).astype(int)
+    there = faces.render(face, still, CameraPose(shift=(3.0, 1.0)), rng).astype(int)
     assert np.abs(there[11:-10, 13:-10] - here[10:-11, 10:-13]).max() <= 1
 
 
 def test_render_applies_light_and_noise():
     face = synthetic.person(0).face
     still = np.zeros((112, 112, 2), dtype=np.float32)
-    plain = faces.render(face, still, View(), np.random.default_rng(0)).astype(float)
-    dark = faces.render(face, still, View(gain=0.5), np.random.default_rng(0))
+    plain = faces.render(face, still, CameraPose(), np.random.default_rng(0)).astype(float)
+    dark = faces.render(face, still, CameraPose(gain=0.5), np.random.default_rng(0))
     np.testing.assert_allclose(dark, plain / 2, atol=1)
     # Noise of 2 levels and .04 per level at each pixel: the mean variance is 4 + .04 x the mean level.
-    noisy = faces.render(face, still, View(read_noise=2, shot_noise=0.04), np.random.default_rng(0))
+    noisy = faces.render(face, still, CameraPose(read_noise=2, shot_noise=0.04), np.random.default_rng(0))
     middle = (plain > 20) & (plain < 235)
     expected = 4 + 0.04 * plain[middle].mean() + 1 / 12
     assert (noisy - plain)[middle].var() == pytest.approx(expected, rel=0.1)
@@ -120,7 +120,7 @@ def test_render_applies_light_and_noise():
 
 def test_render_refuses_what_is_no_field():
     with pytest.raises(InputError, match=r"found \(8, 9, 2\)"):
-        faces.render(synthetic.person(0).face, np.zeros((8, 9, 2)), View(), np.random.default_rng(0))
+        faces.render(synthetic.person(0).face, np.zeros((8, 9, 2)), CameraPose(), np.random.default_rng(0))
 
 
 def test_expression_reaches_its_peak():

@@ -9,7 +9,7 @@ import pytest
 
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data import synthetic_faces as faces
-from ptsr_edge.data.synthetic_faces import DEPTHS, LANDMARKS, REFERENCE_SIZE, View
+from ptsr_edge.data.synthetic_faces import DEPTHS, LANDMARKS, REFERENCE_SIZE, CameraPose
 
 SIZE = 112
 
@@ -76,7 +76,7 @@ def test_a_subject_is_its_seed() -> None:
 
 @pytest.mark.parametrize("size", [56, 112, 224])
 def test_a_frame_is_the_same_again(subject: faces.Subject, size: int) -> None:
-    view = View(shift=(1.2, -0.4), angle=0.05, scale=1.03, gain=0.9, read_noise=2, shot_noise=0.02)
+    view = CameraPose(shift=(1.2, -0.4), angle=0.05, scale=1.03, gain=0.9, read_noise=2, shot_noise=0.02)
     field = subject.displacement(faces.turn_moves(0.05, 0.0), size)
     before = field.copy()
     first = faces.render(subject, field, view, np.random.default_rng(9))
@@ -89,25 +89,27 @@ def test_a_frame_is_the_same_again(subject: faces.Subject, size: int) -> None:
 
 def test_noise_is_drawn_only_where_there_is_some(subject: faces.Subject) -> None:
     rng = np.random.default_rng(0)
-    faces.render(subject, still(), View(), rng)
+    faces.render(subject, still(), CameraPose(), rng)
     assert rng.random() == np.random.default_rng(0).random()
 
 
 def test_a_displaced_face_shows_its_points_where_the_field_puts_them(subject: faces.Subject) -> None:
     """The same displacement everywhere is a shift: (dx, dy) moves the picture right and down."""
     field = still() + np.float32([2.0, 1.0])
-    moved = faces.render(subject, field, View(), np.random.default_rng(0)).astype(int)
-    here = faces.render(subject, still(), View(), np.random.default_rng(0)).astype(int)
+    moved = faces.render(subject, field, CameraPose(), np.random.default_rng(0)).astype(int)
+    here = faces.render(subject, still(), CameraPose(), np.random.default_rng(0)).astype(int)
     # Whole pixels fall on samples: rounding to uint8 is left. A rim is cut for what was reflected.
     assert np.abs(moved[5:-4, 6:-4] - here[4:-5, 4:-6]).max() <= 1
 
 
 def test_a_view_turns_and_scales_about_the_middle(subject: faces.Subject) -> None:
-    here = faces.render(subject, still(), View(), np.random.default_rng(0)).astype(int)
-    quarter = faces.render(subject, still(), View(angle=math.pi / 2), np.random.default_rng(0)).astype(int)
+    here = faces.render(subject, still(), CameraPose(), np.random.default_rng(0)).astype(int)
+    quarter = faces.render(subject, still(), CameraPose(angle=math.pi / 2), np.random.default_rng(0)).astype(
+        int
+    )
     # Clockwise in the image; numpy's quarter turn is anticlockwise, so three of them.
     assert np.abs(quarter - np.rot90(here, 3))[3:-3, 3:-3].max() <= 1
-    twice = faces.render(subject, still(), View(scale=2.0), np.random.default_rng(0)).astype(float)
+    twice = faces.render(subject, still(), CameraPose(scale=2.0), np.random.default_rng(0)).astype(float)
     middle = twice.reshape(56, 2, 56, 2).mean((1, 3))
     # Two by two pixels of the enlarged middle are one pixel of it, but for the cubic's sharpness.
     assert np.abs(middle - here[28:84, 28:84]).mean() < 2.5
@@ -131,8 +133,8 @@ def test_a_head_turn_shows_in_the_frame(subject: faces.Subject) -> None:
     """By the definition of flow: a point seen at x in the first frame is at x + d(x) in the second."""
     cv2 = pytest.importorskip("cv2")
     field = subject.displacement(faces.turn_moves(0.09, 0.0), SIZE)
-    turned = faces.render(subject, field, View(), np.random.default_rng(0)).astype(np.float32)
-    front = faces.render(subject, still(), View(), np.random.default_rng(0)).astype(np.float32)
+    turned = faces.render(subject, field, CameraPose(), np.random.default_rng(0)).astype(np.float32)
+    front = faces.render(subject, still(), CameraPose(), np.random.default_rng(0)).astype(np.float32)
     pixels = np.stack(np.meshgrid(np.arange(SIZE), np.arange(SIZE)), axis=-1).astype(np.float32)
     followed = cv2.remap(turned, pixels + field, None, cv2.INTER_CUBIC)
     middle = np.s_[15:-15, 15:-15]
@@ -147,5 +149,5 @@ def test_a_head_turn_shows_in_the_frame(subject: faces.Subject) -> None:
 @pytest.mark.parametrize("shape", [(8, 9, 2), (8, 8), (8, 8, 3), (2, 8, 8), (1, 8, 8, 2)])
 def test_what_is_no_displacement_is_refused(subject: faces.Subject, shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="a displacement must be") as caught:
-        faces.render(subject, np.zeros(shape, np.float32), View(), np.random.default_rng(0))
+        faces.render(subject, np.zeros(shape, np.float32), CameraPose(), np.random.default_rng(0))
     assert str(shape) in str(caught.value)

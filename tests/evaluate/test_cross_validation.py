@@ -14,7 +14,7 @@ from fold_data import TOY, NearestMean, composite, toy_learner
 
 from ptsr_edge.core.disk_cache import closure_digest
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data.datasets import FlowData
+from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.evaluate import cross_validation
 from ptsr_edge.evaluate import cross_validation as model_learner
 from ptsr_edge.evaluate.cross_validation import Learner, cross_validate, deciding_versions
@@ -43,7 +43,7 @@ def test_every_engine_gives_the_same_bits(tmp_path: Path) -> None:
 def test_training_never_sees_the_held_out_subject(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[set[str]] = []
 
-    def spy(config: Any, data: FlowData, _recipe: Any, seed: int, **_: Any) -> object:
+    def spy(config: Any, data: FlowDataset, _recipe: Any, seed: int, **_: Any) -> object:
         seen.append(set(data.subject_names))
         return build_model(config, seed)
 
@@ -81,7 +81,7 @@ def test_kept_folds_are_taken_over_where_all_is_the_same(
     fitted: list[int] = []
     real = model_learner.fit
 
-    def counted(config: Any, data: FlowData, recipe: Any, seed: int, **more: Any) -> object:
+    def counted(config: Any, data: FlowDataset, recipe: Any, seed: int, **more: Any) -> object:
         fitted.append(seed)
         return real(config, data, recipe, seed, **more)
 

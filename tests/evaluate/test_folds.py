@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.evaluate.cli import main
 from ptsr_edge.evaluate.folds import FoldCall, plan_learners
-from ptsr_edge.train.trainer import recipe_for
+from ptsr_edge.train.trainer import train_config_for
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU here")
 
@@ -89,7 +89,9 @@ def test_a_model_is_trained_once_with_all_budgets_that_are_asked_for() -> None:
         ("vit-tiny", (1.0,)),
     ]
     assert references == [("ptsr-nano", 0.25), ("vit-tiny", 1.0)]
-    assert learners[0].recipe == recipe_for(learners[0].config, "megc-flow").model_copy(update={"epochs": 3})
+    assert learners[0].recipe == train_config_for(learners[0].config, "megc-flow").model_copy(
+        update={"epochs": 3}
+    )
     # 13 of 49 tokens either way: the keep rate that is there is taken.
     _, references = plan_learners(
         FoldCall(models=["ptsr-nano"], budgets=[0.25], against=["ptsr-nano@0.26"]), "synthetic"

@@ -7,14 +7,14 @@ import pytest
 
 from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data.datasets import FlowData
+from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.evaluate.evaluation import Fold, figures, folds, set_of, unseen_subjects
 
 
-def toy_data(subjects: int = 6, clips: int = 3) -> FlowData:
+def toy_data(subjects: int = 6, clips: int = 3) -> FlowDataset:
     rng = np.random.default_rng(0)
     count = subjects * clips
-    return FlowData(
+    return FlowDataset(
         flows=rng.normal(size=(count, 16, 16, 3)).astype(np.float32),
         labels=np.arange(count, dtype=np.int64) % 3,
         subjects=np.repeat([f"s{number}" for number in range(subjects)], clips),

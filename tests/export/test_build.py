@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from ptsr_edge.bundle import Variant, check_files
 from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.errors import JobError, ParityError
-from ptsr_edge.data.datasets import FlowData
+from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.export import parity
-from ptsr_edge.export.exporter import GRAPH_ONLY, PROOF_SAMPLES, Job, build_and_prove, trace_budgets
+from ptsr_edge.export.exporter import GRAPH_ONLY, PROOF_SAMPLES, ExportJob, build_and_prove, trace_budgets
 from ptsr_edge.export.onnx_graph import write_sharing_weights
 from ptsr_edge.export.parity import DEPARTURES
 from ptsr_edge.export.targets.base import Artifact, BuildRequest, Target
@@ -47,13 +47,13 @@ FC1 = "blocks.0.tail.mlp.fc1"
 Traced = tuple[dict[int, Path], dict[int, int]]
 
 
-def samples_of(model: Model, count: int, seed: int) -> FlowData:
+def samples_of(model: Model, count: int, seed: int) -> FlowDataset:
     """Noise, each sample labelled with what fp32 answers when it keeps all: UAR 1 by construction."""
     flows = np.random.default_rng(seed).normal(0.3, 1.0, (count, SIDE, SIDE, 3)).astype(np.float32)
     flows[..., 2] = np.abs(flows[..., 2])
     with torch.no_grad():
         answers = model(torch.from_numpy(to_input(flows)), TOKENS[0]).logits.argmax(dim=1).numpy()
-    return FlowData(
+    return FlowDataset(
         flows=flows,
         labels=answers,
         subjects=np.array(["s0"] * count),
@@ -65,7 +65,7 @@ def samples_of(model: Model, count: int, seed: int) -> FlowData:
 
 
 @pytest.fixture(scope="module")
-def job(ptsr_config: Any, randomised: Any) -> Job:
+def job(ptsr_config: Any, randomised: Any) -> ExportJob:
     """A PTSR with one channel of an MLP's input 1000 times the others; its weights make up for it.
 
     In fp32 that is the same function. In int8 all channels share one range, and 255 steps over the large
@@ -84,7 +84,7 @@ def job(ptsr_config: Any, randomised: Any) -> Job:
         labels=list(LABELS),
         provenance={},
     )
-    return Job(
+    return ExportJob(
         model=model,
         info=info,
         rates=RATES,
@@ -95,7 +95,7 @@ def job(ptsr_config: Any, randomised: Any) -> Job:
 
 
 @pytest.fixture(scope="module")
-def traced(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Traced:
+def traced(job: ExportJob, tmp_path_factory: pytest.TempPathFactory) -> Traced:
     return trace_budgets(job, tmp_path_factory.mktemp("graphs"))
 
 
@@ -107,7 +107,7 @@ def stage(tmp_path: Path) -> Path:
 
 
 def prove(
-    job: Job, traced: Traced, stage: Path, precision: str, target: Target | None = None
+    job: ExportJob, traced: Traced, stage: Path, precision: str, target: Target | None = None
 ) -> list[Variant]:
     return build_and_prove(job, target or CpuTarget(), precision, *traced, stage)
 
@@ -162,7 +162,7 @@ class Elsewhere(CpuTarget):
         return None
 
 
-def test_a_job_knows_its_budgets_and_what_fp32_says_of_them(job: Job) -> None:
+def test_a_job_knows_its_budgets_and_what_fp32_says_of_them(job: ExportJob) -> None:
     assert isinstance(job.model, Ptsr)
     assert job.tokens == list(TOKENS)
     assert list(job.references) == list(TOKENS)
@@ -178,12 +178,12 @@ def test_a_job_knows_its_budgets_and_what_fp32_says_of_them(job: Job) -> None:
     assert job.references is job.references, "made once: every variant is proven on the same"
 
 
-def test_few_samples_are_all_used(job: Job) -> None:
+def test_few_samples_are_all_used(job: ExportJob) -> None:
     few = dataclasses.replace(job, calibration=job.calibration.subset(np.arange(3)))
     assert [len(reference.inputs) for reference in few.references.values()] == [3, 3]
 
 
-def test_a_graph_for_each_budget_with_one_set_of_weights(job: Job, traced: Traced) -> None:
+def test_a_graph_for_each_budget_with_one_set_of_weights(job: ExportJob, traced: Traced) -> None:
     graphs, macs = traced
     assert {tokens: path.name for tokens, path in graphs.items()} == {
         4: "ptsr-test-k4.onnx",
@@ -210,7 +210,7 @@ def test_a_graph_for_each_budget_with_one_set_of_weights(job: Job, traced: Trace
         np.testing.assert_allclose(logits, job.references[tokens].logits[0], atol=1e-4)
 
 
-def test_a_variant_says_what_it_is_and_what_was_proven(job: Job, traced: Traced, stage: Path) -> None:
+def test_a_variant_says_what_it_is_and_what_was_proven(job: ExportJob, traced: Traced, stage: Path) -> None:
     variants = prove(job, traced, stage, "fp32")
     assert [variant.id for variant in variants] == ["ptsr-test-cpu-fp32-k4", "ptsr-test-cpu-fp32-k2"]
     for variant, rate, tokens in zip(variants, RATES, TOKENS, strict=True):
@@ -231,7 +231,7 @@ def test_a_variant_says_what_it_is_and_what_was_proven(job: Job, traced: Traced,
         assert (variant.parity.samples, variant.parity.top1_agreement) == (32, 1.0)
 
 
-def test_what_cannot_run_here_is_not_said_to_be_proven(job: Job, traced: Traced, stage: Path) -> None:
+def test_what_cannot_run_here_is_not_said_to_be_proven(job: ExportJob, traced: Traced, stage: Path) -> None:
     assert [variant.parity for variant in prove(job, traced, stage, "fp32", Elsewhere())] == [None, None]
     judged = dataclasses.replace(job, max_uar_drop=1.0)
     with pytest.raises(JobError, match="cannot run on this machine"):
@@ -239,7 +239,7 @@ def test_what_cannot_run_here_is_not_said_to_be_proven(job: Job, traced: Traced,
 
 
 def test_an_engine_for_another_machine_is_proven_by_its_graph_and_that_is_said(
-    job: Job, traced: Traced, stage: Path
+    job: ExportJob, traced: Traced, stage: Path
 ) -> None:
     # `int8_scheme` is another target's option: TensorRT, which refuses what it does not know, is not asked.
     graphs_only = dataclasses.replace(job, options={"int8_scheme": "static", "onnx_only": True})
@@ -252,10 +252,10 @@ def test_an_engine_for_another_machine_is_proven_by_its_graph_and_that_is_said(
 
 
 @pytest.fixture(scope="module")
-def attentive(ptsr_config: Any, randomised: Any) -> Job:
+def attentive(ptsr_config: Any, randomised: Any) -> ExportJob:
     """A PTSR of 4 patches that selects 2 by the class token's attention in its first block of two."""
     model = randomised(ptsr_config(image_size=SIDE, depth=2, select_block=0))
-    return Job(
+    return ExportJob(
         model=model,
         info=CheckpointInfo(
             schema=1,
@@ -272,7 +272,7 @@ def attentive(ptsr_config: Any, randomised: Any) -> Job:
 
 
 @pytest.fixture(scope="module")
-def attentive_graphs(attentive: Job, tmp_path_factory: pytest.TempPathFactory) -> Traced:
+def attentive_graphs(attentive: ExportJob, tmp_path_factory: pytest.TempPathFactory) -> Traced:
     return trace_budgets(attentive, tmp_path_factory.mktemp("attentive"))
 
 
@@ -318,7 +318,7 @@ def keeps_the_least(model: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_sound_typed_graphs_are_let_through(
-    attentive: Job, attentive_graphs: Traced, stage: Path, precision: str
+    attentive: ExportJob, attentive_graphs: Traced, stage: Path, precision: str
 ) -> None:
     for variant in build_and_prove(attentive, TrtTarget(), precision, *attentive_graphs, stage):
         assert variant.parity is not None
@@ -331,7 +331,7 @@ def test_sound_typed_graphs_are_let_through(
     [("fp32", 1.01), ("fp16", 1.05), ("int8", 2.0)],
 )
 def test_a_wrongly_scaled_layer_of_a_typed_graph_is_refused_and_named(
-    attentive: Job, attentive_graphs: Traced, stage: Path, precision: str, factor: float
+    attentive: ExportJob, attentive_graphs: Traced, stage: Path, precision: str, factor: float
 ) -> None:
     layer = "blocks.1.tail.mlp.fc2"
     with pytest.raises(ParityError, match="logits differ") as caught:
@@ -341,7 +341,7 @@ def test_a_wrongly_scaled_layer_of_a_typed_graph_is_refused_and_named(
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_a_typed_graph_that_selects_wrongly_is_refused(
-    attentive: Job, attentive_graphs: Traced, stage: Path, precision: str
+    attentive: ExportJob, attentive_graphs: Traced, stage: Path, precision: str
 ) -> None:
     with pytest.raises(ParityError, match=r"k2 departs .* selected tokens agree on \d") as caught:
         build_and_prove(attentive, Damaging(keeps_the_least), precision, *attentive_graphs, stage)
@@ -353,7 +353,7 @@ def test_a_typed_graph_that_selects_wrongly_is_refused(
 
 
 def test_a_layer_that_the_selection_comes_from_is_named_before_it(
-    attentive: Job, attentive_graphs: Traced, stage: Path
+    attentive: ExportJob, attentive_graphs: Traced, stage: Path
 ) -> None:
     layer = "blocks.0.attention.query"
     half = dataclasses.replace(attentive, rates=RATES[1:])
@@ -364,7 +364,7 @@ def test_a_layer_that_the_selection_comes_from_is_named_before_it(
 
 
 def test_int8_for_an_engine_that_cannot_run_here_is_judged_through_its_typed_graph(
-    attentive: Job, attentive_graphs: Traced, stage: Path, capsys: pytest.CaptureFixture[str]
+    attentive: ExportJob, attentive_graphs: Traced, stage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     judged = dataclasses.replace(attentive, max_uar_drop=1.0)
     variants = build_and_prove(judged, TrtTarget(), "int8", *attentive_graphs, stage)
@@ -379,7 +379,9 @@ def test_int8_for_an_engine_that_cannot_run_here_is_judged_through_its_typed_gra
         assert record["uar"][str(variant.tokens)] == pytest.approx(found, abs=1e-4)
 
 
-def test_typed_graphs_that_lose_too_much_get_their_layers_back(job: Job, traced: Traced, stage: Path) -> None:
+def test_typed_graphs_that_lose_too_much_get_their_layers_back(
+    job: ExportJob, traced: Traced, stage: Path
+) -> None:
     # The outlier of `job` hurts symmetric int8 as well.
     judged = dataclasses.replace(job, options={"onnx_only": True}, max_uar_drop=0.15)
     for variant in build_and_prove(judged, TrtTarget(), "int8", *traced, stage):
@@ -390,7 +392,7 @@ def test_typed_graphs_that_lose_too_much_get_their_layers_back(job: Job, traced:
 
 
 def test_layers_that_were_asked_for_stay_float_beside_those_put_back(
-    job: Job, traced: Traced, stage: Path
+    job: ExportJob, traced: Traced, stage: Path
 ) -> None:
     own = "blocks.0.attention.proj"
     options = {"int8_scheme": "static", "keep_float": [own]}
@@ -398,7 +400,9 @@ def test_layers_that_were_asked_for_stay_float_beside_those_put_back(
     assert prove(judged, traced, stage, "int8")[0].built_with["keep_float"] == [own, FC1]
 
 
-def test_graphs_in_place_of_engines_are_kept_with_the_reason(job: Job, traced: Traced, stage: Path) -> None:
+def test_graphs_in_place_of_engines_are_kept_with_the_reason(
+    job: ExportJob, traced: Traced, stage: Path
+) -> None:
     class NoTools(CpuTarget):
         def build(self, request: BuildRequest) -> dict[int, Artifact]:
             raise NoEngineError("no engine was built: no tool chain", super().build(request))
@@ -413,7 +417,9 @@ def test_every_precision_that_is_judged_can_name_a_layer() -> None:
 
 
 @pytest.mark.parametrize("layer", ["tokenizer.kernel", "blocks.0.attention.proj", "blocks.0.tail.mlp.fc2"])
-def test_the_layer_that_was_built_wrongly_is_named(job: Job, traced: Traced, stage: Path, layer: str) -> None:
+def test_the_layer_that_was_built_wrongly_is_named(
+    job: ExportJob, traced: Traced, stage: Path, layer: str
+) -> None:
     with pytest.raises(ParityError) as caught:
         prove(job, traced, stage, "fp32", Tampering(layer))
     message = str(caught.value)
@@ -425,7 +431,7 @@ def test_the_layer_that_was_built_wrongly_is_named(job: Job, traced: Traced, sta
 
 @pytest.mark.parametrize("layer", ["tokenizer.kernel", "blocks.0.tail.mlp.fc2"])
 def test_the_layer_of_an_ir_that_was_built_wrongly_is_named(
-    job: Job, traced: Traced, stage: Path, tmp_path: Path, layer: str
+    job: ExportJob, traced: Traced, stage: Path, tmp_path: Path, layer: str
 ) -> None:
     pytest.importorskip("openvino", reason="openvino is missing: pip install 'ptsr-edge[openvino]'")
     with pytest.raises(ParityError) as caught:
@@ -439,14 +445,14 @@ def test_the_layer_of_an_ir_that_was_built_wrongly_is_named(
 
 
 def test_int8_names_the_layer_that_it_ruins_and_not_the_first_that_it_rounds(
-    job: Job, traced: Traced, stage: Path
+    job: ExportJob, traced: Traced, stage: Path
 ) -> None:
     with pytest.raises(ParityError, match=f"the first layer to depart is {FC1} "):
         prove(job, traced, stage, "int8")
 
 
 def test_where_no_layer_departs_that_is_said(
-    job: Job, traced: Traced, stage: Path, monkeypatch: pytest.MonkeyPatch
+    job: ExportJob, traced: Traced, stage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(parity.LIMITS, "fp32", 0.0)  # rounding alone is refused
     with pytest.raises(ParityError, match=r"no layer departs from the fp32 graph by more than 0\.001"):
@@ -455,14 +461,14 @@ def test_where_no_layer_departs_that_is_said(
 
 @pytest.fixture(scope="module")
 def repaired(
-    job: Job, traced: Traced, tmp_path_factory: pytest.TempPathFactory
+    job: ExportJob, traced: Traced, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[Variant]]:
     stage = tmp_path_factory.mktemp("repaired")
     return stage, prove(dataclasses.replace(job, max_uar_drop=0.15), traced, stage, "int8")
 
 
 def test_int8_that_loses_too_much_is_repaired_and_says_how(
-    job: Job, repaired: tuple[Path, list[Variant]]
+    job: ExportJob, repaired: tuple[Path, list[Variant]]
 ) -> None:
     stage, variants = repaired
     assert [variant.id for variant in variants] == ["ptsr-test-cpu-int8-k4", "ptsr-test-cpu-int8-k2"]
@@ -503,12 +509,12 @@ def test_repaired_int8_is_int8_still(repaired: tuple[Path, list[Variant]]) -> No
         assert quantized("blocks.0.attention.proj")
 
 
-def test_fp32_is_not_judged(job: Job, traced: Traced, stage: Path) -> None:
+def test_fp32_is_not_judged(job: ExportJob, traced: Traced, stage: Path) -> None:
     variants = prove(dataclasses.replace(job, max_uar_drop=-1.0), traced, stage, "fp32")
     assert all("accuracy" not in variant.built_with for variant in variants)
 
 
-def test_a_loss_that_nothing_repairs_fails_with_the_list(job: Job, traced: Traced, stage: Path) -> None:
+def test_a_loss_that_nothing_repairs_fails_with_the_list(job: ExportJob, traced: Traced, stage: Path) -> None:
     impossible = dataclasses.replace(job, max_uar_drop=-1.0)  # int8 would have to gain
     with pytest.raises(JobError, match=f"with every layer put back; the most sensitive: {FC1} "):
         prove(impossible, traced, stage, "int8")

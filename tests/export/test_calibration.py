@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data.datasets import FlowData, split_subjects
+from ptsr_edge.data.datasets import FlowDataset, split_subjects
 from ptsr_edge.data.synthetic_clips import subject_names
 from ptsr_edge.evaluate.evaluation import folds
 from ptsr_edge.export.calibration import MASS, QUANTILES, budgets_from_data, calibration_side, draw
@@ -26,10 +26,10 @@ COUNTS = {("a", 0): 14, ("b", 0): 5, ("c", 0): 1, ("a", 1): 4, ("c", 1): 2, ("b"
 
 
 @pytest.fixture
-def uneven() -> FlowData:
+def uneven() -> FlowDataset:
     rows = [key for key, count in COUNTS.items() for _ in range(count)]
     order = np.random.default_rng(3).permutation(len(rows))
-    return FlowData(
+    return FlowDataset(
         flows=np.random.default_rng(4).normal(size=(len(rows), 16, 16, 3)).astype(np.float32),
         labels=np.array([rows[place][1] for place in order], dtype=np.int64),
         subjects=np.array([rows[place][0] for place in order]),
@@ -65,7 +65,7 @@ def assert_even(drawn: Counter[Any], there: Counter[Any]) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 9, 10, 15, 20, 28, 29])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_classes_and_within_them_subjects_take_turns(uneven: FlowData, count: int, seed: int) -> None:
+def test_classes_and_within_them_subjects_take_turns(uneven: FlowDataset, count: int, seed: int) -> None:
     chosen, record = draw(uneven, count, seed)
     assert len(chosen) == count == record.samples
     assert_even(Counter(chosen.labels.tolist()), Counter(uneven.labels.tolist()))
@@ -75,7 +75,7 @@ def test_classes_and_within_them_subjects_take_turns(uneven: FlowData, count: in
     assert len(set(chosen.names)) == count, "no clip twice"
 
 
-def test_the_draw_is_the_seed_s(uneven: FlowData) -> None:
+def test_the_draw_is_the_seed_s(uneven: FlowDataset) -> None:
     first, again, other = draw(uneven, 12, 0), draw(uneven, 12, 0), draw(uneven, 12, 1)
     assert first[0].names == again[0].names
     assert first[1] == again[1]
@@ -83,7 +83,7 @@ def test_the_draw_is_the_seed_s(uneven: FlowData) -> None:
     assert first[1].sha256 != other[1].sha256
 
 
-def test_the_record_says_what_was_drawn(uneven: FlowData) -> None:
+def test_the_record_says_what_was_drawn(uneven: FlowDataset) -> None:
     chosen, record = draw(uneven, 9, 5)
     assert record.data == "toy"
     assert (record.asked, record.samples, record.seed) == (9, 9, 5)
@@ -92,7 +92,7 @@ def test_the_record_says_what_was_drawn(uneven: FlowData) -> None:
     assert record.classes == {"negative": 3, "positive": 3, "surprise": 3}
 
 
-def test_samples_stay_in_the_order_of_the_data(uneven: FlowData) -> None:
+def test_samples_stay_in_the_order_of_the_data(uneven: FlowDataset) -> None:
     """So that the same set has the same hash, however it was drawn."""
     chosen, _ = draw(uneven, 12)
     places = [uneven.names.index(name) for name in chosen.names]
@@ -100,7 +100,7 @@ def test_samples_stay_in_the_order_of_the_data(uneven: FlowData) -> None:
     np.testing.assert_array_equal(chosen.flows, uneven.flows[places])
 
 
-def test_fewer_than_asked_for_is_said(uneven: FlowData, caplog: pytest.LogCaptureFixture) -> None:
+def test_fewer_than_asked_for_is_said(uneven: FlowDataset, caplog: pytest.LogCaptureFixture) -> None:
     chosen, record = draw(uneven, 100)
     assert [entry.getMessage() for entry in caplog.records] == [
         "calibration: 100 samples asked for, toy has 29"
@@ -113,7 +113,7 @@ def test_fewer_than_asked_for_is_said(uneven: FlowData, caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize("count", [0, -1])
-def test_no_sample_is_no_calibration(uneven: FlowData, count: int) -> None:
+def test_no_sample_is_no_calibration(uneven: FlowDataset, count: int) -> None:
     with pytest.raises(InputError, match=f"at least 1 sample, got {count}"):
         draw(uneven, count)
 

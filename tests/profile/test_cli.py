@@ -15,14 +15,14 @@ from click.testing import CliRunner, Result
 import ptsr_edge.profile.accuracy  # noqa: F401 - before a test replaces data.load, which modules under it take by name
 from ptsr_edge.bundle import read_bundle
 from ptsr_edge.core.errors import JobError
-from ptsr_edge.data.datasets import FlowData
+from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.profile import timing as measure
 from ptsr_edge.profile.cli import main
 from ptsr_edge.profile.profiler import profile_bundles, record_text, warn_of_load
 from ptsr_edge.profile.schema import Profile, read_profile
-from ptsr_edge.profile.timing import Setting
+from ptsr_edge.profile.timing import TimingConfig
 
-QUICK = Setting(duration_s=0.05, min_runs=20, block=2)
+QUICK = TimingConfig(duration_s=0.05, min_runs=20, block=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -160,7 +160,7 @@ def test_accuracy_and_kept_patches_of_held_out_subjects(
     bundle, baseline = folders
     asked: list[Any] = []
 
-    def load(name: str, root: Path | None, **more: Any) -> FlowData:
+    def load(name: str, root: Path | None, **more: Any) -> FlowDataset:
         asked.append((name, root, more))
         return tiny_flows()
 

@@ -9,13 +9,13 @@ import pytest
 
 from ptsr_edge.profile.cli import main
 from ptsr_edge.profile.results import command_of, method_of
-from ptsr_edge.profile.timing import Setting
+from ptsr_edge.profile.timing import TimingConfig
 from ptsr_edge.profile.worker import RawTiming
 
 
 def test_the_command_repeats_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    setting = Setting(
+    setting = TimingConfig(
         duration_s=2.5, min_runs=7, threads=2, pin=True, seed=9, processes=5, attempts=2, streams=3
     )
     words = command_of(
@@ -33,7 +33,7 @@ def test_the_command_repeats_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_method_counts_its_rounds() -> None:
     timing = RawTiming(1.0, 1.0, 1.0, None, blocks_ns=[np.array([5])] * 23, cpu_ns=[5] * 23)
-    method = method_of(Setting(duration_s=3.0, threads=2), {"a": timing})
+    method = method_of(TimingConfig(duration_s=3.0, threads=2), {"a": timing})
     assert method["interleaving"].startswith("23 rounds;")
     assert (method["least_duration_s"], method["threads"], method["pinned"]) == (3.0, 2, False)
     assert "one multiply-add counts as one" in method["macs"]

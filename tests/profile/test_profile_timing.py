@@ -12,9 +12,9 @@ from bundle_data import write_pair
 from ptsr_edge.profile import timing as measure
 from ptsr_edge.profile import timing as profile_timing
 from ptsr_edge.profile.profiler import profile_bundles
-from ptsr_edge.profile.timing import Setting
+from ptsr_edge.profile.timing import TimingConfig
 
-QUICK = Setting(duration_s=0.05, min_runs=20, block=2)
+QUICK = TimingConfig(duration_s=0.05, min_runs=20, block=2)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,7 +10,7 @@ from bundle_data import write_pair
 
 from ptsr_edge.bundle import read_bundle
 from ptsr_edge.profile.results import measured, write_samples
-from ptsr_edge.profile.timing import Setting, ratios_to
+from ptsr_edge.profile.timing import TimingConfig, ratios_to
 from ptsr_edge.profile.variants import Entry
 from ptsr_edge.profile.worker import RawTiming
 
@@ -39,7 +39,7 @@ def entries(tmp_path: Path) -> list[Entry]:
 
 def test_ratios_against_the_baseline_and_against_its_own_precision(entries: list[Entry]) -> None:
     timings = {"vit": timing(8_000_000), "vit8": timing(4_000_000), "a": timing(2_000_000)}
-    row = measured(entries[2], entries[:2], timings, {}, None, None, Setting())
+    row = measured(entries[2], entries[:2], timings, {}, None, None, TimingConfig())
     assert row.ratio is not None
     assert (row.ratio.against, row.ratio.median) == ("vit", pytest.approx(4.0))
     assert row.ratio_same_precision is not None
@@ -50,7 +50,8 @@ def test_ratios_against_the_baseline_and_against_its_own_precision(entries: list
     assert row.ceiling.share == pytest.approx(row.macs / 2e-3 / 10e9)
     for reference in entries[:2]:
         assert (
-            measured(reference, entries[:2], timings, {}, None, None, Setting()).ratio_same_precision is None
+            measured(reference, entries[:2], timings, {}, None, None, TimingConfig()).ratio_same_precision
+            is None
         )
 
 
@@ -63,7 +64,9 @@ def test_an_engine_that_did_not_run_has_no_number(entries: list[Entry], target: 
     engine = Entry(
         only.id, only.folder, only.bundle, only.variant.model_copy(update={"target": target}), None
     )
-    row = measured(engine, entries[:1], {"vit": timing(8_000_000)}, {"a": "no GPU"}, None, None, Setting())
+    row = measured(
+        engine, entries[:1], {"vit": timing(8_000_000)}, {"a": "no GPU"}, None, None, TimingConfig()
+    )
     assert row.notes[0] == said
     figures = (
         row.latency_ms, row.ratio, row.ratio_same_precision, row.load_ms, row.first_ms, row.throughput_per_s,

@@ -15,7 +15,7 @@ from bundle_data import write_tiny_bundle
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.profile import timing as measure
 from ptsr_edge.profile.timing import measure_interleaved, pinned_cpus
-from ptsr_edge.profile.worker import Job, RawTiming, Worker
+from ptsr_edge.profile.worker import RawTiming, TimedVariant, Worker
 from ptsr_edge.stats.latency import ratio_interval
 
 
@@ -27,8 +27,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def job(bundle: Path) -> Job:
-    return Job("a", bundle, "ptsr-test-cpu-fp32-k16")
+def job(bundle: Path) -> TimedVariant:
+    return TimedVariant("a", bundle, "ptsr-test-cpu-fp32-k16")
 
 
 def ended(pid: int) -> bool:
@@ -42,9 +42,9 @@ def ended(pid: int) -> bool:
 def test_interleaved_rounds_runs_and_shapes(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "WARM_UP_S", 0.01)
     jobs = [
-        Job("full", bundle, "ptsr-test-cpu-fp32-k16"),
-        Job("again", bundle, "ptsr-test-cpu-fp32-k16"),
-        Job("half", bundle, "ptsr-test-cpu-fp32-k8"),
+        TimedVariant("full", bundle, "ptsr-test-cpu-fp32-k16"),
+        TimedVariant("again", bundle, "ptsr-test-cpu-fp32-k16"),
+        TimedVariant("half", bundle, "ptsr-test-cpu-fp32-k8"),
     ]
     shown: list[int] = []
 
@@ -86,7 +86,10 @@ def test_a_dying_worker_takes_the_others_along(bundle: Path, monkeypatch: pytest
 
     pids: list[int] = []
     monkeypatch.setattr(Worker, "__enter__", remember)
-    jobs = [Job("good", bundle, "ptsr-test-cpu-fp32-k16"), Job("bad", bundle, "no-such-variant")]
+    jobs = [
+        TimedVariant("good", bundle, "ptsr-test-cpu-fp32-k16"),
+        TimedVariant("bad", bundle, "no-such-variant"),
+    ]
     with pytest.raises(InputError, match=r"bad: ptsr-test has no variant 'no-such-variant'; it has ptsr-"):
         measure_interleaved(jobs, duration_s=0.1)
     assert len(pids) == 2
@@ -96,7 +99,7 @@ def test_a_dying_worker_takes_the_others_along(bundle: Path, monkeypatch: pytest
 def test_a_refused_job_is_told_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "WARM_UP_S", 0.01)
     bundle = write_tiny_bundle(tmp_path, [1.0, 0.5], broken=[0.5])
-    jobs = [Job(variant.id, tmp_path, variant.id) for variant in bundle.variants]
+    jobs = [TimedVariant(variant.id, tmp_path, variant.id) for variant in bundle.variants]
     told: dict[str, str] = {}
     timings = measure_interleaved(
         jobs, duration_s=0.1, refused=lambda job, error: told.update({job.id: str(error)})
@@ -121,7 +124,10 @@ def test_processes_are_started_again_and_their_rounds_told_apart(
         return load(self)
 
     monkeypatch.setattr(Worker, "load", remember)
-    jobs = [Job("full", bundle, "ptsr-test-cpu-fp32-k16"), Job("half", bundle, "ptsr-test-cpu-fp32-k8")]
+    jobs = [
+        TimedVariant("full", bundle, "ptsr-test-cpu-fp32-k16"),
+        TimedVariant("half", bundle, "ptsr-test-cpu-fp32-k8"),
+    ]
     timings = measure_interleaved(jobs, duration_s=0.01, min_runs=1, processes=3)
     assert len(set(pids)) == 6
     for timing in timings.values():
@@ -149,12 +155,12 @@ def test_more_threads_than_cores_cannot_be_pinned() -> None:
         ({"threads": 0}, "threads must be at least 1, got 0"),
     ],
 )
-def test_calls_that_are_refused(job: Job, change: dict[str, float], message: str) -> None:
+def test_calls_that_are_refused(job: TimedVariant, change: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         measure_interleaved([job], **({"duration_s": 1.0} | change))  # type: ignore[arg-type]
 
 
-def test_two_jobs_of_one_id_are_refused(job: Job) -> None:
+def test_two_jobs_of_one_id_are_refused(job: TimedVariant) -> None:
     with pytest.raises(InputError, match="an id of its own, got a, a"):
         measure_interleaved([job, job], duration_s=1)
 
@@ -168,7 +174,7 @@ def test_a_variant_against_itself_is_as_fast_as_itself(bundle: Path, monkeypatch
     """
     monkeypatch.setattr(measure, "WARM_UP_S", 0.02)
     monkeypatch.setattr(measure, "MIN_BLOCK_S", 0.005)
-    jobs = [Job(name, bundle, "ptsr-test-cpu-fp32-k16") for name in "ab"]
+    jobs = [TimedVariant(name, bundle, "ptsr-test-cpu-fp32-k16") for name in "ab"]
     timings = measure_interleaved(jobs, duration_s=0.4, min_runs=200, processes=8)
     a, b = (timings[job.id] for job in jobs)
     found = ratio_interval(a.blocks_ns, b.blocks_ns, against="a", launches=a.launches)

@@ -14,7 +14,7 @@ from bundle_data import write_tiny_bundle
 
 from ptsr_edge.core.errors import JobError
 from ptsr_edge.profile.timing import pinned_cpus
-from ptsr_edge.profile.worker import Job, RawTiming, Worker
+from ptsr_edge.profile.worker import RawTiming, TimedVariant, Worker
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +25,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def job(bundle: Path) -> Job:
-    return Job("a", bundle, "ptsr-test-cpu-fp32-k16")
+def job(bundle: Path) -> TimedVariant:
+    return TimedVariant("a", bundle, "ptsr-test-cpu-fp32-k16")
 
 
 def ended(pid: int) -> bool:
@@ -37,7 +37,7 @@ def ended(pid: int) -> bool:
     return False
 
 
-def test_a_block_lasts_both_minima(job: Job) -> None:
+def test_a_block_lasts_both_minima(job: TimedVariant) -> None:
     with Worker(job) as process:
         process.load()
         few, _ = process.block(duration_s=0.0, runs=7)
@@ -47,7 +47,7 @@ def test_a_block_lasts_both_minima(job: Job) -> None:
     assert len(few) == 7
 
 
-def test_processes_end_with_the_block(job: Job) -> None:
+def test_processes_end_with_the_block(job: TimedVariant) -> None:
     with Worker(job) as process:
         process.load()
         pid = process.pid
@@ -57,7 +57,7 @@ def test_processes_end_with_the_block(job: Job) -> None:
         process.block(duration_s=0, runs=1)
 
 
-def test_processes_end_when_the_block_raises(job: Job) -> None:
+def test_processes_end_when_the_block_raises(job: TimedVariant) -> None:
     pids = []
 
     def interrupted() -> None:
@@ -70,7 +70,7 @@ def test_processes_end_when_the_block_raises(job: Job) -> None:
     assert ended(pids[0])
 
 
-def test_a_worker_that_dies_gives_one_clear_line(job: Job) -> None:
+def test_a_worker_that_dies_gives_one_clear_line(job: TimedVariant) -> None:
     with Worker(job) as process:
         process.load()
         os.kill(process.pid, signal.SIGKILL)
@@ -79,7 +79,7 @@ def test_a_worker_that_dies_gives_one_clear_line(job: Job) -> None:
     assert str(caught.value) == ("a: the measuring process was ended by SIGKILL at 'block'; it said nothing")
 
 
-def test_a_worker_that_crashes_says_its_last_words(job: Job) -> None:
+def test_a_worker_that_crashes_says_its_last_words(job: TimedVariant) -> None:
     with Worker(job) as process, pytest.raises(JobError) as caught:
         process._ask({"op": "block", "surprise": 1})
     message = str(caught.value)
@@ -87,7 +87,7 @@ def test_a_worker_that_crashes_says_its_last_words(job: Job) -> None:
     assert "\n" not in message
 
 
-def test_a_worker_that_hangs_is_given_up(job: Job) -> None:
+def test_a_worker_that_hangs_is_given_up(job: TimedVariant) -> None:
     with Worker(job) as process:
         process.load()
         with pytest.raises(JobError, match=r"gave no answer within 0\.2 s at 'block'"):
@@ -98,14 +98,14 @@ def test_a_worker_that_hangs_is_given_up(job: Job) -> None:
 
 def test_an_artifact_that_the_runtime_refuses(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path, [1.0], broken=[1.0])
-    with Worker(Job("a", tmp_path, bundle.variants[0].id)) as process:
+    with Worker(TimedVariant("a", tmp_path, bundle.variants[0].id)) as process:
         with pytest.raises(JobError, match=r"a: ONNX Runtime .* cannot load"):
             process.load()
         # The process outlives a refusal: it can still tell its memory.
         assert process.peak_rss_bytes() is not None
 
 
-def test_peak_memory_is_the_workers_own(job: Job) -> None:
+def test_peak_memory_is_the_workers_own(job: TimedVariant) -> None:
     # Linux hands the parent's peak down to `ru_maxrss` of a child; the worker must not report that.
     ballast = np.ones(60_000_000)  # 480 MB, touched
     with Worker(job) as process:
@@ -116,7 +116,7 @@ def test_peak_memory_is_the_workers_own(job: Job) -> None:
     assert timing.base_rss_bytes <= peak < ballast.nbytes / 2
 
 
-def test_pinning_binds_the_process(job: Job) -> None:
+def test_pinning_binds_the_process(job: TimedVariant) -> None:
     cpus = pinned_cpus(1)
     with Worker(job, cpus=cpus) as process:
         process.load()

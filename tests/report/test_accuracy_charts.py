@@ -13,7 +13,14 @@ from report_data import make_profile, without, write_profile
 
 from ptsr_edge.report import plotting as svg
 from ptsr_edge.report.accuracy_charts import budgets, draw_all, tradeoff
-from ptsr_edge.report.comparison import Comparison, Row, compare, half_interval, read_sources, uar_bounds
+from ptsr_edge.report.comparison import (
+    ComparedVariant,
+    Comparison,
+    compare,
+    half_interval,
+    read_sources,
+    uar_bounds,
+)
 from ptsr_edge.report.plotting import Picture
 from ptsr_edge.report.recommendation import decide
 
@@ -155,7 +162,7 @@ def test_interval_of_uar_by_hand(tmp_path: Path) -> None:
     matrix = [[8, 2, 0], [0, 20, 0], [5, 0, 35]]
     changed = accuracy.model_copy(update={"confusion": matrix})
     write_profile(tmp_path / "one", without(profile, accuracy=changed))
-    row: Row = compared(tmp_path / "one").rows[0]
+    row: ComparedVariant = compared(tmp_path / "one").rows[0]
     # Agresti & Coull: two hits and two misses more; UAR is the mean of three independent recalls.
     shares = [(10 / 14, 14), (22 / 24, 24), (37 / 44, 44)]
     by_hand = 1.96 * math.sqrt(sum(share * (1 - share) / count for share, count in shares)) / 3

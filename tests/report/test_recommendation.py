@@ -14,7 +14,7 @@ from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.records import read_record
 from ptsr_edge.report.cli import Report, main
 from ptsr_edge.report.comparison import compare, read_sources, rounded_up
-from ptsr_edge.report.recommendation import Decision, Verdict, check_limits, choose
+from ptsr_edge.report.recommendation import Decision, Recommendation, check_limits, choose
 from ptsr_edge.stats.risk_bounds import paired, upper_bound
 
 EQUAL = {1.0: 0.0, 0.5: 0.0, 0.25: 0.0}
@@ -22,7 +22,7 @@ EQUAL = {1.0: 0.0, 0.5: 0.0, 0.25: 0.0}
 
 def chosen(
     folder: Path, latency: float | None, drop: float | None, unit: str = "subject"
-) -> tuple[Verdict, Decision]:
+) -> tuple[Recommendation, Decision]:
     limits = check_limits(latency, drop, 0.95, unit)  # type: ignore[arg-type]
     assert limits is not None
     return choose(compare(read_sources([folder])), limits)

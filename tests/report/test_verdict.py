@@ -10,7 +10,7 @@ from report_data import make_profile, write_profile
 
 from ptsr_edge.profile.schema import NOT_RUN, Measured, Profile
 from ptsr_edge.report.comparison import compare, ratio_text, read_sources
-from ptsr_edge.report.recommendation import Verdict, decide
+from ptsr_edge.report.recommendation import Recommendation, decide
 from ptsr_edge.stats.latency import Ratio
 
 
@@ -31,8 +31,8 @@ def exact(profile: Profile, change: Callable[[Measured], Measured] = lambda row:
 
 
 @pytest.fixture
-def verdict_of(tmp_path: Path) -> Callable[..., Verdict]:
-    def decided(change: Callable[[Measured], Measured] = lambda row: row, **made: object) -> Verdict:
+def verdict_of(tmp_path: Path) -> Callable[..., Recommendation]:
+    def decided(change: Callable[[Measured], Measured] = lambda row: row, **made: object) -> Recommendation:
         profile = make_profile(tmp_path / "one", samples=50, raw="none", kept=False, **made)  # type: ignore[arg-type]
         write_profile(tmp_path / "one", exact(profile, change))
         return decide(compare(read_sources([tmp_path / "one"])))
@@ -44,7 +44,7 @@ def dropping(**figures: object) -> Callable[[Measured], Measured]:
     return lambda row: row.model_copy(update=figures)
 
 
-def test_fastest_within_the_limit(verdict_of: Callable[..., Verdict]) -> None:
+def test_fastest_within_the_limit(verdict_of: Callable[..., Recommendation]) -> None:
     verdict = verdict_of()
     assert verdict.sentence == (
         "At 25 % of the tokens PTSR answers in 3.1 ms (p50), 2.6x [2.5, 2.7] as fast as the full-token ViT "
@@ -54,14 +54,14 @@ def test_fastest_within_the_limit(verdict_of: Callable[..., Verdict]) -> None:
 
 
 def test_a_faster_one_beyond_the_limit_is_passed_over_and_mentioned(
-    verdict_of: Callable[..., Verdict],
+    verdict_of: Callable[..., Recommendation],
 ) -> None:
     verdict = verdict_of(uars={1.0: 0.885, 0.5: 0.8631, 0.25: 0.8629})
     assert verdict.name == "50 %"
     assert verdict.sentence.endswith("What is faster loses more than 0.02.")
 
 
-def test_the_limit_itself_qualifies(verdict_of: Callable[..., Verdict]) -> None:
+def test_the_limit_itself_qualifies(verdict_of: Callable[..., Recommendation]) -> None:
     assert verdict_of(uars={1.0: 0.883, 0.5: 0.863, 0.25: 0.863}).name == "25 %"
 
 
@@ -72,11 +72,11 @@ def test_the_limit_itself_qualifies(verdict_of: Callable[..., Verdict]) -> None:
         (0.8833, "its UAR is the same (0.883 against 0.883, n = 768)"),
     ],
 )
-def test_gain_and_tie(verdict_of: Callable[..., Verdict], uar: float, words: str) -> None:
+def test_gain_and_tie(verdict_of: Callable[..., Recommendation], uar: float, words: str) -> None:
     assert words in verdict_of(uars={1.0: 0.880, 0.5: 0.880, 0.25: uar}).sentence
 
 
-def test_none_qualifies(verdict_of: Callable[..., Verdict]) -> None:
+def test_none_qualifies(verdict_of: Callable[..., Recommendation]) -> None:
     verdict = verdict_of(uars={1.0: 0.80, 0.5: 0.85, 0.25: 0.70})
     assert verdict.status == "beyond"
     assert verdict.sentence == (
@@ -86,7 +86,7 @@ def test_none_qualifies(verdict_of: Callable[..., Verdict]) -> None:
     )
 
 
-def test_accuracy_missing(verdict_of: Callable[..., Verdict]) -> None:
+def test_accuracy_missing(verdict_of: Callable[..., Recommendation]) -> None:
     verdict = verdict_of(dropping(accuracy=None, notes=["accuracy was not measured: the weights are random"]))
     assert verdict.status == "accuracy-not-measured"
     assert verdict.sentence == (
@@ -96,7 +96,7 @@ def test_accuracy_missing(verdict_of: Callable[..., Verdict]) -> None:
     )
 
 
-def test_latency_missing(verdict_of: Callable[..., Verdict]) -> None:
+def test_latency_missing(verdict_of: Callable[..., Recommendation]) -> None:
     verdict = verdict_of(dropping(latency_ms=None, ratio=None))
     assert verdict.status == "latency-not-measured"
     assert verdict.sentence == (
@@ -105,12 +105,12 @@ def test_latency_missing(verdict_of: Callable[..., Verdict]) -> None:
     )
 
 
-def test_nothing_measured(verdict_of: Callable[..., Verdict]) -> None:
+def test_nothing_measured(verdict_of: Callable[..., Recommendation]) -> None:
     verdict = verdict_of(dropping(latency_ms=None, ratio=None, accuracy=None))
     assert (verdict.status, verdict.id) == ("nothing-measured", None)
 
 
-def test_interval_missing(verdict_of: Callable[..., Verdict]) -> None:
+def test_interval_missing(verdict_of: Callable[..., Recommendation]) -> None:
     sentence = verdict_of(dropping(ratio=None)).sentence
     assert "3.1 ms (p50), beside the full-token ViT at 8.1 ms, a ratio that was not measured, and" in sentence
 
@@ -124,14 +124,14 @@ def test_interval_missing(verdict_of: Callable[..., Verdict]) -> None:
     ids=["level", "slower"],
 )
 def test_no_gain_is_called_none(
-    verdict_of: Callable[..., Verdict], ratio: tuple[float, float, float], words: str
+    verdict_of: Callable[..., Recommendation], ratio: tuple[float, float, float], words: str
 ) -> None:
     median, low, high = ratio
     against = Ratio(against="vit-k1-fp32-cpu", median=median, low=low, high=high)
     assert words in verdict_of(dropping(ratio=against)).sentence
 
 
-def test_a_baseline_at_chance_proves_nothing(verdict_of: Callable[..., Verdict]) -> None:
+def test_a_baseline_at_chance_proves_nothing(verdict_of: Callable[..., Recommendation]) -> None:
     verdict = verdict_of(baseline_uar=0.35, uars={1.0: 0.34, 0.5: 0.34, 0.25: 0.34})
     assert verdict.status == "chance"
     assert "about as good as guessing (UAR 0.350, chance 0.333)" in verdict.sentence
@@ -174,7 +174,7 @@ def test_ratio_text_has_the_digits_that_its_interval_deserves(
     assert ratio_text(*ratio) == expected
 
 
-def test_engines_that_were_not_run_are_said_to_be_built(verdict_of: Callable[..., Verdict]) -> None:
+def test_engines_that_were_not_run_are_said_to_be_built(verdict_of: Callable[..., Recommendation]) -> None:
     def unrun(row: Measured) -> Measured:
         nothing = dict.fromkeys(("latency_ms", "ratio", "accuracy"))
         return row.model_copy(update={"target": "trt", "notes": [f"{NOT_RUN}: no GPU"], **nothing})

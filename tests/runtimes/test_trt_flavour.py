@@ -7,7 +7,7 @@ import pytest
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 from ptsr_edge.runtimes.tensorrt import (
     CAPABILITIES,
-    Flavour,
+    TensorRtVersion,
     choose_capabilities,
     choose_flavour,
     find_flavour,
@@ -15,8 +15,8 @@ from ptsr_edge.runtimes.tensorrt import (
     read_capability,
 )
 
-RTX = Flavour("tensorrt-rtx", "1.7.1.116", "", cross=True)
-ORIN = Flavour("tensorrt", "10.3.0", "", cross=False)
+RTX = TensorRtVersion("tensorrt-rtx", "1.7.1.116", "", cross=True)
+ORIN = TensorRtVersion("tensorrt", "10.3.0", "", cross=False)
 has_rtx = importlib.util.find_spec("tensorrt_rtx") is not None
 has_trt = importlib.util.find_spec("tensorrt") is not None
 
@@ -85,7 +85,9 @@ def test_flavours_come_in_the_order_of_preference() -> None:
 
 
 def test_one_that_is_there_and_cannot_build_is_a_failed_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    old = Flavour("tensorrt", "8.6.1", "version 8.6.1 is installed, 10.x or 11.x is needed", cross=False)
+    old = TensorRtVersion(
+        "tensorrt", "8.6.1", "version 8.6.1 is installed, 10.x or 11.x is needed", cross=False
+    )
     monkeypatch.setattr("ptsr_edge.runtimes.tensorrt.find_flavour", lambda _name: old)
     with pytest.raises(JobError, match=r"10.x or 11.x is needed"):
         choose_flavour("tensorrt")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ptsr_edge.core.errors import JobError
-from ptsr_edge.runtimes.tensorrt import Plan, read_plan, require_capability, require_version
+from ptsr_edge.runtimes.tensorrt import TensorRtPlan, read_plan, require_capability, require_version
 
 
 def plan_file(
@@ -75,7 +75,7 @@ def test_a_damaged_record_is_refused(tmp_path: Path, record: str) -> None:
 
 
 def test_another_version_is_refused_with_what_mends_it() -> None:
-    plan = Plan(Path("bundle/model.plan"), "tensorrt", "10.3.0.30", ("SM87",))
+    plan = TensorRtPlan(Path("bundle/model.plan"), "tensorrt", "10.3.0.30", ("SM87",))
     require_version(plan, "10.3.0.30")
     fault = r"built by tensorrt 10\.3\.0\.30, here is 10\.16\.0\.1, .*: run `python3 build_on_dev"
     with pytest.raises(JobError, match=fault):
@@ -83,7 +83,7 @@ def test_another_version_is_refused_with_what_mends_it() -> None:
 
 
 def test_another_gpu_is_refused_with_what_mends_it() -> None:
-    plan = Plan(Path("bundle/model.plan"), "tensorrt-rtx", "1.7.1.116", ("SM86", "SM89"))
+    plan = TensorRtPlan(Path("bundle/model.plan"), "tensorrt-rtx", "1.7.1.116", ("SM86", "SM89"))
     require_capability(plan, {"name": "RTX 3060", "capability": "SM86"})
     fault = (
         r"built for SM86, SM89, the GPU here is H100 \(SM90\): run `python3 build_on_device\.py` in bundle"

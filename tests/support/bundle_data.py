@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ptsr_edge.bundle import Bundle, Parity, Variant, describe_file, write_bundle
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
-from ptsr_edge.data.datasets import FlowData
+from ptsr_edge.data.datasets import FlowDataset
 
 SIDE, PATCH = 16, 4
 PATCHES = (SIDE // PATCH) ** 2
@@ -106,10 +106,10 @@ def write_pair(place: Path) -> tuple[Path, Path]:
     return place / "ptsr", place / "vit"
 
 
-def tiny_flows(count: int = 12) -> FlowData:
+def tiny_flows(count: int = 12) -> FlowDataset:
     """Noise as samples of three classes by four subjects, named as if it were synthetic data."""
     rng = np.random.default_rng(5)
-    return FlowData(
+    return FlowDataset(
         flows=rng.normal(size=(count, SIDE, SIDE, 3)).astype(np.float32),
         labels=np.arange(count) % 3,
         subjects=np.array([f"s{place % 4}" for place in range(count)]),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ptsr_edge.bundle import Cascade
 from ptsr_edge.data.synthetic_clips import person
-from ptsr_edge.data.synthetic_faces import View, render
+from ptsr_edge.data.synthetic_faces import CameraPose, render
 from ptsr_edge.vision.face_detection import Face
 
 FRAME_NS = 33_333_333
@@ -23,7 +23,7 @@ FACE = 160
 def face_image(subject: int = 0, side: int = FACE, displacement: Any = None) -> NDArray[np.uint8]:
     """(S, S) uint8: a synthetic face without noise."""
     field = np.zeros((side, side, 2), np.float32) if displacement is None else displacement
-    return render(person(subject).face, field, View(), np.random.default_rng(0))
+    return render(person(subject).face, field, CameraPose(), np.random.default_rng(0))
 
 
 def scene(width: int = 320, height: int = 240, seed: int = 0) -> NDArray[np.uint8]:

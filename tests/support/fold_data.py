@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
-from ptsr_edge.data.datasets import FlowData
+from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.evaluate.cross_validation import ModelLearner
 from ptsr_edge.evaluate.executor import Arrays
-from ptsr_edge.train.trainer import Recipe
+from ptsr_edge.train.trainer import TrainConfig
 
 TOY = ModelConfig(
     name="toy", kind="ptsr", image_size=16, patch_size=4, dim=8, depth=1, heads=2, score="strain",
     token_norm="batch",
 )  # fmt: skip
-QUICK = Recipe(epochs=3, batch_size=6, lr=1e-2, budgets=(1.0, 0.5))
+QUICK = TrainConfig(epochs=3, batch_size=6, lr=1e-2, budgets=(1.0, 0.5))
 
 
-def composite(subjects: int = 4, clips: int = 3, side: int = 16) -> FlowData:
+def composite(subjects: int = 4, clips: int = 3, side: int = 16) -> FlowDataset:
     """Noise with a sign of the class; subjects are of the sets `one` and `two` in turn."""
     count = subjects * clips
     flows = np.random.default_rng(0).normal(size=(count, side, side, 3)).astype(np.float32)
@@ -28,7 +28,7 @@ def composite(subjects: int = 4, clips: int = 3, side: int = 16) -> FlowData:
     flows[np.arange(count), 4 * labels, :, 1] += 2.0
     flows[..., 2] = np.abs(flows[..., 2])
     names = [f"{('one', 'two')[number % 2]}/s{number}" for number in range(subjects)]
-    return FlowData(
+    return FlowDataset(
         flows=flows,
         labels=labels,
         subjects=np.repeat(names, clips),
@@ -55,7 +55,7 @@ class NearestMean:
     def identity(self) -> dict[str, Any]:
         return {"scale": self.scale}
 
-    def answer(self, train: FlowData, held: FlowData, seed: int) -> Arrays:
+    def answer(self, train: FlowDataset, held: FlowDataset, seed: int) -> Arrays:
         means = np.stack([train.flows[train.labels == label].mean(axis=0) for label in range(3)])
         distance = ((held.flows[:, None] - means) ** 2).sum(axis=(2, 3, 4))  # (n, k)
         return {"logits": -self.scale * distance[None].astype(np.float32) + 0.0 * seed}

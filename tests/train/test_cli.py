@@ -21,7 +21,7 @@ from ptsr_edge.models.checkpoint import load_checkpoint, predict_logits, read_in
 from ptsr_edge.models.ptsr import build_model
 from ptsr_edge.stats.classification import confusion, uar, uf1
 from ptsr_edge.train.cli import held_out_figures, main, model_card
-from ptsr_edge.train.trainer import fit, recipe_for
+from ptsr_edge.train.trainer import fit, train_config_for
 
 
 def train(*arguments: object) -> Result:
@@ -66,7 +66,7 @@ def test_a_checkpoint_and_everything_it_says(
     data = load("megc-flow", megc_folder, image_size=28)
     training = data.of_subjects(sorted(seen))
     assert said["data_sha256"] == training.digest()
-    recipe = recipe_for(info.model, "megc-flow").model_copy(update={"epochs": 2})
+    recipe = train_config_for(info.model, "megc-flow").model_copy(update={"epochs": 2})
     again = fit(info.model, training, recipe, seed=3)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
     held_data = data.of_subjects(sorted(held))

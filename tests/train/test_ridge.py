@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
-from ptsr_edge.data.datasets import FlowData
+from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.models.ptsr import MeanReadout, Ptsr, build_model
 from ptsr_edge.train.trainer import (
     REACH,
     STRENGTH,
-    Recipe,
+    TrainConfig,
     class_weights,
     fit,
     flip_horizontally,
@@ -24,17 +24,17 @@ from ptsr_edge.train.trainer import (
 from ptsr_edge.vision.flow import to_input
 
 
-def clips(side: int, count: int = 30) -> FlowData:
+def clips(side: int, count: int = 30) -> FlowDataset:
     rng = np.random.default_rng(3)
     labels = np.arange(count) % len(LABELS)
     flows = rng.normal(size=(count, side, side, 3)).astype(np.float32)
     flows[np.arange(count), 8 * labels, 8 * labels] += 60.0  # a class moves a patch of its own
     subjects = np.array([f"s{number % 5}" for number in range(count)])
     names = [f"clip{number}" for number in range(count)]
-    return FlowData(flows, labels, subjects, names, LABELS, Preprocess(image_size=side), "test")
+    return FlowDataset(flows, labels, subjects, names, LABELS, Preprocess(image_size=side), "test")
 
 
-def objective(readout: MeanReadout, data: FlowData, held: Tensor) -> Tensor:
+def objective(readout: MeanReadout, data: FlowDataset, held: Tensor) -> Tensor:
     inputs, labels = torch.from_numpy(to_input(data.flows)), torch.from_numpy(data.labels)
     weights = class_weights(labels, len(LABELS))[labels]
     weights = weights / weights.mean()
@@ -65,7 +65,7 @@ def test_training_solves_it_on_its_own_clips_and_descends_around_it(
 ) -> None:
     config = ptsr_config(mean_readout=True, score="strain")
     data = clips(config.image_size)
-    recipe = Recipe(epochs=2, batch_size=10, lr=1e-2)
+    recipe = TrainConfig(epochs=2, batch_size=10, lr=1e-2)
     first = build_model(config, seed=1)
     model = fit(config, data, recipe, seed=1)
     assert isinstance(model, Ptsr)
@@ -86,7 +86,7 @@ def test_training_solves_it_on_its_own_clips_and_descends_around_it(
 
 def test_a_dropped_patch_still_counts_through_its_mean(ptsr_config: Callable[..., ModelConfig]) -> None:
     config = ptsr_config(mean_readout=True, score="strain")
-    model = fit(config, clips(config.image_size), Recipe(epochs=1, batch_size=10), seed=0)
+    model = fit(config, clips(config.image_size), TrainConfig(epochs=1, batch_size=10), seed=0)
     assert isinstance(model, Ptsr)
     flow = torch.from_numpy(to_input(clips(config.image_size, 1).flows))
     kept = model(flow, 2).kept

@@ -13,30 +13,30 @@ from torch.nn import functional as F
 
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess, named_model
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data.datasets import FlowData
+from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.models.checkpoint import load_checkpoint, predict_logits, starting_checkpoint
 from ptsr_edge.models.ptsr import Model, Output, build_model
 from ptsr_edge.train.trainer import (
-    RECIPES,
     RECORDED,
-    Recipe,
+    TRAIN_CONFIGS,
+    TrainConfig,
     class_weights,
     digest_weights,
     first_weights,
     fit,
-    recipe_for,
     schedule,
+    train_config_for,
 )
 
 
-def toy(count: int = 12, side: int = 28, classes: int = 3) -> FlowData:
+def toy(count: int = 12, side: int = 28, classes: int = 3) -> FlowDataset:
     """Separable: each class moves its own third of the picture, with noise of a tenth."""
     flows = np.random.default_rng(0).normal(0, 0.1, (count, side, side, 3)).astype(np.float32)
     labels = np.arange(count) % classes
     for flow, label in zip(flows, labels, strict=True):
         flow[9 * label : 9 * label + 9, :, 1] += 1.0
         flow[9 * label : 9 * label + 9, :, 2] += 1.0
-    return FlowData(
+    return FlowDataset(
         flows=flows,
         labels=labels.astype(np.int64),
         subjects=np.array([f"toy/{index}" for index in range(count)]),
@@ -47,7 +47,7 @@ def toy(count: int = 12, side: int = 28, classes: int = 3) -> FlowData:
     )
 
 
-def loss_of(model: Model, data: FlowData, rate: float = 1.0) -> float:
+def loss_of(model: Model, data: FlowDataset, rate: float = 1.0) -> float:
     logits, _ = predict_logits(model, data.flows, model.config.tokens_at(rate))
     return float(F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(data.labels)))
 
@@ -67,7 +67,7 @@ def test_the_loss_goes_down_on_separable_data(name: str) -> None:
     config, data = named_model(name), toy()
     # A known beginning would be log 3 = 1.10, but for the read-out's random weights: halved is learned.
     before = loss_of(build_model(config), data)
-    recipe = Recipe(epochs=40, batch_size=12, lr=5e-3, ema=0.9, label_smoothing=0, budgets=(1.0, 0.5))
+    recipe = TrainConfig(epochs=40, batch_size=12, lr=5e-3, ema=0.9, label_smoothing=0, budgets=(1.0, 0.5))
     model = fit(config, data, recipe, seed=0)
     assert loss_of(model, data) < before / 2
     assert not model.training
@@ -93,7 +93,7 @@ def test_a_killed_and_resumed_run_ends_bitwise_like_one_that_was_not(
     config: ModelConfig, killed_at: int, tmp_path: Path
 ) -> None:
     # 12 clips in batches of 6: 2 steps an epoch, so the state kept is that of step 2 and 4.
-    data, recipe, state = toy(), Recipe(epochs=4, batch_size=6), tmp_path / "run.state"
+    data, recipe, state = toy(), TrainConfig(epochs=4, batch_size=6), tmp_path / "run.state"
     whole = fit(config, data, recipe, seed=1)
 
     def kill(done: int, total: int) -> None:
@@ -121,7 +121,7 @@ def test_a_killed_and_resumed_run_ends_bitwise_like_one_that_was_not(
 
 
 def test_without_resume_a_state_is_not_used(tmp_path: Path) -> None:
-    data, recipe, state = toy(), Recipe(epochs=1, batch_size=6), tmp_path / "run.state"
+    data, recipe, state = toy(), TrainConfig(epochs=1, batch_size=6), tmp_path / "run.state"
     state.write_bytes(b"left over")
     config = named_model("vit-nano")
     assert_same(fit(config, data, recipe, 0, state_file=state), fit(config, data, recipe, 0))
@@ -132,7 +132,7 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path, change: str) -> Non
     config, data, recipe, state = (
         named_model("vit-nano"),
         toy(),
-        Recipe(epochs=3, batch_size=6),
+        TrainConfig(epochs=3, batch_size=6),
         tmp_path / "s",
     )
 
@@ -161,17 +161,17 @@ def test_a_state_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes) 
     state = tmp_path / "run.state"
     state.write_bytes(content)
     with pytest.raises(InputError, match="is not a readable training state"):
-        fit(named_model("vit-nano"), toy(), Recipe(epochs=1), 0, state_file=state, resume=True)
+        fit(named_model("vit-nano"), toy(), TrainConfig(epochs=1), 0, state_file=state, resume=True)
 
 
 def test_a_class_without_a_sample_is_refused() -> None:
     with pytest.raises(InputError, match=r"every class needs a sample.*: \[6, 6, 0\]"):
-        fit(named_model("vit-nano"), toy(classes=2), Recipe(epochs=1), 0)
+        fit(named_model("vit-nano"), toy(classes=2), TrainConfig(epochs=1), 0)
 
 
 def test_no_data_is_refused() -> None:
     with pytest.raises(InputError, match="nothing to train on"):
-        fit(named_model("vit-nano"), toy().subset(np.zeros(12, bool)), Recipe(epochs=1), 0)
+        fit(named_model("vit-nano"), toy().subset(np.zeros(12, bool)), TrainConfig(epochs=1), 0)
 
 
 def test_class_weights_by_hand() -> None:
@@ -204,7 +204,9 @@ def test_the_moving_average_by_hand() -> None:
         for name, value in initial.state_dict().items():
             mean[name] += (1 - decay) * (value - mean[name])
 
-    averaged = fit(config, data, Recipe(epochs=3, batch_size=12, ema=0.15), 0, initial=initial, on_step=watch)
+    averaged = fit(
+        config, data, TrainConfig(epochs=3, batch_size=12, ema=0.15), 0, initial=initial, on_step=watch
+    )
     assert seen == [0.1, 0.15, 0.15]
     for name, value in averaged.state_dict().items():
         assert (value - mean[name]).abs().max() < 1e-6, name
@@ -215,14 +217,14 @@ def test_the_moving_average_by_hand() -> None:
 def test_statistics_are_those_of_the_last_step_and_not_averaged() -> None:
     config = named_model("ptsr-nano")
     initial = build_model(config)
-    averaged = fit(config, toy(), Recipe(epochs=3, batch_size=6), 0, initial=initial)
+    averaged = fit(config, toy(), TrainConfig(epochs=3, batch_size=6), 0, initial=initial)
     for name, value in initial.state_dict().items():
         if "running" in name or "num_batches" in name:
             assert torch.equal(averaged.state_dict()[name], value), name
 
 
 def test_equal_seeds_train_equal_models_and_others_do_not() -> None:
-    config, data, recipe = named_model("ptsr-nano"), toy(), Recipe(epochs=2, batch_size=6)
+    config, data, recipe = named_model("ptsr-nano"), toy(), TrainConfig(epochs=2, batch_size=6)
     first = fit(config, data, recipe, seed=0)
     assert_same(first, fit(config, data, recipe, seed=0))
     other = fit(config, data, recipe, seed=1)
@@ -238,7 +240,7 @@ def test_each_batch_draws_its_own_budget_and_augmentation() -> None:
         counts.append(answer.kept.shape[1])
 
     initial.register_forward_hook(watch)
-    fit(config, toy(), Recipe(epochs=12, batch_size=12, budgets=(1.0, 0.5, 0.25)), 0, initial=initial)
+    fit(config, toy(), TrainConfig(epochs=12, batch_size=12, budgets=(1.0, 0.5, 0.25)), 0, initial=initial)
     # 49 patches: 49, 25 or 13 tokens. That 12 draws leave one out has odds of 3 (2/3)^12 = 2 %; the
     # draws are seeded.
     assert set(counts) == {49, 25, 13}
@@ -248,7 +250,7 @@ def test_each_batch_draws_its_own_budget_and_augmentation() -> None:
 
 def test_bfloat16_trains_and_leaves_float32_weights() -> None:
     config = named_model("vit-nano")
-    model = fit(config, toy(), Recipe(epochs=1, batch_size=12, bfloat16=True), 0)
+    model = fit(config, toy(), TrainConfig(epochs=1, batch_size=12, bfloat16=True), 0)
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
@@ -258,24 +260,24 @@ def test_bfloat16_trains_and_leaves_float32_weights() -> None:
     [("ptsr-nano", "nano"), ("vit-nano", "nano"), ("vit-small", "small"), ("ptsr-tiny", "tiny")],
 )
 def test_ptsr_and_its_baseline_share_a_recipe(name: str, recipe: str) -> None:
-    assert recipe_for(named_model(name)) is RECIPES[recipe]
+    assert train_config_for(named_model(name)) is TRAIN_CONFIGS[recipe]
 
 
 def test_recorded_data_start_from_synthetic_weights_and_synthetic_data_do_not() -> None:
     for name in ("ptsr-nano", "vit-nano"):
-        recorded = recipe_for(named_model(name), "casme2")
+        recorded = train_config_for(named_model(name), "casme2")
         assert recorded is RECORDED["nano"]
         assert recorded.start == "synthetic"
         path = starting_checkpoint(name)
         assert path is not None
         first = first_weights(named_model(name), recorded, seed=5)
         assert digest_weights(first) == digest_weights(load_checkpoint(path)[0])
-        assert recipe_for(named_model(name), "synthetic").start == "random"
-    assert recipe_for(named_model("ptsr-small"), "casme2") is RECIPES["small"]
+        assert train_config_for(named_model(name), "synthetic").start == "random"
+    assert train_config_for(named_model("ptsr-small"), "casme2") is TRAIN_CONFIGS["small"]
 
 
 def test_starting_weights_that_are_not_there_or_of_another_geometry_are_refused() -> None:
-    recipe = Recipe(epochs=1, start="synthetic")
+    recipe = TrainConfig(epochs=1, start="synthetic")
     with pytest.raises(InputError, match="no starting weights of ptsr-small"):
         first_weights(named_model("ptsr-small"), recipe, seed=0)
     other = named_model("ptsr-nano").model_copy(update={"score": "random"})
@@ -285,14 +287,14 @@ def test_starting_weights_that_are_not_there_or_of_another_geometry_are_refused(
 
 def test_an_average_serves_as_first_weights() -> None:
     # It comes back without gradients.
-    config, recipe = named_model("ptsr-nano"), Recipe(epochs=1, batch_size=6)
+    config, recipe = named_model("ptsr-nano"), TrainConfig(epochs=1, batch_size=6)
     fitted = fit(config, toy(), recipe, 0)
     before = digest_weights(fitted)
     assert digest_weights(fit(config, toy(), recipe, 0, initial=fitted)) != before
 
 
 def test_each_epoch_shows_the_average_and_changes_nothing() -> None:
-    config, data, recipe = named_model("ptsr-nano"), toy(), Recipe(epochs=3, batch_size=6)
+    config, data, recipe = named_model("ptsr-nano"), toy(), TrainConfig(epochs=3, batch_size=6)
     shown: list[dict[str, Tensor]] = []
 
     def look(model: Model) -> None:
@@ -308,7 +310,7 @@ def test_each_epoch_shows_the_average_and_changes_nothing() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
 def test_a_gpu_trains_the_same_batches() -> None:
-    config, data, recipe = named_model("vit-nano"), toy(), Recipe(epochs=2, batch_size=6)
+    config, data, recipe = named_model("vit-nano"), toy(), TrainConfig(epochs=2, batch_size=6)
     there = fit(config, data, recipe, seed=0, device="cuda")
     here = fit(config, data, recipe, seed=0)
     assert {value.device.type for value in there.parameters()} == {"cpu"}

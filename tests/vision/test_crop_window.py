@@ -6,12 +6,12 @@ import pytest
 from camera_data import face_image, scene
 
 from ptsr_edge.vision.face_detection import Face
-from ptsr_edge.vision.face_tracking import MAX_SHIFT, CropRing, CropWindow, Region, region_of
+from ptsr_edge.vision.face_tracking import MAX_SHIFT, CropRing, Region, StableCrop, region_of
 
 
 def test_a_frame_that_is_the_crop_comes_back_bit_for_bit() -> None:
     image = face_image(side=112)
-    window = CropWindow(112)
+    window = StableCrop(112)
     window.follow(Face(0, 0, 112, 112, aligned=True))
     crop = window.cut(image)
     np.testing.assert_array_equal(crop, image)
@@ -24,7 +24,7 @@ def test_a_frame_that_is_the_crop_comes_back_bit_for_bit() -> None:
 def test_a_crop_is_cut_from_where_it_is_and_area_averaged() -> None:
     frame = np.zeros((100, 120), np.uint8)
     frame[20:60, 30:70] = np.kron(np.arange(100, dtype=np.uint8).reshape(10, 10), np.ones((4, 4), np.uint8))
-    window = CropWindow(10)
+    window = StableCrop(10)
     window.follow(Face(30, 20, 40, 40, aligned=True))
     np.testing.assert_array_equal(window.cut(frame), np.arange(100).reshape(10, 10))
 
@@ -32,7 +32,7 @@ def test_a_crop_is_cut_from_where_it_is_and_area_averaged() -> None:
 @pytest.mark.parametrize("place", [(-10, -5), (90, 70), (-300, 20), (20, 400)])
 def test_beyond_the_frame_its_edge_is_repeated(place: tuple[int, int]) -> None:
     frame = scene(120, 100)[..., 0]
-    window = CropWindow(40)
+    window = StableCrop(40)
     window.region = Region(*place, 40, 40)
     rows = np.clip(np.arange(place[1], place[1] + 40), 0, 99)
     columns = np.clip(np.arange(place[0], place[0] + 40), 0, 119)
@@ -40,7 +40,7 @@ def test_beyond_the_frame_its_edge_is_repeated(place: tuple[int, int]) -> None:
 
 
 def test_the_crop_stays_while_the_face_is_near_and_moves_when_it_is_not() -> None:
-    window = CropWindow(112)
+    window = StableCrop(112)
     face = Face(100, 50, 100, 100)
     assert window.follow(face)
     held = window.region

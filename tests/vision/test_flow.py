@@ -9,19 +9,19 @@ import pytest
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.synthetic_clips import person
-from ptsr_edge.data.synthetic_faces import LANDMARKS, View, render
+from ptsr_edge.data.synthetic_faces import LANDMARKS, CameraPose, render
 from ptsr_edge.vision import flow
 
 SIMILARITY = Preprocess(image_size=112)
 NO_GLOBAL_MOTION = Preprocess(image_size=112, global_motion="none")
 
 
-def rendered(view: View, moves: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def rendered(view: CameraPose, moves: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Onset, apex and the true field of a noise-free face."""
     face = person(0).face
     field = face.displacement(np.zeros((len(LANDMARKS), 2)) if moves is None else moves, 112)
     rng = np.random.default_rng(0)
-    return render(face, np.zeros_like(field), View(), rng), render(face, field, view, rng), field
+    return render(face, np.zeros_like(field), CameraPose(), rng), render(face, field, view, rng), field
 
 
 def smile(px: float) -> np.ndarray:
@@ -70,7 +70,7 @@ def test_strain_weighs_neighbouring_rows_as_sobel_does():
 
 def test_flow_finds_a_known_translation():
     # The face is rendered 1.5 px further right and 1 px higher. DIS was seen to err by .1 to .5 px.
-    onset, apex, _ = rendered(View(shift=(1.5, -1.0)))
+    onset, apex, _ = rendered(CameraPose(shift=(1.5, -1.0)))
     found = flow.optical_flow(onset, apex, NO_GLOBAL_MOTION)
     assert found.shape == (112, 112, 2)
     assert found.dtype == np.float32
@@ -78,13 +78,13 @@ def test_flow_finds_a_known_translation():
 
 
 def test_flow_finds_an_action_unit():
-    onset, apex, true = rendered(View(), smile(1.5))
+    onset, apex, true = rendered(CameraPose(), smile(1.5))
     assert np.hypot(*np.moveaxis(true, -1, 0)).max() == pytest.approx(1.5, rel=0.1)
     assert error_px(flow.optical_flow(onset, apex, NO_GLOBAL_MOTION), true) < 0.15
 
 
 def test_similarity_takes_the_head_out_and_leaves_the_expression():
-    head = View(shift=(2.0, -1.2), angle=0.015, scale=1.008)
+    head = CameraPose(shift=(2.0, -1.2), angle=0.015, scale=1.008)
     onset, apex, true = rendered(head, smile(1.5))
     with_head = error_px(flow.optical_flow(onset, apex, NO_GLOBAL_MOTION), true)
     without = error_px(flow.optical_flow(onset, apex, SIMILARITY), true)
@@ -93,7 +93,7 @@ def test_similarity_takes_the_head_out_and_leaves_the_expression():
 
 
 def test_equal_frames_have_no_flow():
-    onset, apex, _ = rendered(View())
+    onset, apex, _ = rendered(CameraPose())
     sample = flow.flow_sample(onset, apex.copy(), SIMILARITY)
     np.testing.assert_allclose(sample, 0, atol=1e-3)
 
@@ -106,7 +106,7 @@ def test_flat_frames_have_finite_flow():
 
 
 def test_flow_is_the_same_bit_for_bit_whatever_ran_before():
-    onset, apex, _ = rendered(View(shift=(0.7, 0.4)), smile(1.0))
+    onset, apex, _ = rendered(CameraPose(shift=(0.7, 0.4)), smile(1.0))
     first = flow.flow_sample(onset, apex, SIMILARITY)
     cv2.setRNGSeed(12345)
     threads = cv2.getNumThreads()
@@ -122,7 +122,7 @@ def test_flow_is_the_same_bit_for_bit_whatever_ran_before():
 def test_flipped_frames_have_flipped_flow(preprocess):
     # DIS sweeps its patches in one direction, so the two fields are not equal: .1 px is below the
     # error that it makes anyway.
-    onset, apex, _ = rendered(View(shift=(0.6, 0.3)), smile(1.5))
+    onset, apex, _ = rendered(CameraPose(shift=(0.6, 0.3)), smile(1.5))
     straight = flow.optical_flow(onset, apex, preprocess)
     flipped = flow.optical_flow(onset[:, ::-1].copy(), apex[:, ::-1].copy(), preprocess)
     assert error_px(flipped[:, ::-1] * np.array([-1, 1], dtype=np.float32), straight) < 0.1
@@ -130,7 +130,7 @@ def test_flipped_frames_have_flipped_flow(preprocess):
 
 def test_flow_is_measured_at_the_frames_own_size():
     # The mean of an area average is the mean: u and v stay in pixels of the 112-pixel frames.
-    onset, apex, _ = rendered(View(), smile(1.5))
+    onset, apex, _ = rendered(CameraPose(), smile(1.5))
     large = flow.flow_sample(onset, apex, SIMILARITY)
     small = flow.flow_sample(onset, apex, Preprocess(image_size=28))
     assert small.shape == (28, 28, 3)
@@ -139,7 +139,7 @@ def test_flow_is_measured_at_the_frames_own_size():
 
 
 def test_small_frames_are_enlarged_to_the_model():
-    onset, apex, _ = rendered(View(), smile(1.5))
+    onset, apex, _ = rendered(CameraPose(), smile(1.5))
     assert flow.flow_sample(onset, apex, Preprocess(image_size=224)).shape == (224, 224, 3)
 
 

@@ -43,7 +43,13 @@ from ptsr_edge.export.targets.typed_graph import (
     to_strong_fp16,
 )
 from ptsr_edge.runtimes import build_on_device
-from ptsr_edge.runtimes.tensorrt import Flavour, TrtRunner, choose_capabilities, choose_flavour, why_not_here
+from ptsr_edge.runtimes.tensorrt import (
+    TensorRtVersion,
+    TrtRunner,
+    choose_capabilities,
+    choose_flavour,
+    why_not_here,
+)
 
 SCRIPT = "build_on_device.py"
 
@@ -133,7 +139,7 @@ class TrtTarget:
         return TypedGraphRunner(artifact.path.with_suffix(".onnx"))
 
 
-def _choose(options: TrtOptions) -> tuple[Flavour | None, str]:
+def _choose(options: TrtOptions) -> tuple[TensorRtVersion | None, str]:
     """What builds, or None and why not."""
     if options.onnx_only:
         return None, ""
@@ -230,7 +236,7 @@ def typed_graph(
     return typed, dict(require_types(typed, precision, kept))
 
 
-def run_builder(path: Path, flavour: Flavour, capabilities: list[str]) -> None:
+def run_builder(path: Path, flavour: TensorRtVersion, capabilities: list[str]) -> None:
     """Builds one graph by the script beside it, in a process of its own.
 
     Raises:

@@ -24,7 +24,7 @@ from ptsr_edge.export.targets.tensorrt import (
 from ptsr_edge.export.targets.typed_graph import product_types
 from ptsr_edge.runtimes import build_on_device
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
-from ptsr_edge.runtimes.tensorrt import Flavour, choose_flavour
+from ptsr_edge.runtimes.tensorrt import TensorRtVersion, choose_flavour
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
@@ -79,7 +79,7 @@ def test_the_typed_graph_answers_as_the_fp32_graph(precision: str, limit: float,
 def test_without_a_builder_graph_and_script_are_what_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none_here(name: str | None) -> Flavour:
+    def none_here(name: str | None) -> TensorRtVersion:
         raise JobError(f"no TensorRT can build here: {name}: it builds on the GPU itself")
 
     monkeypatch.setattr("ptsr_edge.export.targets.tensorrt.choose_flavour", none_here)
