@@ -229,7 +229,9 @@ def examine(limit_s: float = LIMIT_S) -> dict[str, Any]:
             "ptsr-edge runs from a bare folder, so what its extras hold is unknown: pip install ptsr-edge"
         ) from None
     modules = [package.module for packages in wanted.values() for package in packages]
-    probes = probe_all([*modules, *(module for names in RUNTIMES.values() for module in names)], limit_s)
+    probes = probe_all(
+        [*modules, *(module for runtime in RUNTIMES.values() for module in runtime.packages)], limit_s
+    )
     extras = {
         extra: [as_found(package, probes[package.module]) for package in packages]
         for extra, packages in wanted.items()
@@ -265,7 +267,7 @@ def judge_target(
         probes: by module, those of `RUNTIMES` among them.
         gpus: as `find_gpus` gives them.
     """
-    runtimes = [module for module in RUNTIMES[name] if probes[module].state == "works"]
+    runtimes = [module for module in RUNTIMES[name].packages if probes[module].state == "works"]
     faults = _faults(extras, "train")
     # A TensorRT that came with the system stands in for the package of the extra.
     if name != "trt" or not runtimes:

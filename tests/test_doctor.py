@@ -44,7 +44,7 @@ def extras_with(**states: str) -> dict[str, list[Package]]:
 
 
 def probes_with(works: Iterable[str]) -> dict[str, Probe]:
-    modules = {module for names in RUNTIMES.values() for module in names}
+    modules = {module for runtime in RUNTIMES.values() for module in runtime.packages}
     return {module: Probe("works" if module in set(works) else "missing") for module in modules}
 
 

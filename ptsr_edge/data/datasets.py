@@ -26,7 +26,7 @@ from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data import synthetic_clips as synthetic
 from ptsr_edge.data.annotations import Annotations, Clip, Finding, refuse_unfit, skips_unfit
-from ptsr_edge.data.catalog import RECORDED
+from ptsr_edge.data.catalog import COMPOSITE, LICENCES, RECORDED
 from ptsr_edge.data.extraction import finder_for, measure_clips
 from ptsr_edge.data.recorded import read_composite, read_fields, read_megc_flow, read_recorded
 from ptsr_edge.data.synthetic_faces import REFERENCE_SIZE
@@ -135,7 +135,7 @@ def load(
         skip_bad=skips_unfit(skip_bad),
         face_model=face_model,
     )
-    return _LOADERS[name](asked)
+    return DATASETS[name].load(asked)
 
 
 def split_subjects(
@@ -166,7 +166,7 @@ def split_subjects(
 
 
 def _check_name(name: str) -> None:
-    if name not in _LOADERS:
+    if name not in DATASETS:
         near = difflib.get_close_matches(name, DATA_NAMES, n=1, cutoff=0.0)[0]
         raise InputError(f"unknown data {name!r}; known: {', '.join(DATA_NAMES)} (nearest: {near})")
 
@@ -301,13 +301,34 @@ def check_subjects(subjects: Sequence[str] | None, known: Sequence[str]) -> list
     return [subject for subject in known if subject in set(subjects)]
 
 
-_LOADERS: dict[str, Callable[[_Asked], FlowDataset]] = {
-    "synthetic": _load_synthetic,
-    "megc-flow": _load_megc_flow,
-    **dict.fromkeys((*RECORDED, "megc2019"), _load_recorded),
-}
+@dataclass(frozen=True)
+class DatasetEntry:
+    """One data set as the registry knows it.
 
-DATA_NAMES = tuple(_LOADERS)
+    Attributes:
+        load: reads or renders the samples that a call of `load` asks for.
+        licence: half a sentence for the card of a model that was trained on it; empty where nothing binds.
+        is_rendered: it is made here and lies in no folder.
+        may_be_shown: samples and what is derived from them may stand in a profile or a report.
+        members: the data sets that a composite is made of.
+    """
+
+    load: Callable[[_Asked], FlowDataset]
+    licence: str
+    is_rendered: bool = False
+    may_be_shown: bool = False
+    members: tuple[str, ...] = ()
+
+
+DATASETS: dict[str, DatasetEntry] = {
+    "synthetic": DatasetEntry(_load_synthetic, licence="", is_rendered=True, may_be_shown=True),
+    "megc-flow": DatasetEntry(_load_megc_flow, LICENCES["megc-flow"], members=COMPOSITE),
+    **{name: DatasetEntry(_load_recorded, LICENCES[name]) for name in RECORDED},
+    "megc2019": DatasetEntry(_load_recorded, LICENCES["megc2019"], members=COMPOSITE),
+}
+"""Every data set by its name: the one place where one is added."""
+
+DATA_NAMES = tuple(DATASETS)
 """The data sets that `load` knows."""
 
 

@@ -204,7 +204,7 @@ class Bench:
         manifest = read_bundle(Path(bundle))
         chosen = find_variant(manifest, variant)
         started = time.perf_counter_ns()
-        for package in RUNTIMES[chosen.target]:
+        for package in RUNTIMES[chosen.target].packages:
             if importlib.util.find_spec(package) is not None:
                 importlib.import_module(package)
         imported = time.perf_counter_ns()

@@ -45,7 +45,7 @@ ONLY = {
     ("report", "export"): set(),
     ("report", "data"): set(),
     ("report", "models"): set(),
-    ("profile", "export"): {"export.exporter"},
+    ("profile", "export"): {"export.calibration", "export.exporter"},
 }
 """Where not all of a lower floor is meant to be used: the modules that are."""
 
