@@ -1,6 +1,6 @@
 """The index of a folder of committed profiles: device, model, date, report and command, out of the records.
 
-python -m ptsr_edge.profile_index profiles          rewrites the table in profiles/README.md
+python benchmarks/profile_index.py profiles          rewrites the table in profiles/README.md
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ptsr_edge.core.files import write_whole
 from ptsr_edge.profile.schema import PROFILE, read_profile
 
 PAGE = "README.md"
-START, END = "<!-- profiles: written by python -m ptsr_edge.profile_index -->", "<!-- end of profiles -->"
+START, END = "<!-- profiles: written by python benchmarks/profile_index.py -->", "<!-- end of profiles -->"
 
 
 def index_lines(folder: Path) -> list[str]:
@@ -54,7 +54,7 @@ def indexed(text: str, lines: list[str], where: Path) -> str:
     return "\n".join([f"{head}{START}", "", *lines, "", f"{END}{tail}"])
 
 
-@click.command(cls=Verb, epilog="Example: python -m ptsr_edge.profile_index profiles")
+@click.command(cls=Verb, epilog="Example: python benchmarks/profile_index.py profiles")
 @click.argument("folder", type=click.Path(path_type=Path))
 def main(folder: Path) -> None:
     """Rewrite the table of profiles in FOLDER/README.md."""
@@ -67,4 +67,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(main, "python -m ptsr_edge.profile_index")
+    run(main, "python benchmarks/profile_index.py")

@@ -26,8 +26,8 @@ from pathlib import Path
 import cv2
 import mdmd
 import numpy as np
+from interval_metrics import Interval, IntervalCounts, count_intervals
 from numpy.typing import NDArray
-from ptsr_edge.interval_metrics import Interval, IntervalCounts, count_intervals
 
 from ptsr_edge.camera.face_motion import SIDE, expressive_mask
 from ptsr_edge.camera.spotting import FrameAverager, SpotSettings, Spotter

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import struct
 import subprocess
@@ -24,7 +23,6 @@ from ptsr_edge.doctor import (
     judge_target,
     lines_of,
 )
-from ptsr_edge.export.exporter import TARGETS
 from ptsr_edge.models import checkpoint
 from ptsr_edge.runtimes.base import RUNTIMES
 
@@ -98,18 +96,6 @@ def test_each_fault_comes_with_the_line_against_it() -> None:
 def test_where_tensorrt_comes_with_the_system_the_registry_is_not_suggested() -> None:
     state = judge_target("trt", extras_with(trt="not for this machine"), probes_with([]), [GPU])
     assert state.install == ["python3 -m venv --system-site-packages .venv"]
-
-
-def test_a_target_without_code_is_neither_built_nor_run() -> None:
-    probes = {**probes_with([]), "x": Probe("works")}
-    state = judge_target("abacus", extras_with(), probes, [])
-    assert (state.build, state.run, state.install) == (False, False, [])
-    assert "no code" in state.notes[0]
-
-
-def test_the_targets_with_code_are_those_that_export_takes() -> None:
-    known = {name for name in RUNTIMES if importlib.util.find_spec(f"ptsr_edge.target_{name}")}
-    assert known == set(TARGETS)
 
 
 def test_cpu_facts_that_matter_are_explained() -> None:

@@ -15,14 +15,12 @@ from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.data.datasets import HELD_OUT, FlowDataset, split_subjects
 from ptsr_edge.export.targets.base import THROUGH_ARTIFACT, THROUGH_GRAPH
-from ptsr_edge.models.checkpoint import predict_logits
-from ptsr_edge.models.ptsr import Model
 from ptsr_edge.session import Session, why_not_here
 from ptsr_edge.stats.classification import confusion, per_class_recall, uar, uf1
 from ptsr_edge.vision.flow import to_input
 
 if TYPE_CHECKING:
-    from ptsr_edge.data.datasets import FlowDataset
+    from ptsr_edge.models.ptsr import Model
 
 # FOLDED from evaluate.protocol: Who is trained on and who is judged: strict subject-disjoint protocols and their pooled figures. Strict means that nothing about a held-out subject is looked at before the one evaluation: no epoch is chosen by it, no statistic is taken from it.
 
@@ -197,6 +195,8 @@ def evaluate_bundle(
         record = {"id": variant.id, "keep_rate": variant.keep_rate, "through": through}
         record |= figures(data, answers)
         if model is not None:
+            from ptsr_edge.models.checkpoint import predict_logits
+
             if variant.tokens not in eager:
                 eager[variant.tokens] = predict_logits(model, data.flows, variant.tokens)[0].argmax(axis=1)
             record["agrees_with_eager"] = int((answers == eager[variant.tokens]).sum())
@@ -206,6 +206,8 @@ def evaluate_bundle(
 
 def evaluate_checkpoint(model: Model, data: FlowDataset, rates: Sequence[float]) -> list[dict[str, Any]]:
     """Figures of the eager model at each keep rate."""
+    from ptsr_edge.models.checkpoint import predict_logits
+
     config = model.config
     return [
         {"id": f"{config.name}-eager-k{config.tokens_at(rate)}", "keep_rate": rate}

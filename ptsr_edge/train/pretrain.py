@@ -1,6 +1,6 @@
 """Starting weights for the few clips of recorded data: trained on synthetic faces, cropped as closely as recorded ones.
 
-python -m ptsr_edge.train.pretrain --model ptsr-nano --out ptsr_edge/weights/starting/ptsr-nano.safetensors
+python -m ptsr_edge.pretrain --model ptsr-nano --out ptsr_edge/weights/starting/ptsr-nano.safetensors
 
 The project's own faces are cropped widely, as a detector's box is. The flow fields that were published for recorded
 sets are of crops from brow to chin and from temple to temple, so that the same action units lie elsewhere.
@@ -24,7 +24,7 @@ from ptsr_edge.train.trainer import PRETRAINING, fit
 
 
 @click.command(
-    cls=Verb, epilog="Example: python -m ptsr_edge.train.pretrain --model ptsr-nano --out start.safetensors"
+    cls=Verb, epilog="Example: python -m ptsr_edge.pretrain --model ptsr-nano --out start.safetensors"
 )
 @click.option("--model", "model_name", required=True, help="ptsr-nano or vit-nano.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -68,7 +68,7 @@ def main(model_name: str, seed: int, epochs: int | None, clips: int | None, out:
         "held_out_subjects": held,
         "recipe": recipe.model_dump(mode="json"),
         "seed": seed,
-        "command": f"python -m ptsr_edge.train.pretrain --model {config.name} --seed {seed}",
+        "command": f"python -m ptsr_edge.pretrain --model {config.name} --seed {seed}",
         "versions": tool_versions(),
         "held_out": {rate: {key: entry[key] for key in ("n", "uf1", "uar")} for rate, entry in found.items()},
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ptsr_edge.interval_metrics import IntervalCounts, count_intervals, match_intervals, overlap
+from interval_metrics import IntervalCounts, count_intervals, match_intervals, overlap
 
 from ptsr_edge.core.errors import InputError
 

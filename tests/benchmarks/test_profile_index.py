@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from ptsr_edge.profile_index import END, PAGE, START, index_lines, indexed, main
+from profile_index import END, PAGE, START, index_lines, indexed, main
 from report_data import make_profile
 
 from ptsr_edge.core.errors import InputError
@@ -18,7 +18,7 @@ def test_the_committed_index_is_true() -> None:
     page = PROFILES / PAGE
     text = page.read_text(encoding="utf-8")
     assert text == indexed(text, index_lines(PROFILES), page), (
-        "run: python -m ptsr_edge.profile_index profiles"
+        "run: python benchmarks/profile_index.py profiles"
     )
 
 

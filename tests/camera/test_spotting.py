@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 import pytest
-from ptsr_edge.interval_metrics import count_intervals
+from interval_metrics import count_intervals
 from pydantic import ValidationError
 
 from ptsr_edge.camera.spotting import Spot, SpotSettings, Spotter

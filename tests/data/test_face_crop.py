@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from camera_data import yunet_like
 from recorded_trees import faces
-from test_face_boxes import yunet_like
 
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.annotations import RowFault

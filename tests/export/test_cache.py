@@ -462,7 +462,7 @@ def key_of(
     def asked(parts: dict[str, Any]) -> str:
         raise _Asked(cache_key(parts))
 
-    monkeypatch.setattr("ptsr_edge.export.cli.cache_key", asked)
+    monkeypatch.setattr("ptsr_edge.export.exporter.cache_key", asked)
 
     def key(**call: Any) -> tuple[str, ...]:
         with pytest.raises(_Asked) as caught:

@@ -125,7 +125,7 @@ def test_a_single_budget_and_a_rule_that_gains_nothing_are_said(
 
 
 def test_samples_are_people_or_clips_that_nothing_else_was_done_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ptsr_edge.export.cli.cascade as module
+    import ptsr_edge.export.calibration as module
 
     asked = {}
     monkeypatch.setattr(
@@ -148,7 +148,7 @@ def test_an_export_calibrates_a_cascade_and_writes_it_down(
     monkeypatch: pytest.MonkeyPatch,
     random_flows: Any,
 ) -> None:
-    from ptsr_edge.export import cli as export
+    from ptsr_edge.export import exporter as export
 
     options: dict[str, Any] = dict(
         checkpoint=tiny_checkpoint,

@@ -29,7 +29,8 @@ from ptsr_edge.core.records import parse
 from ptsr_edge.data.recorded import FOLDER as MEGC_FOLDER
 from ptsr_edge.data.recorded import TABLE as MEGC_TABLE
 from ptsr_edge.export import parity
-from ptsr_edge.export.cli import check_budgets, main
+from ptsr_edge.export.cli import main
+from ptsr_edge.export.config import check_budgets
 from ptsr_edge.export.exporter import TARGETS
 from ptsr_edge.export.static_model import to_static
 from ptsr_edge.export.targets.base import Artifact, BuildRequest

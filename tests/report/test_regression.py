@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from judged_data import judged_profile
 from report_data import make_profile
-from test_statistics import launched
+from timings import launched
 
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.profile.schema import Attempt, Measured, Profile

@@ -35,7 +35,7 @@ def watch(event, arguments):
 
 QUANTIZE = """
 sys.addaudithook(watch)
-from ptsr_edge.telemetry import require_silenced
+from ptsr_edge.runtimes.openvino import require_silenced
 ov = require_silenced("openvino", "openvino", "a test")
 nncf = require_silenced("nncf", "openvino", "a test")
 assert sys.modules["openvino_telemetry"] is None
@@ -53,7 +53,7 @@ print("quantized and ran")
 
 SENDER_FIRST = """
 import openvino_telemetry
-from ptsr_edge.telemetry import silence
+from ptsr_edge.runtimes.openvino import silence
 sender = openvino_telemetry.Telemetry("a test", "1", "G-NONE", backend="ga4", enable_opt_in_dialog=False)
 assert sender.consent
 sys.addaudithook(watch)
@@ -168,7 +168,7 @@ def test_a_sender_that_was_imported_before_is_silenced(tmp_path: Path) -> None:
 
 
 def test_the_package_imports_neither_in_another_way() -> None:
-    for path in Path(ptsr_edge.__file__).parent.glob("*.py"):
+    for path in Path(ptsr_edge.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = []
             if isinstance(node, ast.Import):

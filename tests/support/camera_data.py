@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
 from ptsr_edge.bundle import Cascade
 from ptsr_edge.data.synthetic_clips import person
@@ -16,6 +19,7 @@ from ptsr_edge.data.synthetic_faces import CameraPose, render
 from ptsr_edge.vision.face_detection import Face
 
 FRAME_NS = 33_333_333
+
 FACE = 160
 """Side of the rendered face in a frame, in pixels."""
 
@@ -121,3 +125,49 @@ def cascade(**changes: Any) -> Cascade:
         upper=0.04, confidence=0.95, unit="subject", units=100, samples=600, data="synthetic", sha256="0" * 64,
     )  # fmt: skip
     return Cascade(**content | changes)
+
+
+def yunet_like(path: Path) -> Path:
+    """A graph with YuNet's outputs that sees a face of 96 x 128 pixels around each bright cell of 32 x 32 pixels."""
+    nodes, outputs = [], []
+    constants: dict[str, Any] = {
+        "zero": np.float32(0), "flat": np.array([1, -1, 1]),
+        "box": np.array([0.5, 0.5, np.log(3), np.log(4)], np.float32).reshape(1, 1, 4),
+        # Eyes (right one of the subject first), nose, mouth, in cells from the upper left corner of the cell.
+        "points": np.array([1.2, 0.1, 0.2, 0, 0.5, 0.6, 0.1, 1.1, 0.9, 1.2], np.float32).reshape(1, 1, 10),
+        "dark": np.float32(200), "steep": np.float32(0.5),
+    }  # fmt: skip
+
+    def add(kind: str, inputs: list[str], output: str, **attributes: Any) -> None:
+        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+
+    for stride in (8, 16, 32):
+        add(
+            "AveragePool", ["input"], f"pool{stride}", kernel_shape=[stride, stride], strides=[stride, stride]
+        )
+        add("ReduceMean", [f"pool{stride}"], f"gray{stride}", axes=[1], keepdims=1)
+        add("Reshape", [f"gray{stride}", "flat"], f"cells{stride}")
+        add("Mul", [f"cells{stride}", "zero"], f"none{stride}")
+        if stride == 32:
+            add("Sub", ["cells32", "dark"], "over32")
+            add("Mul", ["over32", "steep"], "steep32")
+            add("Sigmoid", ["steep32"], "cls_32")
+            add("Sigmoid", ["steep32"], "obj_32")
+        else:
+            add("Identity", [f"none{stride}"], f"cls_{stride}")
+            add("Identity", [f"none{stride}"], f"obj_{stride}")
+        add("Add", [f"none{stride}", "box"], f"bbox_{stride}")
+        add("Add", [f"none{stride}", "points"], f"kps_{stride}")
+    for name, size in (("cls", 1), ("obj", 1), ("bbox", 4), ("kps", 10)):
+        for stride in (8, 16, 32):
+            shape = [1, f"n{stride}", size]
+            outputs.append(helper.make_tensor_value_info(f"{name}_{stride}", TensorProto.FLOAT, shape))
+    graph = helper.make_graph(
+        nodes,
+        "yunet-like",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, "H", "W"])],
+        outputs,
+        [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    return path

