@@ -89,6 +89,8 @@ def load_checkpoint(path: Path) -> tuple[Model, CheckpointInfo]:
     info = read_info(path)
     try:
         model = build_model(info.model)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except (RuntimeError, MemoryError) as error:  # more weights than there is memory
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path}: no model of its geometry can be made here: {reason}") from None

@@ -20,7 +20,14 @@ from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.evaluate.evaluation import is_random
 from ptsr_edge.export.calibration import budgets_from_data
 from ptsr_edge.models.checkpoint import embedded_checkpoint, load_checkpoint
-from ptsr_edge.models.ptsr import Ptsr, build_model, random_tokens, static_selection, strain_scores
+from ptsr_edge.models.ptsr import (
+    Ptsr,
+    build_model,
+    random_tokens,
+    selects_before_embedding,
+    static_selection,
+    strain_scores,
+)
 from ptsr_edge.profile.schema import Accuracy, Control, Dynamic, Judged, KeptPatches
 from ptsr_edge.profile.variants import Entry
 from ptsr_edge.session import open_variant
@@ -101,7 +108,7 @@ def kept_patches(
         strain=[grey_picture(data.flows[place, ..., 2], bundle.model.grid) for place in places],
         kept=kept,
         depth=bundle.model.depth,
-        select_block=-1 if bundle.model.selects_before_embedding else bundle.model.select_block,
+        select_block=-1 if selects_before_embedding(bundle.model) else bundle.model.select_block,
     )
 
 
