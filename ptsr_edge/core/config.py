@@ -18,6 +18,10 @@ LABELS = ("negative", "positive", "surprise")
 """The classes of the MEGC2019 composite, in the order of its label numbers 0, 1, 2."""
 
 
+DEVICES = ("auto", "cpu", "cuda")
+"""Where a model may be trained; auto: on the GPU where torch sees one."""
+
+
 class ModelConfig(Record):
     """Geometry of a PTSR or of its full-token ViT baseline.
 

@@ -377,12 +377,12 @@ def eager_macs(config: ModelConfig, tokens: int) -> dict[str, int]:
     if config.kind == "vit":
         return _vit(config)
     before, scoring = _selection(config, tokens)
-    parts = Counter({EMBEDDING: 5 * config.patches * _features(config) * config.dim, SCORE: scoring})
+    parts = Counter({EMBEDDING: 5 * config.patches * _features(config) * config.dim})
     for index in range(config.depth):
         sees_all = before is False and index <= config.select_block
         rows = 1 + (config.patches if sees_all else tokens)
         parts[_part(config, before, index)] += _block(config, rows, rows)
-    return dict(parts | Counter({HEAD: _head(config, tokens)}))
+    return dict(parts | Counter({SCORE: scoring, HEAD: _head(config, tokens)}))
 
 
 def exported_macs(config: ModelConfig, tokens: int) -> dict[str, int]:

@@ -136,7 +136,8 @@ def _random_of(model: Scoring, flow: Tensor) -> Tensor:
     """Draws anew in training; evaluates by the one draw, which can be exported."""
     if model.training:
         return torch.rand(len(flow), model.config.patches, device=flow.device)
-    return model.random_scores.expand(len(flow), -1)
+    # One sample needs no copy, and its graph no node for one.
+    return model.random_scores if len(flow) == 1 else model.random_scores.expand(len(flow), -1)
 
 
 def _no_macs(_: ModelConfig) -> int:

@@ -17,7 +17,7 @@ from ptsr_edge.core.console import Verb, finish, progress
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_file
 from ptsr_edge.data.datasets import HELD_OUT, closely_cropped, split_subjects
-from ptsr_edge.evaluate.evaluation import figures
+from ptsr_edge.evaluate.evaluation import scores_of
 from ptsr_edge.models.checkpoint import CheckpointInfo, predict_logits, save_checkpoint
 from ptsr_edge.train.cli import model_card, tool_versions
 from ptsr_edge.train.trainer import PRETRAINING, fit
@@ -58,7 +58,7 @@ def main(model_name: str, seed: int, epochs: int | None, clips: int | None, out:
     found = {}
     for rate in sorted(set(recipe.budgets) if config.kind == "ptsr" else {1.0}, reverse=True):
         logits, _ = predict_logits(model, judged.flows, config.tokens_at(rate))
-        found[f"{rate:g}"] = figures(judged, logits.argmax(axis=1))
+        found[f"{rate:g}"] = scores_of(judged, logits.argmax(axis=1))
     provenance = {
         "kind": "trained",
         "data": data.source,
