@@ -230,7 +230,7 @@ def test_every_module_is_finished() -> None:
 def test_the_map_names_what_is_there(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:[\w.]+/)*\w+\.(?:py|toml))`", text))
-    named |= {link for link in re.findall(r"\]\(([^)#:]+)\)", text)}
+    named |= set(re.findall(r"\]\(([^)#:]+)\)", text))
     places = (ROOT, PACKAGE, (ROOT / page).parent, PACKAGE / "data")
     assert len(named) > 10
     assert {name for name in named if not any((place / name).exists() for place in places)} <= {"cli.py"}
