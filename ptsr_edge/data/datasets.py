@@ -17,6 +17,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -363,13 +364,17 @@ def close_up(flows: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     return np.stack([resize(part, side) for part in parts])
 
 
-def closely_cropped(side: int, clips: int | None = None) -> FlowDataset:
-    """The data set `synthetic`, cropped closely.
+def load_closely_cropped(
+    name: str, root: Path | str | None = None, *, image_size: int, **options: Any
+) -> FlowDataset:
+    """Loads rendered faces as `load` does, and crops them as closely as recorded ones.
 
-    Args:
-        side: of the samples.
-        clips: at most so many of each subject; None: all.
+    Raises:
+        InputError: as `load`; or the data set is not rendered.
     """
-    data = load("synthetic", image_size=max(REFERENCE_SIZE, side), limit=clips)
-    preprocess = data.preprocess.model_copy(update={"image_size": side})
-    return dataclasses.replace(data, flows=close_up(data.flows, side), preprocess=preprocess)
+    _check_name(name)
+    if not DATASETS[name].is_rendered:
+        raise InputError(f"only rendered faces (data synthetic) can be cropped closely, not data {name}")
+    wide = load(name, root, image_size=max(REFERENCE_SIZE, image_size), **options)
+    preprocess = wide.preprocess.model_copy(update={"image_size": image_size})
+    return dataclasses.replace(wide, flows=close_up(wide.flows, image_size), preprocess=preprocess)

@@ -338,6 +338,8 @@ def measure_clips(
         InputError: a clip cannot be read, and `skip_bad` is not set.
     """
     kept = store if store is not None else FlowCache()
+    # Before the threads start: they would parse the source side by side, which CPython 3.11 cannot do.
+    _surroundings()
 
     def measure(clip: Clip) -> NDArray[np.float32]:
         return clip_sample(clip, preprocess, None if clip.cropped else finder, kept)

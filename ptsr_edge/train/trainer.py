@@ -166,7 +166,7 @@ class TrainConfig(Record):
 
     `budgets` are keep rates: PTSR draws one for each batch, which is why one set of weights serves all.
     `start` says where the weights come from that training begins with: seeded random ones, or those that were
-    trained on synthetic faces and ship in the package (`pretrain`).
+    trained on synthetic faces and ship in the package (`train --crop close`).
     """
 
     epochs: int = Field(ge=1)
@@ -212,6 +212,20 @@ def train_config_for(config: ModelConfig, data: str = "synthetic") -> TrainConfi
     size = config.name.rpartition("-")[2]
     recorded = RECORDED.get(size) if data != "synthetic" else None
     return recorded or TRAIN_CONFIGS.get(size, TRAIN_CONFIGS["tiny"])
+
+
+def starting_config_for(config: ModelConfig) -> TrainConfig:
+    """The recipe for the starting weights of a named model's size.
+
+    Raises:
+        InputError: there is none for this size.
+    """
+    size = config.name.rpartition("-")[2]
+    if size not in PRETRAINING:
+        raise InputError(
+            f"there is no recipe for starting weights of {config.name}; sizes: {', '.join(PRETRAINING)}"
+        )
+    return PRETRAINING[size]
 
 
 def first_weights(config: ModelConfig, recipe: TrainConfig, seed: int) -> Model:

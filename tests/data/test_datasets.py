@@ -330,3 +330,26 @@ def test_neither_side_of_a_split_is_empty(fraction):
 def test_unfit_splits(subjects, fraction, says):
     with pytest.raises(InputError, match=says):
         data.split_subjects(subjects, fraction, seed=0)
+
+
+def test_the_close_up_stretches_a_linear_field_to_itself_over_the_part():
+    # At 112 pixels the part is columns 17 to 91 and rows 14 to 105: 75 of 112 columns fill the width. u = x in
+    # pixels of the wide picture is then (17 + 75 (X + .5) / 112 - .5) * 112 / 75 in pixels of the close one.
+    x = np.arange(112, dtype=np.float32)
+    field = np.zeros((1, 112, 112, 3), dtype=np.float32)
+    field[0, ..., 0], field[0, ..., 1], field[0, ..., 2] = x, x[:, None], x
+    close = data.close_up(field, 112)[0]
+    columns = np.arange(20, 92)
+    at = 17 + 75 * (columns + 0.5) / 112 - 0.5
+    assert np.abs(close[50, columns, 0] - at * 112 / 75).max() < 0.05  # bilinear weights have five bits
+    assert np.abs(close[50, columns, 2] - at).max() < 0.05  # the strain is not stretched
+    rows = 14 + 92 * (columns + 0.5) / 112 - 0.5
+    assert np.abs(close[columns, 50, 1] - rows * 112 / 92).max() < 0.05
+
+
+def test_only_rendered_faces_can_be_cropped_closely(tree):
+    close = data.load_closely_cropped("synthetic", image_size=28, subjects=["synthetic/003"], limit=1)
+    assert close.flows.shape == (1, 28, 28, 3)
+    assert close.preprocess == Preprocess(image_size=28)
+    with pytest.raises(InputError, match="only rendered faces .* not data megc-flow"):
+        data.load_closely_cropped("megc-flow", tree, image_size=28)

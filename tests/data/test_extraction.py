@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import recorded_trees as trees
 
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data import extraction as clip_flow
+from ptsr_edge.data import extraction
 from ptsr_edge.data.annotations import Clip
 from ptsr_edge.data.extraction import FlowCache, face_pair, finder_for, look_at_clips, measure_clips
 from ptsr_edge.data.recorded import read_recorded
@@ -44,7 +45,7 @@ def measured(monkeypatch) -> list[int]:
         calls.append(1)
         return flow_sample(*arguments)
 
-    monkeypatch.setattr(clip_flow, "flow_sample", counting)
+    monkeypatch.setattr(extraction, "flow_sample", counting)
     return calls
 
 
@@ -127,7 +128,7 @@ def test_a_killed_run_leaves_whole_entries_only(tmp_path, measured):
         rows.append((row, home.name, None, 1, 9, 10, None, "4", "disgust"))
     trees.write_workbook(tmp_path / "set" / "CASME2-coding-20140508.xlsx", trees.CASME2_HEADING, rows)
     program = (
-        "import sys\nfrom pathlib import Path\nfrom ptsr_edge.data import load\n"
+        "import sys\nfrom pathlib import Path\nfrom ptsr_edge.data.datasets import load\n"
         "load('casme2', Path(sys.argv[1]), image_size=28)"
     )
     surroundings = os.environ | {"PTSR_EDGE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
@@ -174,3 +175,18 @@ def test_looking_finds_what_measuring_would(tmp_path):
     assert "it is empty" in said[0]
     assert "a face needs 16 pixels a side, found 8x8" in said[1]
     assert "of one size, found 64x50 and 64x64" in said[2]
+
+
+def test_the_source_is_digested_once_and_in_no_thread(clips, tmp_path, monkeypatch):
+    """In several threads at a time `ast.parse` of CPython 3.11 fails: AST constructor recursion depth mismatch."""
+    callers = []
+
+    def digest(_):
+        callers.append(threading.current_thread())
+        return "source"
+
+    extraction._surroundings.cache_clear()
+    monkeypatch.setattr(extraction, "closure_digest", digest)
+    measure_clips(clips, PREPROCESS, None, store=FlowCache(tmp_path))
+    extraction._surroundings.cache_clear()
+    assert callers == [threading.main_thread()]
