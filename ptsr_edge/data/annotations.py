@@ -13,11 +13,13 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ptsr_edge.core.config import LABELS
 from ptsr_edge.core.errors import InputError, require
+from ptsr_edge.data.catalog import Published
 
 SKIP_BAD_VARIABLE = "PTSR_EDGE_SKIP_BAD"
 
@@ -169,13 +171,63 @@ class Annotations:
         dropped = f"{sum(self.dropped.values())} dropped" + (f" ({listed})" if listed else "")
         return f"{self.rows} rows = {len(self.clips)} used + {dropped} + {len(self.unfit)} unfit"
 
-    def label_counts(self, classes: int) -> tuple[list[int], list[int]]:
-        """Clips of each class that are used, and rows of each class that the sheet lists for use."""
-        used = Counter(clip.label for clip in self.clips)
-        unfit = Counter(row.label for row in self.unfit)
-        return [used[label] for label in range(classes)], [
-            used[label] + unfit[label] for label in range(classes)
-        ]
+    def summary(self, title: str, published: Published) -> SetSummary:
+        """Returns the same for `data check`, beside the counts that were published."""
+        return SetSummary(
+            name=self.name,
+            title=title,
+            account=self.account(),
+            clips=[(clip.subject, clip.label) for clip in self.clips],
+            rows=self.rows,
+            dropped=self.dropped,
+            unfit=self.unfit,
+            odd=self.odd,
+            published=published,
+            fps=self.clips[0].fps if self.clips else None,
+            sheet=self.sheet,
+            frames=self.frames,
+            cropped=self.cropped,
+            apex_rules=Counter(clip.apex_rule for clip in self.clips),
+        )
+
+
+@dataclass(frozen=True)
+class SetSummary:
+    """What there is of one data set, for `data check`.
+
+    Attributes:
+        name: of the data set.
+        title: as its owners call it.
+        account: what became of all its rows, in one line.
+        clips: subject and class number of each clip that can be used.
+        rows: how many there are, those that cannot be used included.
+        dropped: rows that the rules leave out, by reason.
+        unfit: rows with a fault.
+        odd: what was noticed and does no harm.
+        published: counts to hold against these.
+        label_names: the classes in the order of their numbers.
+        fps: frames a second; 0 for published flow fields, None where it is not known.
+        sheet: the table that lists the clips.
+        frames: the folder that they lie in.
+        cropped: whether frames are face crops.
+        apex_rules: clips by where their apex comes from.
+    """
+
+    name: str
+    title: str
+    account: str
+    clips: Sequence[tuple[str, int]] = ()
+    rows: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    unfit: Sequence[Unfit] = ()
+    odd: Sequence[Finding] = ()
+    published: Published = field(default_factory=Published)
+    label_names: Sequence[str] = LABELS
+    fps: int | None = None
+    sheet: Path | None = None
+    frames: Path | None = None
+    cropped: bool | None = None
+    apex_rules: Mapping[str, int] = field(default_factory=dict)
 
 
 def skips_unfit(asked: bool | None) -> bool:

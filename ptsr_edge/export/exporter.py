@@ -44,7 +44,7 @@ from ptsr_edge.core.disk_cache import (
 from ptsr_edge.core.errors import InputError, JobError, ParityError
 from ptsr_edge.core.files import staged_folder, write_json
 from ptsr_edge.core.system import describe_cpu, describe_gpus, installed
-from ptsr_edge.data.datasets import FlowDataset
+from ptsr_edge.data.datasets import FlowDataset, dataset_origin, find_dataset
 from ptsr_edge.export.accuracy_control import build_within, rank_layers, uar_of
 from ptsr_edge.export.calibration import (
     budgets_from_data,
@@ -332,14 +332,14 @@ def data_fingerprint(name: str, root: Path | None) -> str:
     """What tells one state of a data set from another, without reading the files.
 
     Data in files: SHA-256 over names, sizes and times of change below `root`, of the content and of the file's
-    own record, which no tool can set back. Data without (`synthetic`) are made by this package's source, which
-    `code_digest` stands for.
+    own record, which no tool can set back. Rendered data are made by this package's source, which
+    `code_digest` stands for, or by another package, whose name and version count.
 
     Raises:
         JobError: a file below `root` cannot be looked at.
     """
-    digest = hashlib.sha256(name.encode())
-    if root is None or name == "synthetic":
+    digest = hashlib.sha256(f"{name}{dataset_origin(name)}".encode())
+    if root is None or find_dataset(name).is_rendered:
         return digest.hexdigest()
     try:
         for path in sorted(root.rglob("*")):

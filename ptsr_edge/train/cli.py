@@ -23,15 +23,8 @@ from ptsr_edge.core.config import DEFAULT_MODEL, MODELS, ModelConfig, named_mode
 from ptsr_edge.core.console import Verb, finish, progress, say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_file
-from ptsr_edge.data.catalog import LICENCES
-from ptsr_edge.data.datasets import (
-    DATA_NAMES,
-    FlowDataset,
-    load,
-    load_closely_cropped,
-    reading_options,
-    split_subjects,
-)
+from ptsr_edge.data.cli import DataOption, reading_options
+from ptsr_edge.data.datasets import FlowDataset, find_dataset, load, load_closely_cropped, split_subjects
 from ptsr_edge.models.checkpoint import (
     DEVICES,
     CheckpointInfo,
@@ -55,16 +48,6 @@ def held_out_figures(model: Model, data: FlowDataset, budgets: tuple[float, ...]
     return figures
 
 
-def model_card(data_name: str) -> str:
-    """One sentence on what a model trained on this data may be used for."""
-    if data_name == "synthetic":
-        return (
-            "trained on synthetic faces rendered by ptsr-edge itself: made for trying the toolkit, "
-            "not for judging people"
-        )
-    return f"trained on {LICENCES[data_name]}: the same holds for what is made from it"
-
-
 def tool_versions() -> dict[str, str]:
     """Versions of what a result depends on; a package that is not there is left out."""
     found = {"python": sys.version.split()[0]}
@@ -79,9 +62,7 @@ def tool_versions() -> dict[str, str]:
 @click.command(
     cls=Verb, epilog="Example: python -m ptsr_edge.train --data synthetic --out out/tiny.safetensors"
 )
-@click.option(
-    "--data", "data_name", default="synthetic", show_default=True, help=f"One of {', '.join(DATA_NAMES)}."
-)
+@click.option("--data", "data_name", cls=DataOption, default="synthetic", show_default=True)
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the data; synthetic needs none.")
 @reading_options
 @click.option("--crop", type=click.Choice(["wide", "close"]), default="wide", show_default=True,
@@ -150,7 +131,8 @@ def main(
         "kind": "trained",
         "data": data_name,
         "data_sha256": training.digest(),
-        "card": model_card(data_name) + ("; starting weights for training on recorded data" if close else ""),
+        "card": find_dataset(data_name).card
+        + ("; starting weights for training on recorded data" if close else ""),
         "train_subjects": seen,
         "held_out_subjects": held,
         "recipe": recipe.model_dump(mode="json"),

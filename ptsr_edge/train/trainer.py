@@ -27,7 +27,7 @@ from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import write_whole
 from ptsr_edge.core.records import Record
-from ptsr_edge.data.datasets import FlowDataset
+from ptsr_edge.data.datasets import FlowDataset, find_dataset
 from ptsr_edge.models.checkpoint import load_checkpoint, starting_checkpoint
 from ptsr_edge.models.ptsr import MeanReadout, Model, Ptsr, build_model, patch_means
 from ptsr_edge.vision.flow import to_input
@@ -207,10 +207,10 @@ RECORDED = {
 benchmarks/ACCURACY.md."""
 
 
-def train_config_for(config: ModelConfig, data: str = "synthetic") -> TrainConfig:
+def train_config_for(config: ModelConfig, data: str) -> TrainConfig:
     """The default recipe of a named model's size for a data set; that of `tiny` for other models."""
     size = config.name.rpartition("-")[2]
-    recorded = RECORDED.get(size) if data != "synthetic" else None
+    recorded = None if find_dataset(data).is_rendered else RECORDED.get(size)
     return recorded or TRAIN_CONFIGS.get(size, TRAIN_CONFIGS["tiny"])
 
 

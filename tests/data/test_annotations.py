@@ -44,11 +44,6 @@ def test_faults_and_choices_keep_the_sum():
     assert chosen.account() == "5 rows = 1 used + 3 dropped (others 2, not asked for 1) + 1 unfit"
 
 
-def test_labels_are_counted_as_used_and_as_listed():
-    # Used: one negative, one positive. The unfit row is a positive that the sheet lists.
-    assert annotations().label_counts(3) == ([1, 1, 0], [1, 2, 0])
-
-
 def test_a_finding_says_file_row_and_column():
     finding = clip("a").fault(RowFault("the apex is missing", "ApexFrame"), "apex")
     assert str(finding) == "sheet.xlsx, row 2, column ApexFrame: the apex is missing"

@@ -279,7 +279,7 @@ def test_unfit_requests(name, options, says):
 
 
 def test_unknown_data_names_all_that_are_known():
-    with pytest.raises(InputError, match=", ".join(data.DATA_NAMES)):
+    with pytest.raises(InputError, match=", ".join(data.DATASETS)):
         data.load("casme9", image_size=28)
 
 
@@ -353,3 +353,11 @@ def test_only_rendered_faces_can_be_cropped_closely(tree):
     assert close.preprocess == Preprocess(image_size=28)
     with pytest.raises(InputError, match="only rendered faces .* not data megc-flow"):
         data.load_closely_cropped("megc-flow", tree, image_size=28)
+
+
+def test_every_data_set_has_a_card_of_its_own():
+    cards = {name: entry.card for name, entry in data.DATASETS.items()}
+    assert len(set(cards.values())) == len(cards)
+    assert "not for judging people" in cards.pop("synthetic")
+    for card in cards.values():
+        assert "non-commercial academic research only and no passing on" in card

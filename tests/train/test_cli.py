@@ -15,12 +15,12 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 from ptsr_edge.core.config import LABELS, Preprocess, named_model
-from ptsr_edge.data.datasets import DATA_NAMES, load, load_closely_cropped
+from ptsr_edge.data.datasets import load, load_closely_cropped
 from ptsr_edge.evaluate.cli import main as evaluate_main
 from ptsr_edge.models.checkpoint import EMBEDDED, STARTING, load_checkpoint, predict_logits, read_info
 from ptsr_edge.models.ptsr import build_model
 from ptsr_edge.stats.classification import confusion, uar, uf1
-from ptsr_edge.train.cli import held_out_figures, main, model_card
+from ptsr_edge.train.cli import held_out_figures, main
 from ptsr_edge.train.trainer import PRETRAINING, digest_weights, fit, train_config_for
 
 
@@ -242,14 +242,6 @@ def test_held_out_figures_of_a_known_answer(megc_folder: Path) -> None:
     data = load("megc-flow", megc_folder, image_size=28)
     assert np.bincount(data.labels).tolist() == [12, 12, 12]
     assert held_out_figures(model, data, (1.0, 0.5)) == {"1": {"n": 36, "uf1": 0.1667, "uar": 0.3333}}
-
-
-def test_every_data_set_has_a_card() -> None:
-    cards = {name: model_card(name) for name in DATA_NAMES}
-    assert len(set(cards.values())) == len(cards)
-    assert "not for judging people" in cards.pop("synthetic")
-    for card in cards.values():
-        assert "non-commercial academic research only and no passing on" in card
 
 
 def test_unfit_rows_of_recorded_data_are_refused_or_skipped(tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ def test_bfloat16_trains_and_leaves_float32_weights() -> None:
     [("ptsr-nano", "nano"), ("vit-nano", "nano"), ("vit-small", "small"), ("ptsr-tiny", "tiny")],
 )
 def test_ptsr_and_its_baseline_share_a_recipe(name: str, recipe: str) -> None:
-    assert train_config_for(named_model(name)) is TRAIN_CONFIGS[recipe]
+    assert train_config_for(named_model(name), "synthetic") is TRAIN_CONFIGS[recipe]
 
 
 def test_recorded_data_start_from_synthetic_weights_and_synthetic_data_do_not() -> None:
