@@ -1,6 +1,7 @@
 """Synthetic faces: many subjects from one public-domain photograph, and gray frames of them.
 
-A subject is a warp of the base face, a skin and a tone, all drawn from a seed. What its face does is a
+Action units move landmarks of the base face; `LANDMARKS` names them, `PLACES` and `DEPTHS` say where they are and how far
+from the axis that the head turns about. A subject is a warp of the base face, a skin and a tone, all drawn from a seed. What its face does is a
 displacement field, made apart from the frame (`Subject.displacement`), so that one expression can be
 rendered once, or over a whole clip with an intensity that rises and falls.
 """
@@ -18,8 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError, require
-
-# FOLDED from data.synthetic.landmarks: The points of the base face that action units move: where they are and how far from the turning axis.
 
 _PAIRED = {
     # Image-left landmark: (its place, the place of its image-right partner), in fractions of the side.
@@ -64,7 +63,6 @@ _DEPTH = {
     "lid_crease": 0.15, "eye_top": 0.15, "eye_bottom": 0.14, "eye_inner": 0.15, "eye_outer": 0.11,
     "cheek_outer": 0.05, "jaw": 0.05,
 }  # fmt: skip
-"""How far each landmark stands before the ears, in fractions of the side."""
 
 LANDMARKS: tuple[str, ...] = (
     *(f"{name}.left" for name in _PAIRED),
@@ -77,9 +75,13 @@ PLACES = np.array(
     [pair[0] for pair in _PAIRED.values()] + [pair[1] for pair in _PAIRED.values()] + list(_CENTRAL.values())
 )
 
+"""(n, 2): where the landmarks are on the base face, in fractions of the side."""
+
 RIM_PLACES = np.array(_RIM)
+"""(r, 2): places around the rim, which no expression moves."""
 
 DEPTHS = np.array([_DEPTH[name.partition(".")[0]] for name in LANDMARKS])
+"""(n,): how far each landmark stands before the ears, in fractions of the side."""
 
 PAIRS = len(_PAIRED)
 """How many landmarks have a partner on the other side; those of the image-left side come first."""
@@ -177,7 +179,7 @@ def make_subject(rng: np.random.Generator) -> Subject:
 
 
 def turn_moves(yaw: float, pitch: float) -> NDArray[np.float64]:
-    """What turning the head does to the landmarks, which a similarity cannot undo.
+    """Returns how turning the head moves the landmarks, which a similarity cannot undo.
 
     Args:
         yaw: in radians, towards the image's right.
@@ -248,7 +250,7 @@ def pixel_centres(size: int) -> NDArray[np.float64]:
 
 
 def thin_plate_basis(controls: NDArray[np.float64], points: NDArray[np.float64]) -> Float:
-    """What each control's value adds at each point: a field through the values is `basis @ values`.
+    """Builds the matrix that interpolates values at controls: a field through the values is `basis @ values`.
 
     Args:
         controls: (n, 2) distinct places, not all on a line.
@@ -308,7 +310,7 @@ def _warp_to(image: Float, places: NDArray[np.float64], shaped: NDArray[np.float
     """The image with its landmarks moved from `places` to `shaped`."""
     cv2, coarse = _cv2(), 64
     basis = thin_plate_basis(np.concatenate([shaped, RIM_PLACES]), pixel_centres(coarse))
-    # What each place lacks to its source is smooth: worked out coarsely and enlarged.
+    # The way from each place to its source is smooth: worked out coarsely and enlarged.
     lacks = basis @ np.concatenate([places - shaped, np.zeros_like(RIM_PLACES)]).astype(np.float32)
     lacks = lacks.reshape(coarse, coarse, 2)
     lacks = cv2.resize(lacks, (TEXTURE_SIZE, TEXTURE_SIZE), interpolation=cv2.INTER_CUBIC)
@@ -360,7 +362,7 @@ def _freckles(rng: np.random.Generator) -> Float:
 
 
 def _head_coordinates(view: CameraPose, size: int) -> Field:
-    """(S, S, 2): the face's coordinates, in pixels, that each pixel of the frame shows."""
+    """Returns (S, S, 2): the face's coordinates, in pixels, that each pixel of the frame shows."""
     centre = (size - 1) / 2
     shift = np.array(view.shift) * size / REFERENCE_SIZE
     cosine, sine = math.cos(view.angle) / view.scale, math.sin(view.angle) / view.scale

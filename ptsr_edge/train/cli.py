@@ -38,18 +38,18 @@ from ptsr_edge.stats.classification import confusion, uar, uf1
 from ptsr_edge.train.trainer import TrainConfig, first_weights, fit, starting_config_for, train_config_for
 
 
-def held_out_figures(model: Model, data: FlowDataset, budgets: tuple[float, ...]) -> dict[str, Any]:
-    """UF1 and UAR at each keep rate and at 1; the baseline has only that."""
-    figures: dict[str, Any] = {}
+def held_out_scores(model: Model, data: FlowDataset, budgets: tuple[float, ...]) -> dict[str, Any]:
+    """Returns sample count, UF1 and UAR by keep rate: those of `budgets` and 1; of the baseline 1 alone."""
+    scores: dict[str, Any] = {}
     for rate in sorted({1.0, *budgets} if isinstance(model, Ptsr) else {1.0}, reverse=True):
         logits, _ = predict_logits(model, data.flows, model.config.tokens_at(rate))
         table = confusion(data.labels, logits.argmax(1), model.config.classes)
-        figures[f"{rate:g}"] = {"n": len(data), "uf1": round(uf1(table), 4), "uar": round(uar(table), 4)}
-    return figures
+        scores[f"{rate:g}"] = {"n": len(data), "uf1": round(uf1(table), 4), "uar": round(uar(table), 4)}
+    return scores
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions of what a result depends on; a package that is not there is left out."""
+    """Returns the versions of what a result depends on, without those packages that are not there."""
     found = {"python": sys.version.split()[0]}
     for package in ("ptsr-edge", "torch", "numpy", "opencv-python-headless"):
         try:
@@ -107,10 +107,10 @@ def main(
     if threads is not None:
         torch.set_num_threads(threads)
     close = crop == "close"
-    recipe = starting_config_for(config) if close else train_config_for(config, data_name)
+    train_config = starting_config_for(config) if close else train_config_for(config, data_name)
     changes: dict[str, Any] = {"bfloat16": bf16} | ({"epochs": epochs} if epochs else {})
-    recipe = recipe.model_copy(update=changes)
-    initial = first_weights(config, recipe, seed)
+    train_config = train_config.model_copy(update=changes)
+    initial = first_weights(config, train_config, seed)
     if init is not None:
         if not isinstance(initial, Vit):
             raise InputError(f"--init fills a baseline (vit-*), not {config.name}")
@@ -125,8 +125,8 @@ def main(
         f"training {config.name} on {len(training)} clips of {len(seen)} subjects, "
         f"{len(held)} subjects held out"
     )
-    model = _fit_with_bar(config, training, recipe, seed, initial, out, resume, device)
-    figures = held_out_figures(model, data.of_subjects(held), recipe.budgets) if held else {}
+    model = _fit_with_bar(config, training, train_config, seed, initial, out, resume, device)
+    scores = held_out_scores(model, data.of_subjects(held), train_config.budgets) if held else {}
     provenance = {
         "kind": "trained",
         "data": data_name,
@@ -135,12 +135,12 @@ def main(
         + ("; starting weights for training on recorded data" if close else ""),
         "train_subjects": seen,
         "held_out_subjects": held,
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": train_config.model_dump(mode="json"),
         "seed": seed,
         "device": device,
         "command": _command(root),
         "versions": tool_versions(),
-        "held_out": figures,
+        "held_out": scores,
     }
     info = CheckpointInfo(
         schema=1,
@@ -152,13 +152,13 @@ def main(
     save_checkpoint(out, model, info, half)
     lines = [
         f"held out, {rate:>4} of the tokens: UF1 {f['uf1']:.3f}  UAR {f['uar']:.3f}  (n = {f['n']})"
-        for rate, f in figures.items()
+        for rate, f in scores.items()
     ]
-    finish({"checkpoint": str(out), "held_out": figures}, [*lines, str(out)], as_json)
+    finish({"checkpoint": str(out), "held_out": scores}, [*lines, str(out)], as_json)
 
 
 def _command(root: Path | None) -> str:
-    """The command that reproduces the checkpoint, without the paths of this machine."""
+    """Returns the command that reproduces the checkpoint, without the paths of this machine."""
     words = []
     said = sys.argv[2:] if sys.argv[1:2] == ["train"] else sys.argv[1:]
     for word in said:
@@ -170,10 +170,10 @@ def _command(root: Path | None) -> str:
 
 
 def _fit_with_bar(
-    config: ModelConfig, data: FlowDataset, recipe: TrainConfig, seed: int, initial: Model, out: Path, resume: bool,
+    config: ModelConfig, data: FlowDataset, train_config: TrainConfig, seed: int, initial: Model, out: Path, resume: bool,
     device: str,
 ) -> Model:  # fmt: skip
-    total = recipe.epochs * max(1, len(data) // recipe.batch_size)
+    total = train_config.epochs * max(1, len(data) // train_config.batch_size)
     bar = iter(progress(range(total), "training", length=total))
     advanced = 0
 
@@ -185,6 +185,6 @@ def _fit_with_bar(
 
     state_file = out.with_suffix(".state")
     return fit(
-        config, data, recipe, seed, initial=initial, state_file=state_file, resume=resume, on_step=on_step,
+        config, data, train_config, seed, initial=initial, state_file=state_file, resume=resume, on_step=on_step,
         device=device,
     )  # fmt: skip

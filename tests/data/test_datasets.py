@@ -16,7 +16,7 @@ import recorded_trees
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data import datasets as data
-from ptsr_edge.data import recorded as megc_flow
+from ptsr_edge.data import recorded
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "megc_flow"
 
@@ -31,7 +31,7 @@ ROWS = [
 
 def write_image(root: Path, row: tuple, size: int = 28) -> np.ndarray:
     """Writes a flow image as the publisher did; returns it as (size, size, 3) uint8: u, v, strain."""
-    folder = root / megc_flow.FOLDER
+    folder = root / recorded.MEGC_FOLDER
     folder.mkdir(exist_ok=True)
     u_v_strain = np.random.default_rng(len(row[2])).integers(0, 256, (size, size, 3), dtype=np.uint8)
     written, png = cv2.imencode(".png", u_v_strain[..., ::-1])  # OpenCV takes blue first
@@ -42,7 +42,7 @@ def write_image(root: Path, row: tuple, size: int = 28) -> np.ndarray:
 
 def write_table(root: Path, rows: list[tuple]) -> None:
     lines = [f"{data_set},{sub},{clip},{label},,{sub}_{clip}.jpg,\r\n" for data_set, sub, clip, label in rows]
-    (root / megc_flow.TABLE).write_text(HEADING + "".join(lines), newline="")
+    (root / recorded.MEGC_TABLE).write_text(HEADING + "".join(lines), newline="")
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_an_image_missing_in_a_present_data_set_names_its_line(tree):
 
 def test_an_image_that_is_no_image_names_file_and_line(tree, capfd):
     """One line, and none from the C libraries beside it: they write to stderr by themselves."""
-    image = tree / megc_flow.FOLDER / "sub02_EP01_11f .png"
+    image = tree / recorded.MEGC_FOLDER / "sub02_EP01_11f .png"
     whole = image.read_bytes()
     flipped = whole[:100] + bytes([whole[100] ^ 1]) + whole[101:]
     header = whole[12:16] + struct.pack(">II", 10**6, 10**6) + whole[24:29]
@@ -129,7 +129,7 @@ def test_an_image_that_is_no_image_names_file_and_line(tree, capfd):
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no /proc: no file that root cannot read")
 def test_an_image_that_may_not_be_read_names_file_and_line(tree):
-    image = tree / megc_flow.FOLDER / "sub02_EP01_11f .png"
+    image = tree / recorded.MEGC_FOLDER / "sub02_EP01_11f .png"
     image.unlink()
     image.symlink_to("/proc/self/mem")  # its first byte is mapped nowhere: an I/O error for everybody
     with pytest.raises(InputError, match=r"row 4: .*11f \.png cannot be read: Input/output error"):
@@ -160,7 +160,7 @@ def test_a_folder_for_data_that_lie_in_none_is_refused(tree):
     ],
 )
 def test_unfit_tables(tree, table, says):
-    (tree / megc_flow.TABLE).write_text(table, newline="")
+    (tree / recorded.MEGC_TABLE).write_text(table, newline="")
     with pytest.raises(InputError, match=says):
         load_tree(tree)
 
@@ -170,7 +170,7 @@ def test_unfit_roots(tmp_path):
         data.load("megc-flow", image_size=28)
     with pytest.raises(InputError, match="no such folder; accepted"):
         load_tree(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=f"no {megc_flow.TABLE} and no {megc_flow.FOLDER}; accepted"):
+    with pytest.raises(InputError, match=f"no {recorded.MEGC_TABLE} and no {recorded.MEGC_FOLDER}; accepted"):
         load_tree(tmp_path)
 
 
@@ -221,7 +221,7 @@ def test_skipped_rows_are_logged_one_by_one_and_counts_add_up(smic, tmp_path, ca
 
 
 def test_published_images_may_be_skipped_too(tree, caplog):
-    (tree / megc_flow.FOLDER / "sub01_EP19_05f .png").write_bytes(b"")
+    (tree / recorded.MEGC_FOLDER / "sub01_EP19_05f .png").write_bytes(b"")
     with pytest.raises(InputError, match=r"row 3: .*it is empty \(1 of 4 rows"):
         load_tree(tree)
     with caplog.at_level(logging.INFO, logger="ptsr_edge"):
@@ -231,7 +231,7 @@ def test_published_images_may_be_skipped_too(tree, caplog):
 
 
 def test_nothing_that_can_be_used_is_refused_even_where_rows_are_skipped(tree):
-    for image in (tree / megc_flow.FOLDER).iterdir():
+    for image in (tree / recorded.MEGC_FOLDER).iterdir():
         image.write_bytes(b"")
     with pytest.raises(InputError, match="has no clip of megc-flow that can be used"):
         load_tree(tree, skip_bad=True)

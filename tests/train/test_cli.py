@@ -20,7 +20,7 @@ from ptsr_edge.evaluate.cli import main as evaluate_main
 from ptsr_edge.models.checkpoint import EMBEDDED, STARTING, load_checkpoint, predict_logits, read_info
 from ptsr_edge.models.ptsr import build_model
 from ptsr_edge.stats.classification import confusion, uar, uf1
-from ptsr_edge.train.cli import held_out_figures, main
+from ptsr_edge.train.cli import held_out_scores, main
 from ptsr_edge.train.trainer import PRETRAINING, digest_weights, fit, train_config_for
 
 
@@ -232,7 +232,7 @@ def test_the_state_of_another_run_is_refused_and_kept(megc_folder: Path, tmp_pat
     assert not out.exists()
 
 
-def test_held_out_figures_of_a_known_answer(megc_folder: Path) -> None:
+def test_held_out_scores_of_a_known_answer(megc_folder: Path) -> None:
     # A head that always says class 1: recall 0, 1, 0, so UAR 1/3; F1 of class 1 is 2 TP / (2 TP + FP) =
     # 24 / (24 + 24) = 1/2 on 12 of 36 clips, so UF1 1/6.
     model = build_model(named_model("vit-nano"))
@@ -241,7 +241,7 @@ def test_held_out_figures_of_a_known_answer(megc_folder: Path) -> None:
         model.head.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
     data = load("megc-flow", megc_folder, image_size=28)
     assert np.bincount(data.labels).tolist() == [12, 12, 12]
-    assert held_out_figures(model, data, (1.0, 0.5)) == {"1": {"n": 36, "uf1": 0.1667, "uar": 0.3333}}
+    assert held_out_scores(model, data, (1.0, 0.5)) == {"1": {"n": 36, "uf1": 0.1667, "uar": 0.3333}}
 
 
 def test_unfit_rows_of_recorded_data_are_refused_or_skipped(tmp_path: Path) -> None:
