@@ -194,12 +194,12 @@ class Annotations:
 
 @dataclass(frozen=True)
 class SetSummary:
-    """What there is of one data set, for `data check`.
+    """The content of one data set, as `data check` reports it.
 
     Attributes:
         name: of the data set.
         title: as its owners call it.
-        account: what became of all its rows, in one line.
+        account: one line on all its rows.
         clips: subject and class number of each clip that can be used.
         rows: how many there are, those that cannot be used included.
         dropped: rows that the rules leave out, by reason.

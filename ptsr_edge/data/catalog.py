@@ -1,4 +1,4 @@
-"""The recorded data sets: their sheets, folders, classes, licences and published counts, as data.
+"""The recorded data sets: their sheets, folders, classes and published counts, as data.
 
 The three classes are those of MEGC2019's composite (See et al., MEGC 2019 - The Second Facial
 Micro-Expressions Grand Challenge, FG 2019): happiness is positive, surprise is surprise, anger, contempt,
@@ -31,7 +31,7 @@ class Columns:
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """Those that must be there."""
+        """The headings that must be there."""
         named = (self.subject, self.clip, self.onset, self.apex, self.offset, self.emotion)
         return tuple(name for name in named if name is not None)
 
@@ -55,12 +55,12 @@ class Published:
 
 @dataclass(frozen=True)
 class RecordedSet:
-    """What is to be known of a data set to read it.
+    """A data set that is a sheet and folders of frames: all that is needed to read it.
 
     Attributes:
-        name: as in `data.load`.
+        name: as in `datasets.load`.
         title: as its owners call it.
-        fps: frames a second.
+        fps: frames per second.
         sheets: names of its table, without suffix: the first is the owners', the others are met too; a
             pattern after `fnmatch`.
         worksheet: of the workbook; None for its first.

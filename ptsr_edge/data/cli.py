@@ -26,7 +26,7 @@ from ptsr_edge.data.datasets import (
 from ptsr_edge.vision.flow import MIN_FRAME
 
 SHOWN = 3
-"""How many findings of one kind a line is printed for."""
+"""At most so many findings of one kind are printed."""
 
 
 class DataOption(click.Option):
@@ -123,7 +123,7 @@ def _set_record(part: SetSummary) -> dict[str, Any]:
 
 
 def lines_of(record: dict[str, Any]) -> list[str]:
-    """The record as text."""
+    """Returns the record as lines of text."""
     lines: list[str] = []
     for part in record["sets"]:
         lines += [*_set_lines(part), ""]
@@ -178,7 +178,7 @@ def _or_dash(number: int | None) -> str:
 
 
 def _finding_lines(word: str, findings: list[dict[str, Any]]) -> Iterator[str]:
-    """The first few of each kind; `--json` has all."""
+    """Yields the first few of each kind; `--json` has all."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for finding in findings:
         kinds.setdefault(finding["kind"], []).append(finding)

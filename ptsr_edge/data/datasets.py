@@ -51,7 +51,7 @@ class FlowDataset:
     Attributes:
         flows: (n, S, S, 3) float32: u, v, strain.
         labels: (n,) int64, an index into `label_names`.
-        subjects: (n,) str: who is seen; unique over data sets, such as "casme2/sub01".
+        subjects: (n,) str: the person seen in each; unique over data sets, such as "casme2/sub01".
         names: the n clips' names, each unique.
         label_names: the classes in the order of their numbers.
         preprocess: how the samples were made.
@@ -75,7 +75,7 @@ class FlowDataset:
         return sorted({str(subject) for subject in self.subjects})
 
     def subset(self, mask: NDArray[np.bool_] | NDArray[np.integer]) -> FlowDataset:
-        """The samples where a boolean mask (n,) is true, or at integer places, in that order."""
+        """Returns the samples where a boolean mask (n,) is true, or at integer places, in that order."""
         places = np.arange(len(self))[mask]
         return dataclasses.replace(
             self,
@@ -86,11 +86,11 @@ class FlowDataset:
         )
 
     def of_subjects(self, subjects: Sequence[str]) -> FlowDataset:
-        """The samples of some subjects, in the order they have here."""
+        """Returns the samples of some subjects, in the order that they have here."""
         return self.subset(np.isin(self.subjects, list(subjects)))
 
     def digest(self) -> str:
-        """SHA-256 over flows, labels and subjects: which data exactly a model has seen."""
+        """Returns the SHA-256 over flows, labels and subjects, which identifies the data that a model has seen."""
         digest = hashlib.sha256(f"{self.flows.shape}".encode())
         digest.update(np.ascontiguousarray(self.flows, dtype="<f4").data)
         digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
@@ -186,7 +186,7 @@ class DatasetEntry:
 
     @property
     def is_rendered(self) -> bool:
-        """Whether the data are made when they are asked for, and lie in no folder."""
+        """True where the data are made when they are asked for, and lie in no folder."""
         return self.rendered_subjects is not None
 
 

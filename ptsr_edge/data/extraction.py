@@ -293,7 +293,7 @@ def image_fault(content: bytes) -> str:
 
 
 def _png_fault(content: bytes) -> str:
-    """As `image_fault`, of a PNG file.
+    """Returns what is wrong with the chunks of a PNG file, as `image_fault` does.
 
     Source: PNG specification (third edition), 5.2 and 5.3: a signature, then chunks of length, type, data and CRC-32
     of type and data, from IHDR to IEND.

@@ -99,7 +99,7 @@ REFERENCE_SIZE = 112
 
 @dataclass(frozen=True)
 class CameraPose:
-    """How a frame is taken: where the head is and what the camera does to the light.
+    """The view of a frame: the place of the head, and what the camera does to the light.
 
     Attributes:
         shift: of the head, (x, y) in pixels at the reference size.
@@ -134,7 +134,7 @@ class Subject:
     _cache: dict[tuple[str, int], Float] = field(default_factory=dict, repr=False, compare=False)
 
     def displacement(self, moves: NDArray[np.floating], size: int) -> Field:
-        """The smooth field that takes each landmark along, by thin-plate interpolation.
+        """Interpolates the moves of the landmarks to a smooth field, by thin plates.
 
         Args:
             moves: (n, 2): displacement of each landmark in pixels at the reference size, 112.
@@ -151,7 +151,7 @@ class Subject:
         return field
 
     def texture_for(self, size: int) -> Float:
-        """The texture, smoothed against aliasing at a frame size."""
+        """Returns the texture, smoothed against aliasing at a frame size."""
         return self._once("texture", size, self._make_texture)
 
     def _once(self, kind: str, size: int, make: Callable[[int], Float]) -> Float:
@@ -236,7 +236,7 @@ def render(
 
 @cache
 def base_face() -> Float:
-    """(256, 256) float32 in 0..255: the aligned face that all subjects are drawn from."""
+    """Reads the aligned face that all subjects are drawn from: (256, 256) float32 in 0..255."""
     content = resources.files("ptsr_edge").joinpath("assets").joinpath("face.png").read_bytes()
     cv2 = _cv2()
     image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_GRAYSCALE)
@@ -244,7 +244,7 @@ def base_face() -> Float:
 
 
 def pixel_centres(size: int) -> NDArray[np.float64]:
-    """(size * size, 2) x, y of the pixel centres in fractions of the side, row by row."""
+    """Returns the pixel centres, (size * size, 2): x, y in fractions of the side, row by row."""
     centres = (np.arange(size) + 0.5) / size
     return np.stack([np.tile(centres, size), np.repeat(centres, size)], axis=1)
 
@@ -281,7 +281,7 @@ def _kernel(points: NDArray[np.float64], controls: NDArray[np.float64]) -> NDArr
 
 
 def _draw_shape(rng: np.random.Generator, places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n, 2): how this face departs from the base face, in fractions of the side."""
+    """Draws how a face departs from the base face: (n, 2), in fractions of the side."""
     moves = rng.normal(0, 0.004, places.shape)
     x, y = places[:, 0] - 0.5, places[:, 1]
     moves[:, 0] += x * rng.normal(0, 0.05)
@@ -307,7 +307,7 @@ _MOUTH = ("mouth_corner", "upper_lip", "upper_lip_side", "lower_lip", "lower_lip
 
 
 def _warp_to(image: Float, places: NDArray[np.float64], shaped: NDArray[np.float64]) -> Float:
-    """The image with its landmarks moved from `places` to `shaped`."""
+    """Warps the image so that its landmarks move from `places` to `shaped`."""
     cv2, coarse = _cv2(), 64
     basis = thin_plate_basis(np.concatenate([shaped, RIM_PLACES]), pixel_centres(coarse))
     # The way from each place to its source is smooth: worked out coarsely and enlarged.
@@ -329,7 +329,7 @@ def _mirrored(image: Float, places: NDArray[np.float64]) -> tuple[Float, NDArray
 
 
 def _draw_skin(rng: np.random.Generator, texture: Float) -> Float:
-    """Tone, band-limited noise, freckles and the light of the place."""
+    """Draws tone, band-limited noise, freckles and the light of the place."""
     tone = texture / 255
     tone = np.clip(tone, 0, 1) ** math.exp(rng.normal(0, 0.25))
     tone = 0.5 + (tone - 0.5) * rng.uniform(0.7, 1.05) + rng.uniform(-0.08, 0.06)
@@ -341,7 +341,7 @@ def _draw_skin(rng: np.random.Generator, texture: Float) -> Float:
 
 
 def _band_noise(rng: np.random.Generator, sigma: float) -> Float:
-    """(256, 256) noise of unit variance whose grain is about sigma pixels."""
+    """Draws (256, 256) noise of unit variance whose grain is about sigma pixels."""
     # Coarse grain is drawn coarse and enlarged: a blur that wide would cost more than all the rest.
     step = max(1, int(sigma / 2))
     side = TEXTURE_SIZE // step
@@ -352,7 +352,7 @@ def _band_noise(rng: np.random.Generator, sigma: float) -> Float:
 
 
 def _freckles(rng: np.random.Generator) -> Float:
-    """(256, 256): how much darker freckles and moles make the cheeks and the nose."""
+    """Draws (256, 256): the darkening of cheeks and nose by freckles and moles."""
     marks = np.zeros((TEXTURE_SIZE, TEXTURE_SIZE), dtype=np.float32)
     count = int(rng.integers(0, 45))
     x = np.clip(rng.normal(0.5, 0.2, count), 0.12, 0.88) * TEXTURE_SIZE

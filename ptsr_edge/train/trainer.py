@@ -34,7 +34,7 @@ from ptsr_edge.vision.flow import to_input
 
 
 class Augmentation(Record):
-    """How far the samples of a batch are moved, as flow: moving the picture also turns its vectors.
+    """Limits of the random motion of a batch of flow samples; moving the picture also turns its vectors.
 
     Attributes:
         flip: probability of a horizontal flip.
@@ -55,7 +55,7 @@ class Augmentation(Record):
 
 
 class TrainConfig(Record):
-    """How a model is trained; the same for PTSR and its baseline.
+    """The recipe of a training run; the same for PTSR and its baseline.
 
     `budgets` are keep rates: PTSR draws one for each batch, which is why one set of weights serves all.
     `start` says where the weights come from that training begins with: seeded random ones, or those that were
@@ -88,7 +88,7 @@ PRETRAINING = {
         epochs=24, batch_size=48, lr=3e-3, ema=0.995, budgets=(0.5, 0.25, 0.25), augmentation=_HEAD_MOVES
     )
 }
-"""How the starting weights are trained, on synthetic faces that are cropped as closely as recorded ones."""
+"""The recipe for starting weights: on synthetic faces that are cropped as closely as recorded ones."""
 
 RECORDED = {
     "nano": TrainConfig(
@@ -144,7 +144,7 @@ def first_weights(config: ModelConfig, train_config: TrainConfig, seed: int) -> 
 
 @dataclass
 class State:
-    """What a run needs to go on: weights, their moving average, the optimiser, and the next step."""
+    """All that a run needs to go on: weights, their moving average, the optimiser, and the next step."""
 
     model: Model
     average: Model
@@ -168,9 +168,9 @@ def fit(
     """Trains on all samples of `data` and returns the moving average of the weights.
 
     Args:
-        config: what to train.
+        config: of the model.
         data: the training side only: nothing held out may be in it.
-        train_config: how.
+        train_config: the recipe.
         seed: of the weights and of every draw.
         initial: weights to start from; by default what the recipe says. It is trained in place.
         state_file: where the state is kept after each epoch, removed at the end; None keeps none.
@@ -337,7 +337,7 @@ def _restore(state: State, path: Path, identity: str) -> None:
 
 
 REACH = 2.0
-"""How far apart the logits of the right class and of the others are asked to be."""
+"""The distance between the logits of the right class and of the others that the read-out is to reach."""
 
 STRENGTH = 100.0
 """Of the ridge, for means of inputs whose channels have deviation 1. Both are chosen in benchmarks/ACCURACY.md."""
