@@ -245,6 +245,6 @@ def bundle_card(trained: str | None) -> str:
     """The model card.
 
     Args:
-        trained: what the checkpoint says of its training, such as `train.model_card`; None where it says nothing.
+        trained: what the checkpoint says of its training, such as a data set's `card`; None where it says nothing.
     """
     return f"{trained or 'training unknown'}. {EVIDENCE}. {LAW}."

@@ -17,7 +17,8 @@ from ptsr_edge.core.config import MODELS, parse_budget
 from ptsr_edge.core.console import Verb, comma_separated, finish, say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_file, write_json
-from ptsr_edge.data.datasets import DATA_NAMES, load, reading_options
+from ptsr_edge.data.cli import DataOption, reading_options
+from ptsr_edge.data.datasets import load
 from ptsr_edge.evaluate.cross_validation import THROUGH
 from ptsr_edge.evaluate.evaluation import (
     GROUPS,
@@ -76,9 +77,7 @@ TRAINS_AFRESH = ("model_name", "against", "protocol", "groups", "seeds", "epochs
 @click.command(
     cls=Verb, epilog="Example: python -m ptsr_edge.evaluate --data synthetic --bundle out/ptsr-tiny-cpu"
 )
-@click.option(
-    "--data", "data_name", default="synthetic", show_default=True, help=f"One of {', '.join(DATA_NAMES)}."
-)
+@click.option("--data", "data_name", cls=DataOption, default="synthetic", show_default=True)
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the data; synthetic needs none.")
 @reading_options
 @click.option("--bundle", type=click.Path(path_type=Path), help="Judge the artifacts of a bundle.")

@@ -16,7 +16,7 @@ import click
 from ptsr_edge.bundle import Bundle, Variant
 from ptsr_edge.core.config import DEFAULT_MODEL, MODELS, parse_budget
 from ptsr_edge.core.console import Verb, comma_separated, finish, say
-from ptsr_edge.data.datasets import DATA_NAMES
+from ptsr_edge.data.cli import DataOption
 from ptsr_edge.export.config import check_out, read_recipe
 from ptsr_edge.export.exporter import CALIBRATION_SAMPLES, GRAPH_ONLY, TARGETS, export_bundle
 from ptsr_edge.export.serving import LAYOUTS, check_repository, write_layout
@@ -45,7 +45,7 @@ def _parse_budgets(_ctx: click.Context, _param: click.Parameter, value: str | No
 @click.option(
     "--calibration", type=click.Path(path_type=Path), help="Folder of the data to calibrate and prove on."
 )
-@click.option("--calibration-data", help=f"One of {', '.join(DATA_NAMES)}.")
+@click.option("--calibration-data", cls=DataOption)
 @click.option(
     "--calibration-samples", type=click.IntRange(min=1), help=f"Default {CALIBRATION_SAMPLES} for int8."
 )

@@ -44,7 +44,7 @@ from ptsr_edge.core.disk_cache import (
 from ptsr_edge.core.errors import InputError, JobError, ParityError
 from ptsr_edge.core.files import staged_folder, write_json
 from ptsr_edge.core.system import describe_cpu, describe_gpus, installed
-from ptsr_edge.data.datasets import FlowDataset
+from ptsr_edge.data.datasets import FlowDataset, dataset_origin, known_dataset
 from ptsr_edge.export.accuracy_control import build_within, rank_layers, uar_of
 from ptsr_edge.export.calibration import (
     budgets_from_data,
@@ -332,14 +332,15 @@ def data_fingerprint(name: str, root: Path | None) -> str:
     """What tells one state of a data set from another, without reading the files.
 
     Data in files: SHA-256 over names, sizes and times of change below `root`, of the content and of the file's
-    own record, which no tool can set back. Data without (`synthetic`) are made by this package's source, which
-    `code_digest` stands for.
+    own record, which no tool can set back. Rendered data are made by this package's source, which
+    `code_digest` stands for, or by another package, whose name and version count.
 
     Raises:
         JobError: a file below `root` cannot be looked at.
     """
-    digest = hashlib.sha256(name.encode())
-    if root is None or name == "synthetic":
+    digest = hashlib.sha256(f"{name}{dataset_origin(name)}".encode())
+    entry = known_dataset(name)
+    if root is None or (entry is not None and entry.is_rendered):
         return digest.hexdigest()
     try:
         for path in sorted(root.rglob("*")):
@@ -549,7 +550,8 @@ def export_bundle(
     quantizes = any("int8" in wanted for _, wanted in plan)
     count = calibration_samples or (CALIBRATION_SAMPLES if quantizes else PROOF_ONLY_SAMPLES)
     wanted = [[builder.name, names] for builder, names in plan]
-    source = [calibration_data, count, data_fingerprint(calibration_data or "", calibration)]
+    data_name = calibration_data or str(info.provenance.get("data") or "")
+    source = [calibration_data, count, data_fingerprint(data_name, calibration)]
     call = [digest, wanted, rates, source, max_uar_drop, cascade_loss, threads, dict(options or {})]
     key = cache_key({"call": call, **surroundings()}) if cache else ""
     if cache and (kept := BundleCache().fetch(key, out)) is not None:
