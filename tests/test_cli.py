@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -93,6 +94,20 @@ def test_a_missing_package_is_one_line_with_the_install_command(name: str) -> No
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith(f"ptsr-edge: {name} needs the package 'torch'")
     assert done.stderr.endswith("pip install 'ptsr-edge[train]'\n")
+
+
+@pytest.mark.parametrize(("module", "said"), [("evaluate", "evaluate"), ("demo", "the demo")])
+def test_a_module_run_without_its_packages_is_one_line_as_well(
+    module: str, said: str, tmp_path: Path
+) -> None:
+    program = (
+        f"import runpy, sys\nsys.modules['torch'] = None\nsys.argv[1:] = ['--out', {str(tmp_path / 'out')!r}]\n"
+        f"runpy.run_module('ptsr_edge.{module}', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"python -m ptsr_edge.{module}: {said} needs the package 'torch'")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_verbs_of_a_device_load_without_torch() -> None:

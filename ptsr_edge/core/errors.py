@@ -16,7 +16,7 @@ from types import ModuleType
 
 
 class PtsrError(Exception):
-    """Base of all errors that ptsr-edge raises on purpose."""
+    """The base of all errors that ptsr-edge raises on purpose."""
 
     exit_code = 1
 
@@ -40,7 +40,7 @@ class MissingExtraError(JobError, ImportError):
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:
-    """Imports `module`, or says which extra brings it.
+    """Imports and returns `module`; where it is missing, the error says which extra brings it.
 
     Raises:
         MissingExtraError: the module is not installed; the message holds the `pip install` line.

@@ -11,7 +11,6 @@ python -m ptsr_edge.data check --data casme2 --root DIR
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.records import nearest
 from ptsr_edge.data import synthetic_clips as synthetic
 from ptsr_edge.data.annotations import Annotations, Clip, Finding, refuse_unfit, skips_unfit
 from ptsr_edge.data.catalog import COMPOSITE, LICENCES, RECORDED
@@ -167,7 +167,7 @@ def split_subjects(
 
 def _check_name(name: str) -> None:
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATA_NAMES, n=1, cutoff=0.0)[0]
+        near = nearest(name, DATA_NAMES)
         raise InputError(f"unknown data {name!r}; known: {', '.join(DATA_NAMES)} (nearest: {near})")
 
 
@@ -294,7 +294,7 @@ def check_subjects(subjects: Sequence[str] | None, known: Sequence[str]) -> list
         return list(known)
     for subject in subjects:
         if subject not in known:
-            near = difflib.get_close_matches(str(subject), known, n=1, cutoff=0.0)[0]
+            near = nearest(str(subject), known)
             raise InputError(f"unknown subject {subject!r}; there are {len(known)} (nearest: {near})")
     if not len(subjects):
         raise InputError("the list of subjects is empty")

@@ -20,7 +20,8 @@ from bundle_data import write_tiny_bundle
 from click.testing import CliRunner, Result
 from synthetic_clip import FPS, SIDE, filmed, write_clip
 
-from ptsr_edge.camera.cli import Event, Pipeline, choose_face, main, read_budget, read_size
+from ptsr_edge.camera import Event
+from ptsr_edge.camera.cli import choose_face, main, read_budget, read_size
 from ptsr_edge.core.errors import InputError
 
 pytest.importorskip("onnxruntime")
@@ -328,8 +329,3 @@ def test_budgets_and_sizes_are_read() -> None:
     for text in ("640", "640x", "x360", "-1x3", "640X360", "640x360x3"):
         with pytest.raises(InputError, match="WIDTHxHEIGHT"):
             read_size(text)
-
-
-def test_the_names_of_the_contract_are_here() -> None:
-    assert Pipeline.__name__ == "Pipeline"
-    assert Event.__name__ == "Event"
