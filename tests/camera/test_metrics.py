@@ -8,7 +8,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,13 +143,6 @@ def test_a_cascade_has_no_budget_to_tell(pipeline: Pipeline) -> None:
         assert ("ptsr_edge_budget", ("door",)) not in read_page(port)
 
 
-def test_names_of_streams_are_escaped() -> None:
-    name = 'a "door"\\with\nall'
-    with serve(0, Page(lambda: {name: StreamCounters(frames=7)}, dict)) as port:
-        assert port
-        assert read_page(port)["ptsr_edge_frames_total", (name,)] == 7
-
-
 def test_the_page_is_on_loopback_only_and_gone_with_the_block() -> None:
     before = threading.active_count()
     with serve(0, Page(dict, dict)) as port:
@@ -184,11 +176,3 @@ def test_a_port_that_is_in_use_is_told_in_one_line() -> None:
             pass
     with pytest.raises(InputError, match="0 to 65535; found 70000"), serve(70000, Page(dict, dict)):
         pass
-
-
-def test_the_exposition_needs_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with serve(0, Page(dict, dict)) as port:
-        assert port
-        read_page(port)
-    assert list(tmp_path.iterdir()) == []

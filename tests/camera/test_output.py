@@ -37,6 +37,10 @@ from ptsr_edge.core.errors import InputError, JobError
 MS = 1_000_000
 
 
+FACE, CROP = Box(x=30, y=10, width=60, height=80), Box(x=20, y=8, width=112, height=112)
+GRAY = np.full((160, 320, 3), 100, np.uint8)
+
+
 def read(path: Path) -> list[TimedFrame]:
     return list(VideoSource(parse_source(str(path)), SourceSettings()).frames(threading.Event()))
 
@@ -182,10 +186,6 @@ def test_windows_need_an_opencv_that_has_them_and_a_display(monkeypatch: pytest.
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(JobError, match="needs a display"):
         Windows()
-
-
-FACE, CROP = Box(x=30, y=10, width=60, height=80), Box(x=20, y=8, width=112, height=112)
-GRAY = np.full((160, 320, 3), 100, np.uint8)
 
 
 def event(**changes: Any) -> Event:

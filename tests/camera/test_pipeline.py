@@ -15,7 +15,6 @@ import pytest
 from bundle_data import write_tiny_bundle
 from camera_data import FRAME_NS, ClockSpotter, PaintDetector, cascade, painted, scene, steady, with_face
 from face_clips import FACE, NO_FACE, clip
-from pydantic import ValidationError
 
 from ptsr_edge.bundle import Bundle, read_bundle, write_bundle
 from ptsr_edge.camera.pipeline import MAX_STREAMS, Box, Event, Pipeline
@@ -417,8 +416,3 @@ def test_an_event_is_one_line_of_json_with_everything_in_it() -> None:
     assert content["face"] == {"x": -1.5, "y": 2.0, "width": 100.0, "height": 120.0}
     assert content["apex_ns"] == 1_100_000_000
     assert set(content) == {*Event.model_fields, "wait_ms", "latency_ms"}
-
-
-def test_an_event_does_not_change() -> None:
-    with pytest.raises(ValidationError):
-        made().label = "positive"

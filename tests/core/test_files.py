@@ -117,8 +117,7 @@ def test_a_staged_folder_takes_its_place_at_the_end(tmp_path: Path, older: bool)
     assert names(tmp_path) == ["bundle"]
 
 
-@pytest.mark.parametrize("raised", [RuntimeError("midway"), KeyboardInterrupt()])
-@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize(("raised", "older"), [(RuntimeError("midway"), True), (KeyboardInterrupt(), False)])
 def test_a_block_that_raises_leaves_everything_as_it_was(
     tmp_path: Path, raised: BaseException, older: bool
 ) -> None:
