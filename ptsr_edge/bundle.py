@@ -53,7 +53,7 @@ class Parity(Record):
 
 
 class VerifiedOn(Record):
-    """How far an artifact on another machine departs from the same artifact on the one that exported it.
+    """A run of an artifact on another machine, compared with its run on the machine that exported it.
 
     Attributes:
         machine: its architecture, and the emulator or the board.

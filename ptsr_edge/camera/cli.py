@@ -227,7 +227,7 @@ def summary_lines(counters: Mapping[str, StreamCounters], wall_s: float) -> list
     type=click.IntRange(min=1, max=4096),
     default=8,
     show_default=True,
-    help="Frames that may wait for the pipeline, a stream.",
+    help="Frames per stream that may wait for the pipeline.",
 )
 @click.option(
     "--drop",

@@ -158,9 +158,9 @@ class StreamCounters:
         dropped: frames that gave way in the full queue.
         damaged: packets and frames that could not be decoded.
         events: events that came of it.
-        connects: how often the source was opened and gave a frame.
-        failures: how often the source broke off or could not be opened.
-        resolution_changes: how often the frames' size changed.
+        connects: times that the source was opened and gave a frame.
+        failures: times that the source broke off or could not be opened.
+        resolution_changes: times that the frames' size changed.
         queue_depth, queue_deepest: frames that wait now, and the most that ever did.
         width, height: size of the latest frame.
         first_ns, latest_ns: timestamps of the first and the latest frame; None before there is one.
@@ -190,7 +190,7 @@ class StreamCounters:
 
     @property
     def reconnects(self) -> int:
-        """How often the source came back."""
+        """Number of times that the source came back."""
         return max(0, self.connects - 1)
 
     @property

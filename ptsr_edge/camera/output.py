@@ -218,7 +218,7 @@ class Recorder:
     """
 
     def __init__(self, path: Path, stage: Path) -> None:
-        """Use `recording`. `stage`: where the file is written; `path`: what it is called in errors."""
+        """Use `recording`, which writes to `stage` and names `path` in errors."""
         self.path = path
         self.frames = 0
         self._stage = stage

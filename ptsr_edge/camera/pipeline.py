@@ -235,7 +235,7 @@ class Pipeline:
 
     @property
     def model_card(self) -> str:
-        """What the model was trained on, what it may be used for, and what law forbids."""
+        """The model card: training data, permitted use, and the limits of law."""
         provenance = self._session.bundle.provenance
         return str(provenance.get("model_card") or bundle_card(provenance.get("card")))
 

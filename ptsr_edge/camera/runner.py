@@ -189,7 +189,7 @@ class Consumer(Protocol):
         """Takes a frame; returns the events that it completed."""
 
     def flush(self, stream: str) -> Sequence[Any]:
-        """The stream ends or has a gap; returns the events that were still open."""
+        """Ends the stream, or marks a gap in it; returns the events that were still open."""
 
 
 Output = Callable[[str, TimedFrame | None, Sequence[Any]], None]
@@ -242,8 +242,8 @@ class Streams:
         """Prepares streams; nothing starts before `run`.
 
         Args:
-            pipeline: takes the frames; its `push` is called from one thread a stream.
-            streams: with different names.
+            pipeline: takes the frames; its `push` is called from one thread per stream.
+            streams: their names differ.
             output: is called for each frame that was pushed.
             stop: ends the run when it is set; by default an event of its own.
         """
@@ -258,7 +258,7 @@ class Streams:
         A stream that fails does not end the others: see the `state` and `reason` of its counters.
 
         Args:
-            duration_s: stop after so many seconds; None: not by time.
+            duration_s: time after which the run ends; None: no limit.
             tick: called in this thread about 20 times a second.
         """
         ends_at = None if duration_s is None else time.monotonic() + duration_s

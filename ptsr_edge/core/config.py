@@ -85,7 +85,7 @@ class ModelConfig(Record):
 
     @property
     def selects_before_embedding(self) -> bool:
-        """Whether the selection needs nothing but the input."""
+        """True where the selection needs nothing but the input."""
         return self.score in ("strain", "random")
 
     def tokens_at(self, keep_rate: float) -> int:
@@ -110,7 +110,7 @@ class ModelConfig(Record):
 
 
 class Preprocess(Record):
-    """How two frames become the input of a model; travels with every checkpoint and bundle.
+    """The way from two frames to the input of a model; travels with every checkpoint and bundle.
 
     Attributes:
         image_size: side of the square input, in pixels.

@@ -20,7 +20,17 @@ from ptsr_edge.core.records import nearest
 
 T = TypeVar("T")
 
-log = logging.getLogger("ptsr_edge")
+VERBS = {
+    "data": "Check what a folder holds of a data set: found, missing, odd, and counts beside the published ones.",
+    "train": "Train PTSR or its full-token baseline and write a checkpoint.",
+    "evaluate": "Judge a bundle's artifacts, a checkpoint, or a model trained afresh in each fold.",
+    "export": "Turn a checkpoint into a bundle of proven, static token-budget variants.",
+    "profile": "Measure MACs, latency, memory, size and accuracy of every variant beside the full-token ViT.",
+    "report": "Turns profiles into a page, a Markdown file, a JSON record and pictures, and chooses a variant.",
+    "camera": "Turn frames of cameras or files into events, one JSON line each.",
+    "doctor": "Say what is installed, and which targets can be built and run here.",
+}
+"""All verbs, in the order in which they are used, with their lines in `--help`."""
 
 
 class Verb(click.Command):
@@ -131,19 +141,6 @@ def comma_separated(parse: Callable[[str], T], what: str) -> Callable[..., list[
     return callback
 
 
-VERBS = {
-    "data": "Check what a folder holds of a data set: found, missing, odd, and counts beside the published ones.",
-    "train": "Train PTSR or its full-token baseline and write a checkpoint.",
-    "evaluate": "Judge a bundle's artifacts, a checkpoint, or a model trained afresh in each fold.",
-    "export": "Turn a checkpoint into a bundle of proven, static token-budget variants.",
-    "profile": "Measure MACs, latency, memory, size and accuracy of every variant beside the full-token ViT.",
-    "report": "Turns profiles into a page, a Markdown file, a JSON record and pictures, and chooses a variant.",
-    "camera": "Turn frames of cameras or files into events, one JSON line each.",
-    "doctor": "Say what is installed, and which targets can be built and run here.",
-}
-"""All verbs in the order in which they are used, with their lines in `--help`."""
-
-
 def load_verb(name: str) -> click.Command:
     """Imports the module of a verb and returns its command.
 
@@ -172,7 +169,7 @@ def explained_imports(name: str) -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         if isinstance(error, PtsrError) or package in ("", "ptsr_edge"):
             raise
-        # Runtimes and drawing are imported late, with their own message: what is left is `train`.
+        # Runtimes and drawing are imported late, with a message of their own: any other package comes with `train`.
         raise MissingExtraError(
             f"{name} needs the package {package!r}, which is not installed ({error}): "
             "pip install 'ptsr-edge[train]'"
