@@ -12,7 +12,6 @@ load("megc2019", root, image_size=112)               CASME II, SMIC and SAMM, ea
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import logging
 from collections import Counter
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 
 from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.core.records import nearest
 from ptsr_edge.data import synthetic_clips as synthetic
 from ptsr_edge.data.annotations import Annotations, Clip, Finding, SetSummary, refuse_unfit, skips_unfit
 from ptsr_edge.data.catalog import COMPOSITE, RECORDED, SIGNED, Published
@@ -153,7 +153,7 @@ def check_subjects(subjects: Sequence[str] | None, known: Sequence[str]) -> list
         return list(known)
     for subject in subjects:
         if subject not in known:
-            near = difflib.get_close_matches(str(subject), known, n=1, cutoff=0.0)[0]
+            near = nearest(str(subject), known)
             raise InputError(f"unknown subject {subject!r}; there are {len(known)} (nearest: {near})")
     if not len(subjects):
         raise InputError("the list of subjects is empty")
@@ -466,7 +466,7 @@ def find_dataset(name: str) -> DatasetEntry:
     entry = known_dataset(name)
     if entry is None:
         names = data_names()
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+        near = nearest(name, names)
         raise InputError(f"unknown data {name!r}; known: {', '.join(names)} (nearest: {near})")
     return entry
 

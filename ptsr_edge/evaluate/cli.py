@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from ptsr_edge.bundle import read_bundle
-from ptsr_edge.core.config import MODELS, parse_budget
+from ptsr_edge.core.config import MODELS, parse_keep_rate
 from ptsr_edge.core.console import Verb, comma_separated, finish, say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_file, write_json
@@ -83,7 +83,9 @@ TRAINS_AFRESH = ("model_name", "against", "protocol", "groups", "seeds", "epochs
 @click.option("--bundle", type=click.Path(path_type=Path), help="Judge the artifacts of a bundle.")
 @click.option("--checkpoint", type=click.Path(path_type=Path),
               help="Judge the eager model; with --bundle: compare the artifacts with it.")  # fmt: skip
-@click.option("--budgets", callback=comma_separated(parse_budget, "--budgets"), help="Keep rates in (0, 1].")
+@click.option(
+    "--budgets", callback=comma_separated(parse_keep_rate, "--budgets"), help="Keep rates in (0, 1]."
+)
 @click.option("--subjects", type=click.Choice(["unseen", "all"]), default="unseen", show_default=True,
               help="Whom to judge a trained model on.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of an artifact.")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.core.config import ModelConfig, named_model, parse_budget
+from ptsr_edge.core.config import ModelConfig, named_model, parse_keep_rate
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.datasets import FlowDataset, load
@@ -297,7 +297,7 @@ def plan_learners(call: FoldCall, data_name: str) -> tuple[list[ModelLearner], l
 def parse_rate(rate: str, text: str) -> float:
     """The keep rate behind the @ of `MODEL@RATE`; raises InputError where it is none."""
     try:
-        return parse_budget(rate)
+        return parse_keep_rate(rate)
     except InputError:
         raise
     except ValueError:

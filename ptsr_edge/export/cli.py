@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from ptsr_edge.bundle import Bundle, Variant
-from ptsr_edge.core.config import DEFAULT_MODEL, MODELS, parse_budget
+from ptsr_edge.core.config import DEFAULT_MODEL, MODELS, parse_keep_rate
 from ptsr_edge.core.console import Verb, comma_separated, finish, say
 from ptsr_edge.data.cli import DataOption
 from ptsr_edge.export.config import check_out, read_recipe
@@ -25,7 +25,7 @@ from ptsr_edge.export.serving import LAYOUTS, check_repository, write_layout
 def _parse_budgets(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Any:
     if value is None or value == "auto":
         return value
-    return comma_separated(parse_budget, "--budgets")(_ctx, _param, value)
+    return comma_separated(parse_keep_rate, "--budgets")(_ctx, _param, value)
 
 
 @click.command(cls=Verb, epilog="Example: python -m ptsr_edge.export --target cpu --budgets 1.0,0.5,0.25")
