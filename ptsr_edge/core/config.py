@@ -16,15 +16,17 @@ from ptsr_edge.core.records import Record, nearest
 LABELS = ("negative", "positive", "surprise")
 """The classes of the MEGC2019 composite, in the order of its label numbers 0, 1, 2."""
 
-Score = Literal["class-attention", "rollout", "strain", "random"]
+
+DEVICES = ("auto", "cpu", "cuda")
+"""Where a model may be trained; auto: on the GPU where torch sees one."""
 
 
 class ModelConfig(Record):
     """Geometry of a PTSR or of its full-token ViT baseline.
 
-    `select_block` counts from 0 and is read only by the scores that need attention
-    (`class-attention`, `rollout`); `strain` and `random` select before the embedding.
-    `mean_readout` lets a PTSR read the mean of every patch as well, kept or not (`model.MeanReadout`).
+    `score` names an entry of `models.ptsr.SCORES`, which is looked up where a model is built. `select_block` counts
+    from 0 and is read only by scores of the attention. `mean_readout` lets a PTSR read the mean of every patch as
+    well, kept or not (`models.ptsr.MeanReadout`).
     """
 
     name: str
@@ -41,7 +43,7 @@ class ModelConfig(Record):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     layer_scale: float | None = Field(default=None, gt=0)
     token_norm: Literal["layer", "batch"] = "layer"
-    score: Score = "class-attention"
+    score: str = Field(default="class-attention", pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$")
     select_block: int = Field(default=0, ge=0)
     local_readout: bool = True
     mean_readout: bool = False
@@ -83,11 +85,6 @@ class ModelConfig(Record):
         """Width of the hidden layer of each block's MLP."""
         return int(self.dim * self.mlp_ratio)
 
-    @property
-    def selects_before_embedding(self) -> bool:
-        """True where the selection needs nothing but the input."""
-        return self.score in ("strain", "random")
-
     def tokens_at(self, keep_rate: float) -> int:
         """Returns how many patch tokens are kept at a keep rate: ceil(rate x N).
 
@@ -100,8 +97,10 @@ class ModelConfig(Record):
         """Returns `tokens`, if a static variant can keep that many.
 
         Raises:
-            InputError: it is below 1 or above `patches`.
+            InputError: fewer than 1 or more than there are; of a ViT, any but all.
         """
+        if self.kind == "vit" and tokens != self.patches:
+            raise InputError(f"{self.name} keeps all of its {self.patches} tokens, got a budget of {tokens}")
         if not 1 <= tokens <= self.patches:
             raise InputError(
                 f"a static variant of {self.name} keeps 1 to {self.patches} tokens, got {tokens}"

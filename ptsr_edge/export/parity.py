@@ -23,7 +23,7 @@ from ptsr_edge.bundle import Parity
 from ptsr_edge.core.errors import ParityError, require
 from ptsr_edge.export.onnx_graph import PRODUCTS
 from ptsr_edge.export.targets.base import Artifact, Target, _open
-from ptsr_edge.models.ptsr import Model, Ptsr
+from ptsr_edge.models.ptsr import Model, Ptsr, selects_before_embedding
 from ptsr_edge.runtimes.openvino import DEVICE, choose_precision, compile_ir, load_openvino, read_ir, rt_entry
 from ptsr_edge.vision.flow import to_input
 
@@ -137,7 +137,7 @@ def score_limit(reference: Reference, precision: str, index: int) -> float:
     See `SCORE_SPREADS` and `ROUNDOFF`. Scores of the input are taken before the first product: int8 has nothing
     to quantize there.
     """
-    if precision == "int8" and reference.model.config.selects_before_embedding:
+    if precision == "int8" and selects_before_embedding(reference.model.config):
         precision = "fp16"
     limit = SCORE_SPREADS.get(precision, np.inf)
     if precision not in ROUNDOFF or reference.scores is None:
