@@ -21,17 +21,17 @@ class Record(BaseModel):
 R = TypeVar("R", bound=Record)
 
 
-def parse(kind: type[R], data: Any, where: str) -> R:
+def parse(kind: type[R], data: Any, where: str = "") -> R:
     """Validates `data` as a record of `kind`.
 
     Raises:
-        InputError: the first thing that is wrong, with its place, the value found and the rule;
+        InputError: the first thing that is wrong, behind `where`, with its place, the value found and the rule;
             an unknown key is answered with the nearest known one.
     """
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise InputError(f"{where}: {_first_fault(kind, error)}") from None
+        raise InputError(": ".join(part for part in (where, _first_fault(kind, error)) if part)) from None
 
 
 def read_record(kind: type[R], path: Path) -> R:
