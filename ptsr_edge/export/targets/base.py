@@ -130,10 +130,10 @@ def find_target(name: str) -> Target:
     return target
 
 
-O = TypeVar("O", bound=TargetOptions)
+Options = TypeVar("Options", bound=TargetOptions)
 
 
-def read_options(target: Target, kind: type[O], request: BuildRequest) -> O:
+def read_options(target: Target, kind: type[Options], request: BuildRequest) -> Options:
     """Returns a request's options, read as those of a target.
 
     Raises:
