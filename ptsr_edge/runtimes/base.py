@@ -65,7 +65,8 @@ class Runtime:
         packages: modules that it runs with; one of them is enough.
         extra: the extra of ptsr-edge that installs them; empty for a target of another package.
         facts: a Python expression over `module`, one of the packages: a list of texts that `doctor` shows.
-        comes_with_system: the packages may also be part of the system, so that the extra is not needed.
+        comes_with_system: what to say where the registry has no package for a machine and the system brings one, so
+            that the extra is not needed; empty: the packages come from the registry only.
         hindrances: `module:function` that judges this machine beyond what is installed: names of the packages that
             work and GPUs as of `build_on_device.describe_gpus` -> why nothing can be built and why nothing can be run,
             each empty where nothing is in the way. Empty: every machine will do.
@@ -79,7 +80,7 @@ class Runtime:
     packages: tuple[str, ...]
     extra: str = ""
     facts: str = "[]"
-    comes_with_system: bool = False
+    comes_with_system: str = ""
     hindrances: str = ""
     is_threaded: bool = True
     needs_gpu: bool = False
@@ -108,7 +109,7 @@ RUNTIMES: dict[str, Runtime] = {
         builder="ptsr_edge.export.targets.tensorrt:TrtTarget",
         packages=("tensorrt", "tensorrt_rtx"),
         extra="trt",
-        comes_with_system=True,
+        comes_with_system="TensorRT comes with the system here (JetPack), not from the registry",
         hindrances="ptsr_edge.runtimes.tensorrt:hindrances",
         is_threaded=False,
         needs_gpu=True,
