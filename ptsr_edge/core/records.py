@@ -27,17 +27,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
 
 
-def parse(kind: type[R], data: Any, where: str) -> R:
+def parse(kind: type[R], data: Any, where: str = "") -> R:
     """Validates `data` as a record of `kind`.
 
     Raises:
-        InputError: `data` is no such record. The message has the first fault: its place, the value found and
-            the rule, or the nearest known key of an unknown one.
+        InputError: `data` is no such record. The message has, behind `where`, the first fault: its place, the value
+            found and the rule, or the nearest known key of an unknown one.
     """
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise InputError(f"{where}: {_first_fault(kind, error)}") from None
+        raise InputError(": ".join(part for part in (where, _first_fault(kind, error)) if part)) from None
 
 
 def read_record(kind: type[R], path: Path) -> R:
