@@ -13,11 +13,12 @@ import click
 from click.core import ParameterSource
 
 from ptsr_edge.bundle import read_bundle
-from ptsr_edge.core.config import DEVICES, MODELS, parse_budget
+from ptsr_edge.core.config import DEVICES, MODELS, parse_keep_rate
 from ptsr_edge.core.console import Verb, comma_separated, finish, say
 from ptsr_edge.core.errors import InputError, require
 from ptsr_edge.core.files import check_file, write_json
-from ptsr_edge.data.datasets import DATA_NAMES, load, reading_options
+from ptsr_edge.data.cli import DataOption, reading_options
+from ptsr_edge.data.datasets import load
 from ptsr_edge.evaluate.evaluation import (
     GROUPS,
     PROTOCOLS,
@@ -55,15 +56,15 @@ TRAINS_AFRESH = ("model_name", "against", "protocol", "groups", "seeds", "epochs
 @click.command(
     cls=Verb, epilog="Example: python -m ptsr_edge.evaluate --data synthetic --bundle out/ptsr-tiny-cpu"
 )
-@click.option(
-    "--data", "data_name", default="synthetic", show_default=True, help=f"One of {', '.join(DATA_NAMES)}."
-)
+@click.option("--data", "data_name", cls=DataOption, default="synthetic", show_default=True)
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the data; synthetic needs none.")
 @reading_options
 @click.option("--bundle", type=click.Path(path_type=Path), help="Judge the artifacts of a bundle.")
 @click.option("--checkpoint", type=click.Path(path_type=Path),
               help="Judge the eager model; with --bundle: compare the artifacts with it.")  # fmt: skip
-@click.option("--budgets", callback=comma_separated(parse_budget, "--budgets"), help="Keep rates in (0, 1].")
+@click.option(
+    "--budgets", callback=comma_separated(parse_keep_rate, "--budgets"), help="Keep rates in (0, 1]."
+)
 @click.option("--subjects", type=click.Choice(["unseen", "all"]), default="unseen", show_default=True,
               help="Whom to judge a trained model on.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of an artifact.")

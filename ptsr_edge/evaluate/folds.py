@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.core.config import ModelConfig, named_model, parse_budget
+from ptsr_edge.core.config import ModelConfig, named_model, parse_keep_rate
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.datasets import FlowDataset, load
@@ -120,7 +120,7 @@ def plan_learners(call: FoldCall, data_name: str) -> tuple[list[ModelLearner], l
         name, at, rate = text.partition("@")
         config = named_model(name)
         try:
-            found = parse_budget(rate) if at else 1.0
+            found = parse_keep_rate(rate) if at else 1.0
         except InputError:
             raise
         except ValueError:

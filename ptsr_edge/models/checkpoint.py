@@ -127,7 +127,7 @@ def embedded_checkpoint(name: str) -> Path | None:
 
 
 def starting_checkpoint(name: str) -> Path | None:
-    """Weights of a named model to start training on recorded data from, or None."""
+    """Weights of a named model to start training on recorded data from, or None; made by `train --crop close`."""
     path = STARTING / f"{name}.safetensors"
     return path if path.is_file() else None
 

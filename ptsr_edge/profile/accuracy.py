@@ -43,9 +43,6 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     from ptsr_edge.data.datasets import FlowDataset
 
-SHAREABLE = ("synthetic",)
-"""Data whose samples may be shown in a profile; recorded data may not be passed on."""
-
 SHOWN_PER_CLASS = 1
 
 PICTURE_SIDE = 56
@@ -79,15 +76,17 @@ def kept_patches(
 ) -> KeptPatches | None:
     """A sample of each class with the patches that each variant keeps of it.
 
-    Variants that keep all are left out. None for data whose samples may not be passed on (see
-    `SHAREABLE`).
+    Variants that keep all are left out. None for data whose samples may not be passed on.
 
     Args:
         bundle: of the model that all variants are of.
         variants: by the id under which the profile lists them.
         data: samples that were judged.
     """
-    if data.source not in SHAREABLE:
+    from ptsr_edge.data.datasets import known_dataset
+
+    entry = known_dataset(data.source)
+    if entry is None or not entry.may_be_shown:
         return None
     places = [
         int(place)

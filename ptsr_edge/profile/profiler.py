@@ -186,10 +186,9 @@ def _samples(
     """What to judge on and how that choice is named; None where there is nothing to judge."""
     if data is None:
         return None
-    from ptsr_edge.data.datasets import DATA_NAMES
+    from ptsr_edge.data.datasets import find_dataset
 
-    if data not in DATA_NAMES:
-        raise InputError(f"unknown data {data!r}; known: {', '.join(DATA_NAMES)}")
+    find_dataset(data)
     if is_random(first):
         say(f"accuracy is not measured: the weights of {first.name} are random")
         return None
