@@ -137,6 +137,34 @@ def test_change_is_time_over_time() -> None:
         change_interval([2.0, 2.0], [1.6])
 
 
+def test_intervals_over_processes_are_the_bootstrap_written_out() -> None:
+    # Hesterberg 2015, section 4.3: deviations of resampled means, times sqrt(n / (n - 1)) and t / z; for a
+    # difference with Welch's degrees of freedom, rounded down.
+    rng = np.random.default_rng(5)
+    runs = [np.log([1.1, 1.3, 1.15, 1.2]), np.log([1.0, 1.25, 1.05])]
+    spreads = []
+    for logs in runs:
+        means = logs[rng.integers(0, logs.size, size=(200, logs.size))].mean(axis=1)
+        spreads.append((means - logs.mean()) * (logs.size / (logs.size - 1)) ** 0.5)
+
+    def written_out(middle: float, spread: np.ndarray, freedom: float) -> tuple[float, float, float]:
+        low, high = np.percentile(spread * student_quantile(freedom) / 1.959964, (2.5, 97.5))
+        return float(np.exp(middle)), float(np.exp(middle + low)), float(np.exp(middle + high))
+
+    found = process_interval(np.exp(runs[0]).tolist(), seed=5, resamples=200)
+    assert found == pytest.approx(written_out(runs[0].mean(), spreads[0], 3), rel=1e-6)
+    parts = [logs.var(ddof=1) / logs.size for logs in runs]
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 3 + parts[1] ** 2 / 2)
+    change = change_interval(*(np.exp(logs).tolist() for logs in runs), seed=5, resamples=200)
+    expected = written_out(runs[0].mean() - runs[1].mean(), spreads[0] - spreads[1], freedom)
+    assert change == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_ratio_of_zero_has_no_interval() -> None:
+    with pytest.raises(InputError, match="positive ratios, got"):
+        process_interval([0.0, 1.0])
+
+
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 30, 1000, 4.7])
 def test_student_quantile_is_scipys(freedom: float) -> None:
     stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")

@@ -110,6 +110,7 @@ def test_no_amount_shows_what_is_not_so() -> None:
     [
         (lambda: upper_bound(of_parts(np.zeros(4))), "4 subjects are too few for any statement"),
         (lambda: upper_bound(of_parts(np.zeros(9)), confidence=1.0), r"share in \(0, 1\), got 1"),
+        (lambda: upper_bound(of_parts(np.zeros(9)), confidence=0.0), r"share in \(0, 1\), got 0"),
         (lambda: upper_bound(of_parts(np.zeros(9)), tests=0), "at least 1 variant, got 0"),
         (lambda: needed_factor(of_parts(np.zeros(9)), -0.01), r"share in \(0, 1\), got -0.01"),
         (lambda: paired([0, 1], [0], [0, 1], [0, 1]), r"found \(2,\), \(1,\)"),
