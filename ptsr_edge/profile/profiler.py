@@ -105,6 +105,7 @@ def profile_bundles(
                 for entry in entries
             ],
             kept_patches=judgement.kept,
+            data_is_rendered=None if samples is None else _is_rendered(samples[0]),
             judged=judgement.judged,
             controls=judgement.controls,
             dynamic_counts=judgement.dynamic_counts,
@@ -124,12 +125,12 @@ def _references(
     return [reference, *same_precision_baselines(given, reference, bundles.values())]
 
 
-def _trained(first: Bundle, reference: Bundle, samples: object) -> dict[str, str]:
+def _trained(first: Bundle, reference: Bundle, samples: object) -> dict[str, Any]:
     """How the baseline was trained beside the model; said where accuracies are compared that are not alike in it."""
     trained = baseline_training(first, reference)
     if samples is not None and trained != ALIKE:
         say(f"the baseline was trained {trained}: their accuracies are no fair comparison")
-    return {"baseline_trained": trained}
+    return {"baseline_trained": trained, "baseline_trained_alike": trained == ALIKE}
 
 
 def _write(out: Path, profile: Profile, tries: Sequence[Try]) -> None:
@@ -178,6 +179,12 @@ def check_out(out: Path) -> None:
         raise InputError(f"{out} is a file; --out names a folder")
     if out.is_dir() and not (out / PROFILE).is_file() and any(out.iterdir()):
         raise InputError(f"{out} holds other files and would be replaced; name a new folder")
+
+
+def _is_rendered(samples: FlowDataset) -> bool:
+    from ptsr_edge.data.datasets import DATASETS
+
+    return samples.source in DATASETS and DATASETS[samples.source].is_rendered
 
 
 def _samples(
