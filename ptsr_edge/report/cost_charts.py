@@ -78,7 +78,11 @@ def latency(comparison: Comparison, recommendation: Recommendation) -> Drawing |
     caption = f"All raw samples, {span} a variant, none removed. Shape: the samples up to p95; number and "
     caption += "bar: the median; tick: p99; line: from the fastest to the slowest sample."
     caption += f" Not drawn: {'; '.join(missing)}." if missing else ""
-    caption += f" {left_out} slower ones are left out for room." if left_out > 0 else ""
+    caption += (
+        f" {left_out} slower {'one is' if left_out == 1 else 'ones are'} left out for room."
+        if left_out > 0
+        else ""
+    )
     words = "; ".join(_latency_words(row, samples) for row, samples in drawn)
     height = 54 + 38 * len(drawn)
     return Drawing(paint, (height, height), caption, f"{words}.")

@@ -38,7 +38,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     written = make_profile(tmp_path, samples=20, raw="none")
     found = read_profile(tmp_path)
     assert found == written
-    assert json.loads((tmp_path / PROFILE).read_text(encoding="utf-8"))["schema"] == 1
+    assert json.loads((tmp_path / PROFILE).read_text(encoding="utf-8"))["schema"] == 2
     assert found.baseline in {row.id for row in found.variants}
 
 
@@ -65,7 +65,7 @@ def test_a_figure_that_is_no_number_becomes_null() -> None:
 @pytest.mark.parametrize(
     ("path", "to", "said"),
     [
-        pytest.param(("schema",), 2, "schema: ", id="another schema"),
+        pytest.param(("schema",), 3, "schema: ", id="another schema"),
         pytest.param(("variants",), [], "variants: ", id="no variant"),
         pytest.param(("variants", 0, "latency_ms", "n"), 0, r"variants\.0\.latency_ms\.n: ", id="no sample"),
         pytest.param(("variants", 1, "macs"), "many", r"variants\.1\.macs: .*'many'", id="no number"),
