@@ -43,8 +43,9 @@ from ptsr_edge.core.disk_cache import (
 )
 from ptsr_edge.core.errors import InputError, JobError, ParityError
 from ptsr_edge.core.files import staged_folder, write_json
+from ptsr_edge.core.records import parse
 from ptsr_edge.core.system import describe_cpu, describe_gpus, installed
-from ptsr_edge.data.datasets import FlowDataset
+from ptsr_edge.data.datasets import FlowDataset, dataset_origin, known_dataset
 from ptsr_edge.export.accuracy_control import build_within, rank_layers, uar_of
 from ptsr_edge.export.calibration import (
     budgets_from_data,
@@ -54,7 +55,7 @@ from ptsr_edge.export.calibration import (
     check_reach,
     draw,
 )
-from ptsr_edge.export.config import Rates, check_budgets, check_options, check_out, check_targets, rates_of
+from ptsr_edge.export.config import ExportConfig, Rates, check_out, rates_of
 from ptsr_edge.export.onnx_graph import add_metadata, trace, write_sharing_weights
 from ptsr_edge.export.parity import (
     Reference,
@@ -71,16 +72,14 @@ from ptsr_edge.export.targets.base import (
     Artifact,
     BuildRequest,
     Target,
-    _open,
+    open_built,
     variant_id,
 )
-from ptsr_edge.export.targets.onnxruntime import CpuTarget
-from ptsr_edge.export.targets.openvino import OpenVinoTarget
-from ptsr_edge.export.targets.tensorrt import NoEngineError, TrtTarget
+from ptsr_edge.export.targets.tensorrt import NoEngineError
 from ptsr_edge.models.checkpoint import CheckpointInfo, predict_logits, resolve
 from ptsr_edge.models.macs import count_macs
 from ptsr_edge.models.ptsr import Model, count_parameters
-from ptsr_edge.runtimes.base import Runner
+from ptsr_edge.runtimes.base import Runner, find_runtime
 from ptsr_edge.stats.classification import confusion, uar
 from ptsr_edge.vision.flow import to_input
 
@@ -213,7 +212,7 @@ def _measure(reference: Reference, target: Target, artifact: Artifact, precision
 
     None where neither can be computed.
     """
-    runner, through = _open(target, artifact)
+    runner, through = open_built(target, artifact)
     if runner is None:
         return None
     parity = measure_parity(reference, runner.run, precision)
@@ -229,7 +228,7 @@ def _build(
     info = job.info
 
     def build(kept: Sequence[str]) -> Mapping[int, Artifact]:
-        options = {key: value for key, value in job.options.items() if key in target.options}
+        options = {key: value for key, value in job.options.items() if key in target.options.model_fields}
         if kept:
             options["keep_float"] = list(dict.fromkeys([*options.get("keep_float", ()), *kept]))
         request = BuildRequest(
@@ -259,7 +258,7 @@ def _build(
     said: dict[str, Any] = {"samples": len(inputs)}
 
     def open_artifact(artifact: Artifact) -> Runner | None:
-        runner, through = _open(target, artifact)
+        runner, through = open_built(target, artifact)
         if through == THROUGH_GRAPH and "through" not in said:
             say(f"{target.name} int8 is judged through its {through}: no engine runs here")
         said["through"] = through
@@ -332,14 +331,15 @@ def data_fingerprint(name: str, root: Path | None) -> str:
     """What tells one state of a data set from another, without reading the files.
 
     Data in files: SHA-256 over names, sizes and times of change below `root`, of the content and of the file's
-    own record, which no tool can set back. Data without (`synthetic`) are made by this package's source, which
-    `code_digest` stands for.
+    own record, which no tool can set back. Rendered data are made by this package's source, which
+    `code_digest` stands for, or by another package, whose name and version count.
 
     Raises:
         JobError: a file below `root` cannot be looked at.
     """
-    digest = hashlib.sha256(name.encode())
-    if root is None or name == "synthetic":
+    digest = hashlib.sha256(f"{name}{dataset_origin(name)}".encode())
+    entry = known_dataset(name)
+    if root is None or (entry is not None and entry.is_rendered):
         return digest.hexdigest()
     try:
         for path in sorted(root.rglob("*")):
@@ -488,11 +488,6 @@ def _checked(folder: Path, digests: Mapping[str, str]) -> Bundle:
     return bundle
 
 
-TARGETS: dict[str, Target] = {target.name: target for target in (CpuTarget(), OpenVinoTarget(), TrtTarget())}
-
-THREADED = ("cpu", "openvino")
-"""Targets whose artifacts run on processor threads; an engine of `trt` runs on a GPU."""
-
 PROOF_ONLY_SAMPLES = 32
 
 CALIBRATION_SAMPLES = 64
@@ -521,7 +516,7 @@ def export_bundle(
         out: the bundle's folder; one that stands there is replaced only when all variants are proven.
         model: a named model; with `checkpoint`, the name that it must have.
         checkpoint: by default the embedded weights, or seeded random ones where none are embedded.
-        target: one or more of `TARGETS`.
+        target: one or more of `runtimes.base.target_names()`.
         budgets: keep rates in (0, 1], or "auto": from DTSM's dynamic mode over the calibration samples; by
             default 1, .5 and .25 for PTSR and 1 for a baseline.
         precisions: by default all that each target has.
@@ -532,7 +527,7 @@ def export_bundle(
         cascade_loss: also calibrate cascades that lose at most this much UAR; see `cascade_calibration`.
         threads: what `Session` gives to one inference on a processor unless it is told otherwise; None
             leaves it to the runtime.
-        options: what a target understands besides; see its `build`.
+        options: fields of the targets' own options; see `TargetOptions`.
         cache: serve a bundle made before from the same inputs by the same tools.
 
     Raises:
@@ -542,16 +537,26 @@ def export_bundle(
             then the bundle holds the checked graphs and what builds them on the device.
     """
     check_out(out)
-    plan = check_targets([target] if isinstance(target, str) else target, precisions, TARGETS)
-    check_options(options or {}, plan)
+    call = {
+        "target": target,
+        "budgets": budgets,
+        "precisions": precisions,
+        "threads": threads,
+        "options": options or {},
+    }
+    config = parse(
+        ExportConfig, call | {"calibration_samples": calibration_samples, "max_uar_drop": max_uar_drop}
+    )
+    plan = config.plan
     loaded, info, digest = resolve(checkpoint, model or (None if checkpoint else DEFAULT_MODEL))
-    rates = check_budgets(info, budgets)
+    rates = config.rates_for(info.model)
     quantizes = any("int8" in wanted for _, wanted in plan)
     count = calibration_samples or (CALIBRATION_SAMPLES if quantizes else PROOF_ONLY_SAMPLES)
     wanted = [[builder.name, names] for builder, names in plan]
-    source = [calibration_data, count, data_fingerprint(calibration_data or "", calibration)]
-    call = [digest, wanted, rates, source, max_uar_drop, cascade_loss, threads, dict(options or {})]
-    key = cache_key({"call": call, **surroundings()}) if cache else ""
+    data_name = calibration_data or str(info.provenance.get("data") or "")
+    source = [calibration_data, count, data_fingerprint(data_name, calibration)]
+    inputs = [digest, wanted, rates, source, max_uar_drop, cascade_loss, threads, dict(options or {})]
+    key = cache_key({"call": inputs, **surroundings()}) if cache else ""
     if cache and (kept := BundleCache().fetch(key, out)) is not None:
         say("served from the cache: nothing that the export depends on has changed")
         return kept
@@ -641,6 +646,6 @@ def _write(
 
 def _with_threads(variant: Variant, threads: int | None) -> Variant:
     """Says in `runs_on` how many threads one inference gets, where a processor is what runs it."""
-    if threads is None or variant.target not in THREADED:
+    if threads is None or not find_runtime(variant.target).is_threaded:
         return variant
     return variant.model_copy(update={"runs_on": {**variant.runs_on, "threads": threads}})

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptsr_edge.bundle import Parity
-from ptsr_edge.core.errors import ParityError, require
+from ptsr_edge.core.errors import ParityError
 from ptsr_edge.export.onnx_graph import PRODUCTS
-from ptsr_edge.export.targets.base import Artifact, Target, _open
-from ptsr_edge.models.ptsr import Model, Ptsr
-from ptsr_edge.runtimes.openvino import DEVICE, choose_precision, compile_ir, load_openvino, read_ir, rt_entry
+from ptsr_edge.export.targets.base import Artifact, Target, open_built
+from ptsr_edge.models.ptsr import Model, Ptsr, selects_before_embedding
+from ptsr_edge.runtimes.onnxruntime import open_session
+from ptsr_edge.runtimes.openvino import compile_ir, load_openvino, read_ir
 from ptsr_edge.vision.flow import to_input
 
 Run = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.int64] | None]]
@@ -137,7 +138,7 @@ def score_limit(reference: Reference, precision: str, index: int) -> float:
     See `SCORE_SPREADS` and `ROUNDOFF`. Scores of the input are taken before the first product: int8 has nothing
     to quantize there.
     """
-    if precision == "int8" and reference.model.config.selects_before_embedding:
+    if precision == "int8" and selects_before_embedding(reference.model.config):
         precision = "fp16"
     limit = SCORE_SPREADS.get(precision, np.inf)
     if precision not in ROUNDOFF or reference.scores is None:
@@ -234,21 +235,17 @@ def product_values(graph: Path, inputs: NDArray[np.float32]) -> dict[str, NDArra
     Raises:
         MissingExtraError: onnxruntime is not installed.
     """
-    ort = require("onnxruntime", "ort", "comparing layers")
     model = onnx.load(graph, load_external_data=False)
     tapped = {node.name: node.output[0] for node in model.graph.node if node.op_type in PRODUCTS}
     have = {output.name for output in model.graph.output}
     model.graph.output.extend(
         onnx.ValueInfoProto(name=value) for value in tapped.values() if value not in have
     )
-    options = ort.SessionOptions()
-    # Fused operators have no products to look at.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Beside the graph: ONNX Runtime reads weights from the folder of the file alone.
     beside = graph.with_name(f".taps-{os.getpid()}-{graph.name}")
     try:
         onnx.save(model, beside)
-        session = ort.InferenceSession(str(beside), options, providers=["CPUExecutionProvider"])
+        session = open_session(beside, optimize=False)  # fused operators have no products to look at
         names = list(tapped)
         values = session.run([tapped[name] for name in names], {"flow": inputs})
     finally:
@@ -273,12 +270,8 @@ def ir_values(
     wanted = set(names)
     tapped = [op for op in model.get_ordered_ops() if op.get_friendly_name() in wanted]
     model.add_outputs([operation.output(0) for operation in tapped])
-    precision = choose_precision(
-        rt_entry(model, "inference_precision", artifact).split(),
-        core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"),
-        artifact.name,
-    )
-    answers = list(compile_ir(core, model, precision, 1, artifact.name)([inputs]).values())
+    _, compiled = compile_ir(core, model, artifact.name, threads=1)
+    answers = list(compiled([inputs]).values())
     return {
         operation.get_friendly_name(): np.array(value)
         for operation, value in zip(tapped, answers[len(answers) - len(tapped) :], strict=True)
@@ -348,7 +341,7 @@ def _sample_at_fault(
 
     The first whose selection no rounding explains; else the first with the reference's own tokens.
     """
-    runner, _ = _open(target, artifact)
+    runner, _ = open_built(target, artifact)
     same = []
     for index, one in enumerate(reference.inputs):
         kept = None if runner is None else runner.run(one[None])[1]

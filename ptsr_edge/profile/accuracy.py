@@ -20,11 +20,18 @@ from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.evaluate.evaluation import is_random
 from ptsr_edge.export.calibration import budgets_from_data
 from ptsr_edge.models.checkpoint import embedded_checkpoint, load_checkpoint
-from ptsr_edge.models.ptsr import Ptsr, build_model, random_tokens, static_selection, strain_scores
+from ptsr_edge.models.ptsr import (
+    Ptsr,
+    build_model,
+    random_tokens,
+    selects_before_embedding,
+    static_selection,
+    strain_scores,
+)
 from ptsr_edge.profile.schema import Accuracy, Control, Dynamic, Judged, KeptPatches
 from ptsr_edge.profile.variants import Entry
 from ptsr_edge.session import open_variant
-from ptsr_edge.stats.classification import Classes, confusion, gain_interval, paired_bootstrap, uar
+from ptsr_edge.stats.classification import Classes, confusion, paired_bootstrap, uar
 from ptsr_edge.vision.flow import to_input
 
 if TYPE_CHECKING:
@@ -35,9 +42,6 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     from ptsr_edge.data.datasets import FlowDataset
-
-SHAREABLE = ("synthetic",)
-"""Data whose samples may be shown in a profile; recorded data may not be passed on."""
 
 SHOWN_PER_CLASS = 1
 
@@ -51,10 +55,10 @@ def judge(folder: Path, variant: Variant, data: FlowDataset, protocol: str, thre
     Raises:
         JobError: the artifact cannot be run here, or gives an answer that is not finite.
     """
-    from ptsr_edge.evaluate.evaluation import evaluate_session, figures
+    from ptsr_edge.evaluate.evaluation import evaluate_session, scores_of
 
     answers = evaluate_session(open_variant(folder, variant, threads), data)
-    record = figures(data, answers)
+    record = scores_of(data, answers)
     return Accuracy(
         data=data.source,
         protocol=protocol,
@@ -72,15 +76,17 @@ def kept_patches(
 ) -> KeptPatches | None:
     """A sample of each class with the patches that each variant keeps of it.
 
-    Variants that keep all are left out. None for data whose samples may not be passed on (see
-    `SHAREABLE`).
+    Variants that keep all are left out. None for data whose samples may not be passed on.
 
     Args:
         bundle: of the model that all variants are of.
         variants: by the id under which the profile lists them.
         data: samples that were judged.
     """
-    if data.source not in SHAREABLE:
+    from ptsr_edge.data.datasets import known_dataset
+
+    entry = known_dataset(data.source)
+    if entry is None or not entry.may_be_shown:
         return None
     places = [
         int(place)
@@ -101,7 +107,7 @@ def kept_patches(
         strain=[grey_picture(data.flows[place, ..., 2], bundle.model.grid) for place in places],
         kept=kept,
         depth=bundle.model.depth,
-        select_block=-1 if bundle.model.selects_before_embedding else bundle.model.select_block,
+        select_block=-1 if selects_before_embedding(bundle.model) else bundle.model.select_block,
     )
 
 
@@ -120,6 +126,8 @@ def grey_picture(strain: NDArray[np.float32], grid: int) -> list[list[int]]:
 
 
 BATCH = 64
+
+RESAMPLES = 4000
 
 
 def eager_model(bundle: Bundle, checkpoint: Path | None) -> Ptsr | None:
@@ -173,7 +181,10 @@ def compare_selections(model: Ptsr, data: FlowDataset, budgets: Sequence[int], s
         if model.config.score != "strain":
             others["strain"] = [_answers(model, inputs, tokens, static_selection(strain, tokens))]
         for name, answers in others.items():
-            gain, low, high = gain_interval(data.labels, ours, answers, data.subjects)
+            gain, low, high = paired_bootstrap(
+                data.labels, np.stack(ours), np.stack(answers), data.subjects, resamples=RESAMPLES,
+                classes=len(data.label_names),
+            )  # fmt: skip
             controls.append(
                 Control(
                     tokens=tokens, selection=name, seeds=len(answers), uar=_mean_uar(data, answers), gain=gain,

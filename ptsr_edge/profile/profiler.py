@@ -182,9 +182,10 @@ def check_out(out: Path) -> None:
 
 
 def _is_rendered(samples: FlowDataset) -> bool:
-    from ptsr_edge.data.datasets import DATASETS
+    from ptsr_edge.data.datasets import known_dataset
 
-    return samples.source in DATASETS and DATASETS[samples.source].is_rendered
+    entry = known_dataset(samples.source)
+    return entry is not None and entry.is_rendered
 
 
 def _samples(
@@ -193,10 +194,9 @@ def _samples(
     """What to judge on and how that choice is named; None where there is nothing to judge."""
     if data is None:
         return None
-    from ptsr_edge.data.datasets import DATA_NAMES
+    from ptsr_edge.data.datasets import find_dataset
 
-    if data not in DATA_NAMES:
-        raise InputError(f"unknown data {data!r}; known: {', '.join(DATA_NAMES)}")
+    find_dataset(data)
     if is_random(first):
         say(f"accuracy is not measured: the weights of {first.name} are random")
         return None

@@ -169,6 +169,8 @@ def eager_count(config: ModelConfig, tokens: int) -> MacCount | None:
 
 def _explained(config: ModelConfig, variant: Variant, eager: MacCount | None) -> str:
     """Why the counts differ; where the closed form does not give them, that is said instead."""
+    if find_spec("torch") is None:  # the scores' entries, which the closed form asks, need it
+        return "not explained: torch is not installed"
     written = sum(eager_macs(config, variant.tokens).values())
     exported = sum(exported_macs(config, variant.tokens).values())
     if variant.macs != exported or (eager is not None and eager.total != written):

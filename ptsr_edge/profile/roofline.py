@@ -19,15 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.core.errors import require
+from ptsr_edge.runtimes.onnxruntime import open_session
 from ptsr_edge.runtimes.openvino import (
     CAPABILITY,
     DEVICE,
-    choose_precision,
     compile_ir,
+    compile_model,
     load_openvino,
     read_ir,
-    rt_entry,
 )
 
 ROWS, WIDTH = 256, 768
@@ -69,8 +68,6 @@ def _onnx_runtime(precision: str, threads: int) -> Run | str:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    onnxruntime = require("onnxruntime", "ort", "measuring a ceiling")
-
     quantized = precision == "int8"
     rng = np.random.default_rng(0)
     weights = rng.integers(-64, 64, (WIDTH, WIDTH)).astype(np.int8 if quantized else np.float32)
@@ -85,12 +82,7 @@ def _onnx_runtime(precision: str, threads: int) -> Run | str:
     model: onnx.ModelProto = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10
     )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = open_session(model.SerializeToString(), threads)
     rows = rng.integers(0, 128, (ROWS, WIDTH)).astype(np.uint8 if quantized else np.float32)
     return lambda: session.run(None, {"x": rows})
 
@@ -118,14 +110,7 @@ def _openvino(precision: str, threads: int) -> Run | str:
     # As in what NNCF writes: rounded to the levels of int8, which the plugin turns into an int8 product.
     factors = [ops.fake_quantize(x, *ends, LEVELS) if quantized else x for x in (rows, weights)]
     product = ops.matmul(*factors, False, False)
-    compiled = core.compile_model(
-        ov.Model([product], [rows], "ceiling"),
-        DEVICE,
-        {
-            "INFERENCE_PRECISION_HINT": kind, "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads,
-            "ENABLE_CPU_PINNING": False, "CACHE_DIR": "",
-        },
-    )  # fmt: skip
+    compiled = compile_model(core, ov.Model([product], [rows], "ceiling"), kind, threads, "a matrix product")
     if quantized and (ran := _product_precision(compiled)) not in ("i8", "u8"):
         return f"OpenVINO on this CPU calculates a quantized matrix product in {ran}"
     request = compiled.create_infer_request()
@@ -214,14 +199,8 @@ def shares_of(times: Iterable[tuple[str, float]]) -> dict[str, float]:
 def _operator_times_onnx_runtime(
     artifact: Path, threads: int, flow: NDArray[np.float32], runs: int
 ) -> list[tuple[str, float]]:
-    ort = require("onnxruntime", "ort", "profiling operators")
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    options.enable_profiling = True
     with TemporaryDirectory(prefix="ptsr-edge-") as scratch:
-        options.profile_file_prefix = str(Path(scratch) / "operators")
-        session = ort.InferenceSession(str(artifact), options, providers=["CPUExecutionProvider"])
+        session = open_session(artifact, threads, profile=Path(scratch) / "operators")
         for _ in range(runs + 1):
             session.run(None, {"flow": flow})
         events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -240,9 +219,7 @@ def _operator_times_openvino(
     core = ov.Core()
     core.set_property("CPU", {"PERF_COUNT": True})
     model = read_ir(core, artifact)
-    wanted = rt_entry(model, "inference_precision", artifact).split()
-    precision = choose_precision(wanted, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"), artifact.name)
-    request = compile_ir(core, model, precision, threads, artifact.name).create_infer_request()
+    request = compile_ir(core, model, artifact.name, threads)[1].create_infer_request()
     request.infer([flow])
     times: list[tuple[str, float]] = []
     for _ in range(runs):

@@ -35,7 +35,7 @@ from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError, PtsrError
 from ptsr_edge.data.synthetic_faces import base_face
 from ptsr_edge.profile.roofline import measure_ceiling, operator_shares
-from ptsr_edge.runtimes.base import RUNTIMES
+from ptsr_edge.runtimes.base import find_runtime
 from ptsr_edge.session import Session, find_variant, open_variant
 from ptsr_edge.vision.face_detection import open_detector
 from ptsr_edge.vision.flow import optical_flow, optical_strain, to_input
@@ -204,7 +204,7 @@ class Bench:
         manifest = read_bundle(Path(bundle))
         chosen = find_variant(manifest, variant)
         started = time.perf_counter_ns()
-        for package in RUNTIMES[chosen.target].packages:
+        for package in find_runtime(chosen.target).packages:
             if importlib.util.find_spec(package) is not None:
                 importlib.import_module(package)
         imported = time.perf_counter_ns()

@@ -45,15 +45,15 @@ from ptsr_edge.report.plotting import (
     text_width,
 )
 from ptsr_edge.report.recommendation import Recommendation
-from ptsr_edge.runtimes.base import RUNTIMES
+from ptsr_edge.runtimes.base import find_runtime, target_names
 
 OTHER_MARKER = "D"
-"""The mark of targets that have none of their own."""
+"""The mark of targets that no installed package knows."""
 
 
 def marker_of(target: str) -> str:
     """Returns the mark of a target in charts, in matplotlib's letters."""
-    return RUNTIMES[target].marker if target in RUNTIMES else OTHER_MARKER
+    return find_runtime(target).marker if target in target_names() else OTHER_MARKER
 
 
 # ---------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.profile.schema import PROFILE, Measured, Missing, Profile, read_profile
-from ptsr_edge.stats.classification import uar_interval
+from ptsr_edge.stats.classification import uar_half_width, uar_interval
 from ptsr_edge.stats.latency import Ratio
 
 _PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8", "int4")
@@ -237,22 +237,6 @@ def undominated(rows: Sequence[ComparedVariant]) -> list[ComparedVariant]:
     return [row for row in rows if not any(beats(other, row) for other in rows)]
 
 
-def half_interval(row: ComparedVariant) -> float:
-    """Returns half the 95 % interval of a row's UAR, 0 where there is no confusion matrix.
-
-    UAR is the mean of independent recalls, so its variance is the mean of theirs over the number of
-    classes; each recall's is that of Agresti & Coull (1998), which is not 0 at a recall of 0 or 1.
-    """
-    if row.measured.accuracy is None or not row.measured.accuracy.confusion:
-        return 0.0
-    counts = np.asarray(row.measured.accuracy.confusion, dtype=np.float64)
-    totals = counts.sum(axis=1)
-    hits, totals = np.diag(counts)[totals > 0] + 2, totals[totals > 0] + 4
-    shares = hits / totals
-    variances = shares * (1 - shares) / totals
-    return float(1.96 * math.sqrt(variances.sum()) / len(variances)) if len(variances) else 0.0
-
-
 def uar_bounds(row: ComparedVariant) -> tuple[float, float] | None:
     """Returns the 95 % interval of a row's UAR: over subjects where the answers were recorded, else binomial."""
     accuracy, judged = row.measured.accuracy, row.source.profile.judged
@@ -260,7 +244,7 @@ def uar_bounds(row: ComparedVariant) -> tuple[float, float] | None:
         return None
     if judged is not None and accuracy.predicted is not None:
         return uar_interval(judged.truth, accuracy.predicted, judged.subject)
-    half = half_interval(row)
+    half = uar_half_width([accuracy.confusion], added=2) if accuracy.confusion else 0.0
     return (accuracy.uar - half, accuracy.uar + half) if half else None
 
 

@@ -18,7 +18,7 @@ from pydantic import Field
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.records import Record
 from ptsr_edge.profile.schema import Accuracy, Judged, Measured, Profile
-from ptsr_edge.stats.classification import paired_bootstrap
+from ptsr_edge.stats.classification import paired_bootstrap, uar_half_width
 from ptsr_edge.stats.latency import change_interval
 
 MARGIN = 0.02
@@ -175,17 +175,9 @@ def _uar_noise(old: Accuracy, new: Accuracy) -> float | None:
     """
     if (old.data, old.protocol, old.n) != (new.data, new.protocol, new.n):
         return None
-    variance = 0.0
-    for accuracy in (old, new):
-        if accuracy.confusion is None:
-            return None
-        rows = [row for row in accuracy.confusion if sum(row)]
-        for place, row in enumerate(accuracy.confusion):
-            if sum(row):
-                # One added to each side, so that a recall of 1 is not taken for certain (Agresti & Coull 1998).
-                share = (row[place] + 1) / (sum(row) + 2)
-                variance += share * (1 - share) / (sum(row) + 2) / len(rows) ** 2
-    return 1.96 * math.sqrt(variance)
+    if old.confusion is None or new.confusion is None:
+        return None
+    return uar_half_width([old.confusion, new.confusion], added=1)
 
 
 def _conditions(old: Profile, new: Profile) -> Iterator[str]:

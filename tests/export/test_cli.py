@@ -26,8 +26,7 @@ from ptsr_edge.core.config import LABELS, Preprocess, named_model
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import sha256_of
 from ptsr_edge.core.records import parse
-from ptsr_edge.data.recorded import FOLDER as MEGC_FOLDER
-from ptsr_edge.data.recorded import TABLE as MEGC_TABLE
+from ptsr_edge.data.recorded import MEGC_FOLDER, MEGC_TABLE
 from ptsr_edge.export import parity
 from ptsr_edge.export.cli import main
 from ptsr_edge.export.config import check_budgets

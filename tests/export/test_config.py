@@ -14,8 +14,7 @@ from pydantic import ValidationError
 from ptsr_edge.bundle import read_bundle
 from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data.recorded import FOLDER as MEGC_FOLDER
-from ptsr_edge.data.recorded import TABLE as MEGC_TABLE
+from ptsr_edge.data.recorded import MEGC_FOLDER, MEGC_TABLE
 from ptsr_edge.export.cli import main
 from ptsr_edge.export.config import DeploymentRecipe, read_recipe
 from ptsr_edge.export.exporter import TARGETS

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ptsr_edge.bundle import MANIFEST
-from ptsr_edge.core.config import LABELS, Preprocess, named_model, parse_budget
+from ptsr_edge.core.config import LABELS, Preprocess, named_model, parse_keep_rate
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.export.config import check_budgets, check_options, check_out, check_targets, rates_of
 from ptsr_edge.export.targets.onnxruntime import CpuTarget
@@ -91,7 +91,7 @@ def test_a_rate_outside_of_its_range(rate: float) -> None:
     with pytest.raises(InputError, match=r"a budget is a keep rate in \(0, 1\], got"):
         check_budgets(info_of("ptsr-nano"), [1.0, rate])
     with pytest.raises(InputError, match=r"a budget is a keep rate in \(0, 1\], got"):
-        parse_budget(str(rate))
+        parse_keep_rate(str(rate))
 
 
 def test_the_baseline_keeps_all() -> None:
@@ -170,6 +170,6 @@ def test_options_that_can_be_had() -> None:
 
 
 def test_a_budget_is_read_as_it_is_written() -> None:
-    assert [parse_budget(text) for text in ("1", ".25", "0.5", "1e-2")] == [1.0, 0.25, 0.5, 0.01]
+    assert [parse_keep_rate(text) for text in ("1", ".25", "0.5", "1e-2")] == [1.0, 0.25, 0.5, 0.01]
     with pytest.raises(ValueError, match="half"):  # `console.comma_separated` makes one line of it
-        parse_budget("half")
+        parse_keep_rate("half")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from ptsr_edge.core.files import sha256_of
 from ptsr_edge.models.checkpoint import CheckpointInfo, predict_logits, save_checkpoint
 from ptsr_edge.models.ptsr import Ptsr, build_model, dynamic_counts, strain_scores
 from ptsr_edge.profile.accuracy import compare_selections, dynamic_record, eager_model
-from ptsr_edge.stats.classification import confusion, gain_interval, paired_bootstrap, uar
+from ptsr_edge.stats.classification import confusion, uar
 from ptsr_edge.vision.flow import to_input
 
 
@@ -57,18 +56,6 @@ def test_strain_is_no_control_of_a_model_that_selects_by_it() -> None:
     assert [entry.selection for entry in found] == ["DTSM", "random"]
 
 
-def test_the_interval_is_the_metrics_own() -> None:
-    rng = np.random.default_rng(0)
-    truth = rng.integers(0, 3, 300)
-    ours = np.where(rng.random(300) < 0.8, truth, 0)
-    other = np.where(rng.random(300) < 0.7, truth, 1)
-    subjects = np.array([f"s{place // 10}" for place in range(300)])
-    expected = paired_bootstrap(truth, ours, other, subjects, resamples=4000, classes=3)
-    # Two bootstraps of 4,000 draws each: their percentiles differ by about .003.
-    assert gain_interval(truth, [ours], [other], subjects) == pytest.approx(expected, abs=0.01)
-    assert gain_interval(truth, [ours], [ours, ours], subjects) == (0.0, 0.0, 0.0)
-
-
 def test_only_the_weights_of_the_bundle_are_taken(tmp_path: Path) -> None:
     model = model_of("strain")
     info = CheckpointInfo(
@@ -105,9 +92,3 @@ def test_dynamic_counts_come_from_the_export_or_are_made_here(tmp_path: Path) ->
     assert (made.on, made.samples) == ("judged", len(data))
     attends = bundle.model.model_copy(update={"score": "class-attention"})
     assert dynamic_record(bundle, None, data, attends) is None  # its weights are not at hand
-
-
-def test_subjects_are_drawn_whole() -> None:
-    data = dataclasses.replace(tiny_flows(), subjects=np.array(["one"] * 12))
-    gain, low, high = gain_interval(data.labels, [data.labels], [np.zeros(12, dtype=np.int64)], data.subjects)
-    assert gain == low == high == pytest.approx(2 / 3)  # one person: every draw is the same

@@ -17,7 +17,6 @@ from ptsr_edge.report.comparison import (
     ComparedVariant,
     bytes_text,
     difference_text,
-    half_interval,
     pareto,
     quantity,
     ratio_text,
@@ -27,6 +26,7 @@ from ptsr_edge.report.comparison import (
     sentence,
     signed,
     three_digits,
+    uar_bounds,
     undominated,
 )
 from ptsr_edge.stats.latency import Ratio
@@ -215,7 +215,7 @@ def test_interval_of_uar_by_hand(tmp_path: Path) -> None:
     # Agresti & Coull: two hits and two misses more; UAR is the mean of three independent recalls.
     shares = [(10 / 14, 14), (22 / 24, 24), (37 / 44, 44)]
     by_hand = 1.96 * math.sqrt(sum(share * (1 - share) / count for share, count in shares)) / 3
-    assert half_interval(row) == pytest.approx(by_hand)
+    assert uar_bounds(row) == pytest.approx((accuracy.uar - by_hand, accuracy.uar + by_hand))
 
 
 @pytest.mark.parametrize(

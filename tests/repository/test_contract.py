@@ -12,7 +12,7 @@ from ptsr_edge import bundle as manifest
 from ptsr_edge.core.config import MODELS, Preprocess
 from ptsr_edge.core.console import VERBS, load_verb
 from ptsr_edge.core.records import Record
-from ptsr_edge.data.datasets import DATA_NAMES
+from ptsr_edge.data.datasets import DATASETS
 from ptsr_edge.evaluate.evaluation import PROTOCOLS
 from ptsr_edge.export.exporter import TARGETS
 from ptsr_edge.models.checkpoint import CheckpointInfo
@@ -48,7 +48,7 @@ def test_every_verb_is_there_with_options_that_exist() -> None:
 
 @pytest.mark.parametrize(
     ("line", "names"),
-    [("Data names", DATA_NAMES), ("Targets", TARGETS), ("Protocols", PROTOCOLS), ("Models", MODELS)],
+    [("Data names", tuple(DATASETS)), ("Targets", TARGETS), ("Protocols", PROTOCOLS), ("Models", MODELS)],
     ids=["data", "targets", "protocols", "models"],
 )
 def test_names_are_those_that_are_accepted(line: str, names: tuple[str, ...]) -> None:
