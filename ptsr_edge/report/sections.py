@@ -200,18 +200,24 @@ def decision_evidence(decision: Decision) -> Evidence:
 
 def macs_evidence(comparison: Comparison) -> Evidence:
     """Tells the multiply-adds as written, exported and in the file itself, one sentence per budget, and why they differ."""
+    rows = [
+        row for row in comparison.rows if row.measured.macs_eager is not None and row.measured.macs_explained
+    ]
+
+    def budget(row: ComparedVariant) -> tuple[object, ...]:
+        return row.is_baseline, row.measured.keep_rate, row.measured.macs_eager, row.measured.macs
+
+    counted = {budget(row) for row in rows if row.measured.macs_graph is not None}
     texts: dict[str, None] = {}
-    for row in comparison.rows:
+    for row in rows:
         found = row.measured
-        if found.macs_eager is None or found.macs_explained is None:
-            continue
+        if found.macs_graph is None and budget(row) in counted:
+            continue  # the same budget, counted on a file of another target
         name = "The full-token ViT" if row.is_baseline else f"At {budget_text(found.keep_rate)}"
         text = f"{name}: {found.macs_eager:,} multiply-adds as written (fvcore on the eager model), {found.macs:,} exported"
         if found.macs_graph is not None:
             alike = "the same" if found.macs_graph == found.macs else f"{found.macs_graph:,}"
             text += f", {alike} counted on the ONNX file itself"
-        elif any(told.startswith(text) for told in texts):
-            continue  # the same budget, counted on a file of another target
         texts[text + ("." if found.macs == found.macs_eager else f": {found.macs_explained}.")] = None
     return Evidence(list(texts))
 
