@@ -23,7 +23,6 @@ from ptsr_edge.core.disk_cache import cache_key, code_digest, default_folder
 from ptsr_edge.core.errors import JobError
 from ptsr_edge.export import exporter as cache_module
 from ptsr_edge.export.exporter import (
-    TARGETS,
     BundleCache,
     data_fingerprint,
     export_bundle,
@@ -31,6 +30,7 @@ from ptsr_edge.export.exporter import (
     surroundings,
     tool_versions,
 )
+from ptsr_edge.runtimes.base import RUNTIMES
 
 KEY = "a" * 64
 PARTS: dict[str, Any] = {
@@ -505,8 +505,8 @@ def test_where_the_bundle_goes_is_not_in_the_key_and_every_other_argument_was_tr
     tried = {"model", "checkpoint", "budgets", "precisions", "calibration", "calibration_data",
              "calibration_samples", "max_uar_drop", "cascade_loss", "threads", "options"}  # fmt: skip
     assert set(inspect.signature(export_bundle).parameters) - tried == {"out", "cache", "target"}
-    keys = [key_of(target=name, precisions=["fp32"]) for name in TARGETS]
-    assert len(set(keys)) == len(TARGETS)
+    keys = [key_of(target=name, precisions=["fp32"]) for name in RUNTIMES]
+    assert len(set(keys)) == len(RUNTIMES)
 
 
 @pytest.mark.parametrize("part", ["tool_versions", "code_digest", "hardware"])

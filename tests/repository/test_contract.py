@@ -14,9 +14,9 @@ from ptsr_edge.core.console import VERBS, load_verb
 from ptsr_edge.core.records import Record
 from ptsr_edge.data.datasets import DATASETS
 from ptsr_edge.evaluate.evaluation import PROTOCOLS
-from ptsr_edge.export.exporter import TARGETS
 from ptsr_edge.models.checkpoint import CheckpointInfo
 from ptsr_edge.profile import schema as profile_record
+from ptsr_edge.runtimes.base import RUNTIMES
 from ptsr_edge.session import Prediction
 
 TEXT = (Path(__file__).parents[2] / "docs" / "CONTRACT.md").read_text(encoding="utf-8")
@@ -48,7 +48,7 @@ def test_every_verb_is_there_with_options_that_exist() -> None:
 
 @pytest.mark.parametrize(
     ("line", "names"),
-    [("Data names", tuple(DATASETS)), ("Targets", TARGETS), ("Protocols", PROTOCOLS), ("Models", MODELS)],
+    [("Data names", tuple(DATASETS)), ("Targets", RUNTIMES), ("Protocols", PROTOCOLS), ("Models", MODELS)],
     ids=["data", "targets", "protocols", "models"],
 )
 def test_names_are_those_that_are_accepted(line: str, names: tuple[str, ...]) -> None:
