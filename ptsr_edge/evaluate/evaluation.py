@@ -20,7 +20,7 @@ from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.data.datasets import HELD_OUT, FlowDataset, load, split_subjects
 from ptsr_edge.export.targets.base import THROUGH_ARTIFACT, THROUGH_GRAPH
-from ptsr_edge.runtimes.base import RUNTIMES
+from ptsr_edge.runtimes.base import find_runtime
 from ptsr_edge.session import Session, why_not_here
 from ptsr_edge.stats.classification import confusion, per_class_recall, uar, uf1
 from ptsr_edge.vision.flow import to_input
@@ -188,8 +188,7 @@ def evaluate_bundle(
     records = []
     eager: dict[int, NDArray[np.int64]] = {}
     for variant in read_bundle(folder).variants:
-        runtime = RUNTIMES.get(variant.target)
-        by_graph = runtime is not None and runtime.needs_gpu and bool(why_not_here(variant, folder))
+        by_graph = find_runtime(variant.target).needs_gpu and bool(why_not_here(variant, folder))
         if by_graph:
             answers = evaluate_graph(folder, variant, data)
         else:

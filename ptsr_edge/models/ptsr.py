@@ -21,7 +21,6 @@ Baseline: ViT (Dosovitskiy et al. 2021), pre-norm, as in timm and Hugging Face t
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -32,6 +31,7 @@ from torch.nn import functional as F
 
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.records import nearest
 
 
 def static_selection(scores: Tensor, tokens: int) -> Tensor:
@@ -193,8 +193,7 @@ def find_score(name: str) -> Score:
     """
     if name in SCORES:
         return SCORES[name]
-    near = difflib.get_close_matches(name, SCORES, n=1, cutoff=0.0)[0]
-    raise InputError(f"unknown score {name!r}; known: {', '.join(SCORES)} (nearest: {near})")
+    raise InputError(f"unknown score {name!r}; known: {', '.join(SCORES)} (nearest: {nearest(name, SCORES)})")
 
 
 def selects_before_embedding(config: ModelConfig) -> bool:
