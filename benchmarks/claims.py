@@ -79,7 +79,7 @@ def ladder_claim(folder: Path) -> Claim:
 
 def speed_claim(quarter: Path, folder: Path, duration_s: float) -> Claim:
     profile = profile_bundles(
-        [quarter], out=folder / "profile", setting=TimingConfig(duration_s=duration_s, threads=1)
+        [quarter], out=folder / "profile", timing=TimingConfig(duration_s=duration_s, threads=1)
     )
     row = next(row for row in profile.variants if (row.target, row.precision) == ("cpu", "fp32")
                and row.id != profile.baseline)  # fmt: skip

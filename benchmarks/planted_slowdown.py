@@ -85,7 +85,7 @@ def main() -> int:
         def profile(share: float, out: str) -> Profile:
             os.environ["PTSR_EDGE_PLANTED_SLOWDOWN"] = str(share)
             return profile_bundles(
-                [arguments.bundle], out=folder / out, baseline=arguments.baseline, setting=setting
+                [arguments.bundle], out=folder / out, baseline=arguments.baseline, timing=setting
             )
 
         old = profile(0.0, "old")
