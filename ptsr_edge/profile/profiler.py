@@ -15,7 +15,7 @@ from ptsr_edge.core.console import say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_place, staged_folder, write_whole
 from ptsr_edge.core.system import describe_environment
-from ptsr_edge.data.datasets import DATA_NAMES, FlowDataset
+from ptsr_edge.data.datasets import DATA_NAMES, DATASETS, FlowDataset
 from ptsr_edge.evaluate.evaluation import is_random, judged_data
 from ptsr_edge.profile.accuracy import evaluate_variants
 from ptsr_edge.profile.results import command_of, measured, method_of, samples_file, write_samples
@@ -102,13 +102,15 @@ def profile_bundles(
             model_card=str(first.provenance.get("card", "its provenance says nothing about these weights")),
             labels=first.labels,
             environment=environment,
-            method=method_of(config, timings) | {"baseline_trained": trained},
+            method=method_of(config, timings)
+            | {"baseline_trained": trained, "baseline_trained_alike": trained == ALIKE},
             baseline=references[0].id,
             variants=[
                 measured(one, references, timings, refusals, found.accuracies.get(one.id), data, config)
                 for one in (*references, *variants)
             ],
             kept_patches=found.kept_patches,
+            data_is_rendered=None if samples is None else _is_rendered(samples[0]),
             judged=found.judged,
             controls=found.controls,
             dynamic_counts=found.dynamic_counts,
@@ -167,3 +169,7 @@ def _samples(
         say(f"accuracy is not measured: the weights of {first.name} are random")
         return None
     return judged_data(data, root, [first] if is_random(reference) else [first, reference])
+
+
+def _is_rendered(data: FlowDataset) -> bool:
+    return data.source in DATASETS and DATASETS[data.source].is_rendered

@@ -229,7 +229,11 @@ class Dynamic(Record):
 
 
 class Profile(Record):
-    """The record of one `profile` run; `command` reproduces it."""
+    """The record of one `profile` run; `command` reproduces it.
+
+    `data_is_rendered` says of the samples that accuracy was judged on whether a program made them; null where nothing
+    was judged, and in schema 1.
+    """
 
     schema_: Literal[1, 2] = Field(default=2, alias="schema")
     command: str
@@ -242,10 +246,20 @@ class Profile(Record):
     baseline: str
     variants: list[Measured] = Field(min_length=1)
     kept_patches: KeptPatches | None = None
+    data_is_rendered: bool | None = None
     judged: Judged | None = None
     controls: list[Control] | None = None
     dynamic_counts: Dynamic | None = None
     attempts: list[Attempt] = Field(default_factory=list)
+
+    @property
+    def is_of_rendered_data(self) -> bool:
+        """Whether a program made the samples; schema 1 does not say it, and knew only one such data set."""
+        if self.schema_ > 1:
+            return bool(self.data_is_rendered)
+        names = {row.accuracy.data for row in self.variants if row.accuracy}
+        names |= {self.kept_patches.data} if self.kept_patches else set()
+        return names == {"synthetic"}
 
 
 DESCRIPTIONS = {
