@@ -15,7 +15,7 @@ from ptsr_edge.core.console import say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_place, staged_folder, write_whole
 from ptsr_edge.core.system import describe_environment
-from ptsr_edge.data.datasets import DATASETS, FlowDataset
+from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.evaluate.evaluation import is_random, judged_data
 from ptsr_edge.profile.accuracy import evaluate_variants
 from ptsr_edge.profile.results import command_of, measured, method_of, samples_file, write_samples
@@ -177,7 +177,3 @@ def _samples(
         say(f"accuracy is not measured: the weights of {first.name} are random")
         return None
     return judged_data(data, root, [first] if is_random(reference) else [first, reference])
-
-
-def _is_rendered(data: FlowDataset) -> bool:
-    return data.source in DATASETS and DATASETS[data.source].is_rendered

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from ptsr_edge.core.errors import PtsrError
 from ptsr_edge.core.records import Record, read_record
-from ptsr_edge.runtimes.base import RUNTIMES
+from ptsr_edge.runtimes.base import find_runtime
 from ptsr_edge.stats.latency import Latency, Ratio
 
 PROFILE = "profile.json"
@@ -285,8 +286,11 @@ def null_results(row: Measured) -> list[str]:
 
 
 def needs_gpu(target: str) -> bool:
-    """Whether the artifacts of a target run on a GPU; False for a target that is not known here."""
-    return target in RUNTIMES and RUNTIMES[target].needs_gpu
+    """Says whether the artifacts of a target run on a GPU; False for a target that is not known here."""
+    try:
+        return find_runtime(target).needs_gpu
+    except PtsrError:  # the package that brings the target is not installed where a profile is read
+        return False
 
 
 def read_profile(folder: Path) -> Profile:

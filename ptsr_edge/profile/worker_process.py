@@ -113,7 +113,6 @@ class Bench:
         chosen = find_variant(manifest, variant)
         silence()
         started = time.perf_counter_ns()
-        # A target that is not known here is refused below, as an artifact is opened.
         packages = find_runtime(chosen.target).packages
         for package in packages:
             if importlib.util.find_spec(package) is not None:
