@@ -87,7 +87,7 @@ def test_a_touched_frame_is_the_same_and_an_exchanged_one_is_not(tmp_path, measu
 
 def test_a_spoiled_entry_is_made_anew(clips, tmp_path, measured):
     first, _ = measure_clips(clips, PREPROCESS, None, store=FlowCache(tmp_path))
-    path = next(tmp_path.rglob("*.flow"))
+    path = next(tmp_path.rglob("[!.]*.entry"))
     path.write_bytes(path.read_bytes()[:100])
     again, _ = measure_clips(clips, PREPROCESS, None, store=FlowCache(tmp_path))
     assert len(measured) == 6
@@ -127,7 +127,7 @@ def test_a_killed_run_leaves_whole_entries_only(tmp_path, measured):
         rows.append((row, home.name, None, 1, 9, 10, None, "4", "disgust"))
     trees.write_workbook(tmp_path / "set" / "CASME2-coding-20140508.xlsx", trees.CASME2_HEADING, rows)
     program = (
-        "import sys\nfrom pathlib import Path\nfrom ptsr_edge.data import load\n"
+        "import sys\nfrom pathlib import Path\nfrom ptsr_edge.data.datasets import load\n"
         "load('casme2', Path(sys.argv[1]), image_size=28)"
     )
     surroundings = os.environ | {"PTSR_EDGE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
@@ -135,10 +135,10 @@ def test_a_killed_run_leaves_whole_entries_only(tmp_path, measured):
     kept: list[Path] = []
     while len(kept) < 5 and process.poll() is None:
         time.sleep(0.002)
-        kept = list((tmp_path / "cache" / "flow").rglob("*.flow"))
+        kept = list((tmp_path / "cache" / "flow").rglob("[!.]*.entry"))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = list((tmp_path / "cache" / "flow").rglob("*.flow"))
+    kept = list((tmp_path / "cache" / "flow").rglob("[!.]*.entry"))
     assert len(kept) >= 5
     clips = read_recorded("casme2", tmp_path / "set").clips
     flows, _ = measure_clips(clips, PREPROCESS, None, store=FlowCache(tmp_path / "cache" / "flow"))
