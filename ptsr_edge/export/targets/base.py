@@ -9,13 +9,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ptsr_edge.bundle import Through
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.runtimes.base import Runner
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An fp32 ONNX graph at one budget: opset 20, batch 1.
+
+    Attributes:
+        path: of its file, with its weights in a file beside it.
+        model: the same in memory, weights inside. All builders read it: none may change it.
+    """
+
+    path: Path
+    model: ModelProto
 
 
 @dataclass(frozen=True)
@@ -24,7 +41,7 @@ class BuildRequest:
 
     Attributes:
         name: the model's name; artifacts are named `variant_id(name, target, precision, tokens)`.
-        graphs: fp32 ONNX graphs by token count, opset 20, batch 1, their weights in a file beside them.
+        graphs: by token count.
         precision: one that the target has.
         folder: where the artifacts go.
         labels: of the classes, in order.
@@ -34,7 +51,7 @@ class BuildRequest:
     """
 
     name: str
-    graphs: Mapping[int, Path]
+    graphs: Mapping[int, Graph]
     precision: str
     folder: Path
     labels: list[str]
@@ -52,12 +69,14 @@ class Artifact:
         files: every file that belongs to it, `path` among them; files may be shared between artifacts.
         built_with: tool versions and build settings.
         runs_on: what the artifact needs (runtime, its version, device class).
+        not_built: why this is less than was asked for, such as a graph in place of an engine; empty where it is not.
     """
 
     path: Path
     files: list[Path]
     built_with: dict[str, Any]
     runs_on: dict[str, Any]
+    not_built: str = ""
 
 
 class Target(Protocol):
@@ -99,13 +118,17 @@ def variant_id(model: str, target: str, precision: str, tokens: int) -> str:
 THROUGH_ARTIFACT = "artifact"
 
 THROUGH_GRAPH = "typed graph computed on the CPU"
-"""What a figure was measured through, in the words of the records: an engine that cannot run here is stood for
+"""What a result was measured through, in the words of the records: an engine that cannot run here is stood for
 by the graph that it was built from."""
 
 
-def _open(target: Target, artifact: Artifact) -> tuple[Runner | None, str]:
-    """The artifact, loaded, or the graph that it was built from where it cannot run here; and which it is."""
+def open_built(target: Target, artifact: Artifact) -> tuple[Runner | None, Through]:
+    """Loads an artifact, or the graph that it was built from where the artifact cannot run here.
+
+    Returns:
+        What runs, None where neither does; and which of the two it is.
+    """
     runner = target.runner(artifact, threads=1)
     if runner is None and isinstance(target, GraphTarget):
-        return target.graph_runner(artifact), THROUGH_GRAPH
-    return runner, THROUGH_ARTIFACT
+        return target.graph_runner(artifact), "graph"
+    return runner, "artifact"

@@ -13,11 +13,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.export.onnx_graph import OPSET, write_sharing_weights
 from ptsr_edge.export.targets.base import Artifact, BuildRequest, variant_id
 from ptsr_edge.export.targets.quantization import (
-    load_inferred,
     products_kept_float,
     quantize_dynamic_int8,
     quantize_static_qdq,
@@ -47,12 +46,12 @@ class CpuTarget:
 
         Raises:
             InputError: an unknown `int8_scheme`, or no calibration samples for static int8.
-            JobError: a graph cannot be read, or ONNX Runtime cannot quantize it.
+            JobError: ONNX Runtime cannot quantize it.
         """
         built_with: dict[str, Any] = {"opset": OPSET}
         built_with |= {package: version(package) for package in ("onnx", "onnxruntime")}
         if request.precision == "fp32":
-            graphs = {tokens: _load(path) for tokens, path in request.graphs.items()}
+            graphs = {tokens: graph.model for tokens, graph in request.graphs.items()}
             return self._write(request, graphs, built_with)
         scheme = request.options.get("int8_scheme", "auto")
         if scheme not in ("auto", *SCHEMES):
@@ -62,8 +61,8 @@ class CpuTarget:
                 choice = measure_schemes(request, Path(scratch))
                 scheme, built_with["int8_choice"] = choice["chosen"], choice
             graphs = {
-                tokens: onnx.load(_quantized(request, path, scheme, Path(scratch) / f"{tokens}.onnx"))
-                for tokens, path in request.graphs.items()
+                tokens: onnx.load(_quantized(request, graph.model, scheme, Path(scratch) / f"{tokens}.onnx"))
+                for tokens, graph in request.graphs.items()
             }
         built_with |= {"int8_scheme": scheme, "keep_float": list(request.options.get("keep_float", ()))}
         return self._write(request, graphs, built_with)
@@ -88,18 +87,10 @@ class CpuTarget:
         }
 
 
-def _load(path: Path) -> ModelProto:
-    try:
-        return onnx.load(path)
-    except Exception as error:  # whatever protobuf's implementation raises
-        raise JobError(f"{path} is no readable ONNX graph: {error}") from error
-
-
-def _quantized(request: BuildRequest, source: Path, scheme: str, destination: Path) -> Path:
+def _quantized(request: BuildRequest, source: ModelProto, scheme: str, destination: Path) -> Path:
     layers = set(request.options.get("keep_float", ()))
-    model = load_inferred(source)
-    kept = [node.name for node in model.graph.node if node.name.partition("/")[0] in layers]
-    exclude = [*products_kept_float(model), *kept]
+    kept = [node.name for node in source.graph.node if node.name.partition("/")[0] in layers]
+    exclude = [*products_kept_float(source), *kept]
     if scheme == "dynamic":
         quantize_dynamic_int8(source, destination, exclude=exclude)
     else:
@@ -118,11 +109,11 @@ def measure_schemes(request: BuildRequest, scratch: Path) -> dict[str, Any]:
         one with the smaller product of time and error: twice the error must buy twice the speed.
     """
     source = request.graphs[min(request.graphs)]
-    exact = OrtRunner(source, threads=1)
+    exact = OrtRunner(source.path, threads=1)
     judged = request.calibration[:JUDGED]
     expected = _logits(exact, judged)
     runners = {
-        scheme: OrtRunner(_quantized(request, source, scheme, scratch / f"{scheme}.onnx"), threads=1)
+        scheme: OrtRunner(_quantized(request, source.model, scheme, scratch / f"{scheme}.onnx"), threads=1)
         for scheme in SCHEMES
     }
     times: dict[str, list[float]] = {scheme: [] for scheme in SCHEMES}

@@ -16,7 +16,7 @@ import pytest
 from openvino_models import request_for, samples, write_graphs
 
 import ptsr_edge
-from ptsr_edge.export.targets.base import Artifact
+from ptsr_edge.export.targets.base import Artifact, Graph
 
 ov = pytest.importorskip("openvino", reason="openvino is missing: pip install 'ptsr-edge[openvino]'")
 pytest.importorskip("nncf", reason="nncf is missing: pip install 'ptsr-edge[openvino]'")
@@ -46,13 +46,13 @@ def graphs(ptsr_config, randomised, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def built(graphs: dict[int, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Artifact]:
+def built(graphs: dict[int, Graph], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Artifact]:
     """int8 artifacts by token count."""
     return TARGET.build(request_for(tmp_path_factory.mktemp("ov") / "out", graphs, "int8"))
 
 
 def test_layers_that_are_named_stay_in_float(
-    graphs: dict[int, Path], built: dict[int, Artifact], tmp_path: Path
+    graphs: dict[int, Graph], built: dict[int, Artifact], tmp_path: Path
 ) -> None:
     kept = TARGET.build(request_for(tmp_path / "kept", graphs, "int8", keep_float=["blocks.0.tail.mlp.fc1"]))
     counts = [each[8].path.read_text().count('type="FakeQuantize"') for each in (built, kept)]
@@ -60,8 +60,8 @@ def test_layers_that_are_named_stay_in_float(
     assert kept[8].built_with["keep_float"] == ["blocks.0.tail.mlp.fc1"]
 
 
-def test_what_stays_in_float_without_being_named(graphs: dict[int, Path]) -> None:
-    model = read_onnx(ov, graphs[8])
+def test_what_stays_in_float_without_being_named(graphs: dict[int, Graph]) -> None:
+    model = read_onnx(ov, graphs[8].path)
     types = {
         operation.get_friendly_name(): operation.get_type_name() for operation in model.get_ordered_ops()
     }
