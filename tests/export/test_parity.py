@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
+from typed_graphs import saved
 
 from ptsr_edge.bundle import Parity, read_bundle
 from ptsr_edge.core.errors import ParityError
@@ -30,10 +31,17 @@ from ptsr_edge.export.parity import (
     measure_parity,
     other_tokens,
     product_values,
+    prove,
     require_parity,
+    sample_at_fault,
     score_limit,
 )
+from ptsr_edge.export.parity import (
+    Answer as Given,
+)
 from ptsr_edge.export.static_model import to_static
+from ptsr_edge.export.targets.base import Artifact
+from ptsr_edge.export.targets.onnxruntime import CpuTarget
 from ptsr_edge.models.checkpoint import load_checkpoint
 from ptsr_edge.models.ptsr import Model, Ptsr
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
@@ -343,6 +351,63 @@ def test_a_borderline_token_is_judged_by_its_score_and_not_by_what_it_does_to_th
     assert parity.max_abs < 1e-5
     with pytest.raises(ParityError, match="selected tokens agree on 99.0% only"):
         require_parity(measure_parity(reference, run, "fp32"), "tiny")
+
+
+def test_the_sample_that_is_looked_into_is_the_one_that_is_farthest_off(model: Ptsr) -> None:
+    """By hand: scores 0 to 15, their standard deviation is 4.6, bf16 explains gaps of up to .1 of it."""
+    scores = np.tile(np.arange(16, dtype=np.float32), (3, 1))
+    kept = np.tile([15, 14, 13, 12], (3, 1))
+    reference = Reference(
+        model, 4, np.zeros((3, 3, 32, 32), np.float32), np.zeros((3, 3), np.float32), kept, scores
+    )
+    swapped = np.array([15, 14, 13, 11])
+
+    def answer(difference: float, gap: float | None = None) -> Given:
+        tokens = kept[0] if gap is None else swapped
+        return Given(kept=tokens, difference=difference, same_class=True, gap=gap or 0.0)
+
+    # No rounding explains a gap of .3, however right the logits are for these tokens.
+    assert sample_at_fault(reference, [answer(9), answer(0, gap=0.3), answer(8)], "bf16") == 1
+    # Layers behind the selection can be compared where the tokens are the reference's.
+    assert sample_at_fault(reference, [answer(9, gap=0.05), answer(1), answer(2)], "bf16") == 2
+    assert (
+        sample_at_fault(reference, [answer(3, gap=0.05), answer(9, gap=0.05), answer(1, gap=0.05)], "bf16")
+        == 1
+    )
+    assert sample_at_fault(reference, [answer(0), answer(np.inf), answer(1)], "bf16") == 1
+    # In fp32 any other token is a fault.
+    assert sample_at_fault(reference, [answer(9), answer(0), answer(0, gap=0.05)], "fp32") == 2
+
+
+def test_a_refusal_tells_of_the_tokens_of_the_sample_that_it_looked_into(
+    model: Ptsr, random_flows: Any, tmp_path: Path
+) -> None:
+    """Two samples, each with a borderline token of its own swapped; the logits of the first are worse."""
+    flows = random_flows(24)
+    every = eager_reference(model, 4, flows)
+    reference = eager_reference(
+        model, 4, flows[sorted(range(24), key=lambda index: swapped(every, index)[1])[:2]]
+    )
+    tokens = [swapped(reference, index)[0] for index in range(2)]
+    assert all(swapped(reference, index)[1] < score_limit(reference, "bf16", index) for index in range(2))
+
+    class Wrong(CpuTarget):
+        def runner(self, artifact: Artifact, threads: int | None) -> Any:  # noqa: ARG002
+            class Runner:
+                def run(self, flow: NDArray[np.float32]) -> Answer:
+                    index = next(i for i in range(2) if np.array_equal(flow[0], reference.inputs[i]))
+                    logits, kept = run_of(model, 4, lambda _: tokens[index])(flow)
+                    return logits + (9 - 4 * index), kept
+
+            return Runner()
+
+    graph = saved(trace(to_static(model, 4), model.config), tmp_path / "graph.onnx")
+    artifact = Artifact(graph.path, [graph.path], {}, {})
+    with pytest.raises(ParityError, match=r"logits differ by up to 9 ") as caught:
+        prove("tiny", "bf16", reference, graph, Wrong(), artifact)
+    differ = [other_tokens(reference.kept[index], np.array(tokens[index])) for index in range(2)]
+    assert differ[0] != differ[1]
+    assert str(caught.value).endswith(f"; {differ[0]}")
 
 
 @pytest.mark.parametrize("precision", sorted(SPREADS))
