@@ -2,13 +2,15 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# Processes of the tests.
+JOBS ?= 2
 # More for pip, such as the address of an index with CPU builds of torch.
 PIP_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/setup.stamp
 
-.PHONY: help setup demo test test-arm lint bench clean
+.PHONY: help setup demo test test-quick test-arm lint bench clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -29,7 +31,10 @@ demo: setup  ## Export, judge, profile and report on synthetic data, into out/de
 
 test: lint  ## All checks: lint, types, tests
 	@echo "test: pytest"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test-quick: setup  ## While working: the tests that need no tool chain, server or browser
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 test-arm: setup  ## Exported bundles on emulated ARM processors; needs apt. ARM_ARGS=--help lists what may be set
 	@echo "test-arm: aarch64 answers against those of this machine"

@@ -18,7 +18,7 @@ from reference_learners import CnnLearner, MeansLearner, Ststnet, SvmLearner, fi
 
 from ptsr_edge.core.config import ModelConfig, named_model
 from ptsr_edge.core.console import progress
-from ptsr_edge.data.datasets import HELD_OUT, FlowDataset, closely_cropped, load, split_subjects
+from ptsr_edge.data.datasets import HELD_OUT, FlowDataset, load, load_closely_cropped, split_subjects
 from ptsr_edge.evaluate.cross_validation import Answers, Learner, ModelLearner, cross_validate
 from ptsr_edge.evaluate.evaluation import PROTOCOLS, folds
 from ptsr_edge.evaluate.folds import paired_records, summaries
@@ -44,7 +44,7 @@ def variant(label: str, training: FlowDataset, **changes: Any) -> ModelLearner:
 
 def learners(without: Sequence[str]) -> list[Learner]:
     """All that are compared; `without` leaves out those whose names begin so."""
-    everything = closely_cropped(NANO.image_size)
+    everything = load_closely_cropped("synthetic", image_size=NANO.image_size)
     training = everything.of_subjects(split_subjects(everything.subjects, HELD_OUT, seed=0)[0])
     cnn_start: Ststnet = fit_cnn(training, PRETRAINING["nano"], seed=0)
     started = first_weights(NANO, RECORDED["nano"], seed=0)

@@ -20,7 +20,7 @@ from gi.repository import Gst  # noqa: E402
 from gstgva import VideoFrame  # noqa: E402  # comes with DL Streamer
 from gstreamer_appsink import SINK, as_array, samples  # noqa: E402  # beside this file
 
-from ptsr_edge.camera.cli import Pipeline  # noqa: E402
+from ptsr_edge.camera import Pipeline  # noqa: E402
 from ptsr_edge.vision.face_detection import Face  # noqa: E402
 
 DETECT = "gvadetect model={model} device={device} threshold=0.6 inference-interval=1 ! queue"

@@ -7,7 +7,7 @@ import sys
 
 import av
 
-from ptsr_edge.camera.cli import Pipeline
+from ptsr_edge.camera import Pipeline
 
 bundle, video = sys.argv[1:]
 # face="crop": these frames show a face and nothing else. Without it, faces are found and followed.

@@ -13,7 +13,7 @@ gi.require_version("Gst", "1.0")
 gi.require_version("GstVideo", "1.0")
 from gi.repository import Gst, GstVideo  # noqa: E402
 
-from ptsr_edge.camera.cli import Pipeline  # noqa: E402
+from ptsr_edge.camera import Pipeline  # noqa: E402
 
 SINK = "videoconvert ! video/x-raw,format=BGR ! appsink name=frames sync=false max-buffers=8"
 

@@ -12,6 +12,6 @@ from ptsr_edge.session import Prediction, Session
 __all__ = ["Prediction", "Session", "__version__"]
 __version__ = "0.1.0"
 
-# From 1.29 on, ONNX Runtime sends events to its maker: processor, program, device id, models. It reads this when
-# it is first imported, which nothing above does, and processes that are started from here read it too.
+# From 1.29 on, ONNX Runtime sends events to its maker: processor, program, device id, models. It reads this variable
+# when it is first imported, which nothing above does; child processes inherit it.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"

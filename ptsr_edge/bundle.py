@@ -1,4 +1,4 @@
-"""`bundle.json`: what a bundle holds, where it comes from and what was proven about it."""
+"""`bundle.json`, the manifest of a bundle: its variants and files, their origin, their proofs, and the model card."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ class Parity(Record):
 
 
 class VerifiedOn(Record):
-    """How far an artifact on another machine departs from the same artifact on the one that exported it.
+    """A run of an artifact on another machine, compared with its run on the machine that exported it.
 
     Attributes:
-        machine: where it ran: architecture, and the emulator or the board.
-        runtime: what ran it, and its version.
-        reference: runtime and architecture that it was compared with.
+        machine: its architecture, and the emulator or the board.
+        runtime: name and version of the runtime that ran it.
+        reference: runtime and architecture of the machine that exported it.
         samples: how many inputs were compared.
         max_abs: largest absolute difference of a logit.
         top1_agreement: share of inputs with the same top class.
@@ -86,8 +86,8 @@ class Variant(Record):
     """One static token budget in one precision for one target.
 
     `parity` is null where the artifact could be built but not run on the machine that exported it;
-    `verified_on` has a record for each other machine and runtime that it was run on since. `macs_uncounted` has
-    the operators that no formula is known for, and how often each was met: `macs` leaves them out.
+    `verified_on` has a record for each other machine and runtime that it was run on since. `macs_uncounted` counts
+    the operators that no formula is known for: `macs` leaves them out.
     """
 
     id: str
@@ -107,7 +107,7 @@ class Variant(Record):
 
     @model_validator(mode="after")
     def _checks_what_it_runs(self) -> Variant:
-        # What is not among the files has no hash to check, and may lie anywhere.
+        # A file outside of the list has no hash to check, and may lie anywhere.
         paths = [entry.path for entry in self.files]
         if self.artifact not in paths:
             raise ValueError(f"artifact must be one of the variant's files {paths}, got {self.artifact!r}")
@@ -115,21 +115,21 @@ class Variant(Record):
 
 
 class Cascade(Record):
-    """A small budget that passes close answers on to the full one, and what that was shown to cost.
+    """A small budget that passes close answers on to the full one, with the proven bound on its cost.
 
     Attributes:
         target, precision: of the two variants.
         small, full: their keep rates.
         margin: lead of the most probable class over the second, below which the full budget is asked.
-        escalated: share of the samples that it was asked for.
-        limit: on the drop of UAR against the full budget alone.
-        drop: the measured one.
-        upper: its upper bound, at most `limit`, that holds with `confidence` (see `bounds`).
+        escalated: share of the samples that the full budget was asked for.
+        limit: most drop of UAR, against the full budget alone, that was allowed.
+        drop: measured drop of UAR.
+        upper: upper bound of the drop, at most `limit`, that holds with `confidence` (see `stats.risk_bounds`).
         confidence: of the bound, for the margin that was chosen (fixed-sequence testing, from the safest margin on).
-        unit: what is taken as independent.
-        units, samples: how many there were.
-        data: what it was calibrated on: samples that nothing else was done with.
-        sha256: of these samples.
+        unit: the unit that is taken as independent.
+        units, samples: their numbers in the calibration data.
+        data: the calibration data: samples that were used for nothing else.
+        sha256: hash of these samples.
     """
 
     target: str
@@ -152,7 +152,7 @@ class Cascade(Record):
 class Bundle(Record):
     """The manifest of a bundle; `target` is the first target it was exported for.
 
-    `cascades` has a rule for each target and precision that one was calibrated for; empty as a rule.
+    `cascades` has one for each target and precision that it was calibrated for; usually it is empty.
     """
 
     schema_: Literal[1] = Field(default=1, alias="schema")
@@ -170,7 +170,7 @@ def read_bundle(folder: Path) -> Bundle:
     """Reads a bundle's manifest.
 
     Raises:
-        InputError: the folder is not there, is no bundle, or its manifest is of another schema.
+        InputError: there is no such folder, it is no bundle, or its manifest is of another schema.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; a bundle is a folder with a {MANIFEST}")
@@ -185,11 +185,10 @@ def write_bundle(folder: Path, bundle: Bundle) -> None:
 
 
 def add_verification(folder: Path, variant_id: str, record: VerifiedOn) -> None:
-    """Adds a record to a variant of the bundle at `folder`; an earlier one of the same machine and runtime
-    makes room for it.
+    """Adds a record to a variant of the bundle at `folder`; it replaces an earlier one of the same machine and runtime.
 
     Raises:
-        InputError: no bundle there, no such variant, or its files are not the ones that were exported.
+        InputError: there is no such bundle or variant, or its files are not the ones that were exported.
         JobError: the manifest cannot be written; the old one stays.
     """
     bundle = read_bundle(folder)
@@ -210,7 +209,7 @@ def add_verification(folder: Path, variant_id: str, record: VerifiedOn) -> None:
 
 
 def describe_file(folder: Path, path: Path) -> BundleFile:
-    """The manifest's entry for a file of the bundle at `folder`."""
+    """Returns the manifest's entry for a file of the bundle at `folder`."""
     return BundleFile(
         path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=sha256_of(path)
     )
@@ -233,8 +232,6 @@ def check_files(folder: Path, variant: Variant) -> None:
             )
 
 
-# FOLDED from card: What a bundle says of its own use: the model card in its manifest.
-
 LAW = (
     "Where law forbids it, do not use it: in the European Union, Regulation (EU) 2024/1689, article 5(1)(f), prohibits "
     "AI systems that infer emotions of people at the workplace and in education, other than for medical or safety "
@@ -248,9 +245,9 @@ EVIDENCE = (
 
 
 def bundle_card(trained: str | None) -> str:
-    """The model card.
+    """Returns the model card: training, use, and law.
 
     Args:
-        trained: what the checkpoint says of its training, such as `train.model_card`; None where it says nothing.
+        trained: the checkpoint's sentence about its training, such as a data set's `card`; None: it has none.
     """
     return f"{trained or 'training unknown'}. {EVIDENCE}. {LAW}."

@@ -1,16 +1,12 @@
-"""`ptsr-edge VERB ...`: every verb is the module of its name, imported only when it is called.
-
-`--help` therefore loads neither torch nor a runtime.
-"""
+"""`ptsr-edge VERB ...`: a verb's module is imported only when the verb is called, so `--help` loads no torch."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
-from ptsr_edge.core.console import VERBS, load_verb
+from ptsr_edge.core.console import VERBS, give_up, load_verb
 from ptsr_edge.core.errors import PtsrError
 
 
@@ -31,8 +27,7 @@ class Verbs(click.Group):
         try:
             return super().invoke(ctx)
         except PtsrError as error:
-            click.echo(f"{ctx.command_path}: {' '.join(str(error).split())}", err=True)
-            sys.exit(error.exit_code)
+            give_up(ctx, str(error), error.exit_code)
 
 
 @click.group(
@@ -44,8 +39,8 @@ class Verbs(click.Group):
 def main() -> None:
     """Turn PTSR, a micro-expression transformer, into artifacts for edge devices, and measure them.
 
-    `ptsr-edge VERB --help` tells more. An option that is not given is taken from the environment where
-    it has PTSR_EDGE_VERB_OPTION, such as PTSR_EDGE_TRAIN_EPOCHS.
+    `ptsr-edge VERB --help` tells more. An option that is not given is taken from the environment variable
+    PTSR_EDGE_VERB_OPTION, such as PTSR_EDGE_TRAIN_EPOCHS.
     """
 
 

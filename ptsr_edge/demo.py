@@ -1,4 +1,4 @@
-"""The main job once, end to end: export, prove, profile against the full-token ViT, judge, report.
+"""The whole path once: export, prove, profile beside the full-token ViT, judge, report.
 
 python -m ptsr_edge.demo --out out/demo
 """
@@ -11,13 +11,7 @@ from pathlib import Path
 import click
 
 from ptsr_edge.core.config import DEFAULT_MODEL
-from ptsr_edge.core.console import Verb, finish, run, say
-from ptsr_edge.export.cli import summary
-from ptsr_edge.export.exporter import export_bundle
-from ptsr_edge.profile.cli import table
-from ptsr_edge.profile.profiler import profile_bundles
-from ptsr_edge.profile.timing import TimingConfig
-from ptsr_edge.report.cli import write_report
+from ptsr_edge.core.console import Verb, explained_imports, finish, run, say
 
 BUDGETS = (1.0, 0.5, 0.25)
 
@@ -29,6 +23,14 @@ BUDGETS = (1.0, 0.5, 0.25)
 @click.option("--json", "as_json", is_flag=True, help="Print the result record.")
 def main(out: Path, duration_s: float, as_json: bool) -> None:
     """Export the embedded default for the CPU, profile it against its full-token ViT, and report."""
+    with explained_imports("the demo"):  # here and not above: only a call can answer in one line
+        from ptsr_edge.export.cli import summary
+        from ptsr_edge.export.exporter import export_bundle
+        from ptsr_edge.profile.cli import table
+        from ptsr_edge.profile.profiler import profile_bundles
+        from ptsr_edge.profile.timing import TimingConfig
+        from ptsr_edge.report.cli import write_report
+
     started = time.monotonic()
     say(f"1/3  exporting {DEFAULT_MODEL} at budgets {', '.join(f'{rate:.0%}' for rate in BUDGETS)}")
     bundle = export_bundle(out=out / "bundle", model=DEFAULT_MODEL, target="cpu", budgets=BUDGETS)
@@ -36,10 +38,10 @@ def main(out: Path, duration_s: float, as_json: bool) -> None:
         say(f"     {line}")
     say("2/3  profiling it, interleaved with the full-token ViT, and judging held-out subjects")
     profile = profile_bundles(
-        [out / "bundle"], out=out / "profile", data="synthetic", setting=TimingConfig(duration_s=duration_s)
+        [out / "bundle"], out=out / "profile", data="synthetic", timing=TimingConfig(duration_s=duration_s)
     )
     say("3/3  writing the report")
-    report = write_report([out / "profile"], out)
+    report = write_report([out / "profile"], out).page
     say(f"     done in {time.monotonic() - started:.0f} s")
     record = {"report": str(report), "profile": profile.model_dump(mode="json", by_alias=True)}
     finish(record, [*table(profile), str(report)], as_json)

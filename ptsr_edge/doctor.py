@@ -1,6 +1,9 @@
 """What is installed, which targets can be built and run here, and the line that brings what is missing.
 
 python -m ptsr_edge.doctor
+
+Nothing heavy is imported into this process: each package is tried in a process of its own, with a time limit, so
+that one that is installed but broken, or hangs, is told apart from one that works.
 """
 
 from __future__ import annotations
@@ -19,50 +22,29 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import click
+from packaging.requirements import Requirement
 
 from ptsr_edge.core.config import DEFAULT_MODEL
 from ptsr_edge.core.console import Verb, finish, run, say
 from ptsr_edge.core.errors import JobError
 from ptsr_edge.core.records import Record
 from ptsr_edge.core.system import describe_cpu, installed, visible_cpus
-from ptsr_edge.runtimes.base import RUNTIMES
-
-# FOLDED from installation: The packages that ptsr-edge can use, and whether each of them works here. Nothing heavy is imported into this process: each package is tried in a process of its own, with a time limit, so that one that is installed but broken, or hangs, is told apart from one that works.
+from ptsr_edge.runtimes import build_on_device
+from ptsr_edge.runtimes.base import Runtime, find_runtime, load_part, target_names
+from ptsr_edge.runtimes.openvino import SENDER
 
 MODULES = {"cuda-bindings": "cuda", "opencv-python-headless": "cv2", "tensorrt-rtx-cu13": "tensorrt_rtx"}
 """Import names of the distributions that are not imported under their own name."""
 
-FACTS = {
-    "onnxruntime": "module.get_available_providers()",
-    "openvino": "module.Core().available_devices",
-}
-"""What a runtime is asked after its import, as Python expressions: asking loads its plug-ins too."""
-
 LIMIT_S = 60.0
 
-_IMPORT = """
-import importlib, json, sys
-sys.path[:] = json.loads(sys.argv[1])
-module = importlib.import_module(sys.argv[2])
-print()
-print(json.dumps(eval(sys.argv[3])))
-"""
+WEIGHTS = Path(__file__).parent / "weights"
 
-_CUDA = """
-import ctypes, json
-cuda = ctypes.CDLL("libcuda.so.1")
-if cuda.cuInit(0):
-    raise SystemExit("the driver does not start")
-count, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-name, found = ctypes.create_string_buffer(256), []
-cuda.cuDeviceGetCount(ctypes.byref(count))
-for device in range(count.value):
-    cuda.cuDeviceGetName(name, 256, device)
-    cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
-    cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
-    found.append({"name": name.value.decode(), "compute_capability": f"{major.value}.{minor.value}"})
-print(json.dumps(found))
-"""
+INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm")
+
+BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
+
+FP16_FLAGS = ("avx512_fp16", "fp16")
 
 State = Literal["works", "missing", "broken", "not for this machine"]
 
@@ -88,120 +70,10 @@ class Package(Record):
 
 
 class Probe(NamedTuple):
-    """What came of importing a module: how it stands, and why or what it said of itself."""
+    """The outcome of an import: how the module stands, and why, or what it said of itself."""
 
     state: State
     detail: str = ""
-
-
-def read_extras(requirements: Iterable[str]) -> dict[str, list[Package]]:
-    """The packages of each extra; those that ptsr-edge always needs are `base`.
-
-    `all` and `dev` are left out: the first repeats the others, the second is for work on ptsr-edge. So is
-    what another version of Python would need.
-
-    Args:
-        requirements: `Requires-Dist` lines as build tools write them, such as
-            `onnxruntime>=1.20; extra == 'ort'`.
-    """
-    extras: dict[str, list[Package]] = {}
-    for line in requirements:
-        rule, _, marker = line.partition(";")
-        name, wanted = re.split(r"(?=[^\w.-])|$", rule.strip(), maxsplit=1)
-        conditions = {key: (sign, value) for key, sign, value in _CONDITION.findall(marker)}
-        _, extra = conditions.get("extra", ("==", "base"))
-        if extra in ("all", "dev") or not _for_this_python(*conditions.get("python_version", (">=", "3"))):
-            continue
-        _, machine = conditions.get("platform_machine", ("==", platform.machine()))
-        package = Package(
-            name=name,
-            module=MODULES.get(name, name.replace("-", "_")),
-            wanted=wanted.strip(" ()"),
-            state="missing" if machine == platform.machine() else "not for this machine",
-        )
-        extras.setdefault(extra, []).append(package)
-    return extras
-
-
-_CONDITION = re.compile(r"(extra|python_version|platform_machine) (==|<|>=) ['\"]([\w.-]+)['\"]")
-
-
-def _for_this_python(sign: str, version: str) -> bool:
-    other = tuple(int(part) for part in version.split("."))
-    here = sys.version_info[: len(other)]
-    return here < other if sign == "<" else here >= other
-
-
-def as_found(package: Package, found: Probe) -> Package:
-    """The package with its state and version here."""
-    if found.state == "missing":
-        return package
-    version = installed([package.name]).get(package.name)
-    detail = found.detail
-    if found.state == "works" and version is None:
-        detail = "; ".join(part for part in ("installed under another name", detail) if part)
-    return package.model_copy(update={"state": found.state, "detail": detail, "version": version})
-
-
-def probe_all(modules: Iterable[str], limit_s: float = LIMIT_S) -> dict[str, Probe]:
-    """Tries the import of each module, several at a time."""
-    names = sorted(set(modules))
-    with ThreadPoolExecutor(max_workers=min(4, len(visible_cpus()))) as pool:
-        return dict(zip(names, pool.map(lambda name: probe(name, limit_s), names), strict=True))
-
-
-def probe(module: str, limit_s: float = LIMIT_S) -> Probe:
-    """Imports a top-level module in a process of its own.
-
-    Args:
-        module: as it is imported.
-        limit_s: after so many seconds it counts as broken.
-    """
-    spec = importlib.util.find_spec(module)
-    # A folder of that name in the working directory passes for a namespace package, which has no origin.
-    if spec is None or spec.origin is None:
-        return Probe("missing")
-    code, said = _python(_IMPORT, [json.dumps(sys.path), module, FACTS.get(module, "[]")], limit_s)
-    if code:
-        return Probe("broken", said)
-    return Probe("works", ", ".join(json.loads(said)))
-
-
-def find_gpus(limit_s: float = LIMIT_S) -> list[dict[str, str]]:
-    """`name` and `compute_capability` of each GPU that the CUDA driver can start; needs only the driver."""
-    code, said = _python(_CUDA, [], limit_s)
-    found: list[dict[str, str]] = [] if code else json.loads(said)
-    return found
-
-
-def _python(program: str, arguments: Sequence[str], limit_s: float) -> tuple[int, str]:
-    """Exit code of a program for this Python, and its last line: of stdout, or of stderr if it failed."""
-    call = [sys.executable, "-c", program, *arguments]
-    try:
-        done = subprocess.run(
-            call, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=limit_s
-        )
-    except subprocess.TimeoutExpired:
-        return 1, f"its import did not end within {limit_s:g} s"
-    if done.returncode < 0:
-        return 1, f"its import was ended by {signal.Signals(-done.returncode).name}"
-    lines = (done.stderr if done.returncode else done.stdout).strip().splitlines()
-    return done.returncode, lines[-1].strip() if lines else f"exit code {done.returncode}"
-
-
-EXTRA_OF = {"cpu": "ort", "openvino": "openvino", "trt": "trt"}
-"""The extra that brings a target's tool chain; building needs `train` as well."""
-
-RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-"""Compute capabilities that TensorRT-RTX 1.7 makes engines for."""
-
-INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm")
-
-BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
-
-FP16_FLAGS = ("avx512_fp16", "fp16")
-
-WEIGHTS = Path(__file__).parent / "weights"
 
 
 class TargetState(Record):
@@ -214,7 +86,7 @@ class TargetState(Record):
 
 
 def examine(limit_s: float = LIMIT_S) -> dict[str, Any]:
-    """Everything that `doctor` reports, ready for JSON.
+    """Returns everything that `doctor` reports, ready for JSON.
 
     Args:
         limit_s: how long one package may take to import.
@@ -228,65 +100,210 @@ def examine(limit_s: float = LIMIT_S) -> dict[str, Any]:
         raise JobError(
             "ptsr-edge runs from a bare folder, so what its extras hold is unknown: pip install ptsr-edge"
         ) from None
-    modules = [package.module for packages in wanted.values() for package in packages]
-    probes = probe_all(
-        [*modules, *(module for runtime in RUNTIMES.values() for module in runtime.packages)], limit_s
-    )
+    runtimes = {name: _runtime(name) for name in target_names()}
+    facts = {package.module: "[]" for packages in wanted.values() for package in packages}
+    for runtime in reversed(runtimes.values()):  # the built-in ones come first, and have the last word
+        if isinstance(runtime, Runtime):
+            facts |= dict.fromkeys(runtime.packages, runtime.facts)
+    probes = probe_all(facts, limit_s)
     extras = {
         extra: [as_found(package, probes[package.module]) for package in packages]
         for extra, packages in wanted.items()
     }
     gpus = find_gpus(limit_s)
     cpu = describe_cpu()
+    targets = {name: judge_target(name, runtime, extras, probes, gpus) for name, runtime in runtimes.items()}
     return {
         "ptsr_edge": metadata.version("ptsr-edge"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu | {"notes": cpu_notes(cpu)},
-        "gpus": gpus,
+        "gpus": [
+            {"name": gpu["name"], "compute_capability": f"{gpu['capability'][2:-1]}.{gpu['capability'][-1]}"}
+            for gpu in gpus
+        ],
         "weights": embedded_weights(WEIGHTS),
         "extras": {extra: [p.model_dump() for p in packages] for extra, packages in extras.items()},
-        "targets": {name: judge_target(name, extras, probes, gpus).model_dump() for name in RUNTIMES},
+        "targets": {name: state.model_dump() for name, state in targets.items()},
     }
+
+
+def _runtime(name: str) -> Runtime | str:
+    """A target, or what is wrong with the package that brings it."""
+    try:
+        return find_runtime(name)
+    except JobError as error:
+        return str(error)
+
+
+def read_extras(requirements: Iterable[str]) -> dict[str, list[Package]]:
+    """Returns the packages of each extra; those that ptsr-edge always needs are `base`.
+
+    `all` and `dev` are left out: the first repeats the others, the second is for work on ptsr-edge. So is
+    what another version of Python would need.
+
+    Args:
+        requirements: `Requires-Dist` lines, such as `onnxruntime>=1.20; extra == 'ort'`.
+    """
+
+    def named(variable: str) -> list[str]:
+        return re.findall(rf"{variable} == ['\"]([^'\"]+)", str(rule.marker or ""))
+
+    here = platform.machine()
+    extras: dict[str, list[Package]] = {}
+    for rule in map(Requirement, requirements):
+        extra = (named("extra") or ["base"])[0]
+        machines = [
+            machine
+            for machine in (here, *named("platform_machine"))
+            if rule.marker is None or rule.marker.evaluate({"extra": extra, "platform_machine": machine})
+        ]
+        if machines and extra not in ("all", "dev"):
+            package = Package(
+                name=rule.name,
+                module=MODULES.get(rule.name, rule.name.replace("-", "_")),
+                wanted=str(rule.specifier),
+                state="missing" if here in machines else "not for this machine",
+            )
+            extras.setdefault(extra, []).append(package)
+    return extras
+
+
+def as_found(package: Package, found: Probe) -> Package:
+    """Returns a package with its state and version here."""
+    if found.state == "missing":
+        return package
+    version = installed([package.name]).get(package.name)
+    detail = found.detail
+    if found.state == "works" and version is None:
+        detail = "; ".join(part for part in ("installed under another name", detail) if part)
+    return package.model_copy(update={"state": found.state, "detail": detail, "version": version})
+
+
+def probe_all(facts: Mapping[str, str], limit_s: float = LIMIT_S) -> dict[str, Probe]:
+    """Tries the import of each module, several at a time; the values are what each is asked, see `probe`."""
+    with ThreadPoolExecutor(max_workers=min(4, len(visible_cpus()))) as pool:
+        probes = pool.map(lambda module: probe(module, facts[module], limit_s), facts)
+        return dict(zip(facts, probes, strict=True))
+
+
+_IMPORT = """
+import importlib, json, sys
+path, module, facts, silenced = sys.argv[1:]
+sys.path[:] = json.loads(path)
+sys.modules[silenced] = None
+module = importlib.import_module(module)
+print()
+print(json.dumps(eval(facts)))
+"""
+
+
+def probe(module: str, facts: str = "[]", limit_s: float = LIMIT_S) -> Probe:
+    """Imports a top-level module in a process of its own; telemetry of OpenVINO and NNCF is off there.
+
+    Args:
+        module: as it is imported.
+        facts: a Python expression over `module`, a list of texts to tell: asking loads a runtime's plug-ins too.
+        limit_s: after so many seconds it counts as broken.
+    """
+    spec = importlib.util.find_spec(module)
+    # A folder of that name in the working directory passes for a namespace package, which has no origin.
+    if spec is None or spec.origin is None:
+        return Probe("missing")
+    code, said = _python(_IMPORT, [json.dumps(sys.path), module, facts, SENDER], limit_s)
+    if code:
+        return Probe("broken", said)
+    return Probe("works", ", ".join(json.loads(said)))
+
+
+_GPUS = "import json, runpy, sys; print(json.dumps(runpy.run_path(sys.argv[1])['describe_gpus']()))"
+
+
+def find_gpus(limit_s: float = LIMIT_S) -> list[dict[str, str]]:
+    """Returns what `build_on_device.describe_gpus` finds, from a process of its own: a driver can hang, too."""
+    code, said = _python(_GPUS, [build_on_device.__file__], limit_s)
+    found: list[dict[str, str]] = [] if code else json.loads(said)
+    return found
+
+
+def _python(program: str, arguments: Sequence[str], limit_s: float) -> tuple[int, str]:
+    """Runs a program in this Python; returns its exit code and last line, of stdout or, if it failed, of stderr."""
+    call = [sys.executable, "-c", program, *arguments]
+    try:
+        done = subprocess.run(
+            call, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=limit_s
+        )
+    except subprocess.TimeoutExpired:
+        return 1, f"its import did not end within {limit_s:g} s"
+    if done.returncode < 0:
+        return 1, f"its import was ended by {signal.Signals(-done.returncode).name}"
+    lines = (done.stderr if done.returncode else done.stdout).strip().splitlines()
+    return done.returncode, lines[-1].strip() if lines else f"exit code {done.returncode}"
 
 
 def judge_target(
     name: str,
+    runtime: Runtime | str,
     extras: Mapping[str, Sequence[Package]],
     probes: Mapping[str, Probe],
     gpus: Sequence[Mapping[str, str]],
 ) -> TargetState:
-    """Whether a target can be built and run.
+    """Judges whether a target can be built and run.
 
-    Building needs the extra `train` and the target's tool chain; running needs its runtime alone and,
-    for `trt`, a GPU. TensorRT-RTX builds without a GPU, TensorRT does not.
+    Building needs the extra `train` and the target's tool chain; running needs its runtime alone. Both need the
+    target's code, and what its `hindrances` ask of the machine.
 
     Args:
         name: of the target.
+        runtime: the target, or why there is none.
         extras: packages by extra, as they were found.
-        probes: by module, those of `RUNTIMES` among them.
+        probes: by module, those of the target among them.
         gpus: as `find_gpus` gives them.
     """
-    runtimes = [module for module in RUNTIMES[name].packages if probes[module].state == "works"]
+    if isinstance(runtime, str):
+        return TargetState(build=False, run=False, notes=[runtime], install=[])
+    works = [module for module in runtime.packages if probes[module].state == "works"]
     faults = _faults(extras, "train")
-    # A TensorRT that came with the system stands in for the package of the extra.
-    if name != "trt" or not runtimes:
-        faults |= _faults(extras, EXTRA_OF[name])
-    notes, install = list(faults), list(dict.fromkeys(faults.values()))
-    can_build, can_run = bool(runtimes) and not faults, bool(runtimes)
-    if name == "trt" and runtimes:
-        hindrance = _gpu_hindrance(runtimes, gpus)
-        can_run = not hindrance
-        can_build = can_build and ("tensorrt_rtx" in runtimes or bool(gpus))
-        notes += [hindrance] if hindrance else []
-    elif name == "trt" and "not for this machine" in [package.state for package in extras["trt"]]:
-        notes.append("TensorRT comes with the system here (JetPack), not from the registry")
-        install.append("python3 -m venv --system-site-packages .venv")
-    return TargetState(build=can_build, run=can_run, notes=notes, install=install)
+    if runtime.extra and not (runtime.comes_with_system and works):
+        faults |= _faults(extras, runtime.extra)
+    elif not works:
+        faults |= {f"{module} is {probes[module].state}": "" for module in runtime.packages}
+    notes, install = list(faults), list(dict.fromkeys(line for line in faults.values() if line))
+    if works:
+        in_the_way = _hindrances(name, runtime, works, gpus)
+        notes += dict.fromkeys(reason for reason in in_the_way if reason)
+    else:
+        in_the_way = ("nothing to build with", "nothing to run with")
+        states = [package.state for package in extras.get(runtime.extra, ())]
+        if runtime.comes_with_system and "not for this machine" in states:
+            notes.append(runtime.comes_with_system)
+            install.append("python3 -m venv --system-site-packages .venv")
+    no_build, no_run = in_the_way
+    return TargetState(build=not (faults or no_build), run=not no_run, notes=notes, install=install)
+
+
+def _hindrances(
+    name: str, runtime: Runtime, works: Sequence[str], gpus: Sequence[Mapping[str, str]]
+) -> tuple[str, str]:
+    """Why a target whose packages work can still not be built and not be run; empty where it can."""
+    try:
+        load_part(name, runtime.runner)
+        no_build, no_run = (
+            load_part(name, runtime.hindrances)(works, gpus) if runtime.hindrances else ("", "")
+        )
+    except JobError as error:
+        return str(error), str(error)
+    # A builder may load torch: it is looked for, and not imported.
+    builder = runtime.builder.partition(":")[0]
+    try:
+        found = importlib.util.find_spec(builder) is not None
+    except ImportError:
+        found = False
+    return no_build if found else f"target {name!r} is broken: there is no module {builder}", no_run
 
 
 def _faults(extras: Mapping[str, Sequence[Package]], extra: str) -> dict[str, str]:
-    """What is wrong with an extra, and the line against each fault."""
+    """Returns what is wrong with an extra, and the line against each fault."""
     faults = {}
     for package in extras[extra]:
         if package.state == "missing":
@@ -297,18 +314,8 @@ def _faults(extras: Mapping[str, Sequence[Package]], extra: str) -> dict[str, st
     return faults
 
 
-def _gpu_hindrance(runtimes: Sequence[str], gpus: Sequence[Mapping[str, str]]) -> str:
-    """Why the runtimes of `trt` cannot run here; empty when one of them can."""
-    if not gpus:
-        return "running needs an NVIDIA GPU and its driver; building with TensorRT-RTX does not"
-    if "tensorrt" in runtimes or any(gpu["compute_capability"] in RTX_CAPABILITIES for gpu in gpus):
-        return ""
-    found = ", ".join(f"{gpu['name']} has {gpu['compute_capability']}" for gpu in gpus)
-    return f"TensorRT-RTX runs on compute capability {', '.join(RTX_CAPABILITIES)}; {found}"
-
-
 def cpu_notes(cpu: Mapping[str, Any]) -> list[str]:
-    """What the facts of `describe_cpu` mean for speed, and for measuring it."""
+    """Explains what the facts of `describe_cpu` mean for speed, and for measuring it."""
 
     def having(kind: Sequence[str]) -> str:
         return ", ".join(flag for flag in kind if flag in cpu["flags"])
@@ -328,7 +335,7 @@ def cpu_notes(cpu: Mapping[str, Any]) -> list[str]:
 
 
 def embedded_weights(folder: Path) -> list[dict[str, Any]]:
-    """Name, size, training data and card of each checkpoint in a folder, read from the files' headers."""
+    """Returns name, size, training data and card of each checkpoint in a folder, read from the files' headers."""
     found = []
     for path in sorted(folder.glob("*.safetensors")):
         entry: dict[str, Any] = {"name": path.stem, "size_bytes": path.stat().st_size}
@@ -345,7 +352,7 @@ def embedded_weights(folder: Path) -> list[dict[str, Any]]:
 
 
 def lines_of(record: Mapping[str, Any]) -> list[str]:
-    """The record for a terminal; the last line says what can be built and run."""
+    """Writes the record for a terminal; the last line says what can be built and run."""
     targets = record["targets"]
     lines = [f"ptsr-edge {record['ptsr_edge']}, Python {record['python']}, {record['system']}"]
     lines += [*_machine_lines(record["cpu"], record["gpus"]), *_weights_lines(record["weights"])]

@@ -6,28 +6,17 @@ prediction = session.predict(flow)
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.bundle import Bundle, Variant, check_files, read_bundle
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.runtimes.base import Runner
+from ptsr_edge.runtimes.base import RUNTIMES, Runner, find_runner
 from ptsr_edge.vision.flow import check_flow, to_input
-
-RUNNERS = {
-    "trt": ("ptsr_edge.runtimes.tensorrt", "TrtRunner"),
-    "openvino": ("ptsr_edge.runtimes.openvino", "OpenVinoRunner"),
-    "cpu": ("ptsr_edge.runtimes.onnxruntime", "OrtRunner"),
-}
-"""Who runs a target's artifacts: module and class, imported when an artifact is opened. Where a bundle has
-several targets, the first of these that can run is taken."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +39,7 @@ class Prediction:
 
 
 class Session:
-    """A bundle, one of its variants at work. Not thread-safe: open one session a thread.
+    """A bundle, one of its variants at work. Not thread-safe: open one session per thread.
 
     Budgets can be switched without loading again: each variant is loaded once and kept.
     """
@@ -83,7 +72,7 @@ class Session:
         Args:
             bundle: a folder that `ptsr-edge export` made.
             budget: keep rate; by default the largest there is.
-            target: by default the first of `RUNNERS` that can run here.
+            target: by default the last of `runtimes.base.RUNTIMES` that can run here.
             precision: by default int8 where its accuracy was judged at the export (`--max-uar-drop`), else
                 the first that the bundle has for the target.
             threads: of one operator; by default what the export's recipe said, else the runtime's choice.
@@ -145,7 +134,7 @@ class Session:
         return self.answer(*self.infer(to_input(flow)))
 
     def answer(self, logits: NDArray[np.float32], kept: NDArray[np.int64]) -> Prediction:
-        """What `infer` found, as a prediction: logits (k,), kept patches (K,).
+        """Makes a prediction of what `infer` found: logits (k,), kept patches (K,).
 
         Raises:
             JobError: the logits are not finite.
@@ -164,7 +153,7 @@ class Session:
         )
 
     def infer(self, flow: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The network alone: normalised (1, 3, H, W) float32 -> logits (k,), kept patches (K,)."""
+        """Runs the network alone: normalised (1, 3, H, W) float32 -> logits (k,), kept patches (K,)."""
         logits, kept = self._runner.run(flow)
         return logits, np.arange(self.bundle.model.patches) if kept is None else kept
 
@@ -172,43 +161,30 @@ class Session:
 def open_artifact(
     variant: Variant, folder: Path, threads: int | None, *, share_weights: bool = False
 ) -> Runner:
-    """Loads a variant by the runtime of its target; `threads` by default those that the manifest names.
+    """Loads a variant by the runtime of its target; `threads` by default those that the bundle names.
 
     Raises:
         InputError: a target that this version does not know.
         MissingExtraError: the runtime is not installed.
         JobError: the runtime refuses the artifact.
     """
-    module, name = _runner_of(variant)
     threads = variant.runs_on.get("threads") if threads is None else threads
-    runner: Runner = getattr(module, name)(folder / variant.artifact, threads, share_weights=share_weights)
-    return runner
+    return find_runner(variant.target)(folder / variant.artifact, threads, share_weights=share_weights)
 
 
 def why_not_here(variant: Variant, folder: Path) -> str:
-    """What keeps a variant from running here, and what mends it; empty where nothing does.
+    """Returns what keeps a variant from running here and what mends it; empty where nothing does.
 
     Raises:
         InputError: a target that this version does not know.
     """
-    reason: str = _runner_of(variant)[0].why_not_here(folder / variant.artifact, variant.runs_on)
-    return reason
-
-
-def _runner_of(variant: Variant) -> tuple[ModuleType, str]:
-    if variant.target not in RUNNERS:
-        raise InputError(
-            f"{variant.id} is for target {variant.target!r}, which this version cannot run; "
-            f"it runs: {', '.join(RUNNERS)}"
-        )
-    module, name = RUNNERS[variant.target]
-    return importlib.import_module(module), name
+    return find_runner(variant.target).why_not_here(folder / variant.artifact, variant.runs_on)
 
 
 def choose_variant(
     bundle: Bundle, folder: Path, budget: float | None, target: str | None, precision: str | None
 ) -> Variant:
-    """The variant that was asked for; see `Session.open` for what is taken where something is left open.
+    """Returns the variant that was asked for; see `Session.open` for what is taken where something is left open.
 
     Raises:
         InputError: there is none; the message lists what the bundle has.
@@ -228,7 +204,11 @@ def choose_variant(
         asked = f"target {target or 'any'}, precision {precision or 'any'}, budget {budget or 'any'}"
         have = ", ".join(f"{v.target}/{v.precision}/{v.keep_rate:g}" for v in bundle.variants)
         raise InputError(f"the bundle has no variant with {asked}; it has {have}")
-    best = [_preferred([v for v in fits if v.target == name]) for name in _by_preference(fits)]
+    order = [*reversed(RUNTIMES)]
+    targets = sorted(
+        {v.target: None for v in fits}, key=lambda name: order.index(name) if name in order else len(order)
+    )
+    best = [_preferred([v for v in fits if v.target == name]) for name in targets]
     if len(best) == 1:
         return best[0]
     reasons = []
@@ -240,21 +220,15 @@ def choose_variant(
     raise JobError(f"nothing of the bundle can run here: {'; '.join(reasons)}")
 
 
-def _by_preference(variants: Sequence[Variant]) -> list[str]:
-    """The targets of some variants, known ones in the order of `RUNNERS`, then the rest."""
-    found = dict.fromkeys(variant.target for variant in variants)
-    return [*(name for name in RUNNERS if name in found), *(name for name in found if name not in RUNNERS)]
-
-
 def _preferred(variants: Sequence[Variant]) -> Variant:
-    """Of one target's variants the largest budget in the precision to take by default."""
-    judged = [v.precision for v in variants if v.precision == "int8" and "accuracy" in v.built_with]
-    precision = (judged or [variants[0].precision])[0]
+    """Returns the largest budget in the default precision of one target's variants."""
+    judged = any(v.precision == "int8" and "accuracy" in v.built_with for v in variants)
+    precision = "int8" if judged else variants[0].precision
     return max((v for v in variants if v.precision == precision), key=lambda v: v.tokens)
 
 
 def find_variant(bundle: Bundle, name: str) -> Variant:
-    """A bundle's variant by its id.
+    """Returns a bundle's variant by its id.
 
     Raises:
         InputError: there is none of that id; the message lists those that there are.
@@ -267,7 +241,7 @@ def find_variant(bundle: Bundle, name: str) -> Variant:
 
 
 def open_variant(folder: Path, variant: Variant, threads: int) -> Session:
-    """The session of exactly this variant of a bundle.
+    """Opens a session of exactly this variant of a bundle.
 
     Raises:
         InputError: the bundle's files have changed.

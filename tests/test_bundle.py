@@ -18,6 +18,7 @@ from ptsr_edge.bundle import (
     Variant,
     VerifiedOn,
     add_verification,
+    bundle_card,
     check_files,
     describe_file,
     read_bundle,
@@ -27,6 +28,7 @@ from ptsr_edge.core.config import LABELS, Preprocess, named_model
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import sha256_of
 from ptsr_edge.core.records import parse
+from ptsr_edge.data.datasets import DATASETS
 
 
 @pytest.fixture
@@ -217,3 +219,12 @@ def test_a_bundle_of_before_there_were_verifications_is_read(tmp_path: Path) -> 
     del record["variants"][0]["verified_on"]
     (tmp_path / MANIFEST).write_text(json.dumps(record), encoding="utf-8")
     assert read_bundle(tmp_path).variants[0].verified_on == []
+
+
+def test_a_card_says_training_use_and_law() -> None:
+    card = bundle_card(DATASETS["synthetic"].card)
+    assert card.startswith("trained on synthetic faces rendered by ptsr-edge itself")
+    for part in ("no decision about a person", "(EU) 2024/1689", "article 5(1)(f)", "workplace", "education"):
+        assert part in card
+    assert "\n" not in card
+    assert bundle_card(None).startswith("training unknown. ")

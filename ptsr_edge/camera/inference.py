@@ -1,6 +1,7 @@
-"""Flow samples in, answers out, for several streams at once: one session, all of its budgets loaded, and a lock.
+"""Answers to flow samples: one session for all streams, the budget that holds a deadline, and the cascade.
 
-A `Session` is for one thread; here it is lent to one at a time, for the inference alone.
+A `Session` is for one thread; `SharedSession` lends it to one at a time, for the inference alone. All budgets are
+loaded and timed beforehand, so that moving from one to another costs nothing.
 """
 
 from __future__ import annotations
@@ -15,47 +16,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.bundle import Bundle, Cascade, Variant
+from ptsr_edge.bundle import Bundle, Cascade
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.session import Prediction, Session
 from ptsr_edge.vision.flow import check_flow, to_input
 
-
-def probability_margin(probabilities: Mapping[str, float] | Sequence[float]) -> float:
-    """The most probable class's lead over the second, in [0, 1]."""
-    values = probabilities.values() if isinstance(probabilities, Mapping) else probabilities
-    first, second = sorted(values, reverse=True)[:2]
-    return float(first - second)
-
-
-def goes_on(rule: Cascade, margin: float) -> bool:
-    """Whether the full budget is to be asked after a small one that answered with this margin."""
-    return margin < rule.margin
-
-
-def cascade_of(bundle: Bundle, variant: Variant) -> Cascade:
-    """The bundle's cascade for a variant's target and precision.
-
-    Raises:
-        InputError: it has none; the message says how to get one.
-    """
-    for rule in bundle.cascades:
-        if (rule.target, rule.precision) == (variant.target, variant.precision):
-            return rule
-    have = ", ".join(f"{rule.target}/{rule.precision}" for rule in bundle.cascades) or "none"
-    raise InputError(
-        f"the bundle has no calibrated cascade for {variant.target}/{variant.precision} (it has {have}): "
-        "export it with --cascade-loss, such as 0.05, the drop of UAR to allow"
-    )
-
-
 WARM_UPS = 6
-"""Inferences a budget when it is loaded; the quickest counts as what it takes on an idle machine."""
+"""Inferences per budget when it is loaded; the quickest counts as its time on an idle machine."""
 
 
 @dataclass(frozen=True)
 class InferenceResult:
-    """A prediction and what it took.
+    """A prediction and the time that it took.
 
     Attributes:
         prediction: of the last variant that was run.
@@ -81,7 +53,7 @@ class SharedSession:
         """Opens a session, loads all its budgets and times each once warm; arguments as `Session.open`.
 
         Raises:
-            InputError: as `Session.open`; or the model takes flow fields that came ready-made.
+            InputError: as `Session.open`; or the model was trained on ready-made flow fields.
             MissingExtraError: the runtime is not installed.
             JobError: the runtime refuses an artifact.
         """
@@ -108,7 +80,7 @@ class SharedSession:
 
     @property
     def bundle(self) -> Bundle:
-        """The manifest."""
+        """The manifest of the bundle."""
         return self._session.bundle
 
     @property
@@ -118,7 +90,7 @@ class SharedSession:
         return f"{variant.target}/{variant.precision}"
 
     def check_budget(self, budget: float) -> float:
-        """The keep rate of the loaded variant that a budget means.
+        """Returns the keep rate of the loaded variant that keeps as many tokens as `budget` asks for.
 
         Raises:
             InputError: there is none.
@@ -132,15 +104,23 @@ class SharedSession:
         have = ", ".join(f"{known:g}" for known in self.budgets)
         raise InputError(f"the bundle has no budget {budget:g} in {self.artifact}; it has {have}")
 
-    def check_cascade(self) -> None:
-        """Makes sure that the bundle has a cascade.
+    def cascade(self) -> Cascade:
+        """Returns the bundle's cascade for this target and precision.
 
         Raises:
-            InputError: it has none for this target and precision.
+            InputError: it has none, and the message says how to get one; or it lacks one of the cascade's budgets.
         """
-        rule = cascade_of(self.bundle, self._session.variant)
-        for budget in (rule.small, rule.full):
-            self.check_budget(budget)
+        variant = self._session.variant
+        for rule in self.bundle.cascades:
+            if (rule.target, rule.precision) == (variant.target, variant.precision):
+                for budget in (rule.small, rule.full):
+                    self.check_budget(budget)
+                return rule
+        have = ", ".join(f"{rule.target}/{rule.precision}" for rule in self.bundle.cascades) or "none"
+        raise InputError(
+            f"the bundle has no calibrated cascade for {self.artifact} (it has {have}): "
+            "export it with --cascade-loss, such as 0.05, the drop of UAR to allow"
+        )
 
     def predict(self, flow: NDArray[np.float32], budget: float) -> InferenceResult:
         """Classifies a sample at a budget; (S, S, 3) float32 before normalisation.
@@ -153,13 +133,12 @@ class SharedSession:
         return InferenceResult(prediction, {budget: took})
 
     def predict_in_cascade(self, flow: NDArray[np.float32]) -> InferenceResult:
-        """Classifies a sample by the small budget, and by the full one where that is close.
+        """Classifies a sample at the small budget, and at the full one where the small answer is close.
 
         Raises:
             InputError, JobError: as `predict`; or no cascade was calibrated.
         """
-        rule = cascade_of(self.bundle, self._session.variant)
-        inputs = self._prepared(flow)
+        rule, inputs = self.cascade(), self._prepared(flow)
         prediction, took = self._run(inputs, rule.small)
         spent = {rule.small: took}
         if goes_on(rule, probability_margin(prediction.probabilities)):
@@ -184,7 +163,17 @@ class SharedSession:
         return min(self.predict(flow, budget).inference_ms[budget] for _ in range(WARM_UPS))
 
 
-# FOLDED from camera.governor: Which budget the next answer may take, so that a push stays within its deadline. All budgets are loaded and timed once beforehand; moving along the ladder costs nothing. Going down is quick, going up is slow (hysteresis): a push that missed its deadline, or one that would, sends it down at once; it goes up one step only when the next larger budget would leave a reserve, and not before `HOLD_S` after the last move. How much slower than beforehand inferences are now is learnt as one factor for the whole ladder: what the small budget takes tells of the large one too, which would otherwise never be tried again after a busy moment.
+def probability_margin(probabilities: Mapping[str, float] | Sequence[float]) -> float:
+    """Returns the lead of the most probable class over the second, in [0, 1]."""
+    values = probabilities.values() if isinstance(probabilities, Mapping) else probabilities
+    first, second = sorted(values, reverse=True)[:2]
+    return float(first - second)
+
+
+def goes_on(rule: Cascade, margin: float) -> bool:
+    """Returns whether the full budget is asked after a small one that answered with this margin."""
+    return margin < rule.margin
+
 
 RESERVE = 0.8
 """Share of the deadline that a larger budget must fit into before it is taken."""
@@ -192,33 +181,36 @@ RESERVE = 0.8
 HOLD_S = 2.0
 """Time of the source that a budget is kept before a larger one is tried."""
 
-RECENT = 256
-"""Pushes whose time apart from the inference is remembered."""
-
+_RECENT_PUSHES = 256
 _SMOOTHING = 0.2
 
 
 class BudgetController:
-    """Chooses from a ladder of budgets. For one thread at a time."""
+    """Chooses the budget of the next answer so that a push stays within its deadline. For one thread at a time.
+
+    Down is quick, up is slow (hysteresis): a push that missed its deadline, or a prediction that the next one will,
+    moves one step down at once. One step up is taken only when the larger budget would leave a reserve, and not before
+    `HOLD_S` after the last move. The slowdown of inferences since they were timed is learnt as one factor for the whole
+    ladder: the time of a small budget tells about the large one too, which would otherwise never be tried again after
+    a busy moment.
+    """
 
     def __init__(self, inference_ms: Mapping[float, float], deadline_ms: float) -> None:
         """Starts at the largest budget that fits.
 
         Args:
-            inference_ms: by keep rate, what one inference was measured to take.
-            deadline_ms: that a whole push may take.
+            inference_ms: measured time of one inference, by keep rate.
+            deadline_ms: time that a whole push may take.
 
         Raises:
-            InputError: a deadline that is not positive and finite, or no budget.
+            InputError: the deadline is not positive and finite.
         """
         if not (deadline_ms > 0 and np.isfinite(deadline_ms)):
             raise InputError(f"deadline_ms must be positive, got {deadline_ms:g}")
-        if not inference_ms:
-            raise InputError("a governor needs at least one budget")
         self.deadline_ms = float(deadline_ms)
+        self._cost_ms = dict(inference_ms)
         self._ladder = sorted(inference_ms)
-        self._cost_ms = {rate: float(inference_ms[rate]) for rate in self._ladder}
-        self._rest_ms: deque[float] = deque(maxlen=RECENT)
+        self._rest_ms: deque[float] = deque(maxlen=_RECENT_PUSHES)
         self._slowdown = 1.0
         self._moved_ns: int | None = None
         self.misses = 0
@@ -228,21 +220,16 @@ class BudgetController:
 
     @property
     def budget(self) -> float:
-        """The keep rate to answer at now."""
+        """The keep rate of the next answer."""
         return self._ladder[self._place]
-
-    @property
-    def ladder(self) -> tuple[float, ...]:
-        """All keep rates, from the smallest up."""
-        return tuple(self._ladder)
 
     def saw_push(self, push_ms: float, inference_ms: Mapping[float, float], pts_ns: int) -> None:
         """Learns from a push and moves.
 
         Args:
-            push_ms: what the whole push took.
-            inference_ms: by keep rate, what the inferences in it took, each; empty where there was none.
-            pts_ns: of the frame.
+            push_ms: time of the whole push.
+            inference_ms: time of each inference in it, by keep rate; empty where there was none.
+            pts_ns: timestamp of the frame.
         """
         for rate, took in inference_ms.items():
             self._slowdown += _SMOOTHING * (took / max(self._cost_ms[rate], 1e-3) - self._slowdown)
@@ -262,7 +249,7 @@ class BudgetController:
         return held and self._predicted(self._place + 1) <= RESERVE * self.deadline_ms
 
     def _predicted(self, place: int) -> float:
-        """The 95th percentile of the rest of a push, and one inference at a place of the ladder."""
+        """Returns the 95th percentile of a push without its inference, plus one inference at a place of the ladder."""
         rest = float(np.quantile(np.fromiter(self._rest_ms, float), 0.95)) if self._rest_ms else 0.0
         return rest + self._slowdown * self._cost_ms[self._ladder[place]]
 

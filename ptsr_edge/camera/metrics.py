@@ -1,4 +1,10 @@
-"""What is counted about a stream: plain numbers, to be read at any time."""
+"""Counters and times of streams, and the page that serves them to Prometheus.
+
+A stream is counted in two places: `StreamStats` by the pipeline, which an application may use alone, and
+`StreamCounters` by the runner, which reads sources. Each number is written by one thread at a time and may be read by
+any. The page is made from both at each scrape, so that nothing is counted twice; its format, escapes and content types
+are those of `prometheus_client`.
+"""
 
 from __future__ import annotations
 
@@ -14,202 +20,177 @@ import numpy as np
 
 from ptsr_edge.core.errors import InputError, JobError, require
 
-STAGES = ("face", "crop", "spot", "flow", "inference")
-"""Where the time of a push goes, in this order."""
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
 
-RECENT = 512
-"""Pushes that the percentiles are taken over."""
-
-COUNTS = (
-    "frames", "events", "no_face", "duplicates", "backwards", "jumps", "size_changes", "rejected", "failed",
-    "windows", "lost_spots",
-)  # fmt: skip
+RECENT = 4096
+"""Latest times that percentiles are taken over."""
 
 
-@dataclass(frozen=True)
-class StageTime:
-    """How often a stage ran, and for how long in all and at most."""
+@dataclass
+class StageTimes:
+    """Times of one stage, in milliseconds: their number, sum and maximum, and percentiles of the latest. Thread-safe."""
 
     count: int = 0
     total_ms: float = 0.0
     max_ms: float = 0.0
 
+    def __post_init__(self) -> None:
+        self._recent_ms: deque[float] = deque(maxlen=RECENT)
+        self._lock = threading.Lock()
 
-@dataclass(frozen=True)
+    def add(self, took_ms: float) -> None:
+        """Counts one time."""
+        with self._lock:
+            self.count += 1
+            self.total_ms += took_ms
+            self.max_ms = max(self.max_ms, took_ms)
+            self._recent_ms.append(took_ms)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Counts the time of the block, also when it raises."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add((time.perf_counter() - started) * 1e3)
+
+    def percentiles(self) -> tuple[float, float, float]:
+        """Returns the median, the 95th percentile and the maximum of the latest times; zeros before the first."""
+        with self._lock:
+            recent = np.array(self._recent_ms)
+        if not recent.size:
+            return 0.0, 0.0, 0.0
+        p50, p95 = np.quantile(recent, (0.5, 0.95))
+        return float(p50), float(p95), float(recent.max())
+
+    def record(self) -> dict[str, float | int | None]:
+        """Returns `n`, `mean_ms`, `p50_ms`, `p95_ms` and `max_ms` for JSON; null where there is no time yet."""
+        p50, p95, _ = self.percentiles()
+        with self._lock:
+            if not self.count:
+                return {"n": 0, "mean_ms": None, "p50_ms": None, "p95_ms": None, "max_ms": None}
+            times = {
+                "mean_ms": self.total_ms / self.count, "p50_ms": p50, "p95_ms": p95, "max_ms": self.max_ms,
+            }  # fmt: skip
+            return {"n": self.count} | {name: round(value, 3) for name, value in times.items()}
+
+
+PUSH_STAGES = ("face", "crop", "spot", "flow", "inference")
+"""Stages inside of a push, in this order."""
+
+
+@dataclass
 class StreamStats:
-    """A stream's counters at one moment.
+    """Counters of one stream inside of the pipeline.
 
     Attributes:
         stream: its name.
-        frames: that were processed.
-        events: that were answered.
+        frames: frames that were processed.
+        events: events that were answered.
         no_face: frames without a face.
         detections: runs of the face detector.
         tracks: faces that were followed, one after the other.
         windows: times that the crop was placed.
         duplicates: frames left out because their pts was that of the frame before.
         backwards: frames left out because their pts was a little before that of the frame before.
-        jumps: of the pts, after which everything began anew.
-        size_changes: of the frames, likewise.
-        rejected: frames that were no acceptable call.
+        jumps: jumps of the pts, after each of which everything began anew.
+        size_changes: changes of the frames' size, likewise.
+        rejected: pushes of something that is no frame or no timestamp.
         failed: pushes that ended in an error of the runtime.
-        lost_spots: spots whose crops were no longer there.
+        lost_spots: spotted motions whose crops were no longer there.
         deadline_misses: pushes that took longer than the deadline.
-        budget: keep rate that the next answer takes; None in a cascade.
-        budget_moves: of the governor.
-        last_pts_ns: of the last frame that was processed; None before the first.
+        budget: keep rate of the next answer; None in a cascade.
+        budget_moves: moves along the ladder of budgets.
+        last_pts_ns: pts of the last frame that was processed; None before the first.
         ring: crops that are held.
-        stages: by name of `STAGES`.
-        push_ms_p50, push_ms_p95, push_ms_max: over the last pushes, at most 512; 0 before the first.
+        stages: times by name of `PUSH_STAGES`.
+        push_ms_p50, push_ms_p95, push_ms_max: of the latest pushes, at most `RECENT`; 0 before the first.
     """
 
-    stream: str
-    frames: int
-    events: int
-    no_face: int
-    detections: int
-    tracks: int
-    windows: int
-    duplicates: int
-    backwards: int
-    jumps: int
-    size_changes: int
-    rejected: int
-    failed: int
-    lost_spots: int
-    deadline_misses: int
-    budget: float | None
-    budget_moves: int
-    last_pts_ns: int | None
-    ring: int
-    stages: dict[str, StageTime]
-    push_ms_p50: float
-    push_ms_p95: float
-    push_ms_max: float
-
-
-@dataclass
-class Counters:
-    """What a stream counts while it runs; guarded by the stream's lock."""
-
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
-    stages: dict[str, StageTime] = field(default_factory=lambda: dict.fromkeys(STAGES, StageTime()))
-    pushes_ms: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
-
-    def count(self, name: str, number: int = 1) -> None:
-        """Adds to one of `COUNTS`."""
-        self.counts[name] += number
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Times a stage."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.spent(stage, (time.perf_counter() - started) * 1e3)
-
-    def spent(self, stage: str, took_ms: float) -> None:
-        """Adds one run of a stage."""
-        before = self.stages[stage]
-        self.stages[stage] = StageTime(
-            before.count + 1, before.total_ms + took_ms, max(before.max_ms, took_ms)
-        )
-
-    def percentiles(self) -> tuple[float, float, float]:
-        """Median, 95th percentile and maximum of the last pushes, in milliseconds."""
-        if not self.pushes_ms:
-            return 0.0, 0.0, 0.0
-        p50, p95 = np.quantile(np.fromiter(self.pushes_ms, float), (0.5, 0.95))
-        return float(p50), float(p95), max(self.pushes_ms)
+    stream: str = ""
+    frames: int = 0
+    events: int = 0
+    no_face: int = 0
+    detections: int = 0
+    tracks: int = 0
+    windows: int = 0
+    duplicates: int = 0
+    backwards: int = 0
+    jumps: int = 0
+    size_changes: int = 0
+    rejected: int = 0
+    failed: int = 0
+    lost_spots: int = 0
+    deadline_misses: int = 0
+    budget: float | None = None
+    budget_moves: int = 0
+    last_pts_ns: int | None = None
+    ring: int = 0
+    stages: dict[str, StageTimes] = field(
+        default_factory=lambda: {stage: StageTimes() for stage in PUSH_STAGES}
+    )
+    push_ms_p50: float = 0.0
+    push_ms_p95: float = 0.0
+    push_ms_max: float = 0.0
 
 
 State = Literal["starting", "running", "waiting", "ended", "failed"]
 
 STATES: tuple[State, ...] = ("starting", "running", "waiting", "ended", "failed")
-"""Of a stream: before its first frame, while frames come, between two tries to open it again, and after."""
+"""States of a stream: before its first frame, while frames come, between two tries to open it again, and after."""
 
-STREAM_COUNTERS_STAGES = ("decode", "wait", "push", "output")
-"""Where the time of a frame goes: decoding, waiting in the queue, the pipeline, and printing, recording, showing."""
-
-_RECENT = 4096
+FRAME_STAGES = ("decode", "wait", "push", "output")
+"""Stages of a frame: decoding, waiting in the queue, the pipeline, and printing, recording and showing."""
 
 
-class StageTimes:
-    """Times of one stage: their number, sum and maximum, and percentiles of the latest 4096. Thread-safe."""
-
-    def __init__(self) -> None:
-        """No time yet."""
-        self.n = 0
-        self.sum_s = 0.0
-        self.max_s = 0.0
-        self._recent: deque[float] = deque(maxlen=_RECENT)
-        self._lock = threading.Lock()
-
-    def add(self, seconds: float) -> None:
-        """Counts one time."""
-        with self._lock:
-            self.n += 1
-            self.sum_s += seconds
-            self.max_s = max(self.max_s, seconds)
-            self._recent.append(seconds)
-
-    def record(self) -> dict[str, float | int | None]:
-        """`n`, `mean_ms`, `p50_ms`, `p95_ms`, `max_ms`; null where there is no time yet."""
-        with self._lock:
-            recent = list(self._recent)
-            n, sum_s, max_s = self.n, self.sum_s, self.max_s
-        if not recent:
-            return {"n": 0, "mean_ms": None, "p50_ms": None, "p95_ms": None, "max_ms": None}
-        p50, p95 = np.percentile(recent, (50, 95))
-        times_s = {"mean": sum_s / n, "p50": p50, "p95": p95, "max": max_s}
-        return {"n": n} | {f"{key}_ms": round(float(value) * 1000, 3) for key, value in times_s.items()}
-
-
+@dataclass
 class StreamCounters:
-    """Counters of one stream. Each is written by one thread and may be read by any.
+    """Counters of one stream from its source to its output.
 
     Attributes:
         state: one of `STATES`.
         reason: why it failed or waits; empty otherwise.
         frames: frames that the source gave.
         pushed: frames that the pipeline took.
-        refused: frames that it did not take.
+        refused: frames that the pipeline did not take.
         dropped: frames that gave way in the full queue.
         damaged: packets and frames that could not be decoded.
         events: events that came of it.
-        connects: how often the source was opened and gave a frame.
-        failures: how often it broke off or could not be opened.
-        resolution_changes: how often the frames' size changed.
+        connects: times that the source was opened and gave a frame.
+        failures: times that the source broke off or could not be opened.
+        resolution_changes: times that the frames' size changed.
         queue_depth, queue_deepest: frames that wait now, and the most that ever did.
-        width, height: of the latest frame.
-        first_ns, latest_ns: timestamps of the first and the latest frame; null before there is one.
+        width, height: size of the latest frame.
+        first_ns, latest_ns: timestamps of the first and the latest frame; None before there is one.
+        stages: times by name of `FRAME_STAGES`.
     """
 
-    def __init__(self) -> None:
-        """Everything at zero."""
-        self.state: State = "starting"
-        self.reason = ""
-        self.frames = 0
-        self.pushed = 0
-        self.refused = 0
-        self.dropped = 0
-        self.damaged = 0
-        self.events = 0
-        self.connects = 0
-        self.failures = 0
-        self.resolution_changes = 0
-        self.queue_depth = 0
-        self.queue_deepest = 0
-        self.width = 0
-        self.height = 0
-        self.first_ns: int | None = None
-        self.latest_ns: int | None = None
-        self.stages = {stage: StageTimes() for stage in STREAM_COUNTERS_STAGES}
+    state: State = "starting"
+    reason: str = ""
+    frames: int = 0
+    pushed: int = 0
+    refused: int = 0
+    dropped: int = 0
+    damaged: int = 0
+    events: int = 0
+    connects: int = 0
+    failures: int = 0
+    resolution_changes: int = 0
+    queue_depth: int = 0
+    queue_deepest: int = 0
+    width: int = 0
+    height: int = 0
+    first_ns: int | None = None
+    latest_ns: int | None = None
+    stages: dict[str, StageTimes] = field(
+        default_factory=lambda: {stage: StageTimes() for stage in FRAME_STAGES}
+    )
 
     @property
     def reconnects(self) -> int:
-        """How often the source came back."""
+        """Number of times that the source came back."""
         return max(0, self.connects - 1)
 
     @property
@@ -220,16 +201,10 @@ class StreamCounters:
         return (self.latest_ns - self.first_ns) / 1e9
 
     def record(self) -> dict[str, Any]:
-        """All of it, ready for JSON; `stages` by name as `StageTimes.record` gives them."""
-        numbers = {name: value for name, value in vars(self).items() if name != "stages"}
+        """Returns all counters for JSON; `stages` by name as `StageTimes.record` gives them."""
         stages = {name: times.record() for name, times in self.stages.items()}
-        return numbers | {"reconnects": self.reconnects, "video_s": self.video_s, "stages": stages}
-
-
-# FOLDED from camera.exposition: What is counted, for Prometheus to scrape: a text page on the loopback interface, off unless a port is given. The format, its escapes and its content types are `prometheus_client`'s; it has no dependencies of its own. Nothing is counted twice: at each scrape the page is made from the counters that the streams and the pipeline keep anyway.
-
-if TYPE_CHECKING:
-    from prometheus_client.metrics_core import Metric
+        derived = {"reconnects": self.reconnects, "video_s": self.video_s, "stages": stages}
+        return {name: value for name, value in vars(self).items() if name != "stages"} | derived
 
 
 LOOPBACK = "127.0.0.1"
@@ -245,87 +220,70 @@ COUNTED = {
     "failures": "Times that the source broke off or could not be opened.",
     "resolution_changes": "Times that the size of the frames changed.",
 }
-"""Counters of `StreamCounters` on the page, and what they say."""
+"""Counters of `StreamCounters` on the page, with their help."""
 
 COUNTED_BY_PIPELINE = {
     "no_face": "Frames without a face.",
     "detections": "Runs of the face detector.",
     "jumps": "Jumps of the timestamps.",
     "deadline_misses": "Pushes that took longer than the deadline.",
-    "budget_moves": "Moves of the governor along the budget ladder.",
+    "budget_moves": "Moves along the ladder of budgets.",
 }
-"""Counters of `StreamStats` on the page."""
+"""Counters of `StreamStats` on the page, with their help."""
 
 
 class Page:
-    """Collects what is on the page, in the way of `prometheus_client`."""
+    """The content of the page, as a collector of `prometheus_client`."""
 
     def __init__(
         self,
         observe: Callable[[], Mapping[str, StreamCounters]],
         stats: Callable[[], Mapping[str, StreamStats]],
     ) -> None:
-        """Both are called at each scrape, from the server's thread, and answer by stream."""
+        """Takes two functions that return counters by stream; both are called at each scrape, in the server's thread."""
         self._observe = observe
         self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
-        """One metric after the other, each with a sample a stream."""
+        """Yields one metric after the other, each with a sample per stream."""
         core = require("prometheus_client.core", "camera", "serving metrics")
-        streams, stats = self._observe(), self._stats()
-        for name, text in COUNTED.items():
-            metric = core.CounterMetricFamily(f"ptsr_edge_{name}", text, labels=["stream"])
-            for stream, counters in streams.items():
-                metric.add_metric([stream], getattr(counters, name))
-            yield metric
-        for name, text in COUNTED_BY_PIPELINE.items():
-            metric = core.CounterMetricFamily(f"ptsr_edge_{name}", text, labels=["stream"])
-            for stream, of_stream in stats.items():
-                metric.add_metric([stream], getattr(of_stream, name))
-            yield metric
-        yield from self._gauges(core, streams, stats)
-        yield from self._times(core, streams, stats)
-
-    def _gauges(
-        self, core: Any, streams: Mapping[str, StreamCounters], stats: Mapping[str, StreamStats]
-    ) -> Iterator[Metric]:
+        counters, stats = self._observe(), self._stats()
+        sources: tuple[tuple[dict[str, str], Mapping[str, Any]], ...] = (
+            (COUNTED, counters), (COUNTED_BY_PIPELINE, stats),
+        )  # fmt: skip
+        for texts, streams in sources:
+            for name, text in texts.items():
+                metric = core.CounterMetricFamily(f"ptsr_edge_{name}", text, labels=["stream"])
+                for stream, one in streams.items():
+                    metric.add_metric([stream], getattr(one, name))
+                yield metric
         depth = core.GaugeMetricFamily(
             "ptsr_edge_queue_depth", "Frames that wait in the queue.", labels=["stream"]
         )
         state = core.GaugeMetricFamily(
             "ptsr_edge_state", "1 for the state that the stream is in.", labels=["stream", "state"]
         )
-        for stream, counters in streams.items():
-            depth.add_metric([stream], counters.queue_depth)
+        for stream, one in counters.items():
+            depth.add_metric([stream], one.queue_depth)
             for name in STATES:
-                state.add_metric([stream, name], float(counters.state == name))
-        yield depth
-        yield state
+                state.add_metric([stream, name], float(one.state == name))
         budget = core.GaugeMetricFamily(
             "ptsr_edge_budget", "Keep rate of the next answer; none in a cascade.", labels=["stream"]
         )
         for stream, of_stream in stats.items():
             if of_stream.budget is not None:
                 budget.add_metric([stream], of_stream.budget)
-        yield budget
-
-    def _times(
-        self, core: Any, streams: Mapping[str, StreamCounters], stats: Mapping[str, StreamStats]
-    ) -> Iterator[Metric]:
-        stage = core.SummaryMetricFamily(
-            "ptsr_edge_stage_seconds", "Time of a frame, by stage.", labels=["stream", "stage"]
+        yield from (depth, state, budget)
+        staged: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
+            ("stage", "Time of a frame, by stage.", counters),
+            ("push_stage", "Time inside of a push, by stage.", stats),
         )
-        for stream, counters in streams.items():
-            for name, times in counters.stages.items():
-                stage.add_metric([stream, name], count_value=times.n, sum_value=times.sum_s)
-        yield stage
-        inside = core.SummaryMetricFamily(
-            "ptsr_edge_push_stage_seconds", "Time inside of a push, by stage.", labels=["stream", "stage"]
-        )
-        for stream, of_stream in stats.items():
-            for name, spent in of_stream.stages.items():
-                inside.add_metric([stream, name], count_value=spent.count, sum_value=spent.total_ms / 1000)
-        yield inside
+        for kind, text, streams in staged:
+            summary = core.SummaryMetricFamily(f"ptsr_edge_{kind}_seconds", text, labels=["stream", "stage"])
+            for stream, one in streams.items():
+                for name, times in one.stages.items():
+                    summary.add_metric([stream, name], times.count, times.total_ms / 1000)
+            yield summary
 
 
 @contextmanager
@@ -333,14 +291,14 @@ def serve(port: int | None, page: Page) -> Iterator[int | None]:
     """Serves the page at `http://127.0.0.1:port/metrics` while the block runs; does nothing without a port.
 
     Args:
-        port: 0 takes a free one; None: no page.
-        page: what is on it.
+        port: the port; 0 takes a free one, None serves nothing.
+        page: the content.
 
     Yields:
-        The port.
+        The port that is served.
 
     Raises:
-        InputError: no port number.
+        InputError: the number is no port.
         JobError: the port is in use, or may not be used.
         MissingExtraError: `prometheus_client` is not installed.
     """

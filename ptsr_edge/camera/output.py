@@ -1,4 +1,7 @@
-"""Annotated frames into a video file, or into a window."""
+"""Output of a run: events as lines of JSON, and annotated frames into a video file or a window.
+
+Nothing is drawn unless somebody asks for a recording or a window.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,14 @@ from numpy.typing import NDArray
 
 from ptsr_edge.camera.pipeline import Box, Event, FaceView, Pipeline
 from ptsr_edge.camera.sources import TimedFrame, require_av
-from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.core.files import check_file, staged_file
-from ptsr_edge.vision.face_tracking import CropRing, Region, StableCrop
-from ptsr_edge.vision.flow import optical_flow
+from ptsr_edge.vision.flow import opencv
 
 if TYPE_CHECKING:
     import av
 
-# FOLDED from camera.overlay: What was seen, drawn onto frames: the face's box and crop, the flow of an event and the patches it was read from, and a strip of the latest events along the bottom. Nothing is drawn unless somebody asks for a recording or a window.
+log = logging.getLogger(__name__)
 
 Image = NDArray[np.uint8]
 """(H, W, 3) uint8 BGR."""
@@ -38,14 +39,13 @@ STRIP = 36
 """Height of the strip in pixels."""
 
 STRIP_S = 10.0
-"""Time of the source that the strip shows."""
+"""Time of the source that the strip spans."""
 
 SHOWN_S = 1.5
-"""For how long flow and patches of an event stay."""
+"""Time that flow and patches of an event stay."""
 
-RING_S = 4.0
-
-_SIDE = 112
+_FLOW_SIDE = 112
+"""Side in pixels of the picture of an event's flow."""
 
 _FULL_PX = 1.0
 """Motion, in pixels of the crop, that is shown in full colour."""
@@ -56,15 +56,12 @@ _COLOURS = ((60, 60, 230), (80, 200, 60), (230, 160, 40), (60, 200, 230), (200, 
 
 
 class Overlay:
-    """Draws onto the frames of one stream."""
+    """Draws onto the frames of one stream: the face's box and crop, the flow and the kept patches of an event, and a
+    strip of the latest events along the bottom.
+    """
 
-    def __init__(self, preprocess: Preprocess) -> None:
-        """`preprocess`: of the model, whose flow is shown."""
-        self._preprocess = preprocess
-        self._window = StableCrop(_SIDE)
-        self._ring = CropRing(round(RING_S * 1e9), 1024)
+    def __init__(self) -> None:
         self._events: deque[Event] = deque(maxlen=64)
-        self._flow: Image | None = None
         self._colours: dict[str, tuple[int, int, int]] = {}
 
     def draw(self, image: Image, pts_ns: int, view: FaceView, events: Sequence[Event]) -> Image:
@@ -73,16 +70,16 @@ class Overlay:
         Args:
             image: (H, W, 3) uint8 BGR; it is not changed.
             pts_ns: its timestamp.
-            view: where face and crop are.
-            events: that were answered with it.
+            view: the face, the crop and the flow after this frame.
+            events: the events that were answered with it.
 
         Returns:
             (H + STRIP, W, 3) uint8 BGR.
         """
-        cv2 = _cv2()
-        self._remember(image, pts_ns, view)
+        cv2 = opencv()
         for event in events:
-            self._take(event)
+            self._events.append(event)
+            self._colours.setdefault(event.label, _COLOURS[len(self._colours) % len(_COLOURS)])
         height, width = image.shape[:2]
         canvas = np.empty((height + STRIP, width, 3), np.uint8)
         canvas[:height], canvas[height:] = image, _GROUND
@@ -90,29 +87,11 @@ class Overlay:
             if box is not None:
                 cv2.rectangle(canvas[:height], *_corners(box), colour, 1)
         if self._events and 0 <= pts_ns - self._events[-1].answered_ns <= SHOWN_S * 1e9:
-            self._draw_event(cv2, canvas[:height], self._events[-1])
+            self._draw_event(cv2, canvas[:height], self._events[-1], view.flow)
         self._draw_strip(cv2, canvas[height:], pts_ns)
         return canvas
 
-    def _remember(self, image: Image, pts_ns: int, view: FaceView) -> None:
-        """Keeps the crop, so that the flow of an event can be measured again for showing it."""
-        if view.crop is None:
-            return
-        region = _region(view.crop)
-        if region != self._window.region:
-            self._window.region = region
-            self._ring.clear()
-        self._ring.add(pts_ns, self._window.cut(image))
-
-    def _take(self, event: Event) -> None:
-        self._events.append(event)
-        self._colours.setdefault(event.label, _COLOURS[len(self._colours) % len(_COLOURS)])
-        onset, apex = self._ring.at(event.onset_ns), self._ring.at(event.apex_ns)
-        same_place = self._window.region == _region(event.crop)
-        there = onset is not None and apex is not None and same_place
-        self._flow = flow_colours(optical_flow(onset, apex, self._preprocess)) if there else None  # type: ignore[arg-type]
-
-    def _draw_event(self, cv2: Any, picture: Image, event: Event) -> None:
+    def _draw_event(self, cv2: Any, picture: Image, event: Event, flow: NDArray[np.float32] | None) -> None:
         colour = self._colours[event.label]
         place = event.crop
         for token in event.kept_tokens:
@@ -124,14 +103,15 @@ class Overlay:
                 height=place.height / event.grid,
             )
             cv2.rectangle(picture, *_corners(patch), colour, 1)
-        if self._flow is not None:
-            side = min(_SIDE, picture.shape[0], picture.shape[1])
-            picture[:side, -side:] = cv2.resize(self._flow, (side, side), interpolation=cv2.INTER_AREA)
+        if flow is not None:
+            side = min(_FLOW_SIDE, picture.shape[0], picture.shape[1])
+            colours = flow_colours(flow)
+            picture[:side, -side:] = cv2.resize(colours, (side, side), interpolation=cv2.INTER_AREA)
         text = f"{event.label} {event.probabilities[event.label]:.2f}  budget {event.budget:g}  {event.latency_ms:.0f} ms"
         _write(cv2, picture, text, (6, 18), 0.5)
 
     def _draw_strip(self, cv2: Any, strip: Image, pts_ns: int) -> None:
-        """The last `STRIP_S` seconds, now at the right: a bar from onset to offset, a line at the apex."""
+        """Draws the last `STRIP_S` seconds, now at the right: a bar from onset to offset, a line at the apex."""
         width: int = strip.shape[1]
 
         def column(time_ns: int) -> int:
@@ -150,17 +130,17 @@ class Overlay:
 
 
 def flow_colours(flow: NDArray[np.float32]) -> Image:
-    """Flow as colours: the hue is its direction, the saturation its size up to 1 pixel; no motion is white.
+    """Returns flow as colours: the hue is its direction, the saturation its size up to 1 pixel; no motion is white.
 
     Args:
-        flow: (H, W, 2) float32: u, v in pixels.
+        flow: (H, W, 2 or more) float32: u, v in pixels; further channels are not read.
 
     Returns:
         (H, W, 3) uint8 BGR.
 
     Source: the colour coding of Baker et al., A database and evaluation methodology for optical flow, IJCV 2011.
     """
-    cv2 = _cv2()
+    cv2 = opencv()
     size, angle = cv2.cartToPolar(flow[..., 0], flow[..., 1], angleInDegrees=True)
     hsv = np.empty((*flow.shape[:2], 3), np.uint8)
     hsv[..., 0] = np.round(angle / 2).astype(np.int32) % 180
@@ -170,26 +150,18 @@ def flow_colours(flow: NDArray[np.float32]) -> Image:
     return colours
 
 
-def _region(box: Box) -> Region:
-    return Region(round(box.x), round(box.y), round(box.width), round(box.height))
-
-
 def _corners(box: Box) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The first and the last pixel of a box."""
+    """Returns the first and the last pixel of a box."""
     first = (round(box.x), round(box.y))
     return first, (round(box.x + box.width) - 1, round(box.y + box.height) - 1)
 
 
 def _write(cv2: Any, picture: Image, text: str, at: tuple[int, int], size: float) -> None:
-    """White on a dark ground, so that it can be read on any picture."""
+    """Writes in white on a dark ground, so that it can be read on any picture."""
     (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
     x, y = at
     cv2.rectangle(picture, (x - 2, y - height - 2), (x + width + 2, y + below), _GROUND, -1)
     cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, _TEXT, 1, cv2.LINE_AA)
-
-
-def _cv2() -> Any:
-    return require("cv2", "camera", "drawing onto frames")
 
 
 SUFFIXES = (".mp4", ".mkv", ".mov")
@@ -200,16 +172,16 @@ _CODECS = ("libx264", "mpeg4")
 _TICKS = 90_000
 
 _STEP = _TICKS // 30
-"""Between two frames where the timestamps do not rise."""
+"""Ticks between two frames where the timestamps do not rise."""
 
 _STOP_KEYS = (27, ord("q"))
 
 
 def recording_paths(path: Path, streams: list[str]) -> dict[str, Path]:
-    """Where each stream's video goes: to the path; with several streams, to `stem-NAME.suffix` beside it.
+    """Returns the path of each stream's video: the path itself; with several streams, `stem-NAME.suffix` beside it.
 
     Raises:
-        InputError: an unknown suffix, or nothing can be written there.
+        InputError: the suffix is unknown, or nothing can be written there.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"a recording is {', '.join(SUFFIXES)}; found {path}")
@@ -225,10 +197,10 @@ def recording_paths(path: Path, streams: list[str]) -> dict[str, Path]:
 
 @contextmanager
 def recording(path: Path) -> Iterator[Recorder]:
-    """A recorder whose file appears at `path` when the block ends well, and only then.
+    """Yields a recorder whose file appears at `path` only when the block ends well.
 
     Raises:
-        JobError: the file cannot be written; an older one is untouched.
+        JobError: the file cannot be written; an older one stays as it was.
     """
     with staged_file(path) as stage:
         recorder = Recorder(path, stage)
@@ -246,7 +218,7 @@ class Recorder:
     """
 
     def __init__(self, path: Path, stage: Path) -> None:
-        """Use `recording`. `stage`: where the file is written; `path`: what it is called in errors."""
+        """Use `recording`, which writes to `stage` and names `path` in errors."""
         self.path = path
         self.frames = 0
         self._stage = stage
@@ -256,7 +228,7 @@ class Recorder:
         self._latest = -1
 
     def add(self, image: Image, pts_ns: int) -> None:
-        """Adds a frame, (H, W, 3) uint8 BGR. Where time does not rise, it goes on by a thirtieth of a second.
+        """Adds a frame, (H, W, 3) uint8 BGR; where time does not rise, it goes on by a thirtieth of a second.
 
         Raises:
             JobError: it cannot be written.
@@ -281,7 +253,7 @@ class Recorder:
         self.frames += 1
 
     def close(self) -> None:
-        """Writes what is left.
+        """Writes the frames that are still in the encoder, and closes the file.
 
         Raises:
             JobError: it cannot be written.
@@ -308,11 +280,11 @@ class Recorder:
 
 
 def fitted(image: Image, width: int, height: int) -> Image:
-    """The image in a given size: as it is with a row or column repeated, or shrunk or enlarged with bars."""
+    """Returns the image in a given size: with a row or column repeated, or shrunk or enlarged between bars."""
     high, wide = image.shape[:2]
     if 0 <= height - high <= 1 and 0 <= width - wide <= 1:
         return np.pad(image, ((0, height - high), (0, width - wide), (0, 0)), mode="edge")
-    cv2 = require("cv2", "camera", "drawing onto frames")
+    cv2 = opencv()
     zoom = min(height / high, width / wide)
     size = (max(1, round(wide * zoom)), max(1, round(high * zoom)))
     canvas = np.zeros((height, width, 3), np.uint8)
@@ -322,10 +294,10 @@ def fitted(image: Image, width: int, height: int) -> Image:
 
 
 class Windows:
-    """One window a stream, drawn by the thread that calls `update`; frames may be handed in by any."""
+    """One window per stream, drawn by the thread that calls `update`; any thread may hand in frames."""
 
     def __init__(self) -> None:
-        """Looks whether windows can be opened here.
+        """Makes sure that windows can be opened here.
 
         Raises:
             JobError: OpenCV has none, or there is no display.
@@ -343,15 +315,14 @@ class Windows:
         self._lock = threading.Lock()
 
     def hand_in(self, name: str, image: Image) -> None:
-        """Shows an image with the next update; an earlier one that was not shown yet is forgotten."""
+        """Keeps an image for the next update; an earlier one that was not shown yet is dropped."""
         with self._lock:
             self._latest[name] = image
 
     def update(self) -> bool:
-        """Draws what was handed in; False where somebody pressed q or Escape."""
+        """Draws the images that were handed in; returns False where somebody pressed q or Escape."""
         with self._lock:
-            images: Mapping[str, Image] = self._latest
-            self._latest = {}
+            images, self._latest = self._latest, {}
         for name, image in images.items():
             self._cv2.imshow(name, image)
         return self._cv2.waitKey(1) & 0xFF not in _STOP_KEYS
@@ -361,16 +332,13 @@ class Windows:
         self._cv2.destroyAllWindows()
 
 
-log = logging.getLogger(__name__)
-
-
 class CameraOutput:
-    """Called with what each frame gave, from one thread a stream: see `streams.Output`."""
+    """Prints, records and shows each frame's result; called from one thread per stream, as `runner.Output`."""
 
     def __init__(
         self, pipeline: Pipeline, recorders: Mapping[str, Recorder], windows: Windows | None
     ) -> None:
-        """Recorders by stream; where there are none and no window, no frame is drawn on or kept."""
+        """Takes recorders by stream; without recorder and window, no frame is drawn on or kept."""
         self._pipeline = pipeline
         self._recorders = recorders
         self._windows = windows
@@ -389,12 +357,12 @@ class CameraOutput:
             self._draw(name, frame, events)
         elif events and name in self._latest:
             latest = self._latest[name]
-            for later_ns in (1, round(SHOWN_S * 1e9)):  # what came with the end stays to be seen for a moment
+            for later_ns in (1, round(SHOWN_S * 1e9)):  # an event that came with the end is seen for a moment
                 self._draw(name, replace(latest, pts_ns=latest.pts_ns + later_ns), events)
                 events = ()
 
     def _draw(self, name: str, frame: TimedFrame, events: Sequence[Event]) -> None:
-        overlay = self._overlays.setdefault(name, Overlay(self._pipeline.preprocess))
+        overlay = self._overlays.setdefault(name, Overlay())
         image = overlay.draw(frame.image, frame.pts_ns, self._pipeline.view(name), events)
         if name in self._recorders:
             self._recorders[name].add(image, frame.pts_ns)
@@ -414,6 +382,6 @@ class CameraOutput:
                     sys.stdout.flush()
             except BrokenPipeError:
                 log.warning("standard output was closed: stopping")
-                # What is left in the buffer would raise again when Python ends.
+                # The rest of the buffer would raise again when Python ends.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 self._closed.set()

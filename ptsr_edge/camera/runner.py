@@ -1,19 +1,20 @@
 """Several sources in one process: each has a thread that reads, a bounded queue, and a thread that pushes.
 
 A source that stalls, breaks off, changes its resolution or sends garbage is told in one line, counted, and opened
-again with back-off; the others go on. Nothing of a stream is shared with another but the pipeline.
+again with back-off; the others go on. Streams share nothing but the pipeline.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -23,9 +24,12 @@ from ptsr_edge.camera.metrics import StreamCounters
 from ptsr_edge.camera.sources import FrameSource, SourceRefusedError, TimedFrame
 from ptsr_edge.core.errors import InputError, JobError, PtsrError
 
-# FOLDED from camera.backoff: How long to wait before a source that broke off is opened again: longer each time, never in step with others.
+STEADY_S = 10.0
+"""Time without a failure after which earlier ones are forgotten."""
 
-_FACTOR = 2.0
+_TICK_S = 0.05
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -36,9 +40,11 @@ class Backoff:
     behind one switch, which all break off together, do not all come back in the same moment.
 
     Attributes:
-        first_s: the longest that the first wait can be, in seconds.
-        longest_s: the longest that any can be.
-        retries: after so many in a row that brought nothing, the source is given up.
+        first_s: the longest first wait, in seconds.
+        longest_s: the longest wait of all.
+        retries: tries in a row without a frame, after which the source is given up.
+        draw: the source of randomness.
+        failures: failures in a row so far.
 
     Source: Brooker, Exponential backoff and jitter, AWS Architecture Blog, 2015 ("equal jitter").
     """
@@ -59,29 +65,29 @@ class Backoff:
             raise InputError(f"retries must be 0 or more; found {self.retries}")
 
     def next_s(self) -> float | None:
-        """Counts a failure; the seconds to wait, or None where the source is given up."""
+        """Counts a failure; returns the seconds to wait, or None where the source is given up."""
         self.failures += 1
         if self.failures > self.retries:
             return None
         # 64 doublings pass any limit, and a float holds them.
-        whole = min(self.longest_s, self.first_s * _FACTOR ** min(self.failures - 1, 64))
+        whole = min(self.longest_s, self.first_s * 2.0 ** min(self.failures - 1, 64))
         return whole / 2 + self.draw.random() * whole / 2
 
     def reset(self) -> None:
-        """The source works again."""
+        """Forgets the failures: the source works again."""
         self.failures = 0
 
 
 T = TypeVar("T")
 
 DROP_POLICIES = ("oldest", "newest", "block")
-"""What gives way when the queue is full: the frame that waited longest, the one that comes, or the source."""
+"""A full queue drops the frame that waited longest, drops the one that comes, or makes the source wait."""
 
 
 class FrameQueue(Generic[T]):
-    """A queue of at most `size` frames between two threads, by one of `DROP_POLICIES`.
+    """A queue of at most `size` frames between two threads, with one of `DROP_POLICIES`.
 
-    Beside frames it takes marks, which are never dropped and take no room: a gap in the stream must not be lost.
+    It also takes marks, which are never dropped and take no room: a gap in the stream must not be lost.
 
     Attributes:
         dropped: frames that gave way so far.
@@ -89,7 +95,7 @@ class FrameQueue(Generic[T]):
     """
 
     def __init__(self, size: int, drop: str) -> None:
-        """An open, empty queue.
+        """Opens an empty queue.
 
         Raises:
             InputError: the size is below 1, or the policy is unknown.
@@ -108,7 +114,7 @@ class FrameQueue(Generic[T]):
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
-        """How many frames wait."""
+        """Returns how many frames wait."""
         return self._frames
 
     def put(self, frame: T) -> bool:
@@ -134,16 +140,16 @@ class FrameQueue(Generic[T]):
             return True
 
     def mark(self, mark: T) -> None:
-        """Hands over something that is no frame and is not dropped."""
+        """Hands over a mark."""
         with self._changed:
             self._items.append((mark, False, time.perf_counter()))
             self._changed.notify_all()
 
     def get(self) -> tuple[T, float] | None:
-        """Waits for what comes next.
+        """Waits for the next frame or mark.
 
         Returns:
-            It, and for how many seconds it has waited; None when the queue is closed and empty.
+            It, and the seconds that it has waited; None when the queue is closed and empty.
         """
         with self._changed:
             while not self._items and not self._closed:
@@ -156,13 +162,13 @@ class FrameQueue(Generic[T]):
             return item, time.perf_counter() - since
 
     def close(self) -> None:
-        """Nothing comes any more; what waits can still be taken."""
+        """Ends the queue: frames that wait can still be taken."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def cancel(self) -> None:
-        """Closes the queue and forgets what waits in it."""
+        """Closes the queue and drops what waits in it."""
         with self._changed:
             self._items.clear()
             self._frames = 0
@@ -176,26 +182,18 @@ class FrameQueue(Generic[T]):
                 return
 
 
-STEADY_S = 10.0
-"""After so long without a failure, earlier ones are forgotten."""
-
-_TICK_S = 0.05
-
-log = logging.getLogger(__name__)
-
-
 class Consumer(Protocol):
-    """What frames are pushed into: `pipeline.Pipeline`, from one thread a stream."""
+    """Takes frames, from one thread per stream: `pipeline.Pipeline`, or a stand-in."""
 
     def push(self, frame: NDArray[np.uint8], pts_ns: int, stream: str) -> Sequence[Any]:
         """Takes a frame; returns the events that it completed."""
 
     def flush(self, stream: str) -> Sequence[Any]:
-        """The stream ends or has a gap; returns the events that were still open."""
+        """Ends the stream, or marks a gap in it; returns the events that were still open."""
 
 
 Output = Callable[[str, TimedFrame | None, Sequence[Any]], None]
-"""Called for each frame that was pushed, in its stream's thread: name, frame (None after a flush), events."""
+"""Called for each frame that was pushed, in its stream's thread: name of the stream, frame (None after a flush), events."""
 
 
 @dataclass
@@ -203,12 +201,12 @@ class Stream:
     """One source at work.
 
     Attributes:
-        name: what it is called.
+        name: its name.
         shown: its address for logs, without password.
-        source: where its frames come from.
+        source: gives the frames.
         queue: frames between its two threads; None in it is a gap.
-        backoff: how long to wait before it is opened again.
-        counters: what is counted of it.
+        backoff: gives the time to wait before the source is opened again.
+        counters: of this stream.
     """
 
     name: str
@@ -219,11 +217,16 @@ class Stream:
     counters: StreamCounters = field(default_factory=StreamCounters)
 
     def observe(self) -> StreamCounters:
-        """The counters, with those that the queue and the source keep brought up to date."""
+        """Returns the counters, after bringing those of the queue and the source up to date."""
         counters = self.counters
         counters.dropped, counters.queue_deepest = self.queue.dropped, self.queue.deepest
         counters.queue_depth, counters.damaged = len(self.queue), self.source.damaged
         return counters
+
+    def fail(self, reason: str) -> None:
+        """Notes that the stream has failed, and logs why."""
+        self.counters.state, self.counters.reason = "failed", reason
+        log.error("%s: failed: %s: %s", self.name, self.shown, reason)
 
 
 class Streams:
@@ -236,13 +239,13 @@ class Streams:
         output: Output,
         stop: threading.Event | None = None,
     ) -> None:
-        """Streams that have not started.
+        """Prepares streams; nothing starts before `run`.
 
         Args:
-            pipeline: takes the frames; its `push` is called from one thread a stream.
-            streams: with different names.
-            output: takes what comes of each frame.
-            stop: ends the run when somebody sets it; by default an event of its own.
+            pipeline: takes the frames; its `push` is called from one thread per stream.
+            streams: their names differ.
+            output: is called for each frame that was pushed.
+            stop: ends the run when it is set; by default an event of its own.
         """
         self.streams = list(streams)
         self.stop = stop or threading.Event()
@@ -255,16 +258,15 @@ class Streams:
         A stream that fails does not end the others: see the `state` and `reason` of its counters.
 
         Args:
-            duration_s: stop after so many seconds; None: not by time.
+            duration_s: time after which the run ends; None: no limit.
             tick: called in this thread about 20 times a second.
         """
         ends_at = None if duration_s is None else time.monotonic() + duration_s
         with ThreadPoolExecutor(2 * len(self.streams), thread_name_prefix="ptsr-edge-stream") as pool:
             try:
-                pending: set[Future[None]] = set()
-                for stream in self.streams:
-                    pending |= {pool.submit(self._read, stream), pool.submit(self._work, stream)}
-                futures = list(pending)
+                readers = [pool.submit(_Reader(stream, self.stop).run) for stream in self.streams]
+                futures = [*readers, *(pool.submit(self._work, stream) for stream in self.streams)]
+                pending = set(futures)
                 while pending and not self.stop.is_set():
                     pending = wait(pending, timeout=_TICK_S).not_done
                     if ends_at is not None and time.monotonic() >= ends_at:
@@ -275,74 +277,28 @@ class Streams:
                 self.stop.set()
                 for stream in self.streams:
                     stream.queue.cancel()
-        self._judge(futures)
-
-    def _judge(self, futures: Sequence[Future[None]]) -> None:
-        """Raises what should never have happened: an exception that is no `PtsrError`."""
         for future in futures:
-            error = future.exception()
-            if error is not None:
-                raise error
+            future.result()  # raises a fault of the code: an exception that is no `PtsrError`
 
     def observe(self) -> Mapping[str, StreamCounters]:
-        """What is counted of each stream at this moment, by name."""
+        """Returns the counters of each stream at this moment, by name."""
         return {stream.name: stream.observe() for stream in self.streams}
 
-    # The thread that reads.
-
-    def _read(self, stream: Stream) -> None:
-        reader = _Reader(stream, self.stop)
-        try:
-            while not self.stop.is_set():
-                try:
-                    if not reader.read() or not stream.source.live or self.stop.is_set():
-                        break
-                    reason = "the stream ended"
-                except PtsrError as error:
-                    reason = str(error)
-                    if not stream.source.live or (
-                        isinstance(error, SourceRefusedError) and not stream.counters.connects
-                    ):
-                        _fail(stream, reason)
-                        break
-                if not self._wait_after(stream, reason):
-                    break
-        except BaseException as error:
-            _fail(stream, f"{type(error).__name__}: {error}")
-            raise
-        finally:
-            stream.queue.close()
-
-    def _wait_after(self, stream: Stream, reason: str) -> bool:
-        """Waits before the next try; False where there is none."""
-        counters = stream.counters
-        counters.failures += 1
-        stream.queue.mark(None)
-        delay_s = stream.backoff.next_s()
-        if delay_s is None:
-            _fail(stream, f"{reason}; given up after {stream.backoff.retries} tries")
-            return False
-        counters.state, counters.reason = "waiting", reason
-        log.warning("%s: %s; opening %s again in %.1f s", stream.name, reason, stream.shown, delay_s)
-        self.stop.wait(delay_s)
-        return True
-
-    # The thread that pushes.
-
     def _work(self, stream: Stream) -> None:
+        """Pushes what the queue holds, until it is closed; runs in a thread of its own."""
         try:
             while (taken := stream.queue.get()) is not None:
                 frame, waited_s = taken
                 if frame is None:
                     self._flush(stream)
                 else:
-                    stream.counters.stages["wait"].add(waited_s)
+                    stream.counters.stages["wait"].add(waited_s * 1e3)
                     self._push(stream, frame)
             self._flush(stream)
             if stream.counters.state != "failed":
                 stream.counters.state, stream.counters.reason = "ended", ""
         except BaseException as error:
-            _fail(stream, f"{type(error).__name__}: {error}")
+            stream.fail(f"{type(error).__name__}: {error}")
             raise
         finally:
             stream.queue.cancel()
@@ -354,17 +310,14 @@ class Streams:
             events = self._pipeline.push(frame.image, frame.pts_ns, stream=stream.name)
         except PtsrError as error:
             counters.refused += 1
-            if (
-                counters.refused & (counters.refused - 1) == 0
-            ):  # 1, 2, 4, 8, ...: a broken stream floods no log
+            if counters.refused.bit_count() == 1:  # 1, 2, 4, 8, ...: a broken stream floods no log
                 log.warning("%s: frame refused (%d so far): %s", stream.name, counters.refused, error)
             return
-        pushed = time.perf_counter()
-        counters.stages["push"].add(pushed - started)
+        counters.stages["push"].add((time.perf_counter() - started) * 1e3)
         counters.pushed += 1
         counters.events += len(events)
-        self._output(stream.name, frame, events)
-        counters.stages["output"].add(time.perf_counter() - pushed)
+        with counters.stages["output"].timed():
+            self._output(stream.name, frame, events)
 
     def _flush(self, stream: Stream) -> None:
         events = self._pipeline.flush(stream.name)
@@ -381,40 +334,68 @@ class _Reader:
         self._latest_ns: int | None = None
         self._latest_at = 0.0
 
-    def read(self) -> bool:
-        """Reads one connection to its end, or until it should stop.
+    def run(self) -> None:
+        """Reads until the source has ended or is given up, or until `stop`; runs in a thread of its own."""
+        stream = self._stream
+        try:
+            while not self._stop.is_set():
+                try:
+                    if not self._read() or not stream.source.live or self._stop.is_set():
+                        break
+                    reason = "the stream ended"
+                except PtsrError as error:
+                    reason = str(error)
+                    refused = isinstance(error, SourceRefusedError) and not stream.counters.connects
+                    if refused or not stream.source.live:
+                        stream.fail(reason)
+                        break
+                if not self._wait_after(reason):
+                    break
+        except BaseException as error:
+            stream.fail(f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            stream.queue.close()
 
-        Returns:
-            Whether the queue still takes frames.
+    def _wait_after(self, reason: str) -> bool:
+        """Waits before the next try; returns False where there is none."""
+        stream, counters = self._stream, self._stream.counters
+        counters.failures += 1
+        stream.queue.mark(None)
+        delay_s = stream.backoff.next_s()
+        if delay_s is None:
+            stream.fail(f"{reason}; given up after {stream.backoff.retries} tries")
+            return False
+        counters.state, counters.reason = "waiting", reason
+        log.warning("%s: %s; opening %s again in %.1f s", stream.name, reason, stream.shown, delay_s)
+        self._stop.wait(delay_s)
+        return True
+
+    def _read(self) -> bool:
+        """Reads one connection to its end, or until `stop`; returns whether the queue still takes frames.
 
         Raises:
-            JobError: it could not be opened or broke off.
+            JobError: the source could not be opened or broke off.
         """
         stream, offset_ns, opened_at = self._stream, 0, None
-        frames = stream.source.frames(self._stop)
-        try:
+        with contextlib.closing(stream.source.frames(self._stop)) as frames:
             for frame in frames:
                 now = time.monotonic()
                 if opened_at is None:
                     opened_at = now
-                    offset_ns = self._offset_ns(frame, now)
                     self._connected()
+                    if self._latest_ns is not None:
+                        # A stream that was opened again starts at 0, or anywhere: its time goes on from where it was.
+                        away_ns = round((now - self._latest_at) * 1e9)
+                        offset_ns = self._latest_ns + away_ns - frame.pts_ns
                 elif stream.backoff.failures and now - opened_at > STEADY_S:
                     stream.backoff.reset()
-                moved = TimedFrame(frame.image, frame.pts_ns + offset_ns, frame.decode_s)
+                moved = replace(frame, pts_ns=frame.pts_ns + offset_ns)
                 self._count(moved)
                 self._latest_ns, self._latest_at = moved.pts_ns, now
                 if not stream.queue.put(moved):
                     return False
-        finally:
-            frames.close()
         return True
-
-    def _offset_ns(self, frame: TimedFrame, now: float) -> int:
-        """A stream that was opened again starts at 0, or anywhere: its time goes on from where it was."""
-        if self._latest_ns is None:
-            return 0
-        return self._latest_ns + round((now - self._latest_at) * 1e9) - frame.pts_ns
 
     def _connected(self) -> None:
         counters = self._stream.counters
@@ -429,7 +410,7 @@ class _Reader:
         counters.latest_ns = frame.pts_ns
         if counters.first_ns is None:
             counters.first_ns = frame.pts_ns
-        counters.stages["decode"].add(frame.decode_s)
+        counters.stages["decode"].add(frame.decode_s * 1e3)
         height, width = frame.image.shape[:2]
         if (width, height) != (counters.width, counters.height):
             if counters.width:
@@ -439,11 +420,6 @@ class _Reader:
                     self._stream.name, counters.width, counters.height, width, height,
                 )  # fmt: skip
             counters.width, counters.height = width, height
-
-
-def _fail(stream: Stream, reason: str) -> None:
-    stream.counters.state, stream.counters.reason = "failed", reason
-    log.error("%s: failed: %s: %s", stream.name, stream.shown, reason)
 
 
 def raise_failed(counters: Mapping[str, StreamCounters]) -> None:

@@ -1,7 +1,10 @@
-"""What every source of frames has in common, and the one that most are: a container or stream that FFmpeg reads.
+"""Sources of frames: video files and network streams, capture devices, and raw frames on standard input.
 
-PyAV is used because a frame's presentation timestamp comes with it, in the stream's own time base. OpenCV's reader
-gives milliseconds whose first two are both 0, and counts frames where the rate varies.
+Files and streams are read by PyAV, because a frame's presentation timestamp comes with it, in the stream's own time
+base. OpenCV's reader gives milliseconds whose first two are both 0, and counts frames where the rate varies.
+
+Raw frames carry no timestamps: their rate is given with them. Where it is not constant, a container with timestamps
+goes through the same pipe: `ffmpeg ... -c:v rawvideo -f nut - | ptsr-edge camera --source -`.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ from ptsr_edge.core.errors import InputError, JobError, require
 if TYPE_CHECKING:
     import av
 
+log = logging.getLogger(__name__)
+
 Kind = Literal["file", "network", "device", "stdin"]
 
 NETWORK_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "srt", "udp", "rtp", "http", "https")
@@ -42,11 +47,11 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 @dataclass(frozen=True)
 class SourceAddress:
-    """One source: what it is called, what kind it is, and where it is.
+    """One source: its name, its kind and its address.
 
     Attributes:
         name: tells it apart from the others.
-        kind: what reads it.
+        kind: tells which class reads it.
         address: the path, address or index; `-` for standard input. May hold a password.
     """
 
@@ -135,21 +140,21 @@ def _file(name: str, address: str) -> SourceAddress:
 
 
 STALL_S = 5.0
-"""By default, how long a source may send nothing until it counts as stalled; also how long an opening may take."""
+"""Default of the time that a source may send nothing before it counts as stalled, and that an opening may take."""
 
 
 class SourceRefusedError(JobError):
-    """A source has answered, and the answer is no: trying again changes nothing."""
+    """A source has answered no: trying again changes nothing."""
 
 
 @dataclass(frozen=True)
 class TimedFrame:
-    """A frame and when it was taken.
+    """A frame and its time.
 
     Attributes:
         image: (H, W, 3) uint8, BGR.
         pts_ns: presentation timestamp in the source's own clock, in nanoseconds.
-        decode_s: how long decoding and conversion took, without waiting for data.
+        decode_s: time of decoding and conversion, without waiting for data.
     """
 
     image: NDArray[np.uint8]
@@ -161,15 +166,15 @@ class FrameSource(Protocol):
     """Frames of one file, stream, device or pipe.
 
     Attributes:
-        live: whether it can be opened again after it broke off, and goes on in real time.
-        damaged: how many packets or frames could not be used so far.
+        live: it goes on in real time, and can be opened again after it broke off.
+        damaged: packets or frames that could not be used so far.
     """
 
     live: bool
     damaged: int
 
     def check(self) -> None:
-        """Makes sure, where it can be told beforehand, that frames can be read; starts nothing.
+        """Makes sure that frames can be read, as far as it can be told beforehand; starts nothing.
 
         Raises:
             InputError: they cannot.
@@ -186,13 +191,13 @@ class FrameSource(Protocol):
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """How sources are read.
+    """Options of reading, for all sources.
 
     Attributes:
-        stall_s: how long nothing may come.
+        stall_s: longest time without data.
         rtsp_transport: "tcp", or "udp" where packets may be lost.
         size: (width, height) of raw frames on standard input; None where a container comes there.
-        fps: frames a second of raw frames, and of video that has no timestamps.
+        fps: rate of raw frames, and of video without timestamps, in frames per second.
         pixels: "bgr24" or "gray", of raw frames.
     """
 
@@ -204,7 +209,7 @@ class SourceSettings:
 
 
 def require_av() -> Any:
-    """Imports PyAV, after OpenCV: the other way round, OpenCV's windows hang (both bring a libxcb of their own).
+    """Imports PyAV, after OpenCV: in the other order, OpenCV's windows hang (both bring a libxcb of their own).
 
     Raises:
         MissingExtraError: PyAV is not installed.
@@ -217,19 +222,13 @@ def require_av() -> Any:
 class VideoSource:
     """A video file, a network stream, or a container on standard input, through FFmpeg.
 
-    A frame that says to be shown turned, as phones write it, comes turned. A packet that cannot be decoded and a
+    A frame whose metadata asks for a turn, as phones write it, comes turned. A packet that cannot be decoded and a
     frame that FFmpeg marks as corrupt are left out and counted in `damaged`; where nothing else comes for `stall_s`
     seconds, the source has failed.
     """
 
     def __init__(self, source: SourceAddress, settings: SourceSettings, pipe: Any = None) -> None:
-        """A source that is not opened yet.
-
-        Args:
-            source: what is read.
-            settings: how.
-            pipe: for standard input, an object whose `read(n)` gives bytes.
-        """
+        """Prepares a source; `pipe` is, for standard input, an object whose `read(n)` gives bytes."""
         self.source = source
         self.live = source.kind == "network"
         self.damaged = 0
@@ -237,7 +236,7 @@ class VideoSource:
         self._pipe = pipe
 
     def check(self) -> None:
-        """Opens a file once; a stream or a pipe is opened only to be read.
+        """Opens a file once; a stream or a pipe can only be read.
 
         Raises:
             InputError: the file is no video.
@@ -263,7 +262,7 @@ class VideoSource:
                 opening = math.inf
                 yield from self._decoded(av, container, stop)
         except (av.error.ExitError, av.error.InvalidDataError) as error:
-            # An opening that ran out of time is reported as either.
+            # FFmpeg reports an opening that ran out of time as either.
             if isinstance(error, av.error.ExitError) or time.monotonic() - opening >= self._settings.stall_s:
                 raise JobError(f"nothing came for {self._settings.stall_s:g} s") from error
             raise JobError(_reason(error)) from error
@@ -319,7 +318,7 @@ class VideoSource:
             raise JobError("not one frame could be decoded")
 
     def _pts_ns(self, frame: av.VideoFrame, count: int) -> int:
-        """The frame's own timestamp; the given rate only where a stream has none at all."""
+        """Returns the frame's own timestamp; one by the given rate only where the stream has none."""
         if frame.pts is not None and frame.time_base is not None:
             return round(frame.pts * frame.time_base * 1_000_000_000)
         if self._settings.fps is None:
@@ -330,19 +329,19 @@ class VideoSource:
 
 
 def _image(convert: Any, frame: av.VideoFrame) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 BGR, upright."""
+    """Converts a frame to (H, W, 3) uint8 BGR, upright."""
     image: NDArray[np.uint8] = convert.reformat(frame, format="bgr24").to_ndarray()
     quarters = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image
 
 
 def _reason(error: Any) -> str:
-    """What FFmpeg said, without the address: it may hold a password."""
+    """Returns FFmpeg's reason without the address, which may hold a password."""
     return str(error.strerror or type(error).__name__)
 
 
 _SELECT_TIMEOUT = "OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT"
-"""OpenCV's setting, in whole seconds, for how long a read from a V4L2 device may wait."""
+"""OpenCV's setting of how long a read from a V4L2 device may wait, in whole seconds."""
 
 
 class DeviceSource:
@@ -351,17 +350,17 @@ class DeviceSource:
     live = True
 
     def __init__(self, source: SourceAddress, settings: SourceSettings) -> None:
-        """A device that is not opened yet."""
+        """Prepares a device; nothing is opened."""
         self.source = source
         self.damaged = 0
         self._index = int(source.address)
         self._settings = settings
 
     def check(self) -> None:
-        """Looks for the device.
+        """Makes sure that the device is there.
 
         Raises:
-            InputError: there is none of this index; the message names those that are there.
+            InputError: it is not; the message names those that are.
         """
         require("cv2", "camera", "reading a capture device")
         if os.uname().sysname == "Linux" and not Path(f"/dev/video{self._index}").exists():
@@ -400,24 +399,20 @@ class DeviceSource:
         return TimedFrame(image, pts_ns, time.perf_counter() - started)
 
 
-# FOLDED from camera.raw_frames: Frames without a container, on standard input: `ffmpeg -f rawvideo -pix_fmt bgr24 - | ptsr-edge camera --source -`. Such a stream has no timestamps of its own: its rate is given with it. Where it is not constant, a container that holds timestamps goes through the same pipe: `ffmpeg ... -c:v rawvideo -f nut -`.
-
 BYTES_PER_PIXEL = {"bgr24": 3, "gray": 1}
 """Pixel formats of raw frames, by their names in FFmpeg."""
 
 MAX_SIDE = 16384
 
 _LOOK_S = 0.1
-"""How often a read that waits looks whether it should stop."""
-
-log = logging.getLogger(__name__)
+"""Time between two looks at `stop` of a read that waits."""
 
 
 class InputPipe:
-    """Bytes from a file descriptor, in reads that end when they are told to, or when nothing comes for too long."""
+    """Bytes from a file descriptor, in reads that end on `stop`, or when nothing comes for too long."""
 
     def __init__(self, descriptor: int, stop: threading.Event, stall_s: float) -> None:
-        """A descriptor that stays its owner's: it is not closed here."""
+        """Takes a descriptor, which stays open: it is its owner's."""
         self._descriptor = descriptor
         self._stop = stop
         self._stall_s = stall_s
@@ -425,7 +420,7 @@ class InputPipe:
         self._poll.register(descriptor, select.POLLIN)
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes; none at the end or after `stop`.
+        """Reads at most `size` bytes; none at the end or after `stop`.
 
         Raises:
             JobError: nothing came for `stall_s` seconds.
@@ -447,7 +442,7 @@ class InputPipe:
         return filled
 
     def _wait(self) -> bool:
-        """Whether there is something to read, or the end; False after `stop`."""
+        """Waits for data or the end; returns False after `stop`."""
         waiting_since = time.monotonic()
         while not self._stop.is_set():
             if self._poll.poll(_LOOK_S * 1000):
@@ -460,25 +455,35 @@ class InputPipe:
 class RawSource:
     """Raw frames of one size from a file descriptor, at a constant rate.
 
-    What is left over at the end is no frame: it is told and counted in `damaged`.
+    Bytes that are left over at the end are no frame: they are logged and counted in `damaged`.
     """
 
     live = False
 
     def __init__(self, descriptor: int, settings: SourceSettings) -> None:
-        """A pipe that nothing has been read from yet.
+        """Prepares a pipe; nothing is read yet.
 
         Raises:
             InputError: size, rate or pixel format is missing or out of range.
         """
+        if settings.pixels not in BYTES_PER_PIXEL:
+            known = ", ".join(BYTES_PER_PIXEL)
+            raise InputError(f"raw frames have pixels {known}; found {settings.pixels!r}")
+        if settings.size is None or settings.fps is None:
+            raise InputError("raw frames need their size and rate: --size 640x360 --fps 30")
+        if not all(1 <= side <= MAX_SIDE for side in settings.size):
+            raise InputError(f"the size of raw frames must be 1 to {MAX_SIDE} a side; found {settings.size}")
+        if not 0 < settings.fps <= 1000:
+            raise InputError(
+                f"the rate must be above 0 and at most 1000 frames a second; found {settings.fps:g}"
+            )
         self.damaged = 0
         self._descriptor = descriptor
         self._stall_s = settings.stall_s
-        self._size, self._fps = check_raw(settings)
-        self._pixels = settings.pixels
+        self._size, self._fps, self._pixels = settings.size, settings.fps, settings.pixels
 
     def check(self) -> None:
-        """Nothing can be told before the first frame."""
+        """Does nothing: a pipe tells nothing before its first frame."""
 
     def frames(self, stop: threading.Event) -> Generator[TimedFrame, None, None]:
         """See `FrameSource.frames`; the n-th frame is at n / fps seconds."""
@@ -495,7 +500,7 @@ class RawSource:
             if filled < image.nbytes:
                 break
             started = time.perf_counter()
-            frame = _as_bgr(image)
+            frame = image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
             yield TimedFrame(frame, round(count * period_ns), time.perf_counter() - started)
             count += 1
         if filled:
@@ -508,25 +513,3 @@ class RawSource:
             log.warning("standard input: %s: left out; are --size and --pixels those of the input?", left)
         elif count == 0:
             raise JobError("standard input ended before the first frame")
-
-
-def check_raw(settings: SourceSettings) -> tuple[tuple[int, int], float]:
-    """Size and rate of raw frames.
-
-    Raises:
-        InputError: one is missing or out of range, or the pixel format is none of `BYTES_PER_PIXEL`.
-    """
-    if settings.pixels not in BYTES_PER_PIXEL:
-        known = ", ".join(BYTES_PER_PIXEL)
-        raise InputError(f"raw frames have pixels {known}; found {settings.pixels!r}")
-    if settings.size is None or settings.fps is None:
-        raise InputError("raw frames need their size and rate: --size 640x360 --fps 30")
-    if not all(1 <= side <= MAX_SIDE for side in settings.size):
-        raise InputError(f"the size of raw frames must be 1 to {MAX_SIDE} a side; found {settings.size}")
-    if not 0 < settings.fps <= 1000:
-        raise InputError(f"the rate must be above 0 and at most 1000 frames a second; found {settings.fps:g}")
-    return settings.size, settings.fps
-
-
-def _as_bgr(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)

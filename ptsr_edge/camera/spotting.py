@@ -1,11 +1,11 @@
-"""Online spotting: where in a stream of face crops a micro-expression starts, peaks and ends.
+"""Online spotting: finds where in a stream of face crops a micro-expression starts, peaks and ends.
 
-    crop --average--> sample --face_motion--> motion of each region --bump_filter--> heights --> Spot
+    crop --FrameAverager--> sample --MotionMeter--> motion of each region --bump_kernels--> heights --> Spot
 
 Sampled alike at every frame rate, a region's motion is searched for a rise and return within half a second.
-A height counts by how far it stands out of three things: the noise of the trailing seconds, what is left
-of the head's own motion, and what a blink does to the skin around the eyes. Nothing waits for the future
-longer than `SpotSettings.max_delay_s`.
+A height counts by how far it stands out of three things: the noise of the trailing seconds, the rest of the
+head's own motion, and the pull of a blink on the skin around the eyes. No answer waits longer than
+`SpotSettings.max_delay_s`.
 """
 
 from __future__ import annotations
@@ -19,114 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from ptsr_edge.camera.face_motion import EYES, MIN_SIDE, REGIONS, Frame, MotionMeter, RegionMotion
+from ptsr_edge.camera.face_motion import EYES, MIN_SIDE, REGIONS, Frame, MotionMeter
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.records import Record
-
-# FOLDED from camera.frame_average: Frames at any rate become samples at about one rate: what is between two samples is averaged, not lost.
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Frames that were taken together.
-
-    Attributes:
-        frame: (H, W) float32, their mean.
-        time_s: the mean of their pts.
-    """
-
-    frame: NDArray[np.float32]
-    time_s: float
-
-
-class FrameAverager:
-    """Averages frames over `sample_s`; at a lower rate each frame is a sample. One stream, one frame size."""
-
-    def __init__(self, sample_s: float) -> None:
-        self._sample_ns = _NS * sample_s
-        self._sum: NDArray[np.float32] | None = None
-        self._pts: list[int] = []
-        self._last_ns: int | None = None
-        self._sampled_ns: int | None = None
-
-    def push(self, frame: NDArray[np.uint8], pts_ns: int) -> Sample | None:
-        """Takes the next frame, (H, W); the sample that ends with it, if one does.
-
-        A sample ends with the frame that is nearest to its end, so that nothing waits for the next one.
-        """
-        interval = 0 if self._last_ns is None else pts_ns - self._last_ns
-        self._last_ns = pts_ns
-        self._sum = frame.astype(np.float32) if self._sum is None else self._sum + frame
-        self._pts.append(pts_ns)
-        if self._sampled_ns is not None and pts_ns - self._sampled_ns < self._sample_ns - interval / 2:
-            return None
-        middle_ns = self._pts[0] + sum(pts - self._pts[0] for pts in self._pts) / len(self._pts)
-        sample = Sample(self._sum / np.float32(len(self._pts)), middle_ns / _NS)
-        self._sum, self._pts, self._sampled_ns = None, [], pts_ns
-        return sample
-
-
-def bump(times_s: Array, lasts_s: float) -> Array:
-    """A raised cosine around 0, from 0 to 1 and back within `lasts_s`."""
-    inside = np.abs(times_s) < lasts_s / 2
-    return np.where(inside, 0.5 + 0.5 * np.cos(2 * np.pi * times_s / lasts_s), 0.0)
-
-
-def bump_kernels(durations_s: Sequence[float], rest_s: float, step_s: float) -> Array:
-    """Rows whose product with a window of samples is the height of a bump in its middle.
-
-    Args:
-        durations_s: of the bumps, ascending.
-        rest_s: how much is looked at before and after a bump.
-        step_s: between samples.
-
-    Returns:
-        (durations, 2 h + 1): least squares over bump, level and slope; h samples make half of the longest
-        bump and its rest. A shorter bump looks at less: its row is 0 further out.
-    """
-    half = round((max(durations_s) / 2 + rest_s) / step_s)
-    kernels = np.zeros((len(durations_s), 2 * half + 1))
-    for row, lasts_s in zip(kernels, durations_s, strict=True):
-        reach = round((lasts_s / 2 + rest_s) / step_s)
-        times = step_s * np.arange(-reach, reach + 1, dtype=np.float64)
-        terms = np.stack([bump(times, lasts_s), np.ones_like(times), times], axis=1)
-        row[half - reach : half + reach + 1] = np.linalg.pinv(terms)[0]
-    return kernels
-
-
-class TrailingNoise:
-    """The standard deviation of each of many signals, from the median of their size in a trailing window.
-
-    The median absolute deviation about 0, as bump heights have no level, times 1.4826: the standard
-    deviation of a normal distribution, which rare events do not change.
-    """
-
-    def __init__(self, window: int, refresh: int, floor: float) -> None:
-        """`window` and `refresh` are counts of `add`: how many are held, how often they are looked at."""
-        self._heights: deque[Array] = deque(maxlen=window)
-        self._refresh = refresh
-        self._floor = floor
-        self._since = 0
-        self._sigma: Array | None = None
-
-    def __len__(self) -> int:
-        return len(self._heights)
-
-    def add(self, heights: Array) -> None:
-        """Takes the next heights, of the same shape each time."""
-        self._heights.append(np.abs(heights).astype(np.float32))
-        self._since += 1
-        if self._sigma is None or self._since >= self._refresh:
-            median = np.median(np.stack(self._heights), axis=0)
-            self._sigma = np.maximum(1.4826 * median, self._floor).astype(np.float64)
-            self._since = 0
-
-    @property
-    def sigma(self) -> Array:
-        """Of the shape of what was added; only after the first `add`."""
-        assert self._sigma is not None
-        return self._sigma
-
 
 Array = NDArray[np.float64]
 
@@ -138,27 +33,27 @@ _NS = 1e9
 
 
 class SpotSettings(Record):
-    """What is looked for, in seconds whatever the frame rate, and how far it has to stand out.
+    """The shape of the motions to look for, in seconds whatever the frame rate, and how far they have to stand out.
 
-    The threshold is what `python benchmarks/spotting.py --tuning-only --tuning-clips 2` prints, from clips of
-    people that no figure is reported on. The other defaults were chosen by hand, on clips of such people too.
+    The threshold is printed by `python benchmarks/spotting.py --tuning-only --tuning-clips 2`, from clips of
+    people that no result is reported on. The other defaults were chosen by hand, on clips of such people too.
 
     Attributes:
         threshold: least score of a spot.
-        durations_s: of the bumps that are looked for, onset to offset, ascending.
-        rest_s: of the face before and after a bump that a height is measured against.
-        separation_s: between two spots, at least.
+        durations_s: durations of the bumps that are looked for, onset to offset, ascending.
+        rest_s: time of the resting face before and after a bump that a height is measured against.
+        separation_s: least time between two spots.
         return_share: the smaller of rise and return has to be this share of the larger one.
-        longest_s: a motion of more than this is no micro-expression.
-        sample_s: between two samples; frames in between are averaged.
-        trailing_s: of the window that the noise is learned from.
-        warm_up_s: of crops before the first spot.
-        noise_floor_px: the noise is never taken to be smaller, in pixels at 112.
-        head_share: how much of the head's own motion may be left in a region.
-        blink_share: how much of the lids' motion may show at the brows.
-        blink_share_far: the same, of mouth and cheeks.
-        max_gap_s: between two crops; after a longer one everything begins anew.
-        lost_share: the residual, as a share of the crop's contrast, above which a crop shows something else.
+        longest_s: longest duration; a longer motion is no micro-expression.
+        sample_s: time between two samples; frames in between are averaged.
+        trailing_s: length of the window that the noise is learned from.
+        warm_up_s: time of crops before the first spot.
+        noise_floor_px: least noise that is assumed, in pixels at 112.
+        head_share: share of the head's own motion that may be left in a region.
+        blink_share: share of the lids' motion that may show at the brows.
+        blink_share_far: the same at mouth and cheeks.
+        max_gap_s: longest time between two crops; after a longer one everything begins anew.
+        lost_share: residual, as a share of the crop's contrast, above which a crop shows something else.
     """
 
     threshold: float = Field(default=3.15, gt=0)
@@ -192,7 +87,7 @@ class SpotSettings(Record):
 
     @property
     def max_delay_s(self) -> float:
-        """The longest time from an apex to the pts of the frame with which it is answered.
+        """The longest time from an apex to the pts of the frame that completes its answer.
 
         Half of the longest bump and its rest, the separation within which it has to be the best, half of
         the longest bump again, as the apex may come before the middle; rounding to samples; and the
@@ -203,7 +98,7 @@ class SpotSettings(Record):
 
 @dataclass(frozen=True)
 class Spot:
-    """A motion that came and went.
+    """A motion that came and went back.
 
     Attributes:
         onset_ns: pts of the frame where it starts.
@@ -251,7 +146,7 @@ class Spotter:
     def reset(self) -> None:
         """Forgets the crops: the next one shows another place or time.
 
-        What counts as noise is kept, as it belongs to the camera and the light.
+        The noise is kept, as it belongs to the camera and the light.
         """
         self._meter.reset()
         self._pts: deque[int] = deque()
@@ -277,7 +172,7 @@ class Spotter:
             Spots that are certain with this crop, in the order of their apexes; usually none.
 
         Raises:
-            InputError: the crop is no such image; nothing was taken.
+            InputError: the crop is no such image; it was not taken.
             MissingExtraError: OpenCV is not installed.
         """
         _check_crop(crop)
@@ -296,7 +191,7 @@ class Spotter:
         return ended + (self._take(sample) if sample is not None else [])
 
     def flush(self) -> list[Spot]:
-        """The stream ends or is interrupted here: what can still be said; the next crop begins anew."""
+        """Ends or interrupts the stream; returns the spots that can still be told. The next crop begins anew."""
         spots: list[Spot] = []
         if self._rows:
             for _ in range(self._half + self._apart):
@@ -305,14 +200,14 @@ class Spotter:
         return spots
 
     def _take(self, sample: Sample) -> list[Spot]:
-        """A sample goes onto the grid of `sample_s`, by linear interpolation."""
+        """Brings a sample onto the grid of `sample_s`, by linear interpolation."""
         motion, time_s = self._meter.measure(sample.frame), sample.time_s
         if motion.residual_share > self.settings.lost_share:
             pts = self._pts[-1]
             spots = self.flush()
             self._pts.append(pts)
             return spots
-        row = _signals(motion)
+        row = np.stack([motion.regions, motion.rigid])  # (2, R, 2)
         if self._before is None:
             self._before, self._start_s = (time_s, row), time_s
             return self._advance(row)
@@ -325,7 +220,7 @@ class Spotter:
         return spots
 
     def _advance(self, row: Array) -> list[Spot]:
-        """Takes the signals of the next grid time and judges the moment that has now all of its future."""
+        """Takes the signals (2, R, 2) of the next grid time and judges the moment that now has all of its future."""
         self._rows.append(row)
         self._count += 1
         if len(self._rows) < 2 * self._half + 1:
@@ -351,7 +246,7 @@ class Spotter:
         return _Moment(float(scores[best]), best, face[best] / variance[best])
 
     def _peak(self) -> list[Spot]:
-        """The moment in the middle of those held, if it is the best of them and shaped as a bump."""
+        """Returns the moment in the middle of those held, if it is the best of them and shaped as a bump."""
         if len(self._moments) < 2 * self._apart + 1 or self._moments[self._apart] is None:
             return []
         moment = self._moments[self._apart]
@@ -369,7 +264,7 @@ class Spotter:
         return []
 
     def _shape(self, moment: _Moment, middle: int) -> Spot | None:
-        """Onset, apex and offset of a bump, or None if what rose did not come back in time."""
+        """Returns onset, apex and offset of a bump; None where the motion did not come back in time."""
         rows = np.stack(self._rows)[:, 0, :_FACE]  # (n, R, 2)
         signal = np.tensordot(rows, moment.weights, axes=2)  # (n,)
         first = self._count - len(rows)
@@ -388,7 +283,7 @@ class Spotter:
         return self._spot(first + np.array([onset, apex, offset]), moment.score)
 
     def _spot(self, places: Array, score: float) -> Spot:
-        """Onset, apex and offset on the grid become the pts of the frames nearest to them, three different ones."""
+        """Turns onset, apex and offset on the grid into the pts of the three different frames nearest to them."""
         pts = np.array(self._pts)
         times = _NS * (self._start_s + self.settings.sample_s * places)
         nearest = np.abs(pts[:, None] - times).argmin(axis=0)
@@ -398,15 +293,10 @@ class Spotter:
 
 
 def _half_height(signal: Array, height: float) -> float:
-    """Samples from the start of a fall to where half of it is done, between samples by a straight line."""
+    """Returns the number of samples from the start of a fall to its half, between samples by a straight line."""
     level = signal[0] - height / 2
     below = int(np.argmax(signal <= level))
     return below - float((level - signal[below]) / (signal[below - 1] - signal[below]))
-
-
-def _signals(motion: RegionMotion) -> Array:
-    """(2, R, 2): what the regions do, and what the head does to them."""
-    return np.stack([motion.regions, motion.rigid])
 
 
 def _check_crop(crop: Any) -> None:
@@ -416,3 +306,108 @@ def _check_crop(crop: Any) -> None:
     square = crop.ndim == 2 and crop.shape[0] == crop.shape[1]
     if not square or crop.dtype != np.uint8 or crop.shape[0] < MIN_SIDE:
         raise InputError(f"{accepted}; found {crop.shape} {crop.dtype}")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The mean of frames that follow one another.
+
+    Attributes:
+        frame: (H, W) float32.
+        time_s: the mean of their pts.
+    """
+
+    frame: NDArray[np.float32]
+    time_s: float
+
+
+class FrameAverager:
+    """Averages frames over `sample_s`, so that a high rate loses no frame; at a low rate each frame is a sample.
+
+    For one stream of one frame size.
+    """
+
+    def __init__(self, sample_s: float) -> None:
+        self._sample_ns = _NS * sample_s
+        self._sum: NDArray[np.float32] | None = None
+        self._pts: list[int] = []
+        self._last_ns: int | None = None
+        self._sampled_ns: int | None = None
+
+    def push(self, frame: NDArray[np.uint8], pts_ns: int) -> Sample | None:
+        """Takes the next frame, (H, W); returns the sample that ends with it, if one does.
+
+        A sample ends with the frame that is nearest to its end, so that nothing waits for the next one.
+        """
+        interval = 0 if self._last_ns is None else pts_ns - self._last_ns
+        self._last_ns = pts_ns
+        self._sum = frame.astype(np.float32) if self._sum is None else self._sum + frame
+        self._pts.append(pts_ns)
+        if self._sampled_ns is not None and pts_ns - self._sampled_ns < self._sample_ns - interval / 2:
+            return None
+        middle_ns = self._pts[0] + sum(pts - self._pts[0] for pts in self._pts) / len(self._pts)
+        sample = Sample(self._sum / np.float32(len(self._pts)), middle_ns / _NS)
+        self._sum, self._pts, self._sampled_ns = None, [], pts_ns
+        return sample
+
+
+def bump(times_s: Array, lasts_s: float) -> Array:
+    """Returns a raised cosine around 0, from 0 to 1 and back within `lasts_s`."""
+    inside = np.abs(times_s) < lasts_s / 2
+    return np.where(inside, 0.5 + 0.5 * np.cos(2 * np.pi * times_s / lasts_s), 0.0)
+
+
+def bump_kernels(durations_s: Sequence[float], rest_s: float, step_s: float) -> Array:
+    """Returns rows whose product with a window of samples is the height of a bump in its middle.
+
+    Args:
+        durations_s: durations of the bumps, ascending.
+        rest_s: time that is looked at before and after a bump.
+        step_s: time between samples.
+
+    Returns:
+        (durations, 2 h + 1): least squares over bump, level and slope; h samples make half of the longest
+        bump and its rest. A shorter bump looks at less: its row is 0 further out.
+    """
+    half = round((max(durations_s) / 2 + rest_s) / step_s)
+    kernels = np.zeros((len(durations_s), 2 * half + 1))
+    for row, lasts_s in zip(kernels, durations_s, strict=True):
+        reach = round((lasts_s / 2 + rest_s) / step_s)
+        times = step_s * np.arange(-reach, reach + 1, dtype=np.float64)
+        terms = np.stack([bump(times, lasts_s), np.ones_like(times), times], axis=1)
+        row[half - reach : half + reach + 1] = np.linalg.pinv(terms)[0]
+    return kernels
+
+
+class TrailingNoise:
+    """The standard deviation of each of many signals, from the median of their size in a trailing window.
+
+    The median absolute deviation about 0, as bump heights have no level, times 1.4826: the standard
+    deviation of a normal distribution, which rare events do not change.
+    """
+
+    def __init__(self, window: int, refresh: int, floor: float) -> None:
+        """Takes counts of `add`: `window` are held, and every `refresh` the deviation is computed anew."""
+        self._heights: deque[Array] = deque(maxlen=window)
+        self._refresh = refresh
+        self._floor = floor
+        self._since = 0
+        self._sigma: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self._heights)
+
+    def add(self, heights: Array) -> None:
+        """Takes the next heights, of the same shape each time."""
+        self._heights.append(np.abs(heights).astype(np.float32))
+        self._since += 1
+        if self._sigma is None or self._since >= self._refresh:
+            median = np.median(np.stack(self._heights), axis=0)
+            self._sigma = np.maximum(1.4826 * median, self._floor).astype(np.float64)
+            self._since = 0
+
+    @property
+    def sigma(self) -> Array:
+        """The deviations, of the shape of the heights; only after the first `add`."""
+        assert self._sigma is not None
+        return self._sigma

@@ -1,7 +1,7 @@
 """One stream from frames to spotted motions: its face, its crop, its ring of crops, its spotter.
 
-What is uncertain ends the window, and nothing is measured across the border: a jump of the pts, another size of
-frames, a face that is lost, a crop that had to be moved.
+A window is a stretch of frames with one crop. It ends with a jump of the pts, another size of frames, a lost face, or a
+crop that had to be moved; nothing is measured across its border.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.camera.metrics import Counters
+from ptsr_edge.camera.metrics import StreamStats
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.vision.face_detection import Detector, Face, FixedCrop, Frame
 from ptsr_edge.vision.face_tracking import DETECT_EVERY_S, CropRing, FaceTracker, Gray, Region, StableCrop
 from ptsr_edge.vision.flow import MIN_FRAME
 
 MAX_GAP_S = 0.5
-"""Between two frames; a longer one is a jump: a micro-expression would fit in between."""
+"""Longest time between two frames; more is a jump, as a micro-expression would fit in between."""
 
 RING_S = 2.5
 RING_MOST = 640
-"""Crops that are held at most: two and a half seconds at up to 256 frames a second."""
+"""Most crops that are held: two and a half seconds at up to 256 frames a second."""
 
 
 class SpottedMotion(Protocol):
-    """What a spotter finds: pts of the frames where a motion starts, is largest and ends, and how it stands out."""
+    """A finding of a spotter: pts of the frames where a motion starts, is largest and ends, and how far it stands out."""
 
     @property
     def onset_ns(self) -> int: ...
@@ -44,11 +44,11 @@ class OnlineSpotter(Protocol):
     """Finds motions in a stream of crops of one place."""
 
     def push(self, crop: Gray, pts_ns: int) -> Sequence[SpottedMotion]:
-        """Takes the next crop; the motions that are complete with it."""
+        """Takes the next crop; returns the motions that are complete with it."""
         ...
 
     def flush(self) -> Sequence[SpottedMotion]:
-        """The stream ends here: what is still to be said."""
+        """Ends the stream; returns the motions that can still be told."""
         ...
 
     def reset(self) -> None:
@@ -58,14 +58,14 @@ class OnlineSpotter(Protocol):
 
 @dataclass(frozen=True)
 class Sighting:
-    """A motion that was spotted, with the two crops that it is classified by.
+    """A spotted motion with the two crops that it is classified by.
 
     Attributes:
-        motion: of the spotter.
-        onset, apex: (S, S) uint8, gray.
-        face: its box at the time of the sighting.
-        region: of the crop.
-        truncated: the window ended before the motion was seen to.
+        motion: the finding of the spotter.
+        onset, apex: crops, (S, S) uint8, gray.
+        face: the face's box at the time of the sighting.
+        region: the place of the crop.
+        truncated: the window ended before the motion did.
     """
 
     motion: SpottedMotion
@@ -87,10 +87,9 @@ class CameraStream:
         *,
         detect_every_s: float = DETECT_EVERY_S,
     ) -> None:
-        """`side`: S, of the crops; `spotter` makes this stream's own."""
-        self.counters = Counters()
-        self.tracker = FaceTracker(detector, detect_every_s)
-        self.last_pts_ns: int | None = None
+        """Begins a stream; `spotter` makes a spotter of its own, `side` is S, of the crops."""
+        self.stats = StreamStats()
+        self._tracker = FaceTracker(detector, detect_every_s)
         self._detector = detector
         self._window = StableCrop(side)
         self._ring = CropRing(round(RING_S * 1e9), RING_MOST)
@@ -99,77 +98,75 @@ class CameraStream:
         self._shape: tuple[int, int] | None = None
 
     @property
-    def held(self) -> int:
-        """Crops in the ring."""
-        return len(self._ring)
-
-    @property
     def seen(self) -> tuple[Face, Region] | None:
-        """The face and the crop of the last frame; None where there was no face."""
+        """The face and the place of the crop in the last frame; None where there was no face."""
         if self._face is None or self._window.region is None:
             return None
         return self._face, self._window.region
 
     def take(self, frame: Frame, pts_ns: int) -> list[Sighting]:
-        """Takes the next frame.
+        """Takes the next frame; returns what is complete with it.
 
         A frame with the pts of the one before, or a little before it, is left out and counted.
 
         Raises:
-            InputError: a fixed crop lies outside of the frame; the stream is as it was.
+            InputError: a fixed crop lies outside of the frame; the stream stays as it was.
         """
         if self._shape != frame.shape[:2] and isinstance(self._detector, FixedCrop):
             self._detector.detect(frame)
         ended = self._continues(frame, pts_ns)
         if ended is None:
             return []
-        with self.counters.timed("face"):
-            face = self.tracker.update(frame, pts_ns)
-        self.last_pts_ns = pts_ns
+        stats, stages = self.stats, self.stats.stages
+        with stages["face"].timed():
+            face = self._tracker.update(frame, pts_ns)
+        stats.detections, stats.tracks = self._tracker.detections, self._tracker.tracks
+        stats.last_pts_ns = pts_ns
         self._shape = (frame.shape[0], frame.shape[1])
-        self.counters.count("frames")
+        stats.frames += 1
         if face is None:
-            self.counters.count("no_face")
+            stats.no_face += 1
             return [*ended, *self._end_window()]
-        with self.counters.timed("crop"):
+        with stages["crop"].timed():
             before = self._window.region
             if self._window.follow(face):
                 if before is not None:
                     placed, self._window.region = self._window.region, before
                     ended += self._end_window()
                     self._window.region = placed
-                self.counters.count("windows")
+                stats.windows += 1
             self._face = face
             crop = self._window.cut(frame)
             self._ring.add(pts_ns, crop)
-        with self.counters.timed("spot"):
+            stats.ring = len(self._ring)
+        with stages["spot"].timed():
             motions = self._spotter.push(crop, pts_ns)
         return [*ended, *self._sightings(motions, truncated=False)]
 
     def end(self) -> list[Sighting]:
-        """The stream ends or is interrupted here: what is still to be said; the next frame begins anew."""
+        """Ends or interrupts the stream; returns what can still be told. The next frame begins anew."""
         ended = self._end_window()
-        self.tracker.reset()
-        self.last_pts_ns = self._shape = None
+        self._tracker.reset()
+        self.stats.last_pts_ns = self._shape = None
         return ended
 
     def _continues(self, frame: Frame, pts_ns: int) -> list[Sighting] | None:
-        """Sightings of what ends with this frame; None where the frame is left out."""
-        if self.last_pts_ns is None:
+        """Returns the sightings of a window that ends with this frame; None where the frame is left out."""
+        if self.stats.last_pts_ns is None:
             return []
-        step = pts_ns - self.last_pts_ns
+        step = pts_ns - self.stats.last_pts_ns
         if step == 0:
-            self.counters.count("duplicates")
+            self.stats.duplicates += 1
             return None
         if -MAX_GAP_S * 1e9 <= step < 0:
-            self.counters.count("backwards")
+            self.stats.backwards += 1
             return None
         jumped = not 0 < step <= MAX_GAP_S * 1e9
         resized = self._shape != frame.shape[:2]
         if not jumped and not resized:
             return []
-        self.counters.count("jumps", jumped)
-        self.counters.count("size_changes", resized)
+        self.stats.jumps += jumped
+        self.stats.size_changes += resized
         return self.end()
 
     def _end_window(self) -> list[Sighting]:
@@ -178,6 +175,7 @@ class CameraStream:
         ended = self._sightings(self._spotter.flush(), truncated=True)
         self._spotter.reset()
         self._ring.clear()
+        self.stats.ring = 0
         self._window.leave()
         self._face = None
         return ended
@@ -187,17 +185,17 @@ class CameraStream:
         for motion in motions:
             onset, apex = self._ring.at(motion.onset_ns), self._ring.at(motion.apex_ns)
             if onset is None or apex is None or self._face is None or self._window.region is None:
-                self.counters.count("lost_spots")
+                self.stats.lost_spots += 1
                 continue
             found.append(Sighting(motion, onset, apex, self._face, self._window.region, truncated))
         return found
 
 
 def check_frame(frame: Any) -> NDArray[np.uint8]:
-    """A frame that can be processed; (H, W, 1) comes back as (H, W).
+    """Returns a frame that can be processed; (H, W, 1) comes back as (H, W).
 
     Raises:
-        InputError: it is no (H, W, 3) uint8 BGR nor (H, W) uint8 gray image of at least 16 pixels a side.
+        InputError: it is neither an (H, W, 3) uint8 BGR nor an (H, W) uint8 gray image of at least 16 pixels a side.
     """
     if isinstance(frame, np.ndarray) and frame.dtype == np.uint8:
         if frame.ndim == 3 and frame.shape[2] == 1:
@@ -213,10 +211,10 @@ def check_frame(frame: Any) -> NDArray[np.uint8]:
 
 
 def check_pts(pts_ns: Any) -> int:
-    """A timestamp as a plain integer.
+    """Returns a timestamp as a plain integer.
 
     Raises:
-        InputError: it is none, or does not fit 64 bits.
+        InputError: it is no integer, or does not fit 64 bits.
     """
     if (
         isinstance(pts_ns, int | np.integer)

@@ -1,1 +1,1 @@
-"""What every stage stands on: errors, records, files, the console, the machine."""
+"""The ground of every stage: errors, records, files, configuration, the console, the machine."""

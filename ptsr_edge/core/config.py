@@ -1,31 +1,32 @@
-"""The named models and how their input is made: pure data, validated once.
+"""The named models, and how their input is made: pure data, validated once.
 
-Budgets are given as a keep rate in (0, 1] and turned into a token count by `ModelConfig.tokens_at`.
+A budget is given as a keep rate in (0, 1]; `ModelConfig.tokens_at` turns it into a number of tokens.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.records import Record
+from ptsr_edge.core.records import Record, nearest
 
 LABELS = ("negative", "positive", "surprise")
 """The classes of the MEGC2019 composite, in the order of its label numbers 0, 1, 2."""
 
-Score = Literal["class-attention", "rollout", "strain", "random"]
+
+DEVICES = ("auto", "cpu", "cuda")
+"""Where a model may be trained; auto: on the GPU where torch sees one."""
 
 
 class ModelConfig(Record):
     """Geometry of a PTSR or of its full-token ViT baseline.
 
-    `select_block` counts from 0 and is read only by the scores that need attention
-    (`class-attention`, `rollout`); `strain` and `random` select before the embedding.
-    `mean_readout` lets a PTSR read the mean of every patch as well, kept or not (`model.MeanReadout`).
+    `score` names an entry of `models.ptsr.SCORES`, which is looked up where a model is built. `select_block` counts
+    from 0 and is read only by scores of the attention. `mean_readout` lets a PTSR read the mean of every patch as
+    well, kept or not (`models.ptsr.MeanReadout`).
     """
 
     name: str
@@ -42,7 +43,7 @@ class ModelConfig(Record):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     layer_scale: float | None = Field(default=None, gt=0)
     token_norm: Literal["layer", "batch"] = "layer"
-    score: Score = "class-attention"
+    score: str = Field(default="class-attention", pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$")
     select_block: int = Field(default=0, ge=0)
     local_readout: bool = True
     mean_readout: bool = False
@@ -84,27 +85,22 @@ class ModelConfig(Record):
         """Width of the hidden layer of each block's MLP."""
         return int(self.dim * self.mlp_ratio)
 
-    @property
-    def selects_before_embedding(self) -> bool:
-        """Whether the selection needs nothing but the input."""
-        return self.score in ("strain", "random")
-
     def tokens_at(self, keep_rate: float) -> int:
-        """The number of patch tokens kept at a keep rate: ceil(rate x N).
+        """Returns how many patch tokens are kept at a keep rate: ceil(rate x N).
 
         Raises:
             InputError: the rate is not a number in (0, 1].
         """
-        if not 0 < keep_rate <= 1:
-            raise InputError(f"a budget is a keep rate in (0, 1], got {keep_rate:g}")
-        return max(1, math.ceil(keep_rate * self.patches - 1e-9))
+        return max(1, math.ceil(check_keep_rate(keep_rate) * self.patches - 1e-9))
 
     def check_tokens(self, tokens: int) -> int:
-        """Returns `tokens` if a static variant can keep that many.
+        """Returns `tokens`, if a static variant can keep that many.
 
         Raises:
-            InputError: fewer than 1 or more than there are.
+            InputError: fewer than 1 or more than there are; of a ViT, any but all.
         """
+        if self.kind == "vit" and tokens != self.patches:
+            raise InputError(f"{self.name} keeps all of its {self.patches} tokens, got a budget of {tokens}")
         if not 1 <= tokens <= self.patches:
             raise InputError(
                 f"a static variant of {self.name} keeps 1 to {self.patches} tokens, got {tokens}"
@@ -113,15 +109,15 @@ class ModelConfig(Record):
 
 
 class Preprocess(Record):
-    """How two frames become the input of a model. Travels with every checkpoint and bundle.
+    """The way from two frames to the input of a model; travels with every checkpoint and bundle.
 
     Attributes:
         image_size: side of the square input, in pixels.
         flow: method of the optical flow from onset to apex; `published` means that the data came
-            as flow fields and that the method is their publisher's.
-        global_motion: what is removed before the flow is measured.
+            as flow fields, measured by a method that only their publisher knows.
+        global_motion: motion of the head that is removed before the flow is measured.
         strain: formula and derivative of the third channel.
-        normalise: what is done per image and channel before the network.
+        normalise: normalisation per image and channel.
     """
 
     image_size: int = Field(gt=0)
@@ -158,19 +154,18 @@ DEFAULT_MODEL = "ptsr-tiny"
 
 
 def named_model(name: str) -> ModelConfig:
-    """The configuration of a named model.
+    """Returns the configuration of a named model.
 
     Raises:
-        InputError: there is no model of that name; the message lists them and the nearest.
+        InputError: there is no model of that name; the message lists all and the nearest.
     """
     if name in MODELS:
         return MODELS[name]
-    near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
-    raise InputError(f"unknown model {name!r}; known: {', '.join(MODELS)} (nearest: {near})")
+    raise InputError(f"unknown model {name!r}; known: {', '.join(MODELS)} (nearest: {nearest(name, MODELS)})")
 
 
 def baseline_of(config: ModelConfig) -> ModelConfig:
-    """The plain full-token ViT of the same depth, width, heads and patch."""
+    """Returns the plain full-token ViT of the same depth, width, heads and patch."""
     if config.kind == "vit":
         return config
     kept = {"image_size", "patch_size", "channels", "dim", "depth", "heads", "mlp_ratio", "classes",
@@ -179,9 +174,18 @@ def baseline_of(config: ModelConfig) -> ModelConfig:
     return ModelConfig(name=name, kind="vit", **{key: getattr(config, key) for key in kept})
 
 
-def parse_budget(text: str) -> float:
-    """Reads a keep rate; raises InputError outside of (0, 1]."""
-    rate = float(text)
+def check_keep_rate(rate: float) -> float:
+    """Returns the keep rate, if it is one; raises InputError outside of (0, 1]."""
     if not 0 < rate <= 1:
-        raise InputError(f"a budget is a keep rate in (0, 1], got {text}")
+        raise InputError(f"a budget is a keep rate in (0, 1], got {rate:g}")
     return rate
+
+
+def parse_keep_rate(text: str) -> float:
+    """Reads a keep rate.
+
+    Raises:
+        ValueError: the text is no number.
+        InputError: the number is outside of (0, 1].
+    """
+    return check_keep_rate(float(text))

@@ -1,28 +1,40 @@
-"""What every command shares: one-line errors, exit codes, progress on stderr, results on stdout."""
+"""The command line's common part: the table of verbs, one-line errors and exit codes, progress on stderr, results on
+stdout.
+"""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import json
 import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 import click
 
 from ptsr_edge.core.errors import InputError, MissingExtraError, PtsrError
+from ptsr_edge.core.records import nearest
 
 T = TypeVar("T")
 
-log = logging.getLogger("ptsr_edge")
+VERBS = {
+    "data": "Check what a folder holds of a data set: found, missing, odd, and counts beside the published ones.",
+    "train": "Train PTSR or its full-token baseline and write a checkpoint.",
+    "evaluate": "Judge a bundle's artifacts, a checkpoint, or a model trained afresh in each fold.",
+    "export": "Turn a checkpoint into a bundle of proven, static token-budget variants.",
+    "profile": "Measure MACs, latency, memory, size and accuracy of every variant beside the full-token ViT.",
+    "report": "Turns profiles into a page, a Markdown file, a JSON record and pictures, and chooses a variant.",
+    "camera": "Turn frames of cameras or files into events, one JSON line each.",
+    "doctor": "Say what is installed, and which targets can be built and run here.",
+}
+"""All verbs, in the order in which they are used, with their lines in `--help`."""
 
 
 class Verb(click.Command):
-    """A subcommand: adds `--debug`, turns a `PtsrError` into one line and an exit code.
+    """A subcommand with `--debug`, which turns a `PtsrError` into one line and an exit code.
 
     Exit codes: 0 done, 1 the job failed, 2 the call was wrong.
     """
@@ -44,19 +56,20 @@ class Verb(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            _give_up(ctx, error.format_message(), error.exit_code)
+            give_up(ctx, error.format_message(), error.exit_code)
         except PtsrError as error:
-            _give_up(ctx, str(error), error.exit_code)
+            give_up(ctx, str(error), error.exit_code)
 
     def invoke(self, ctx: click.Context) -> Any:
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
         try:
             return super().invoke(ctx)
         except PtsrError as error:
-            _give_up(ctx, str(error), error.exit_code)
+            give_up(ctx, str(error), error.exit_code)
 
 
-def _give_up(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
+def give_up(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
+    """Ends the process with one line on stderr; with `--debug`, after the traceback."""
     if ctx.meta.get("ptsr_edge.debug"):
         traceback.print_exc()
     click.echo(f"{ctx.command_path}: {' '.join(message.split())}", err=True)
@@ -68,28 +81,28 @@ def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None
 
 
 def run(verb: click.Command, name: str) -> None:
-    """Runs a verb as `python -m ptsr_edge.NAME`."""
+    """Runs a command that is called `name` in its messages."""
     verb.main(prog_name=name)
 
 
 def run_verb(name: str) -> None:
-    """Runs the verb `name` as `python -m ptsr_edge.NAME`; a package that is missing is one line and exit code 1."""
+    """Runs the verb `name` as `python -m ptsr_edge.NAME`; a missing package is one line and exit code 1."""
     program = f"python -m ptsr_edge.{name}"
     try:
         verb = load_verb(name)
     except PtsrError as error:
         click.echo(f"{program}: {error}", err=True)
         sys.exit(error.exit_code)
-    verb.main(prog_name=program)
+    run(verb, program)
 
 
 def say(text: str) -> None:
-    """One line of progress, on stderr."""
+    """Prints one line of progress on stderr."""
     click.echo(text, err=True)
 
 
 def finish(record: dict[str, Any], lines: Iterable[str], as_json: bool) -> None:
-    """Prints the result on stdout: the lines (the last is the path of what was made), or the record."""
+    """Prints the result on stdout: the lines, of which the last is the path of what was made, or the record as JSON."""
     if as_json:
         click.echo(json.dumps(record, indent=2, ensure_ascii=False))
         return
@@ -107,10 +120,9 @@ def progress(items: Iterable[T], label: str, length: int | None = None) -> Itera
 
 
 def comma_separated(parse: Callable[[str], T], what: str) -> Callable[..., list[T] | None]:
-    """A click callback for lists such as `1.0,0.5,0.25`.
+    """Returns a click callback that reads lists such as `1.0,0.5,0.25`, each entry by `parse`.
 
-    Raises:
-        InputError: an entry cannot be read; the message names it.
+    The callback raises InputError for an entry that cannot be read, and names the option `what` and the entry.
     """
 
     def callback(_ctx: click.Context, _param: click.Parameter, value: str | None) -> list[T] | None:
@@ -129,44 +141,36 @@ def comma_separated(parse: Callable[[str], T], what: str) -> Callable[..., list[
     return callback
 
 
-VERBS = {
-    "data": "Check what a folder holds of a data set: found, missing, odd, and counts beside the published ones.",
-    "train": "Train PTSR or its full-token baseline and write a checkpoint.",
-    "evaluate": "Judge a bundle's artifacts, a checkpoint, or a model trained afresh in each fold.",
-    "export": "Turn a checkpoint into a bundle of proven, static token-budget variants.",
-    "profile": "Measure MACs, latency, memory, size and accuracy of every variant beside the full-token ViT.",
-    "report": "Turns profiles into a page, a Markdown file, a JSON record and pictures, and chooses a variant.",
-    "camera": "Turn frames of cameras or files into events, one JSON line each.",
-    "doctor": "Say what is installed, and which targets can be built and run here.",
-}
-"""All verbs in the order in which they are used, with their lines in `--help`."""
-
-
-def verb_module(name: str) -> str:
-    """The module of a verb: the root's own for `doctor`, `cli` of its package for the others."""
-    file = Path(__file__).parents[1] / name / "cli.py"
-    return f"ptsr_edge.{name}.cli" if file.is_file() else f"ptsr_edge.{name}"
-
-
 def load_verb(name: str) -> click.Command:
-    """Imports a verb's module and returns its command.
+    """Imports the module of a verb and returns its command.
 
     Raises:
         InputError: there is no such verb; the message names the nearest.
         MissingExtraError: a package that its module imports is not installed.
     """
     if name not in VERBS:
-        near = difflib.get_close_matches(name, VERBS, n=1, cutoff=0.0)[0]
-        raise InputError(f"unknown verb {name!r}; nearest: {near}; known: {', '.join(VERBS)}")
+        raise InputError(f"unknown verb {name!r}; nearest: {nearest(name, VERBS)}; known: {', '.join(VERBS)}")
+    module = "ptsr_edge.doctor" if name == "doctor" else f"ptsr_edge.{name}.cli"
+    with explained_imports(name):
+        command: click.Command = importlib.import_module(module).main
+    return command
+
+
+@contextmanager
+def explained_imports(name: str) -> Iterator[None]:
+    """Lets the block import the modules of the command `name`.
+
+    Raises:
+        MissingExtraError: a package is not installed. A missing module of ptsr-edge itself raises what Python raises.
+    """
     try:
-        command: click.Command = importlib.import_module(verb_module(name)).main
+        yield
     except ImportError as error:
         package = (error.name or "").partition(".")[0]
-        if package in ("", "ptsr_edge"):
+        if isinstance(error, PtsrError) or package in ("", "ptsr_edge"):
             raise
-        # Runtimes and drawing are imported late, with their own message: what is left is `train`.
+        # Runtimes and drawing are imported late, with a message of their own: any other package comes with `train`.
         raise MissingExtraError(
             f"{name} needs the package {package!r}, which is not installed ({error}): "
             "pip install 'ptsr-edge[train]'"
         ) from error
-    return command

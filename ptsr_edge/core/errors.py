@@ -1,12 +1,12 @@
 """Everything that ptsr-edge raises on purpose.
 
     PtsrError
-    ├── InputError      what was asked for or handed in is not acceptable   (exit code 2)
+    ├── InputError      the call, or something handed in, is not acceptable (exit code 2)
     └── JobError        the request was fine, doing it failed               (exit code 1)
         ├── ParityError        an artifact departs from its reference
         └── MissingExtraError  a package that the job needs is not installed
 
-A message is one line for the person who reads it: what was wrong, what was found, what is accepted.
+A message is one line for the person who reads it: the fault, the value found, the values accepted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from types import ModuleType
 
 
 class PtsrError(Exception):
-    """Base of all errors that ptsr-edge raises on purpose."""
+    """The base of all errors that ptsr-edge raises on purpose."""
 
     exit_code = 1
 
@@ -40,7 +40,7 @@ class MissingExtraError(JobError, ImportError):
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:
-    """Imports `module`, or says which extra brings it.
+    """Imports and returns `module`; where it is missing, the error says which extra brings it.
 
     Raises:
         MissingExtraError: the module is not installed; the message holds the `pip install` line.

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ptsr_edge.core.errors import InputError, JobError
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    """Returns the SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -25,10 +25,10 @@ def sha256_of(path: Path) -> str:
 
 
 def check_file(path: Path) -> None:
-    """As `check_place`, of a file, which may replace one.
+    """Makes sure that a file can be written at a path, before any work is done for it; creates nothing.
 
     Raises:
-        InputError: as `check_place`, or a folder stands there.
+        InputError: as `check_place`, or the path is a folder.
     """
     check_place(path)
     if path.is_dir():
@@ -36,10 +36,10 @@ def check_file(path: Path) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Makes sure that something can be written at a path, before it is worked for; makes nothing.
+    """Makes sure that a file or folder can be written at a path, before any work is done for it; creates nothing.
 
     Raises:
-        InputError: a part of the path is a file, or the nearest folder that is there may not be written to.
+        InputError: a part of the path is a file, or the nearest existing folder may not be written to.
     """
     parent = path.absolute().parent
     while not os.path.lexists(parent):
@@ -56,41 +56,31 @@ def write_whole(path: Path, content: bytes | str) -> None:
     Raises:
         JobError: the file cannot be written (no room, no permission); the old file is untouched.
     """
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise JobError(f"cannot write {path}: {error.strerror}") from error
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise JobError(f"cannot write {path}: {error.strerror}") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    # Not of the path's suffix: whoever lists a folder by suffix never meets half a file.
+    with staged_file(path, suffix=".part") as stage, stage.open("xb") as stream:
+        stream.write(content.encode("utf-8") if isinstance(content, str) else content)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 @contextmanager
-def staged_file(path: Path) -> Iterator[Path]:
-    """A place beside `path`, of the same suffix, for a file that takes its place only when the block ends well.
+def staged_file(path: Path, suffix: str | None = None) -> Iterator[Path]:
+    """Yields a path beside `path`; the file that the block writes there moves to `path` only when the block ends well.
 
-    For what is written bit by bit by others, such as a video. A file that was not written there is no error:
-    nothing appears at `path` then.
+    A block that writes no file is no error: nothing appears at `path` then.
+
+    Args:
+        path: where the file appears.
+        suffix: of the yielded path; by default that of `path`, which a writer of video tells its format by.
 
     Raises:
         JobError: the file cannot be written (no room, no permission); the old file is untouched.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=suffix or path.suffix, dir=path.parent
+        )
     except OSError as error:
         raise JobError(f"cannot write {path}: {error.strerror}") from error
     os.close(handle)
@@ -107,17 +97,21 @@ def staged_file(path: Path) -> Iterator[Path]:
         stage.unlink(missing_ok=True)
 
 
+def json_text(record: Any) -> str:
+    """Returns a record as indented JSON with a line break at its end; raises ValueError for NaN and infinity."""
+    return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, record: Any) -> None:
-    """Writes a record as indented JSON, whole or not at all."""
-    write_whole(path, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Writes a record as `json_text`, whole or not at all."""
+    write_whole(path, json_text(record))
 
 
 @contextmanager
 def staged_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its place only when the block ends well.
+    """Yields a new folder beside `target`, which moves to `target` only when the block ends well.
 
-    A folder that stood at `target` before is replaced as a whole, or left as it was when the block
-    raises.
+    A folder that stood at `target` is then replaced as a whole; when the block raises, it stays as it was.
 
     Raises:
         JobError: the folder cannot be written (no room, no permission).

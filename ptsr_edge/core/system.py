@@ -1,7 +1,7 @@
-"""What machine this is, as far as a timing depends on it. Never a host name, a user or a path.
+"""The machine, as far as a timing depends on it. Never a host name, a user or a path.
 
-Everything is read from the standard places of Linux (`/proc`, `/sys`, `/etc/os-release`); what a system
-does not tell is null. Needs no package, not even numpy.
+Facts are read from the standard places of Linux (`/proc`, `/sys`, `/etc/os-release`); what a system does not tell is
+null. This module needs no package, not even numpy.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TELLING_FLAGS: dict[str, str] = {
     "sve2": "sve2",
     "sme": "sme",
 }
-"""Flags of `/proc/cpuinfo` that decide which kernels a runtime picks, and what they are called here."""
+"""Flags of `/proc/cpuinfo` that decide which kernels a runtime picks, with their names in records."""
 
 TOOLS = (
     "ptsr-edge",
@@ -58,16 +58,16 @@ TOOLS = (
     "fvcore",
     "opencv-python-headless",
 )
-"""Distributions whose version can change a figure."""
+"""Distributions whose version can change a result."""
 
 _GPU_FIELDS = ("name", "driver_version", "compute_cap", "clocks.sm", "clocks.max.sm", "power.limit")
 
 
 def describe_environment(root: Path = Path("/")) -> dict[str, Any]:
-    """The machine, its load just now and the tools, ready for JSON.
+    """Returns the machine, its load just now and the versions of tools, ready for JSON.
 
     Args:
-        root: where `proc`, `sys` and `etc` are found.
+        root: the folder that holds `proc`, `sys` and `etc`.
 
     Returns:
         `cpu` (model, board, architecture, flags, visible and physical cores, cgroup limit in cores,
@@ -87,7 +87,7 @@ def describe_environment(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def describe_cpu(root: Path = Path("/")) -> dict[str, Any]:
-    """Processor, its instruction sets, and how much of it this process may use."""
+    """Returns the processor, its instruction sets, and how much of it this process may use."""
     facts = _cpuinfo(root)
     flags = (facts.get("flags") or facts.get("Features") or "").split()
     return {
@@ -118,14 +118,14 @@ def describe_gpus() -> list[dict[str, str]]:
 
 
 def visible_cpus() -> list[int]:
-    """Numbers of the CPUs that this process may run on, ascending."""
+    """Returns the numbers of the CPUs that this process may run on, ascending."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def installed(distributions: Iterable[str]) -> dict[str, str]:
-    """Versions of those of the distributions that are installed; nothing is imported."""
+    """Returns the versions of those distributions that are installed; imports nothing."""
     versions = {}
     for name in distributions:
         try:
@@ -143,7 +143,7 @@ def _text(path: Path) -> str | None:
 
 
 def _cpuinfo(root: Path) -> dict[str, str]:
-    """The first value of each key of `/proc/cpuinfo`."""
+    """Returns the first value of each key of `/proc/cpuinfo`."""
     facts: dict[str, str] = {}
     for line in (_text(root / "proc/cpuinfo") or "").splitlines():
         key, colon, value = line.partition(":")
@@ -153,7 +153,7 @@ def _cpuinfo(root: Path) -> dict[str, str]:
 
 
 def _arm_part(facts: dict[str, str]) -> str | None:
-    """ARM kernels name no model: the implementer and part numbers identify the core."""
+    """Returns the implementer and part numbers, by which a core is known where an ARM kernel names no model."""
     if "CPU part" not in facts:
         return None
     return f"ARM implementer {facts.get('CPU implementer', '?')} part {facts['CPU part']}"
@@ -179,7 +179,7 @@ def _governor(root: Path) -> str | None:
 
 
 def _cgroup_limit(root: Path) -> float | None:
-    """CPU quota over period of the tightest group above this process, in cores; null: no limit."""
+    """Returns CPU quota over period of the tightest group above this process, in cores; None: no limit."""
     limits = []
     for line in (_text(root / "proc/self/cgroup") or "").splitlines():
         _, controllers, group = line.split(":", 2)

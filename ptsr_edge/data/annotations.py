@@ -1,6 +1,7 @@
-"""What is known of a recorded data set before a pixel is looked at: clips, what was left out, and why.
+"""Annotations of a recorded data set: tables as their owners give them away, and what became of each row.
 
-Every row of a sheet ends up in exactly one place: used, dropped by the rules, or unfit.
+A table is a sheet of an Excel workbook, or the same as CSV (`read_sheet`). Every row of it ends up in exactly one place
+(`Annotations`): used as a clip, dropped by the rules, or unfit.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ptsr_edge.core.config import LABELS
 from ptsr_edge.core.errors import InputError, require
+from ptsr_edge.data.catalog import Published
 
 SKIP_BAD_VARIABLE = "PTSR_EDGE_SKIP_BAD"
 
@@ -63,7 +66,7 @@ class Finding:
         return f"{place}: {self.message}"
 
     def record(self) -> dict[str, Any]:
-        """The same, ready for JSON."""
+        """Returns the same, ready for JSON."""
         return dataclasses.asdict(self) | {"file": str(self.file)}
 
 
@@ -100,7 +103,7 @@ class Clip:
     apex_rule: str = "sheet"
 
     def fault(self, fault: RowFault, kind: str = "image") -> Finding:
-        """A finding about this clip's row."""
+        """Returns a finding about this clip's row."""
         return Finding(kind, self.sheet, fault.message, self.row, fault.column)
 
 
@@ -149,13 +152,13 @@ class Annotations:
             raise AssertionError(f"{self.name}: {self.rows} rows, {accounted} accounted for")
 
     def without(self, faults: Mapping[str, Finding]) -> Annotations:
-        """The same after the pixels were looked at: clips with a fault, by name, are unfit rows now."""
+        """Returns the same after the pixels were looked at: clips with a fault, by name, are unfit rows now."""
         spoiled = tuple(Unfit(faults[clip.name], clip.label) for clip in self.clips if clip.name in faults)
         clips = tuple(clip for clip in self.clips if clip.name not in faults)
         return dataclasses.replace(self, clips=clips, unfit=self.unfit + spoiled)
 
     def chosen(self, names: Iterable[str]) -> Annotations:
-        """Only the clips of these names; the others are dropped as not asked for."""
+        """Returns the same with the clips of these names only; the others are dropped as not asked for."""
         wanted = set(names)
         clips = tuple(clip for clip in self.clips if clip.name in wanted)
         left = len(self.clips) - len(clips)
@@ -163,23 +166,73 @@ class Annotations:
         return dataclasses.replace(self, clips=clips, dropped=dropped)
 
     def account(self) -> str:
-        """All rows in one line: `255 rows = 145 used + 108 dropped (others 99, ...) + 2 unfit`."""
+        """Returns one line on all rows: `255 rows = 145 used + 108 dropped (others 99, ...) + 2 unfit`."""
         reasons = sorted(self.dropped.items(), key=lambda item: (-item[1], item[0]))
         listed = ", ".join(f"{reason} {count}" for reason, count in reasons if count)
         dropped = f"{sum(self.dropped.values())} dropped" + (f" ({listed})" if listed else "")
         return f"{self.rows} rows = {len(self.clips)} used + {dropped} + {len(self.unfit)} unfit"
 
-    def label_counts(self, classes: int) -> tuple[list[int], list[int]]:
-        """Clips of each class that are used, and rows of each class that the sheet lists for use."""
-        used = Counter(clip.label for clip in self.clips)
-        unfit = Counter(row.label for row in self.unfit)
-        return [used[label] for label in range(classes)], [
-            used[label] + unfit[label] for label in range(classes)
-        ]
+    def summary(self, title: str, published: Published) -> SetSummary:
+        """Returns the same for `data check`, beside the counts that were published."""
+        return SetSummary(
+            name=self.name,
+            title=title,
+            account=self.account(),
+            clips=[(clip.subject, clip.label) for clip in self.clips],
+            rows=self.rows,
+            dropped=self.dropped,
+            unfit=self.unfit,
+            odd=self.odd,
+            published=published,
+            fps=self.clips[0].fps if self.clips else None,
+            sheet=self.sheet,
+            frames=self.frames,
+            cropped=self.cropped,
+            apex_rules=Counter(clip.apex_rule for clip in self.clips),
+        )
+
+
+@dataclass(frozen=True)
+class SetSummary:
+    """The content of one data set, as `data check` reports it.
+
+    Attributes:
+        name: of the data set.
+        title: as its owners call it.
+        account: one line on all its rows.
+        clips: subject and class number of each clip that can be used.
+        rows: how many there are, those that cannot be used included.
+        dropped: rows that the rules leave out, by reason.
+        unfit: rows with a fault.
+        odd: what was noticed and does no harm.
+        published: counts to hold against these.
+        label_names: the classes in the order of their numbers.
+        fps: frames a second; 0 for published flow fields, None where it is not known.
+        sheet: the table that lists the clips.
+        frames: the folder that they lie in.
+        cropped: whether frames are face crops.
+        apex_rules: clips by where their apex comes from.
+    """
+
+    name: str
+    title: str
+    account: str
+    clips: Sequence[tuple[str, int]] = ()
+    rows: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    unfit: Sequence[Unfit] = ()
+    odd: Sequence[Finding] = ()
+    published: Published = field(default_factory=Published)
+    label_names: Sequence[str] = LABELS
+    fps: int | None = None
+    sheet: Path | None = None
+    frames: Path | None = None
+    cropped: bool | None = None
+    apex_rules: Mapping[str, int] = field(default_factory=dict)
 
 
 def skips_unfit(asked: bool | None) -> bool:
-    """Whether unfit rows are gone on without: as asked, else as $PTSR_EDGE_SKIP_BAD says, else not.
+    """Tells whether to go on without unfit rows: as asked, else as $PTSR_EDGE_SKIP_BAD says, else not.
 
     Raises:
         InputError: the variable says neither yes nor no.
@@ -205,9 +258,7 @@ def refuse_unfit(findings: Sequence[Finding], rows: int) -> None:
         )
 
 
-# FOLDED from data.sheets: Annotation tables as their owners give them away: a sheet of an Excel workbook, or the same as CSV. The heading is searched for, since some tables begin with pages of text. Rows keep the number that a spreadsheet shows beside them.
-
-SUFFIXES = (".xlsx", ".csv")
+TABLE_SUFFIXES = (".xlsx", ".csv")
 
 HEADING_ROWS = 40
 """How far down the heading is searched for."""
@@ -229,14 +280,14 @@ class AnnotationRow:
     cells: dict[str, Any]
 
     def text(self, column: str) -> str:
-        """A cell as text without blanks around it; a whole number without its fraction."""
-        value = self.cells.get(key_of(column))
+        """Returns a cell as text without blanks around it, a whole number without its fraction."""
+        value = self.cells.get(_key_of(column))
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         return "" if value is None else str(value).strip()
 
     def frame(self, column: str) -> int | None:
-        """A cell as a frame number; None where it says that there is none, or is negative.
+        """Returns a cell as a frame number; None where it says that there is none, or is negative.
 
         Raises:
             RowFault: it is neither.
@@ -259,13 +310,13 @@ class Sheet:
     rows: tuple[AnnotationRow, ...]
 
 
-def key_of(heading: Any) -> str:
-    """A heading without blanks around it, in lower case."""
+def _key_of(heading: Any) -> str:
+    """Returns a heading in lower case, without superfluous blanks."""
     return " ".join(str(heading).split()).casefold() if heading is not None else ""
 
 
 def read_sheet(path: Path, columns: Sequence[str], worksheet: str | None = None) -> Sheet:
-    """Reads a table.
+    """Reads a table, whose heading is searched for, since some tables begin with pages of text.
 
     Args:
         path: an .xlsx workbook or a .csv file.
@@ -278,16 +329,16 @@ def read_sheet(path: Path, columns: Sequence[str], worksheet: str | None = None)
         MissingExtraError: openpyxl is not installed, and the file is a workbook.
     """
     lines = list(_csv_lines(path) if path.suffix.lower() == ".csv" else _workbook_lines(path, worksheet))
-    wanted = [key_of(column) for column in columns]
+    wanted = [_key_of(column) for column in columns]
     best: list[str] = []
     for place, cells in enumerate(lines[:HEADING_ROWS]):
-        heading = [key_of(cell) for cell in cells]
+        heading = [_key_of(cell) for cell in cells]
         if set(wanted) <= set(heading):
-            found = tuple(" ".join(str(cell).split()) for cell in cells if key_of(cell))
+            found = tuple(" ".join(str(cell).split()) for cell in cells if _key_of(cell))
             return Sheet(path, found, tuple(_rows(heading, lines[place + 1 :], place + 2)))
-        if len(set(wanted) & set(heading)) > len(set(wanted) & set(map(key_of, best))):
-            best = [" ".join(str(cell).split()) for cell in cells if key_of(cell)]
-    missing = [column for column in columns if key_of(column) not in {key_of(cell) for cell in best}]
+        if len(set(wanted) & set(heading)) > len(set(wanted) & set(map(_key_of, best))):
+            best = [" ".join(str(cell).split()) for cell in cells if _key_of(cell)]
+    missing = [column for column in columns if _key_of(column) not in {_key_of(cell) for cell in best}]
     raise InputError(
         f"{path} has no column {', '.join(missing)} in its first {HEADING_ROWS} rows; "
         f"found: {', '.join(best) or 'no heading'}; expected: {', '.join(columns)}"

@@ -1,4 +1,4 @@
-"""The recorded data sets: their sheets, folders, classes, licences and published counts, as data.
+"""The recorded data sets: their sheets, folders, classes and published counts, as data.
 
 The three classes are those of MEGC2019's composite (See et al., MEGC 2019 - The Second Facial
 Micro-Expressions Grand Challenge, FG 2019): happiness is positive, surprise is surprise, anger, contempt,
@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 NEGATIVE, POSITIVE, SURPRISE = 0, 1, 2
 """Places in `config.LABELS`."""
 
-_SIGNED = (
+SIGNED = (
     "whose licence, signed with its owners, allows non-commercial academic research only and no passing on"
 )
+"""Half a sentence on the licence of every recorded set, for the card of a model."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Columns:
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """Those that must be there."""
+        """The headings that must be there."""
         named = (self.subject, self.clip, self.onset, self.apex, self.offset, self.emotion)
         return tuple(name for name in named if name is not None)
 
@@ -54,12 +55,12 @@ class Published:
 
 @dataclass(frozen=True)
 class RecordedSet:
-    """What is to be known of a data set to read it.
+    """A data set that is a sheet and folders of frames: all that is needed to read it.
 
     Attributes:
-        name: as in `data.load`.
+        name: as in `datasets.load`.
         title: as its owners call it.
-        fps: frames a second.
+        fps: frames per second.
         sheets: names of its table, without suffix: the first is the owners', the others are met too; a
             pattern after `fnmatch`.
         worksheet: of the workbook; None for its first.
@@ -73,7 +74,6 @@ class RecordedSet:
         dropped: emotions that are none of the three.
         left_out: (subject, clip) that the composite's published list does not have.
         published: counts to compare with.
-        licence: half a sentence for a model card.
         layout: what the folder must look like, for messages.
         by_place: whether frames may be counted from the clip's first one, where the names have other numbers.
         named_by_onset: whether a clip's name needs its onset to be unique.
@@ -90,7 +90,6 @@ class RecordedSet:
     classes: dict[str, int]
     dropped: tuple[str, ...]
     published: Published
-    licence: str
     layout: str
     worksheet: str | None = None
     inside: str = ""
@@ -113,7 +112,6 @@ CASME2 = RecordedSet(
     dropped=("others", "sadness", "fear"),
     left_out=frozenset({(4, "EP12_01f"), (24, "EP02_07")}),
     published=Published(145, (88, 32, 25), 24),
-    licence=_SIGNED,
     layout="CASME2-coding-20140508.xlsx and Cropped/sub01/EP02_01f/reg_img46.jpg, or "
     "CASME2_RAW_selected/sub01/EP02_01f/img46.jpg",
 )
@@ -132,7 +130,6 @@ SAMM = RecordedSet(
     },
     dropped=("other", "others"),
     published=Published(133, (92, 26, 15), 28),
-    licence=_SIGNED,
     layout="SAMM_Micro_FACS_Codes_v2.xlsx and 006/006_1_2/006_05562.jpg",
 )  # fmt: skip
 SMIC = RecordedSet(
@@ -148,7 +145,6 @@ SMIC = RecordedSet(
     dropped=(),
     passed_over=r"(?<![a-z])(vis|nir)(?![a-z])|non_micro",
     published=Published(164, (70, 51, 43), 16),
-    licence=_SIGNED,
     layout="SMIC-HS-E_annotation.xlsx and SMIC_all_cropped/HS/s1/micro/negative/s1_ne_01/*.bmp",
     by_place=True,
 )
@@ -169,7 +165,6 @@ CASME3 = RecordedSet(
     },
     dropped=("others",),
     published=Published(rows=860),
-    licence=_SIGNED,
     layout="cas(me)3_part_A_ME_label_JpgIndex_v2.xlsx and spNO.1/b/color/175.jpg",
     named_by_onset=True,
 )  # fmt: skip
@@ -186,13 +181,3 @@ COMPOSITE_FOLDERS = {
     "samm": ("samm",),
 }
 """Names of a member's folder in the composite's root, in lower case and without what is no letter or digit."""
-
-
-_MEMBERS = ", ".join(RECORDED[name].title for name in COMPOSITE)
-
-LICENCES = {
-    **{known.name: f"{known.title}, {known.licence}" for known in RECORDED.values()},
-    "megc2019": f"the MEGC2019 composite ({_MEMBERS}), {_SIGNED}",
-    "megc-flow": f"flow fields published for the MEGC2019 composite ({_MEMBERS}), {_SIGNED}",
-}
-"""Half a sentence each, for the card of a model that was trained on a data set."""

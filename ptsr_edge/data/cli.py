@@ -1,27 +1,48 @@
-"""What a folder holds of a data set: found, missing, odd, and the counts beside the published ones."""
+"""The verb `data`: found, missing and odd in a folder of data, and the counts beside the published ones.
+
+Also the options about data that other verbs share: `DataOption` and `reading_options`.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ptsr_edge.core.config import LABELS
 from ptsr_edge.core.console import Verb, finish
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data import synthetic_clips as synthetic
-from ptsr_edge.data.annotations import Annotations, Finding, skips_unfit
-from ptsr_edge.data.catalog import COMPOSITE, RECORDED, Published
-from ptsr_edge.data.datasets import DATA_NAMES, _check_name, reading_options
-from ptsr_edge.data.extraction import finder_for, look_at_clips
-from ptsr_edge.data.recorded import read_composite, read_fields, read_megc_flow, read_recorded
+from ptsr_edge.data.annotations import Finding, SetSummary, skips_unfit
+from ptsr_edge.data.datasets import (
+    LoadRequest,
+    data_names,
+    examine_by_loading,
+    find_dataset,
+    refuse_root_of_rendered,
+)
+from ptsr_edge.vision.flow import MIN_FRAME
 
 SHOWN = 3
-"""How many findings of one kind a line is printed for."""
+"""At most so many findings of one kind are printed."""
+
+
+class DataOption(click.Option):
+    """An option that takes the name of a data set; its help lists them all, those of other packages too."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        self.help = f"One of {', '.join(data_names())}."
+        return super().get_help_record(ctx)
+
+
+def reading_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options of verbs that load recorded data, as the arguments `skip_bad` and `face_model`."""
+    command = click.option("--face-model", type=click.Path(path_type=Path),
+                           help="YuNet model to find faces with, where frames are no face crops.")(command)  # fmt: skip
+    return click.option("--skip-bad", is_flag=True, default=None,
+                        help="List rows of the data that cannot be used, and go on without them.")(command)  # fmt: skip
 
 
 def examine(
@@ -30,47 +51,79 @@ def examine(
     """Reads sheets and folders of a data set, and the frames of every clip, and measures nothing.
 
     Args:
-        name: one of `data.DATA_NAMES`.
-        root: the folder that the data lies in; `synthetic` has none.
+        name: one of `datasets.data_names()`.
+        root: the folder that the data lie in; rendered data have none.
         skip_bad: unfit rows, and members of the composite that cannot be read, do no harm.
         face_model: a YuNet model, for whole frames.
 
     Returns:
-        A record for JSON: `ok` tells whether `data.load` would take the data; `missing` what is needed and not
+        A record for JSON: `ok` tells whether `datasets.load` would take the data; `missing` what is needed and not
         there; `sets` the findings and counts of each data set.
 
     Raises:
-        InputError: the root is no folder, or one is given to `synthetic`.
+        InputError: unknown data, the root is no folder, or one is given to rendered data.
     """
-    record: dict[str, Any] = {
-        "schema": 1, "data": name, "root": None if root is None else str(root), "skip_bad": skip_bad,
-    }  # fmt: skip
-    if name == "synthetic":
-        return record | {"ok": True, "missing": [], "sets": [_synthetic_record(root)]}
-    if root is None or not root.is_dir():
+    entry = find_dataset(name)
+    refuse_root_of_rendered(name, entry, root)
+    if not entry.is_rendered and (root is None or not root.is_dir()):
         given = "none is given" if root is None else f"{root} is no folder"
         raise InputError(f"data {name!r} needs the folder that it lies in (--root): {given}")
-    sets, missing = _read(name, root)
-    if name == "megc-flow":
-        sets = [_with_faults(part, read_fields(part.clips)[1]) for part in sets]
-    else:
-        sets, hindrance = _look(sets, face_model)
-        missing += hindrance
+    request = LoadRequest(name, root, MIN_FRAME, None, 0, None, skip_bad, face_model)
+    try:
+        sets, missing = (entry.examine or examine_by_loading)(request)
+    except InputError as error:
+        sets, missing = [], [Finding("needed", root or Path(), str(error))]
     needed = [finding for finding in missing if not (skip_bad and finding.kind == "data set")]
-    unfit = sum(len(part.unfit) for part in sets)
     used = sum(len(part.clips) for part in sets)
-    parts = [_set_record(part) for part in sets]
-    if name == "megc-flow":
-        parts += [_absent_record(member) for member in COMPOSITE if member not in {p.name for p in sets}]
-    return record | {
+    unfit = sum(len(part.unfit) for part in sets)
+    return {
+        "schema": 1,
+        "data": name,
+        "root": None if root is None else str(root),
+        "skip_bad": skip_bad,
         "ok": bool(used) and not needed and (skip_bad or not unfit),
         "missing": [finding.record() for finding in missing],
-        "sets": parts,
+        "sets": [_set_record(part) for part in sets],
+    }
+
+
+def _set_record(part: SetSummary) -> dict[str, Any]:
+    used = Counter(label for _, label in part.clips)
+    unfit = Counter(row.label for row in part.unfit)
+    published = part.published.classes or (None,) * len(part.label_names)
+    by_subject: dict[str, Counter[int]] = {}
+    for subject, label in part.clips:
+        by_subject.setdefault(subject, Counter())[label] += 1
+    return {
+        "name": part.name,
+        "title": part.title,
+        "fps": part.fps,
+        "sheet": None if part.sheet is None else str(part.sheet),
+        "frames": None if part.frames is None else str(part.frames),
+        "cropped": part.cropped,
+        "rows": part.rows,
+        "used": len(part.clips),
+        "dropped": dict(part.dropped),
+        "unfit": [row.finding.record() for row in part.unfit],
+        "odd": [finding.record() for finding in part.odd],
+        "account": part.account,
+        "apex": dict(part.apex_rules),
+        "classes": {
+            name: {"used": used[label], "listed": used[label] + unfit[label], "published": published[label]}
+            for label, name in enumerate(part.label_names)
+        },
+        "subjects": {"used": len(by_subject), "published": part.published.subjects},
+        "clips_published": part.published.clips,
+        "rows_published": part.published.rows,
+        "by_subject": {
+            subject: {name: by_subject[subject][label] for label, name in enumerate(part.label_names)}
+            for subject in sorted(by_subject)
+        },
     }
 
 
 def lines_of(record: dict[str, Any]) -> list[str]:
-    """The record as text."""
+    """Returns the record as lines of text."""
     lines: list[str] = []
     for part in record["sets"]:
         lines += [*_set_lines(part), ""]
@@ -86,110 +139,6 @@ def lines_of(record: dict[str, Any]) -> list[str]:
     else:
         lines.append(f"{record['data']}: cannot be used")
     return lines
-
-
-def _read(name: str, root: Path) -> tuple[list[Annotations], list[Finding]]:
-    """What can be read, and what is missing."""
-    try:
-        if name == "megc2019":
-            return read_composite(root, skip_bad=True)
-        return (read_megc_flow(root) if name == "megc-flow" else [read_recorded(name, root)]), []
-    except InputError as error:
-        return [], [Finding("needed", root, str(error))]
-
-
-def _look(sets: list[Annotations], face_model: Path | None) -> tuple[list[Annotations], list[Finding]]:
-    """Reads the frames of all clips; without a face detector only those of face crops."""
-    clips = [clip for part in sets for clip in part.clips]
-    hindrance = []
-    try:
-        finder = finder_for(clips, face_model)
-    except InputError as error:
-        finder = None
-        whole = next(part for part in sets if not part.cropped)
-        hindrance = [Finding("face detector", whole.frames, str(error))]
-    faults = look_at_clips(clips, finder)
-    return [_with_faults(part, faults) for part in sets], hindrance
-
-
-def _with_faults(part: Annotations, faults: dict[str, Finding]) -> Annotations:
-    return part.without({clip.name: faults[clip.name] for clip in part.clips if clip.name in faults})
-
-
-def _set_record(part: Annotations) -> dict[str, Any]:
-    known = RECORDED.get(part.name)
-    published = known.published if known else Published()
-    used, listed = part.label_counts(len(LABELS))
-    by_subject: dict[str, Counter[str]] = {}
-    for clip in part.clips:
-        by_subject.setdefault(clip.subject, Counter())[LABELS[clip.label]] += 1
-    rules = Counter(clip.apex_rule for clip in part.clips)
-    return {
-        "name": part.name,
-        "title": known.title if known else part.name,
-        "fps": part.clips[0].fps if part.clips else None,
-        "sheet": str(part.sheet),
-        "frames": str(part.frames),
-        "cropped": part.cropped,
-        "rows": part.rows,
-        "used": len(part.clips),
-        "dropped": dict(part.dropped),
-        "unfit": [row.finding.record() for row in part.unfit],
-        "odd": [finding.record() for finding in part.odd],
-        "account": part.account(),
-        "apex": dict(rules),
-        "classes": _class_counts(used, listed, published),
-        "subjects": {"used": len(by_subject), "published": published.subjects},
-        "clips_published": published.clips,
-        "rows_published": published.rows,
-        "by_subject": {
-            subject: {label: by_subject[subject][label] for label in LABELS} for subject in sorted(by_subject)
-        },
-    }
-
-
-def _class_counts(used: list[int], listed: list[int], published: Published) -> dict[str, Any]:
-    counts = published.classes or (None, None, None)
-    return {
-        label: {"used": used[place], "listed": listed[place], "published": counts[place]}
-        for place, label in enumerate(LABELS)
-    }
-
-
-def _absent_record(name: str) -> dict[str, Any]:
-    """A member of the composite that the published table does not list."""
-    known = RECORDED[name]
-    none = [0] * len(LABELS)
-    return {
-        "name": name, "title": known.title, "fps": None, "sheet": None, "frames": None, "cropped": None,
-        "rows": 0, "used": 0, "dropped": {}, "unfit": [], "odd": [], "account": "not in the table", "apex": {},
-        "classes": _class_counts(none, none, known.published),
-        "subjects": {"used": 0, "published": known.published.subjects},
-        "clips_published": known.published.clips, "rows_published": None, "by_subject": {},
-    }  # fmt: skip
-
-
-def _synthetic_record(root: Path | None) -> dict[str, Any]:
-    """Counts of what would be rendered; nothing is."""
-    if root is not None:
-        raise InputError(f"data 'synthetic' is rendered and lies in no folder, got {root}")
-    by_subject = {
-        subject: Counter(
-            LABELS[synthetic.clip_label(number, clip)] for clip in range(synthetic.CLIPS_PER_SUBJECT)
-        )
-        for number, subject in enumerate(synthetic.subject_names())
-    }
-    totals = [sum(counts[label] for counts in by_subject.values()) for label in LABELS]
-    rows = sum(totals)
-    return {
-        "name": "synthetic", "title": "rendered faces", "fps": None, "sheet": None, "frames": None,
-        "cropped": True, "rows": rows, "used": rows, "dropped": {}, "unfit": [], "odd": [],
-        "account": f"{rows} clips are rendered when they are asked for", "apex": {},
-        "classes": _class_counts(totals, totals, Published()),
-        "subjects": {"used": len(by_subject), "published": None}, "clips_published": None,
-        "rows_published": None,
-        "by_subject": {name: {label: counts[label] for label in LABELS} for name, counts in by_subject.items()},
-    }  # fmt: skip
 
 
 def _set_lines(part: dict[str, Any]) -> Iterator[str]:
@@ -229,7 +178,7 @@ def _or_dash(number: int | None) -> str:
 
 
 def _finding_lines(word: str, findings: list[dict[str, Any]]) -> Iterator[str]:
-    """The first few of each kind; `--json` has all."""
+    """Yields the first few of each kind; `--json` has all."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for finding in findings:
         kinds.setdefault(finding["kind"], []).append(finding)
@@ -249,7 +198,7 @@ def _place(finding: dict[str, Any]) -> str:
 
 @click.command(cls=Verb, epilog="Example: ptsr-edge data check --data casme2 --root DIR")
 @click.argument("action", type=click.Choice(["check"]))
-@click.option("--data", "data_name", required=True, help=f"One of {', '.join(DATA_NAMES)}.")
+@click.option("--data", "data_name", cls=DataOption, required=True)
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the data; synthetic needs none.")
 @reading_options
 @click.option("--json", "as_json", is_flag=True, help="Print the record.")
@@ -263,7 +212,6 @@ def main(
 ) -> None:
     """Check what a folder holds of a data set: found, missing, odd, and counts beside the published ones."""
     del action  # there is one
-    _check_name(data_name)
     record = examine(data_name, root, skips_unfit(skip_bad), face_model)
     finish(record, lines_of(record), as_json)
     if not record["ok"]:

@@ -5,35 +5,43 @@ load("megc-flow", root, image_size=28)               flow fields published for M
 load("casme2", root, image_size=112)                 frames and sheet as they come from their owners
 load("megc2019", root, image_size=112)               CASME II, SMIC and SAMM, each in its folder
 
-python -m ptsr_edge.data check --data casme2 --root DIR
+`DATASETS` is the one place that knows a data set. Other packages add theirs by an entry point in the group
+`ptsr_edge.datasets`, whose name is the data set's and whose value is the `module:attribute` of a `DatasetEntry`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Any
 
-import click
 import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.config import LABELS, Preprocess
-from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.core.records import nearest
 from ptsr_edge.data import synthetic_clips as synthetic
-from ptsr_edge.data.annotations import Annotations, Clip, Finding, refuse_unfit, skips_unfit
-from ptsr_edge.data.catalog import COMPOSITE, LICENCES, RECORDED
-from ptsr_edge.data.extraction import finder_for, measure_clips
+from ptsr_edge.data.annotations import Annotations, Clip, Finding, SetSummary, refuse_unfit, skips_unfit
+from ptsr_edge.data.catalog import COMPOSITE, RECORDED, SIGNED, Published
+from ptsr_edge.data.extraction import finder_for, look_at_clips, measure_clips
 from ptsr_edge.data.recorded import read_composite, read_fields, read_megc_flow, read_recorded
 from ptsr_edge.data.synthetic_faces import REFERENCE_SIZE
-from ptsr_edge.vision import flow as flow_module
-from ptsr_edge.vision.flow import resize
+from ptsr_edge.vision.flow import MIN_FRAME, resize
 
 log = logging.getLogger("ptsr_edge")
+
+ENTRY_POINTS = "ptsr_edge.datasets"
+"""The group of entry points in which other packages name their data sets."""
+
+HELD_OUT = 0.2
+"""The share of subjects that the protocol `holdout` keeps from training."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class FlowDataset:
     Attributes:
         flows: (n, S, S, 3) float32: u, v, strain.
         labels: (n,) int64, an index into `label_names`.
-        subjects: (n,) str: who is seen; unique over data sets, such as "casme2/sub01".
+        subjects: (n,) str: the person seen in each; unique over data sets, such as "casme2/sub01".
         names: the n clips' names, each unique.
         label_names: the classes in the order of their numbers.
         preprocess: how the samples were made.
@@ -67,7 +75,7 @@ class FlowDataset:
         return sorted({str(subject) for subject in self.subjects})
 
     def subset(self, mask: NDArray[np.bool_] | NDArray[np.integer]) -> FlowDataset:
-        """The samples where a boolean mask (n,) is true, or at integer places, in that order."""
+        """Returns the samples where a boolean mask (n,) is true, or at integer places, in that order."""
         places = np.arange(len(self))[mask]
         return dataclasses.replace(
             self,
@@ -78,16 +86,108 @@ class FlowDataset:
         )
 
     def of_subjects(self, subjects: Sequence[str]) -> FlowDataset:
-        """The samples of some subjects, in the order they have here."""
+        """Returns the samples of some subjects, in the order that they have here."""
         return self.subset(np.isin(self.subjects, list(subjects)))
 
     def digest(self) -> str:
-        """SHA-256 over flows, labels and subjects: which data exactly a model has seen."""
+        """Returns the SHA-256 over flows, labels and subjects, which identifies the data that a model has seen."""
         digest = hashlib.sha256(f"{self.flows.shape}".encode())
         digest.update(np.ascontiguousarray(self.flows, dtype="<f4").data)
         digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
         digest.update("\n".join(str(subject) for subject in self.subjects).encode())
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """The arguments of `load`, checked, as a loader gets them.
+
+    A loader returns the samples of these subjects and no others, at most `limit` of each (`choose` does that), in
+    the same order for the same request, with `image_size` pixels a side, `source` the name of the data set, and
+    each subject's name beginning with the name of its data set: "casme2/sub01". It raises `InputError` where the
+    data are not there or cannot be read.
+
+    Attributes:
+        name: of the data set.
+        root: the folder that the data lie in, None where none was given; always None for rendered data.
+        image_size: side of the samples in pixels, at least `MIN_FRAME`.
+        subjects: only these; None: all.
+        seed: of what is rendered; data in files do not depend on it.
+        limit: at most that many clips of each subject, the first ones; None: all.
+        skip_bad: leave out and log what cannot be used, instead of refusing the data.
+        face_model: a YuNet model to find faces with; None: what is set or installed.
+    """
+
+    name: str
+    root: Path | None
+    image_size: int
+    subjects: Sequence[str] | None
+    seed: int
+    limit: int | None
+    skip_bad: bool
+    face_model: Path | None
+
+    def choose(self, subjects: Sequence[str]) -> list[int]:
+        """Returns the places of the clips to load, given the subject of every clip that there is.
+
+        Raises:
+            InputError: a subject that was asked for is not among them; the message names the nearest.
+        """
+        known = sorted(set(subjects))
+        taken = Counter(dict.fromkeys(check_subjects(self.subjects, known), 0))
+        places = []
+        for place, subject in enumerate(subjects):
+            if subject in taken and (self.limit is None or taken[subject] < self.limit):
+                taken[subject] += 1
+                places.append(place)
+        return places
+
+
+def check_subjects(subjects: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    """Returns the subjects to load, in the order of `known`; all where none are named.
+
+    Raises:
+        InputError: an unknown one; the message names the nearest. An empty list.
+    """
+    if subjects is None:
+        return list(known)
+    for subject in subjects:
+        if subject not in known:
+            near = nearest(str(subject), known)
+            raise InputError(f"unknown subject {subject!r}; there are {len(known)} (nearest: {near})")
+    if not len(subjects):
+        raise InputError("the list of subjects is empty")
+    return [subject for subject in known if subject in set(subjects)]
+
+
+Examined = tuple[list[SetSummary], list[Finding]]
+"""The data sets that were found, and what is needed and missing."""
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """All that the toolkit knows of one data set.
+
+    Attributes:
+        load: reads or renders the samples that a request asks for.
+        card: one sentence for the card of a model that was trained on the data: what it may be used for.
+        examine: looks at all of the data for `data check`, without measuring flow; None: the samples are loaded
+            at the smallest size and counted.
+        rendered_subjects: for data that are rendered and lie in no folder: the names of their subjects, without
+            rendering any. None for data in files.
+        may_be_shown: samples, and what is made from them, may stand in profiles and reports that are passed on.
+    """
+
+    load: Callable[[LoadRequest], FlowDataset]
+    card: str
+    examine: Callable[[LoadRequest], Examined] | None = None
+    rendered_subjects: Callable[[], Sequence[str]] | None = None
+    may_be_shown: bool = False
+
+    @property
+    def is_rendered(self) -> bool:
+        """True where the data are made when they are asked for, and lie in no folder."""
+        return self.rendered_subjects is not None
 
 
 def load(
@@ -104,11 +204,11 @@ def load(
     """Loads a data set by name.
 
     Args:
-        name: one of `DATA_NAMES`.
-        root: the folder that the data lies in; `synthetic` has none.
+        name: one of `data_names()`.
+        root: the folder that the data lie in; rendered data have none.
         image_size: side of the samples in pixels.
         subjects: only these; by default all.
-        seed: of what is rendered (`synthetic`); data from files does not depend on it.
+        seed: of what is rendered; data in files do not depend on it.
         limit: at most that many clips of each subject, the first ones.
         skip_bad: go on without rows that cannot be used, and log each of them, instead of refusing the data; by
             default what $PTSR_EDGE_SKIP_BAD says, else no.
@@ -118,24 +218,32 @@ def load(
     Raises:
         InputError: the name, the root, a subject or a size is not acceptable, or a file is missing or
             cannot be read; the message says the file and row, what was found and what is accepted.
+        JobError: the data set is another package's, and that cannot be loaded.
         MissingExtraError: OpenCV or openpyxl is not installed.
     """
-    _check_name(name)
-    if image_size < flow_module.MIN_FRAME:
-        raise InputError(f"image_size must be at least {flow_module.MIN_FRAME}, got {image_size}")
+    entry = find_dataset(name)
+    if image_size < MIN_FRAME:
+        raise InputError(f"image_size must be at least {MIN_FRAME}, got {image_size}")
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1 clip a subject, got {limit}")
-    asked = _Asked(
-        name=name,
-        root=Path(root) if root is not None else None,
-        image_size=image_size,
-        subjects=subjects,
-        seed=seed,
-        limit=limit,
-        skip_bad=skips_unfit(skip_bad),
-        face_model=face_model,
+    folder = Path(root) if root is not None else None
+    refuse_root_of_rendered(name, entry, folder)
+    return entry.load(
+        LoadRequest(name, folder, image_size, subjects, seed, limit, skips_unfit(skip_bad), face_model)
     )
-    return DATASETS[name].load(asked)
+
+
+def refuse_root_of_rendered(name: str, entry: DatasetEntry, root: Path | None) -> None:
+    """Refuses a folder where the data are rendered.
+
+    Raises:
+        InputError: a root was given to rendered data.
+    """
+    if entry.is_rendered and root is not None:
+        in_files = ", ".join(known for known, other in DATASETS.items() if not other.is_rendered)
+        raise InputError(
+            f"data {name!r} is rendered and lies in no folder, got {root}; data in files: {in_files}"
+        )
 
 
 def split_subjects(
@@ -165,105 +273,108 @@ def split_subjects(
     return [name for name in names if name not in held], sorted(held)
 
 
-def _check_name(name: str) -> None:
-    if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATA_NAMES, n=1, cutoff=0.0)[0]
-        raise InputError(f"unknown data {name!r}; known: {', '.join(DATA_NAMES)} (nearest: {near})")
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What `load` was called with."""
-
-    name: str
-    root: Path | None
-    image_size: int
-    subjects: Sequence[str] | None
-    seed: int
-    limit: int | None
-    skip_bad: bool
-    face_model: Path | None
-
-
-def _load_synthetic(asked: _Asked) -> FlowDataset:
-    """Rendered frames, their flow measured as a camera's is."""
-    root, image_size, seed = asked.root, asked.image_size, asked.seed
-    if root is not None:
-        in_files = ", ".join(name for name in DATA_NAMES if name != "synthetic")
-        raise InputError(
-            f"data 'synthetic' is rendered and lies in no folder, got {root}; data in files: {in_files}"
-        )
+def _load_synthetic(request: LoadRequest) -> FlowDataset:
+    """Renders frames and measures their flow as a camera's is measured."""
     known = synthetic.subject_names()
-    numbers = [known.index(name) for name in check_subjects(asked.subjects, known)]
-    clips = min(asked.limit or synthetic.CLIPS_PER_SUBJECT, synthetic.CLIPS_PER_SUBJECT)
-    preprocess = Preprocess(image_size=image_size)
-    flows, labels = synthetic.render_subjects(numbers, clips, preprocess, seed)
+    numbers = [known.index(name) for name in check_subjects(request.subjects, known)]
+    clips = min(request.limit or synthetic.CLIPS_PER_SUBJECT, synthetic.CLIPS_PER_SUBJECT)
+    preprocess = Preprocess(image_size=request.image_size)
+    flows, labels = synthetic.render_subjects(numbers, clips, preprocess, request.seed)
     return FlowDataset(
-        flows=flows.reshape(-1, image_size, image_size, 3),
+        flows=flows.reshape(-1, *flows.shape[2:]),
         labels=labels.reshape(-1),
         subjects=np.repeat([known[number] for number in numbers], clips),
         names=[f"{known[number]}/{clip:02d}" for number in numbers for clip in range(clips)],
         label_names=LABELS,
         preprocess=preprocess,
-        source="synthetic",
+        source=request.name,
     )
 
 
-def _load_megc_flow(asked: _Asked) -> FlowDataset:
-    """Flow fields published beside HTNet: 28 x 28 PNGs, u, v and strain min-max scaled per image."""
-    sets = read_megc_flow(asked.root)
+def _examine_synthetic(request: LoadRequest) -> Examined:
+    """Counts what would be rendered; nothing is."""
+    clips = [
+        (subject, synthetic.clip_label(number, clip))
+        for number, subject in enumerate(synthetic.subject_names())
+        for clip in range(synthetic.CLIPS_PER_SUBJECT)
+    ]
+    account = f"{len(clips)} clips are rendered when they are asked for"
+    return [SetSummary(request.name, "rendered faces", account, clips, rows=len(clips), cropped=True)], []
+
+
+def _load_megc_flow(request: LoadRequest) -> FlowDataset:
+    """Reads flow fields published beside HTNet: 28 x 28 PNGs, u, v and strain min-max scaled per image."""
+    sets = read_megc_flow(request.root)
     for part in sets:
         if part.dropped and not part.clips:
             log.info(
-                "megc-flow: %s is not in %s: its %d clips are left out", part.name, asked.root, part.rows
+                "megc-flow: %s is not in %s: its %d clips are left out", part.name, request.root, part.rows
             )
-    clips = _chosen(sets, asked)
+    clips = _choose(sets, request)
     fields, faults = read_fields(clips)
-    if not asked.skip_bad:
+    if not request.skip_bad:
         refuse_unfit(list(faults.values()), sum(part.rows for part in sets))
-    sized = np.array([flow_module.resize(field, asked.image_size) for field in fields], dtype=np.float32)
-    preprocess = Preprocess(image_size=asked.image_size, flow="published", global_motion="none")
-    return _assembled(asked, sets, clips, sized, faults, preprocess)
+    flows = np.array([resize(field, request.image_size) for field in fields], dtype=np.float32)
+    preprocess = Preprocess(image_size=request.image_size, flow="published", global_motion="none")
+    return _assemble(request, sets, clips, flows, faults, preprocess)
 
 
-def _load_recorded(asked: _Asked) -> FlowDataset:
-    """Frames of a recorded data set, or of the composite, their flow measured as a camera's is."""
-    if asked.name == "megc2019":
-        sets, missing = read_composite(asked.root, asked.skip_bad)
-        for finding in missing:
-            log.warning("megc2019: %s", finding.message)
-    else:
-        sets = [read_recorded(asked.name, asked.root)]
-    clips = _chosen(sets, asked)
-    preprocess = Preprocess(image_size=asked.image_size)
-    finder = finder_for(clips, asked.face_model)
-    flows, faults = measure_clips(clips, preprocess, finder, asked.skip_bad)
-    return _assembled(asked, sets, clips, flows, faults, preprocess)
+def _examine_megc_flow(request: LoadRequest) -> Examined:
+    sets = [part.without(read_fields(part.clips)[1]) for part in read_megc_flow(request.root)]
+    listed = {part.name for part in sets}
+    absent = [
+        SetSummary(name, RECORDED[name].title, "not in the table", published=RECORDED[name].published)
+        for name in COMPOSITE
+        if name not in listed
+    ]
+    return [*(_summary(part) for part in sets), *absent], []
 
 
-def _chosen(sets: Sequence[Annotations], asked: _Asked) -> list[Clip]:
-    """The clips to load, where no row is unfit or unfit rows are to be skipped."""
-    if not asked.skip_bad:
+def _load_recorded(request: LoadRequest) -> FlowDataset:
+    return _measure(request, [read_recorded(request.name, request.root)])
+
+
+def _examine_recorded(request: LoadRequest) -> Examined:
+    return _look(request, [read_recorded(request.name, request.root)])
+
+
+def _load_composite(request: LoadRequest) -> FlowDataset:
+    sets, missing = read_composite(request.root, request.skip_bad)
+    for finding in missing:
+        log.warning("%s: %s", request.name, finding.message)
+    return _measure(request, sets)
+
+
+def _examine_composite(request: LoadRequest) -> Examined:
+    sets, missing = read_composite(request.root, skip_bad=True)
+    found, hindrance = _look(request, sets)
+    return found, missing + hindrance
+
+
+def _choose(sets: Sequence[Annotations], request: LoadRequest) -> list[Clip]:
+    """Returns the clips to load, where no row is unfit or unfit rows are to be skipped."""
+    if not request.skip_bad:
         refuse_unfit([row.finding for part in sets for row in part.unfit], sum(part.rows for part in sets))
     clips = [clip for part in sets for clip in part.clips]
     if not clips:
-        raise InputError(f"{asked.root} has no clip of {asked.name} that can be used")
-    known = sorted({clip.subject for clip in clips})
-    wanted = set(check_subjects(asked.subjects, known))
-    taken = dict.fromkeys(known, 0)
-    chosen = []
-    for clip in clips:
-        if clip.subject in wanted and (asked.limit is None or taken[clip.subject] < asked.limit):
-            taken[clip.subject] += 1
-            chosen.append(clip)
-    return chosen
+        raise InputError(f"{request.root} has no clip of {request.name} that can be used")
+    return [clips[place] for place in request.choose([clip.subject for clip in clips])]
 
 
-def _assembled(
-    asked: _Asked, sets: Sequence[Annotations], clips: Sequence[Clip], flows: NDArray[np.float32],
+def _measure(request: LoadRequest, sets: Sequence[Annotations]) -> FlowDataset:
+    """Measures the flow of recorded frames as a camera's is measured."""
+    clips = _choose(sets, request)
+    preprocess = Preprocess(image_size=request.image_size)
+    finder = finder_for(clips, request.face_model)
+    flows, faults = measure_clips(clips, preprocess, finder, request.skip_bad)
+    return _assemble(request, sets, clips, flows, faults, preprocess)
+
+
+def _assemble(
+    request: LoadRequest, sets: Sequence[Annotations], clips: Sequence[Clip], flows: NDArray[np.float32],
     faults: dict[str, Finding], preprocess: Preprocess,
 ) -> FlowDataset:  # fmt: skip
-    """The samples of the clips without a fault, in their order; what became of every row is logged."""
+    """Returns the samples of the clips without a fault, in their order, and logs what became of every row."""
     for part in sets:
         names = {clip.name for clip in clips if clip.data_set == part.name}
         final = part.chosen(names).without({name: faults[name] for name in names & set(faults)})
@@ -272,7 +383,7 @@ def _assembled(
             log.warning("skipped: %s", row.finding)
     kept = [clip for clip in clips if clip.name not in faults]
     if not kept:
-        raise InputError(f"{asked.root} has no clip of {asked.name} that can be used")
+        raise InputError(f"{request.root} has no clip of {request.name} that can be used")
     return FlowDataset(
         flows=flows,
         labels=np.array([clip.label for clip in kept], dtype=np.int64),
@@ -280,67 +391,129 @@ def _assembled(
         names=[clip.name for clip in kept],
         label_names=LABELS,
         preprocess=preprocess,
-        source=asked.name,
+        source=request.name,
     )
 
 
-def check_subjects(subjects: Sequence[str] | None, known: Sequence[str]) -> list[str]:
-    """The subjects to load, in the order of `known`; all where none are named.
-
-    Raises:
-        InputError: an unknown one; the message names the nearest. An empty list.
-    """
-    if subjects is None:
-        return list(known)
-    for subject in subjects:
-        if subject not in known:
-            near = difflib.get_close_matches(str(subject), known, n=1, cutoff=0.0)[0]
-            raise InputError(f"unknown subject {subject!r}; there are {len(known)} (nearest: {near})")
-    if not len(subjects):
-        raise InputError("the list of subjects is empty")
-    return [subject for subject in known if subject in set(subjects)]
+def _look(request: LoadRequest, sets: Sequence[Annotations]) -> Examined:
+    """Reads the frames of all clips; without a face detector only those of face crops."""
+    clips = [clip for part in sets for clip in part.clips]
+    finder, hindrance = None, []
+    try:
+        finder = finder_for(clips, request.face_model)
+    except InputError as error:
+        whole = next(part for part in sets if not part.cropped)
+        hindrance = [Finding("face detector", whole.frames, str(error))]
+    faults = look_at_clips(clips, finder)
+    return [_summary(part.without(faults)) for part in sets], hindrance
 
 
-@dataclass(frozen=True)
-class DatasetEntry:
-    """One data set as the registry knows it.
+def _summary(part: Annotations) -> SetSummary:
+    known = RECORDED.get(part.name)
+    return part.summary(*(known.title, known.published) if known else (part.name, Published()))
 
-    Attributes:
-        load: reads or renders the samples that a call of `load` asks for.
-        licence: half a sentence for the card of a model that was trained on it; empty where nothing binds.
-        is_rendered: it is made here and lies in no folder.
-        may_be_shown: samples and what is derived from them may stand in a profile or a report.
-        members: the data sets that a composite is made of.
-    """
 
-    load: Callable[[_Asked], FlowDataset]
-    licence: str
-    is_rendered: bool = False
-    may_be_shown: bool = False
-    members: tuple[str, ...] = ()
+def examine_by_loading(request: LoadRequest) -> Examined:
+    """Loads all samples at the request's size and counts them: the check of a data set that brings none of its own."""
+    data = find_dataset(request.name).load(request)
+    clips = list(zip(map(str, data.subjects), map(int, data.labels), strict=True))
+    account = f"{len(clips)} clips were loaded"
+    found = SetSummary(
+        request.name, request.name, account, clips, rows=len(clips), label_names=data.label_names
+    )
+    return [found], []
 
+
+def _bound(data: str) -> str:
+    """Returns the card for data that must not be passed on."""
+    return f"trained on {data}, {SIGNED}: the same holds for what is made from it"
+
+
+_MEMBERS = ", ".join(RECORDED[name].title for name in COMPOSITE)
 
 DATASETS: dict[str, DatasetEntry] = {
-    "synthetic": DatasetEntry(_load_synthetic, licence="", is_rendered=True, may_be_shown=True),
-    "megc-flow": DatasetEntry(_load_megc_flow, LICENCES["megc-flow"], members=COMPOSITE),
-    **{name: DatasetEntry(_load_recorded, LICENCES[name]) for name in RECORDED},
-    "megc2019": DatasetEntry(_load_recorded, LICENCES["megc2019"], members=COMPOSITE),
+    "synthetic": DatasetEntry(
+        _load_synthetic,
+        card="trained on synthetic faces rendered by ptsr-edge itself: made for trying the toolkit, not for judging "
+        "people",
+        examine=_examine_synthetic,
+        rendered_subjects=synthetic.subject_names,
+        may_be_shown=True,
+    ),
+    "megc-flow": DatasetEntry(
+        _load_megc_flow,
+        card=_bound(f"flow fields published for the MEGC2019 composite ({_MEMBERS})"),
+        examine=_examine_megc_flow,
+    ),
+    **{
+        name: DatasetEntry(_load_recorded, card=_bound(known.title), examine=_examine_recorded)
+        for name, known in RECORDED.items()
+    },
+    "megc2019": DatasetEntry(
+        _load_composite, card=_bound(f"the MEGC2019 composite ({_MEMBERS})"), examine=_examine_composite
+    ),
 }
-"""Every data set by its name: the one place where one is added."""
-
-DATA_NAMES = tuple(DATASETS)
-"""The data sets that `load` knows."""
+"""The package's own data sets by name: the one place where one is added."""
 
 
-def reading_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options of verbs that load recorded data, as the arguments `skip_bad` and `face_model`."""
-    command = click.option("--face-model", type=click.Path(path_type=Path),
-                           help="YuNet model to find faces with, where frames are no face crops.")(command)  # fmt: skip
-    return click.option("--skip-bad", is_flag=True, default=None,
-                        help="List rows of the data that cannot be used, and go on without them.")(command)  # fmt: skip
+def find_dataset(name: str) -> DatasetEntry:
+    """Returns the entry of a data set.
+
+    Raises:
+        InputError: no package has one of that name; the message lists what is known and names the nearest.
+        JobError: another package names one, and it cannot be loaded.
+    """
+    entry = known_dataset(name)
+    if entry is None:
+        names = data_names()
+        near = nearest(name, names)
+        raise InputError(f"unknown data {name!r}; known: {', '.join(names)} (nearest: {near})")
+    return entry
 
 
-HELD_OUT = 0.2
+def known_dataset(name: str) -> DatasetEntry | None:
+    """Returns the entry of a data set, or None where there is no data set of that name.
+
+    Raises:
+        JobError: another package names one, and it cannot be loaded.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    for point in entry_points(group=ENTRY_POINTS, name=name):
+        return _load_entry(point)
+    return None
+
+
+def data_names() -> list[str]:
+    """Returns the names of all data sets: the package's own, then those of other packages, which are not loaded."""
+    others = {point.name for point in entry_points(group=ENTRY_POINTS)}
+    return [*DATASETS, *sorted(others - DATASETS.keys())]
+
+
+def dataset_origin(name: str) -> str:
+    """Returns name and version of the package that a data set comes from, empty for this package's own."""
+    for point in entry_points(group=ENTRY_POINTS, name=name):
+        if name not in DATASETS and point.dist is not None:
+            return f"{point.dist.name} {point.dist.version}"
+    return ""
+
+
+def _load_entry(point: EntryPoint) -> DatasetEntry:
+    owner = f"the package {point.dist.name}" if point.dist is not None else "another package"
+    try:
+        entry = point.load()
+    except Exception as error:  # other people's code may raise anything
+        raise JobError(
+            f"data {point.name!r} comes from {owner}, whose {point.value} cannot be loaded: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(entry, DatasetEntry):
+        raise JobError(
+            f"data {point.name!r} comes from {owner}, whose {point.value} must be a DatasetEntry, found "
+            f"{type(entry).__name__}"
+        )
+    return entry
+
 
 CLOSE = (17 / 112, 14 / 112, 92 / 112, 106 / 112)
 """x0, y0, x1, y1 in fractions of the wide crop. Set by eye: the mean strain of the synthetic clips then lies where that
@@ -363,13 +536,16 @@ def close_up(flows: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     return np.stack([resize(part, side) for part in parts])
 
 
-def closely_cropped(side: int, clips: int | None = None) -> FlowDataset:
-    """The data set `synthetic`, cropped closely.
+def load_closely_cropped(
+    name: str, root: Path | str | None = None, *, image_size: int, **options: Any
+) -> FlowDataset:
+    """Loads rendered faces as `load` does, and crops them as closely as recorded ones.
 
-    Args:
-        side: of the samples.
-        clips: at most so many of each subject; None: all.
+    Raises:
+        InputError: as `load`; or the data set is not rendered.
     """
-    data = load("synthetic", image_size=max(REFERENCE_SIZE, side), limit=clips)
-    preprocess = data.preprocess.model_copy(update={"image_size": side})
-    return dataclasses.replace(data, flows=close_up(data.flows, side), preprocess=preprocess)
+    if not find_dataset(name).is_rendered:
+        raise InputError(f"only rendered faces (data synthetic) can be cropped closely, not data {name}")
+    wide = load(name, root, image_size=max(REFERENCE_SIZE, image_size), **options)
+    preprocess = wide.preprocess.model_copy(update={"image_size": image_size})
+    return dataclasses.replace(wide, flows=close_up(wide.flows, image_size), preprocess=preprocess)

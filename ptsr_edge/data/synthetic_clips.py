@@ -43,10 +43,10 @@ PEAK_PX = (0.4, 1.8)
 """Range of the largest displacement of the expression, in pixels at 112."""
 
 DISTRACTOR_SHARES = (0.25, 0.45, 0.3)
-"""How often no, one or two units of other classes are mixed in."""
+"""Shares of the clips with no, one and two units of other classes mixed in."""
 
 DISTRACTOR_REACH = (0.15, 0.4)
-"""How strong those are, as a share of the expression's peak."""
+"""Range of their strength, as a share of the expression's peak."""
 
 BLINK_SHARE = 0.4
 
@@ -154,7 +154,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Expression:
-    """What a face does at its apex.
+    """The expression of a face at its apex.
 
     Attributes:
         label: class number, an index into LABELS.
@@ -172,7 +172,7 @@ class Expression:
 
 
 def subject_names(count: int = SUBJECTS) -> list[str]:
-    """The names of the subjects, in order: "synthetic/000" and so on."""
+    """Returns the names of the subjects, in order: "synthetic/000" and so on."""
     return [f"synthetic/{number:03d}" for number in range(count)]
 
 
@@ -227,7 +227,7 @@ def draw_views(who: Person, rng: np.random.Generator) -> tuple[CameraPose, Camer
 
 
 def clip_label(subject: int, clip: int, seed: int = 0) -> int:
-    """The class of a clip, an index into LABELS, without rendering it."""
+    """Returns the class of a clip, an index into LABELS, without rendering it."""
     return draw_label(_generator(seed, subject, clip))
 
 
@@ -286,7 +286,7 @@ def render_subject(
 def render_subjects(
     numbers: Sequence[int], clips: int, preprocess: Preprocess, seed: int = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """As `render_subject`, for several of them: (n, clips, S, S, 3) and (n, clips), behind a progress bar."""
+    """Renders several subjects as `render_subject` does: (n, clips, S, S, 3) and (n, clips), with a progress bar."""
     side = preprocess.image_size
     flows = np.empty((len(numbers), clips, side, side, 3), dtype=np.float32)
     labels = np.empty((len(numbers), clips), dtype=np.int64)
@@ -312,7 +312,7 @@ def draw_label(rng: np.random.Generator) -> int:
 
 
 def _habit(rng: np.random.Generator, moves: Moves) -> NDArray[np.float64]:
-    """(n, 2): a unit as one person shows it: turned, and stronger here than there."""
+    """Draws how one person shows a unit, (n, 2): turned, and stronger here than there."""
     habit = np.zeros((len(LANDMARKS), 2))
     turn = rng.normal(0, 0.3)
     turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
@@ -327,7 +327,7 @@ def _habit(rng: np.random.Generator, moves: Moves) -> NDArray[np.float64]:
 def _lopsided(
     rng: np.random.Generator, habit: NDArray[np.float64], weak_side: int | None = None
 ) -> NDArray[np.float64]:
-    """A unit with its sides unequally strong, or with one (0: left, 1: right) that hardly moves."""
+    """Makes the sides of a unit unequally strong; the weak side (0: left, 1: right) hardly moves."""
     gains = np.exp(rng.normal(0, 0.25, 2))
     if weak_side is not None:
         gains[weak_side] *= 0.1
@@ -338,7 +338,7 @@ def _lopsided(
 
 
 def _distractors(label: int) -> list[int]:
-    """Units that other classes are made of and this one never shows."""
+    """Returns the units that other classes are made of and this one never shows."""
     own = {unit for recipe in RECIPES[label] for unit in recipe.core + recipe.options}
     others = {unit for recipes in RECIPES for recipe in recipes for unit in recipe.core}
     return sorted(others - own)

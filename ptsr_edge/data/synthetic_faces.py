@@ -1,6 +1,7 @@
 """Synthetic faces: many subjects from one public-domain photograph, and gray frames of them.
 
-A subject is a warp of the base face, a skin and a tone, all drawn from a seed. What its face does is a
+Action units move landmarks of the base face; `LANDMARKS` names them, `PLACES` and `DEPTHS` say where they are and how far
+from the axis that the head turns about. A subject is a warp of the base face, a skin and a tone, all drawn from a seed. What its face does is a
 displacement field, made apart from the frame (`Subject.displacement`), so that one expression can be
 rendered once, or over a whole clip with an intensity that rises and falls.
 """
@@ -18,8 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError, require
-
-# FOLDED from data.synthetic.landmarks: The points of the base face that action units move: where they are and how far from the turning axis.
 
 _PAIRED = {
     # Image-left landmark: (its place, the place of its image-right partner), in fractions of the side.
@@ -64,7 +63,6 @@ _DEPTH = {
     "lid_crease": 0.15, "eye_top": 0.15, "eye_bottom": 0.14, "eye_inner": 0.15, "eye_outer": 0.11,
     "cheek_outer": 0.05, "jaw": 0.05,
 }  # fmt: skip
-"""How far each landmark stands before the ears, in fractions of the side."""
 
 LANDMARKS: tuple[str, ...] = (
     *(f"{name}.left" for name in _PAIRED),
@@ -77,9 +75,13 @@ PLACES = np.array(
     [pair[0] for pair in _PAIRED.values()] + [pair[1] for pair in _PAIRED.values()] + list(_CENTRAL.values())
 )
 
+"""(n, 2): where the landmarks are on the base face, in fractions of the side."""
+
 RIM_PLACES = np.array(_RIM)
+"""(r, 2): places around the rim, which no expression moves."""
 
 DEPTHS = np.array([_DEPTH[name.partition(".")[0]] for name in LANDMARKS])
+"""(n,): how far each landmark stands before the ears, in fractions of the side."""
 
 PAIRS = len(_PAIRED)
 """How many landmarks have a partner on the other side; those of the image-left side come first."""
@@ -97,7 +99,7 @@ REFERENCE_SIZE = 112
 
 @dataclass(frozen=True)
 class CameraPose:
-    """How a frame is taken: where the head is and what the camera does to the light.
+    """The view of a frame: the place of the head, and what the camera does to the light.
 
     Attributes:
         shift: of the head, (x, y) in pixels at the reference size.
@@ -132,7 +134,7 @@ class Subject:
     _cache: dict[tuple[str, int], Float] = field(default_factory=dict, repr=False, compare=False)
 
     def displacement(self, moves: NDArray[np.floating], size: int) -> Field:
-        """The smooth field that takes each landmark along, by thin-plate interpolation.
+        """Interpolates the moves of the landmarks to a smooth field, by thin plates.
 
         Args:
             moves: (n, 2): displacement of each landmark in pixels at the reference size, 112.
@@ -149,7 +151,7 @@ class Subject:
         return field
 
     def texture_for(self, size: int) -> Float:
-        """The texture, smoothed against aliasing at a frame size."""
+        """Returns the texture, smoothed against aliasing at a frame size."""
         return self._once("texture", size, self._make_texture)
 
     def _once(self, kind: str, size: int, make: Callable[[int], Float]) -> Float:
@@ -177,7 +179,7 @@ def make_subject(rng: np.random.Generator) -> Subject:
 
 
 def turn_moves(yaw: float, pitch: float) -> NDArray[np.float64]:
-    """What turning the head does to the landmarks, which a similarity cannot undo.
+    """Returns how turning the head moves the landmarks, which a similarity cannot undo.
 
     Args:
         yaw: in radians, towards the image's right.
@@ -234,7 +236,7 @@ def render(
 
 @cache
 def base_face() -> Float:
-    """(256, 256) float32 in 0..255: the aligned face that all subjects are drawn from."""
+    """Reads the aligned face that all subjects are drawn from: (256, 256) float32 in 0..255."""
     content = resources.files("ptsr_edge").joinpath("assets").joinpath("face.png").read_bytes()
     cv2 = _cv2()
     image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_GRAYSCALE)
@@ -242,13 +244,13 @@ def base_face() -> Float:
 
 
 def pixel_centres(size: int) -> NDArray[np.float64]:
-    """(size * size, 2) x, y of the pixel centres in fractions of the side, row by row."""
+    """Returns the pixel centres, (size * size, 2): x, y in fractions of the side, row by row."""
     centres = (np.arange(size) + 0.5) / size
     return np.stack([np.tile(centres, size), np.repeat(centres, size)], axis=1)
 
 
 def thin_plate_basis(controls: NDArray[np.float64], points: NDArray[np.float64]) -> Float:
-    """What each control's value adds at each point: a field through the values is `basis @ values`.
+    """Builds the matrix that interpolates values at controls: a field through the values is `basis @ values`.
 
     Args:
         controls: (n, 2) distinct places, not all on a line.
@@ -279,7 +281,7 @@ def _kernel(points: NDArray[np.float64], controls: NDArray[np.float64]) -> NDArr
 
 
 def _draw_shape(rng: np.random.Generator, places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n, 2): how this face departs from the base face, in fractions of the side."""
+    """Draws how a face departs from the base face: (n, 2), in fractions of the side."""
     moves = rng.normal(0, 0.004, places.shape)
     x, y = places[:, 0] - 0.5, places[:, 1]
     moves[:, 0] += x * rng.normal(0, 0.05)
@@ -305,10 +307,10 @@ _MOUTH = ("mouth_corner", "upper_lip", "upper_lip_side", "lower_lip", "lower_lip
 
 
 def _warp_to(image: Float, places: NDArray[np.float64], shaped: NDArray[np.float64]) -> Float:
-    """The image with its landmarks moved from `places` to `shaped`."""
+    """Warps the image so that its landmarks move from `places` to `shaped`."""
     cv2, coarse = _cv2(), 64
     basis = thin_plate_basis(np.concatenate([shaped, RIM_PLACES]), pixel_centres(coarse))
-    # What each place lacks to its source is smooth: worked out coarsely and enlarged.
+    # The way from each place to its source is smooth: worked out coarsely and enlarged.
     lacks = basis @ np.concatenate([places - shaped, np.zeros_like(RIM_PLACES)]).astype(np.float32)
     lacks = lacks.reshape(coarse, coarse, 2)
     lacks = cv2.resize(lacks, (TEXTURE_SIZE, TEXTURE_SIZE), interpolation=cv2.INTER_CUBIC)
@@ -327,7 +329,7 @@ def _mirrored(image: Float, places: NDArray[np.float64]) -> tuple[Float, NDArray
 
 
 def _draw_skin(rng: np.random.Generator, texture: Float) -> Float:
-    """Tone, band-limited noise, freckles and the light of the place."""
+    """Draws tone, band-limited noise, freckles and the light of the place."""
     tone = texture / 255
     tone = np.clip(tone, 0, 1) ** math.exp(rng.normal(0, 0.25))
     tone = 0.5 + (tone - 0.5) * rng.uniform(0.7, 1.05) + rng.uniform(-0.08, 0.06)
@@ -339,7 +341,7 @@ def _draw_skin(rng: np.random.Generator, texture: Float) -> Float:
 
 
 def _band_noise(rng: np.random.Generator, sigma: float) -> Float:
-    """(256, 256) noise of unit variance whose grain is about sigma pixels."""
+    """Draws (256, 256) noise of unit variance whose grain is about sigma pixels."""
     # Coarse grain is drawn coarse and enlarged: a blur that wide would cost more than all the rest.
     step = max(1, int(sigma / 2))
     side = TEXTURE_SIZE // step
@@ -350,7 +352,7 @@ def _band_noise(rng: np.random.Generator, sigma: float) -> Float:
 
 
 def _freckles(rng: np.random.Generator) -> Float:
-    """(256, 256): how much darker freckles and moles make the cheeks and the nose."""
+    """Draws (256, 256): the darkening of cheeks and nose by freckles and moles."""
     marks = np.zeros((TEXTURE_SIZE, TEXTURE_SIZE), dtype=np.float32)
     count = int(rng.integers(0, 45))
     x = np.clip(rng.normal(0.5, 0.2, count), 0.12, 0.88) * TEXTURE_SIZE
@@ -360,7 +362,7 @@ def _freckles(rng: np.random.Generator) -> Float:
 
 
 def _head_coordinates(view: CameraPose, size: int) -> Field:
-    """(S, S, 2): the face's coordinates, in pixels, that each pixel of the frame shows."""
+    """Returns (S, S, 2): the face's coordinates, in pixels, that each pixel of the frame shows."""
     centre = (size - 1) / 2
     shift = np.array(view.shift) * size / REFERENCE_SIZE
     cosine, sine = math.cos(view.angle) / view.scale, math.sin(view.angle) / view.scale

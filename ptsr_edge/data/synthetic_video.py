@@ -1,6 +1,6 @@
 """Long synthetic clips: a face that blinks, moves its head and now and then shows a micro-expression.
 
-What happens in a clip is a script in seconds (`draw_script`), drawn once and filmed at any frame rate
+All that happens in a clip is a script in seconds (`draw_script`), drawn once and filmed at any frame rate
 (`film`), so that 25 and 200 fps show the same events and the truth is exact. It exercises spotting and the
 camera where no licensed data may go, and is no evidence about people.
 """
@@ -23,13 +23,13 @@ MICRO_S = (1 / 25, 1 / 2)
 """Shortest and longest micro-expression, onset to offset; durations are uniform in between."""
 
 APEX_SHARE = (0.3, 0.6)
-"""Where in a micro-expression its apex lies, as a share of its duration."""
+"""Range of the place of the apex in a micro-expression, as a share of its duration."""
 
 GAP_S = (2.5, 8.0)
 """Rest between two expressions."""
 
 MACRO_SHARE = 0.2
-"""How many of the expressions are ordinary ones: of seconds, and stronger. None of them is to be spotted."""
+"""Share of the expressions that are ordinary ones: of seconds, and stronger. None of them is to be spotted."""
 
 MACRO_S = (1.2, 4.0)
 MACRO_GAIN = (1.5, 3.0)
@@ -38,7 +38,7 @@ BLINK_GAP_S = 3.0
 
 BLINK_S = (0.15, 0.4)
 BLINK_PX = (3.0, 7.0)
-"""How far the upper lids come down, in pixels at 112."""
+"""Range of the way that the upper lids come down, in pixels at 112."""
 
 JERK_GAP_S = 6.0
 """Mean rest between two jerks of the head, on top of one second."""
@@ -69,7 +69,7 @@ class Happening:
     label: int = -1
 
     def intensity(self, time_s: float) -> float:
-        """From 0 at the onset to 1 at the apex and back, by half cosines."""
+        """Returns the intensity at a time, from 0 at the onset to 1 at the apex and back, by half cosines."""
         if not self.onset_s < time_s < self.offset_s:
             return 0.0
         if time_s < self.apex_s:
@@ -85,7 +85,7 @@ class Sway:
 
     Attributes:
         amplitudes: (waves, channels).
-        rates: (waves, channels) in radians a second.
+        rates: (waves, channels) in radians per second.
         phases: (waves, channels).
         jerks: (jerks, channels): what each adds when it is over.
         starts_s: (jerks,) when each starts.
@@ -100,7 +100,7 @@ class Sway:
     lasts_s: NDArray[np.float64]
 
     def at(self, time_s: float) -> NDArray[np.float64]:
-        """(channels,) at a time."""
+        """Returns the values of all channels at a time: (channels,)."""
         drift = (self.amplitudes * np.sin(self.rates * time_s + self.phases)).sum(axis=0)
         done = np.clip((time_s - self.starts_s) / self.lasts_s, 0, 1)
         jerked: NDArray[np.float64] = drift + (0.5 - 0.5 * np.cos(np.pi * done)) @ self.jerks
@@ -129,11 +129,11 @@ class Script:
 
     @property
     def micro(self) -> list[Happening]:
-        """What is to be spotted."""
+        """The micro-expressions: all that is to be spotted."""
         return [happening for happening in self.happenings if happening.kind == "micro"]
 
     def moves(self, time_s: float) -> NDArray[np.float64]:
-        """(n, 2): where the landmarks are at a time, head turn included, in pixels at 112."""
+        """Returns the displacement of the landmarks at a time, head turn included: (n, 2) in pixels at 112."""
         moves = turn_moves(*self.head.at(time_s)[4:6])
         for happening in self.happenings:
             if happening.onset_s < time_s < happening.offset_s:
@@ -147,7 +147,7 @@ def draw_script(
     """Draws what happens in a clip; the same for equal arguments.
 
     Args:
-        subject: number from 0, as in `synthetic.person`.
+        subject: number from 0, as in `synthetic_clips.person`.
         duration_s: length of the clip.
         seed: of the data set.
         expressive: whether there are micro- and macro-expressions; else the face is neutral and blinks.
@@ -174,7 +174,7 @@ def film(script: Script, fps: float, size: int = REFERENCE_SIZE) -> Iterator[tup
 
     Args:
         script: what happens.
-        fps: frames a second.
+        fps: frames per second.
         size: S, side of the frames in pixels.
 
     Yields:
@@ -245,7 +245,7 @@ def _draw_blinks(rng: np.random.Generator, who: Person, duration_s: float) -> li
 
 
 def _draw_head(rng: np.random.Generator, duration_s: float, strength: float) -> Sway:
-    """Drift of a pixel or two in seconds; jerks within a fifth of a second, of which half swing back."""
+    """Draws the drift of a pixel or two in seconds; jerks within a fifth of a second, of which half swing back."""
     # x, y in pixels at 112, angle, log scale, yaw, pitch in radians
     drift = np.array([1.2, 1.0, 0.015, 0.012, 0.03, 0.025])
     jerk = np.array([1.5, 1.5, 0.015, 0.008, 0.03, 0.03])
@@ -271,7 +271,7 @@ def _draw_head(rng: np.random.Generator, duration_s: float, strength: float) -> 
 
 
 def _draw_light(rng: np.random.Generator, duration_s: float, strength: float) -> Sway:
-    """Slow changes of gain and direction, and now and then a quick one: a cloud, a screen, the camera's own gain."""
+    """Draws slow changes of gain and direction, and now and then a quick one: a cloud, a screen, the camera's own gain."""
     amplitudes = strength * np.array([0.02, 0.02, 0.02]) * rng.uniform(0.3, 1.0, (3, 3))
     rates = 2 * np.pi * rng.uniform(0.02, 0.3, (3, 3))
     count = rng.poisson(duration_s / 12)

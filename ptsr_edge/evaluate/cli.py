@@ -13,47 +13,27 @@ import click
 from click.core import ParameterSource
 
 from ptsr_edge.bundle import read_bundle
-from ptsr_edge.core.config import MODELS, parse_budget
+from ptsr_edge.core.config import DEVICES, MODELS, parse_keep_rate
 from ptsr_edge.core.console import Verb, comma_separated, finish, say
-from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.errors import InputError, require
 from ptsr_edge.core.files import check_file, write_json
-from ptsr_edge.data.datasets import DATA_NAMES, load, reading_options
-from ptsr_edge.evaluate.cross_validation import THROUGH
+from ptsr_edge.data.cli import DataOption, reading_options
+from ptsr_edge.data.datasets import load
 from ptsr_edge.evaluate.evaluation import (
     GROUPS,
     PROTOCOLS,
+    THROUGH,
+    default_rates,
     evaluate_bundle,
     evaluate_checkpoint,
     judged_samples,
 )
 from ptsr_edge.evaluate.executor import ENGINES
-from ptsr_edge.evaluate.folds import FoldCall, default_rates, evaluate_folds, lines_of_folds
 from ptsr_edge.export.targets.base import THROUGH_GRAPH
-from ptsr_edge.models.checkpoint import DEVICES, load_checkpoint
-
-
-def _evaluate_trained(
-    bundle: Path | None, checkpoint: Path | None, data_name: str, root: Path | None, subjects: str,
-    budgets: list[float] | None, threads: int | None, skip_bad: bool | None, face_model: Path | None,
-) -> tuple[list[dict[str, Any]], str]:  # fmt: skip
-    """Judges a bundle, a checkpoint, or a bundle beside its checkpoint; the records and whom they are of."""
-    loaded = load_checkpoint(checkpoint) if checkpoint is not None else None
-    manifest = read_bundle(bundle) if bundle is not None else None
-    source = manifest or (loaded[1] if loaded else None)
-    assert source is not None
-    config = source.model
-    if loaded is not None and loaded[1].model != config:
-        raise InputError(f"{bundle} holds {config.name}, {checkpoint} is {loaded[1].model.name}")
-    everything = load(data_name, root, image_size=config.image_size, skip_bad=skip_bad, face_model=face_model)
-    data, chosen = judged_samples(everything, source.provenance, subjects == "all")
-    if bundle is not None:
-        return evaluate_bundle(bundle, data, loaded[0] if loaded else None, threads), chosen
-    assert loaded is not None
-    return evaluate_checkpoint(loaded[0], data, budgets or default_rates(config)), chosen
 
 
 def lines_of(records: Sequence[dict[str, Any]]) -> list[str]:
-    """A line a record."""
+    """Returns a line per record."""
     lines = []
     for record in records:
         agreement = record.get("agrees_with_eager")
@@ -76,15 +56,15 @@ TRAINS_AFRESH = ("model_name", "against", "protocol", "groups", "seeds", "epochs
 @click.command(
     cls=Verb, epilog="Example: python -m ptsr_edge.evaluate --data synthetic --bundle out/ptsr-tiny-cpu"
 )
-@click.option(
-    "--data", "data_name", default="synthetic", show_default=True, help=f"One of {', '.join(DATA_NAMES)}."
-)
+@click.option("--data", "data_name", cls=DataOption, default="synthetic", show_default=True)
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the data; synthetic needs none.")
 @reading_options
 @click.option("--bundle", type=click.Path(path_type=Path), help="Judge the artifacts of a bundle.")
 @click.option("--checkpoint", type=click.Path(path_type=Path),
               help="Judge the eager model; with --bundle: compare the artifacts with it.")  # fmt: skip
-@click.option("--budgets", callback=comma_separated(parse_budget, "--budgets"), help="Keep rates in (0, 1].")
+@click.option(
+    "--budgets", callback=comma_separated(parse_keep_rate, "--budgets"), help="Keep rates in (0, 1]."
+)
 @click.option("--subjects", type=click.Choice(["unseen", "all"]), default="unseen", show_default=True,
               help="Whom to judge a trained model on.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of an artifact.")
@@ -98,7 +78,7 @@ TRAINS_AFRESH = ("model_name", "against", "protocol", "groups", "seeds", "epochs
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="How many.")
 @click.option("--epochs", type=click.IntRange(min=1), help="With --model: instead of the recipe's number.")
 @click.option("--oracle", is_flag=True,
-              help="Also the LEAKY figure: the best epoch for each held-out subject, by its own labels.")  # fmt: skip
+              help="Also the LEAKY score: the best epoch for each held-out subject, by its own labels.")  # fmt: skip
 @click.option("--through", type=click.Choice(THROUGH), default="torch", show_default=True,
               help="Who answers in a fold: the model in torch, or its artifact of target cpu.")  # fmt: skip
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True,
@@ -124,40 +104,64 @@ def main(
         raise InputError("nothing to evaluate: give --bundle DIR, --checkpoint FILE or --model NAME")
     if out is not None:
         check_file(out)
+    reading: dict[str, Any] = {"skip_bad": skip_bad, "face_model": face_model}
     if folds["model_name"]:
         if bundle or checkpoint:
             raise InputError(
                 "--model trains afresh in each fold; it does not go with --bundle or --checkpoint"
             )
-        record = evaluate_folds(
-            _fold_call(folds, budgets), data_name, root, skip_bad=skip_bad, face_model=face_model
-        )
-        chosen, lines = record["protocol"], lines_of_folds(record)
+        record, lines = _train_and_judge(folds, budgets, data_name, root, reading)
     else:
         context = click.get_current_context()
         for name in TRAINS_AFRESH:
             if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
                 option = name.replace("_", "-")
                 raise InputError(f"--{option} is about training afresh in each fold: it goes with --model")
-        records, chosen = _evaluate_trained(
-            bundle, checkpoint, data_name, root, subjects, budgets, threads, skip_bad, face_model
-        )
+        model = info = None
+        if checkpoint is not None:
+            require("torch", "train", "judging a checkpoint")
+            from ptsr_edge.models.checkpoint import load_checkpoint
+
+            model, info = load_checkpoint(checkpoint)
+        source = read_bundle(bundle) if bundle is not None else info
+        assert source is not None
+        if info is not None and info.model != source.model:
+            raise InputError(f"{bundle} holds {source.model.name}, {checkpoint} is {info.model.name}")
+        everything = load(data_name, root, image_size=source.model.image_size, **reading)
+        data, chosen = judged_samples(everything, source.provenance, subjects == "all")
+        if bundle is not None:
+            records = evaluate_bundle(bundle, data, model, threads)
+        else:
+            assert model is not None
+            records = evaluate_checkpoint(model, data, budgets or default_rates(source.model))
         record = {"data": data_name, "protocol": chosen, "results": records}
         lines = lines_of(records)
-    say(f"{data_name}: {chosen}")
+    say(f"{data_name}: {record['protocol']}")
     if out is not None:
         write_json(out, record)
         lines.append(str(out))
     finish(record, lines, as_json)
 
 
-def _fold_call(options: dict[str, Any], budgets: list[float] | None) -> FoldCall:
+def _train_and_judge(
+    options: dict[str, Any],
+    budgets: list[float] | None,
+    data_name: str,
+    root: Path | None,
+    reading: dict[str, Any],
+) -> tuple[dict[str, Any], list[str]]:
+    """The record of `evaluate --model`, and its lines."""
+    require("torch", "train", "training in each fold")
+    from ptsr_edge.evaluate.folds import FoldCall, evaluate_folds, lines_of_folds
+
     named = ("against", "groups", "seeds", "epochs", "oracle", "through", "device")
     how = {key: options[key] for key in ("engine", "jobs", "scheduler", "resume")}
-    return FoldCall(
+    call = FoldCall(
         models=options["model_name"],
         protocol=options["protocol"] or "loso",
         budgets=budgets,
         how=how | {"folder": options["run_folder"]},
         **{key: options[key] for key in named},
     )
+    record = evaluate_folds(call, data_name, root, **reading)
+    return record, lines_of_folds(record)

@@ -1,7 +1,7 @@
-"""Several learners through the same folds and seeds of a protocol, by any engine: what each of them answers.
+"""Several learners through the same folds and seeds of a protocol, by any engine: the answers of each.
 
-A learner is anything that trains on some clips and answers for others: a model of this package, or a classifier that
-it is to be compared with.
+A learner is anything that trains on some clips and answers for others: a model of this package (`ModelLearner`), or a
+classifier that it is to be compared with.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ptsr_edge.core.disk_cache import closure_digest
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import sha256_of
 from ptsr_edge.data.datasets import FlowDataset
-from ptsr_edge.evaluate.evaluation import GROUPS, Fold, folds
+from ptsr_edge.evaluate.evaluation import GROUPS, THROUGH, Fold, folds
 from ptsr_edge.evaluate.executor import Arrays, Task, run_tasks
 from ptsr_edge.export.onnx_graph import Template, export_template
 from ptsr_edge.export.parity import eager_reference, measure_parity, require_parity
@@ -40,11 +40,11 @@ TOOLS = ("torch", "numpy", "onnx", "onnxruntime")
 
 
 class Learner(Protocol):
-    """What is trained afresh in each fold. Picklable."""
+    """A thing that is trained afresh in each fold. Picklable."""
 
     @property
     def name(self) -> str:
-        """What results call it; unique among those that are compared."""
+        """Its name in results; unique among those that are compared."""
         ...
 
     @property
@@ -54,11 +54,11 @@ class Learner(Protocol):
 
     @property
     def keep_rates(self) -> Sequence[float]:
-        """At which it answers; (1.0,) where it drops nothing."""
+        """The keep rates at which it answers; (1.0,) where it drops nothing."""
         ...
 
     def identity(self) -> Mapping[str, Any]:
-        """As JSON, all that its answers depend on but code, data and seed."""
+        """All that its answers depend on but code, data and seed, as JSON."""
         ...
 
     def answer(self, train: FlowDataset, held: FlowDataset, seed: int) -> Arrays:
@@ -71,10 +71,10 @@ class Learner(Protocol):
 
 @dataclass(frozen=True)
 class Answers:
-    """What a learner answered, over all folds.
+    """The answers of a learner, over all folds.
 
     Attributes:
-        learner: which.
+        learner: the one that answered.
         data: the clips that were judged (n), in the order of the data.
         seeds: of the runs.
         logits: (seeds, rates, n, k) float32.
@@ -124,14 +124,14 @@ def cross_validate(
     Args:
         learners: of different names.
         data: the same clips for all, or by the size of the samples where learners differ in it.
-        protocol: one of `protocol.PROTOCOLS`.
+        protocol: one of `evaluation.PROTOCOLS`.
         seeds: of weights and draws, and of the folds of `groups`.
         groups: how many subject-disjoint groups.
         on_fold: called after each fold.
-        how: `engine`, `jobs`, `scheduler`, `folder` and `resume` of `engine.run_tasks`.
+        how: `engine`, `jobs`, `scheduler`, `folder` and `resume` of `executor.run_tasks`.
 
     Raises:
-        InputError: two learners have one name, their clips differ, or as `protocol.folds` and `run_tasks`.
+        InputError: two learners have one name, their clips differ, or as `evaluation.folds` and `run_tasks`.
         JobError: as `run_tasks`.
     """
     by_size = {learners[0].image_size: data} if isinstance(data, FlowDataset) else dict(data)
@@ -227,22 +227,16 @@ def _gather(
     return Answers(learner, judged, tuple(seeds), logits, oracle if leaky else None)
 
 
-# FOLDED from evaluate.model_learner: A named model as one of those that a protocol trains afresh in each fold.
-
-THROUGH = ("torch", "cpu")
-"""What answers for a fold's model: itself, or its artifact of target `cpu` (fp32, ONNX Runtime)."""
-
-
 @dataclass(frozen=True)
 class ModelLearner:
-    """A model and its recipe, judged at some keep rates; see `cross_validation.Learner`.
+    """A model and its recipe, judged at some keep rates; see `Learner`.
 
     Attributes:
         config: geometry.
         recipe: how it is trained.
         keep_rates: judged with one set of weights.
         oracle: also answer for each held-out subject by the epoch that does best on that very subject.
-        templates: graphs, one a keep rate, through which folds answer; none: they answer in torch.
+        templates: graphs, one per keep rate, through which folds answer; none: they answer in torch.
         device: where it is trained, `cpu` or `cuda`.
         label: its name among the others, where that is not the model's.
         initial: weights that training begins with; None: those that the recipe says.
@@ -344,8 +338,7 @@ def artifact_logits(model: Model, template: Template, data: FlowDataset) -> NDAr
 class _BestEpoch:
     """Keeps, for each held-out subject and budget, the answers of the epoch that had most of them right.
 
-    This looks at the held-out labels: what it gives is the leaky figure that some published code reports, and
-    nothing that is trained or chosen may depend on it. Of equal epochs the first is kept.
+    This looks at the held-out labels: it gives the leaky score that some published code reports, and nothing that is trained or chosen may depend on it. Of equal epochs the first is kept.
     """
 
     def __init__(self, held: FlowDataset, tokens: Sequence[int]) -> None:

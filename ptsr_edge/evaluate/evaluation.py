@@ -1,4 +1,8 @@
-"""UF1, UAR and confusion matrix of a checkpoint or of a bundle's artifacts, on people that training never saw."""
+"""UF1, UAR and confusion matrix of a checkpoint or of a bundle's artifacts, on people that training never saw.
+
+A protocol is strict: no held-out subject is looked at before the one evaluation; no epoch is chosen by it, no statistic
+is taken from it. Judging a bundle needs its runtime only; torch is imported where a model answers in it.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.bundle import Bundle, Variant, check_files, read_bundle
+from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError, require
-from ptsr_edge.data.datasets import HELD_OUT, FlowDataset, split_subjects
+from ptsr_edge.data.datasets import HELD_OUT, FlowDataset, load, split_subjects
 from ptsr_edge.export.targets.base import THROUGH_ARTIFACT, THROUGH_GRAPH
+from ptsr_edge.runtimes.base import find_runtime
 from ptsr_edge.session import Session, why_not_here
 from ptsr_edge.stats.classification import confusion, per_class_recall, uar, uf1
 from ptsr_edge.vision.flow import to_input
@@ -22,11 +28,11 @@ from ptsr_edge.vision.flow import to_input
 if TYPE_CHECKING:
     from ptsr_edge.models.ptsr import Model
 
-# FOLDED from evaluate.protocol: Who is trained on and who is judged: strict subject-disjoint protocols and their pooled figures. Strict means that nothing about a held-out subject is looked at before the one evaluation: no epoch is chosen by it, no statistic is taken from it.
-
 PROTOCOLS = ("loso", "groups", "holdout", "cross")
-
 GROUPS = 5
+
+THROUGH = ("torch", "cpu")
+"""What answers for a model that a fold trains: itself, or its artifact of target `cpu` (fp32, ONNX Runtime)."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Fold:
 
 
 def set_of(subject: str) -> str:
-    """The data set that a subject is of: `casme2` of `casme2/sub01`."""
+    """Returns the data set of a subject: `casme2` of `casme2/sub01`."""
     return str(subject).partition("/")[0]
 
 
@@ -80,22 +86,22 @@ def folds(
     return [Fold(tuple(name for name in names if name not in part), tuple(part)) for part in parts]
 
 
-def figures(data: FlowDataset, predicted: NDArray[np.int64]) -> dict[str, Any]:
-    """Sample count, UF1, UAR, recall per class and confusion matrix, pooled over all clips.
+def scores_of(data: FlowDataset, predicted: NDArray[np.int64]) -> dict[str, Any]:
+    """Returns sample count, UF1, UAR, recall per class and confusion matrix, pooled over all clips.
 
-    Of a composite also those of each of its sets, by `sets`; null where the data are one set.
+    `sets` holds the same of each set of a composite; None where the data are one set.
     """
     sets = sorted({set_of(name) for name in data.subject_names})
-    whole = _figures(data, predicted)
+    whole = _pooled(data, predicted)
     if len(sets) < 2:
         return whole | {"sets": None}
     owner = np.array([set_of(name) for name in data.subjects])
     return whole | {
-        "sets": {name: _figures(data.subset(owner == name), predicted[owner == name]) for name in sets}
+        "sets": {name: _pooled(data.subset(owner == name), predicted[owner == name]) for name in sets}
     }
 
 
-def _figures(data: FlowDataset, predicted: NDArray[np.int64]) -> dict[str, Any]:
+def _pooled(data: FlowDataset, predicted: NDArray[np.int64]) -> dict[str, Any]:
     table = confusion(data.labels, predicted, len(data.label_names))
     recalls = per_class_recall(table)
     return {
@@ -112,7 +118,7 @@ def _figures(data: FlowDataset, predicted: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def unseen_subjects(data: FlowDataset, provenance: dict[str, Any]) -> list[str]:
-    """The subjects of a data set that a model was not trained on, by its provenance.
+    """Returns the subjects of a data set that a model was not trained on, by its provenance.
 
     Names are unique over data sets, and a composite calls its people as their own sets do: who was seen in one is
     known in the other.
@@ -121,23 +127,23 @@ def unseen_subjects(data: FlowDataset, provenance: dict[str, Any]) -> list[str]:
     return [subject for subject in data.subject_names if subject not in seen]
 
 
-def evaluate_session(session: Session, data: FlowDataset, label: str = "") -> NDArray[np.int64]:
-    """The classes (n,) that an artifact gives for all samples, one at a time as a camera would."""
-    answers = [
-        session.predict(flow).logits.argmax() for flow in progress(data.flows, label or session.variant.id)
-    ]
-    return np.array(answers, dtype=np.int64)
+def evaluate_session(session: Session, data: FlowDataset) -> NDArray[np.int64]:
+    """Returns an artifact's classes (n,) for all samples, one at a time as a camera would."""
+    flows = progress(data.flows, session.variant.id)
+    return np.array([session.predict(flow).logits.argmax() for flow in flows], dtype=np.int64)
 
 
 def evaluate_graph(folder: Path, variant: Variant, data: FlowDataset) -> NDArray[np.int64]:
-    """The classes (n,) that the typed graph beside an engine gives for all samples, computed on the CPU.
+    """Returns the classes (n,) that the typed graph beside an engine gives for all samples, computed on the CPU.
 
     It stands for an engine that cannot run here, and tells what its types cost, not what TensorRT makes of them.
 
     Raises:
         InputError: a file of the variant is missing or has changed.
         JobError: the variant has no typed graph, or gives an answer that is not finite.
+        MissingExtraError: torch is not installed.
     """
+    require("torch", "train", f"computing the typed graph of {variant.id}, which cannot run here,")
     from ptsr_edge.export.targets.typed_graph import TypedGraphRunner
 
     check_files(folder, variant)
@@ -153,7 +159,7 @@ def evaluate_graph(folder: Path, variant: Variant, data: FlowDataset) -> NDArray
 
 
 def judged_samples(data: FlowDataset, provenance: dict[str, Any], everyone: bool) -> tuple[FlowDataset, str]:
-    """The samples to judge a trained model on, and how to name that choice.
+    """Returns the samples to judge a trained model on, and how to name that choice.
 
     Raises:
         InputError: training has seen every subject of the data, and `everyone` is not set.
@@ -174,15 +180,15 @@ def judged_samples(data: FlowDataset, provenance: dict[str, Any], everyone: bool
 def evaluate_bundle(
     folder: Path, data: FlowDataset, model: Model | None = None, threads: int | None = None
 ) -> list[dict[str, Any]]:
-    """Figures of every variant of a bundle through its artifacts; `through` says so.
+    """Returns the scores of every variant of a bundle; `through` says what answered.
 
-    An engine that cannot run here is judged through its typed graph, and that is said instead. With `model`,
+    An artifact answers itself; an engine that cannot run here is judged through its typed graph. With `model`,
     also how many of the eager model's classes each variant reproduces at its budget.
     """
     records = []
     eager: dict[int, NDArray[np.int64]] = {}
     for variant in read_bundle(folder).variants:
-        by_graph = variant.target == "trt" and bool(why_not_here(variant, folder))
+        by_graph = find_runtime(variant.target).needs_gpu and bool(why_not_here(variant, folder))
         if by_graph:
             answers = evaluate_graph(folder, variant, data)
         else:
@@ -193,7 +199,7 @@ def evaluate_bundle(
             answers = evaluate_session(session, data)
         through = THROUGH_GRAPH if by_graph else THROUGH_ARTIFACT
         record = {"id": variant.id, "keep_rate": variant.keep_rate, "through": through}
-        record |= figures(data, answers)
+        record |= scores_of(data, answers)
         if model is not None:
             from ptsr_edge.models.checkpoint import predict_logits
 
@@ -204,14 +210,19 @@ def evaluate_bundle(
     return records
 
 
+def default_rates(config: ModelConfig) -> list[float]:
+    """Returns the keep rates that are judged where none are named."""
+    return [1.0, 0.5, 0.25] if config.kind == "ptsr" else [1.0]
+
+
 def evaluate_checkpoint(model: Model, data: FlowDataset, rates: Sequence[float]) -> list[dict[str, Any]]:
-    """Figures of the eager model at each keep rate."""
+    """Returns the scores of the eager model at each keep rate."""
     from ptsr_edge.models.checkpoint import predict_logits
 
     config = model.config
     return [
         {"id": f"{config.name}-eager-k{config.tokens_at(rate)}", "keep_rate": rate}
-        | figures(data, predict_logits(model, data.flows, config.tokens_at(rate))[0].argmax(axis=1))
+        | scores_of(data, predict_logits(model, data.flows, config.tokens_at(rate))[0].argmax(axis=1))
         for rate in rates
     ]
 
@@ -222,7 +233,7 @@ def is_random(bundle: Bundle) -> bool:
 
 
 def judged_data(name: str, root: Path | None, bundles: Sequence[Bundle]) -> tuple[FlowDataset, str]:
-    """The samples that none of the bundles was trained on, and how to name that choice.
+    """Returns the samples that none of the bundles was trained on, and how to name that choice.
 
     Args:
         name: of the data set.
@@ -234,8 +245,6 @@ def judged_data(name: str, root: Path | None, bundles: Sequence[Bundle]) -> tupl
         MissingExtraError: what reads the data is not installed.
     """
     require("torch", "train", "judging accuracy")
-    from ptsr_edge.data.datasets import load
-
     first = bundles[0]
     known = first.provenance.get("held_out_subjects") if first.provenance.get("data") == name else None
     data = load(name, root, image_size=first.preprocess.image_size, subjects=known or None)

@@ -1,4 +1,8 @@
-"""`evaluate --model`: named models trained afresh in each fold, beside what they are compared with."""
+"""`evaluate --model`: named models trained afresh in each fold, beside what they are compared with.
+
+A call is planned (who is trained, at which keep rates, compared with what), run, and told as one record: each run, mean
+and spread over the seeds, the leaky oracle where it was asked for, and paired differences.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.core.config import ModelConfig, named_model, parse_budget
+from ptsr_edge.core.config import ModelConfig, named_model, parse_keep_rate
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.datasets import FlowDataset, load
-from ptsr_edge.evaluate.cross_validation import THROUGH, Answers, ModelLearner, cross_validate
-from ptsr_edge.evaluate.evaluation import GROUPS, PROTOCOLS, figures, folds
+from ptsr_edge.evaluate.cross_validation import Answers, ModelLearner, cross_validate
+from ptsr_edge.evaluate.evaluation import GROUPS, PROTOCOLS, THROUGH, default_rates, folds, scores_of
 from ptsr_edge.evaluate.executor import check_engine
 from ptsr_edge.models.checkpoint import choose_device
-from ptsr_edge.stats.classification import Metric, paired_bootstrap, uar, uf1
+from ptsr_edge.stats.classification import Metric, paired_bootstrap
 from ptsr_edge.train.trainer import train_config_for
 
-# FOLDED from evaluate.fold_figures: Figures of learners over folds and seeds: each run, mean and spread, the leaky oracle, and paired differences.
-
-METRICS: dict[str, Metric] = {"uf1": uf1, "uar": uar}
+METRICS: tuple[Metric, ...] = ("uf1", "uar")
 
 RESAMPLES = 2000
 
@@ -40,8 +42,140 @@ PAIRED = (
 )
 
 
+@dataclass(frozen=True)
+class FoldCall:
+    """A call of `evaluate --model`; the names are those of the options.
+
+    Attributes:
+        against: `MODEL` or `MODEL@RATE`: what every model is compared with.
+        budgets: keep rates of the models that drop tokens; None: `default_rates`.
+        epochs: instead of the recipes' numbers.
+        how: `engine`, `jobs`, `scheduler`, `folder` and `resume` of `executor.run_tasks`.
+    """
+
+    models: Sequence[str]
+    protocol: str = "loso"
+    against: Sequence[str] = ()
+    budgets: Sequence[float] | None = None
+    groups: int = GROUPS
+    seeds: int = 1
+    epochs: int | None = None
+    oracle: bool = False
+    through: str = "torch"
+    device: str = "auto"
+    how: Mapping[str, Any] = field(default_factory=dict)
+
+
+def evaluate_folds(call: FoldCall, data_name: str, root: Path | None, **reading: Any) -> dict[str, Any]:
+    """Trains and judges every model: scores per seed and keep rate, their mean and spread, and paired differences.
+
+    `reading` holds `skip_bad` and `face_model` of `datasets.load`.
+
+    Raises:
+        InputError: the call does not go together; nothing was started.
+        JobError: as `executor.run_tasks`.
+    """
+    learners, references = plan_learners(call, data_name)
+    sizes = dict.fromkeys(learner.image_size for learner in learners)
+    data = {size: load(data_name, root, image_size=size, **reading) for size in sizes}
+    subjects = next(iter(data.values())).subjects
+    seeds = range(call.seeds)
+    total = len(learners) * sum(len(folds(call.protocol, subjects, seed, call.groups)) for seed in seeds)
+    if call.through == "cpu":
+        learners = [learner.with_templates() for learner in progress(learners, "exporting graphs")]
+    bar = iter(progress(range(total), f"{call.protocol}, seeds: {call.seeds}"))
+    next(bar, None)
+
+    def on_fold() -> None:
+        next(bar, None)
+
+    answers = cross_validate(
+        learners, data, call.protocol, seeds, groups=call.groups, on_fold=on_fold, **call.how
+    )
+    return _record(call, answers, references, next(iter(data.values())))
+
+
+def plan_learners(call: FoldCall, data_name: str) -> tuple[list[ModelLearner], list[tuple[str, float]]]:
+    """Returns the learners, each model once with all the keep rates that are asked for, and the references.
+
+    Raises:
+        InputError: an unknown name, a budget that no model has, or a way to run that does not go together.
+    """
+    if call.protocol not in PROTOCOLS:
+        raise InputError(f"unknown protocol {call.protocol!r}; accepted: {', '.join(PROTOCOLS)}")
+    if call.groups != GROUPS and call.protocol != "groups":
+        raise InputError(f"a number of groups goes with protocol groups, not with {call.protocol}")
+    if call.through not in THROUGH:
+        raise InputError(f"unknown way to answer {call.through!r}; accepted: {', '.join(THROUGH)}")
+    check_engine(
+        call.how.get("engine", "joblib"), call.how.get("jobs", 1), call.how.get("scheduler"),
+        call.how.get("folder"), call.how.get("resume", False),
+    )  # fmt: skip
+    device = choose_device(call.device)
+    rates = {name: _rates(named_model(name), call.budgets) for name in dict.fromkeys(call.models)}
+    if call.budgets and not any(named_model(name).kind == "ptsr" for name in rates):
+        raise InputError(f"budgets go with a PTSR; all tokens are kept by {', '.join(rates)}")
+    references = []
+    for text in call.against:
+        name, at, rate = text.partition("@")
+        config = named_model(name)
+        try:
+            found = parse_keep_rate(rate) if at else 1.0
+        except InputError:
+            raise
+        except ValueError:
+            raise InputError(
+                f"cannot read the keep rate in {text!r}; accepted: MODEL or MODEL@RATE"
+            ) from None
+        if config.kind == "vit" and found != 1.0:
+            raise InputError(f"{name} keeps all tokens: it cannot be compared with at {rate}")
+        known = rates.setdefault(name, [])
+        same = [own for own in known if config.tokens_at(own) == config.tokens_at(found)]
+        if not same:
+            known.append(found)
+        references.append((name, same[0] if same else found))
+    learners = []
+    for name, own in rates.items():
+        config = named_model(name)
+        recipe = train_config_for(config, data_name)
+        if call.epochs is not None:
+            recipe = recipe.model_copy(update={"epochs": call.epochs})
+        learners.append(ModelLearner(config, recipe, tuple(own), call.oracle, (), device))
+    return learners, references
+
+
+def _rates(config: ModelConfig, budgets: Sequence[float] | None) -> list[float]:
+    if budgets is None or config.kind == "vit":
+        return default_rates(config)
+    by_tokens = {config.tokens_at(rate): rate for rate in budgets}
+    return list(by_tokens.values())
+
+
+def _record(
+    call: FoldCall, answers: Sequence[Answers], references: Sequence[tuple[str, float]], data: FlowDataset
+) -> dict[str, Any]:
+    by_name = {found.learner.name: found for found in answers}
+    pairs = [
+        pair
+        for name, rate in references
+        for model in dict.fromkeys(call.models)
+        for own in by_name[model].learner.keep_rates
+        if (model, own) != (name, rate)
+        for pair in paired_records((by_name[model], own), (by_name[name], rate))
+    ]
+    return {
+        "data": data.source,
+        "protocol": call.protocol,
+        "through": call.through,
+        "seeds": list(range(call.seeds)),
+        "results": [record for found in answers for record in run_records(found)],
+        "summary": [record for found in answers for record in summaries(found)],
+        "paired": pairs,
+    }
+
+
 def run_records(answers: Answers) -> list[dict[str, Any]]:
-    """A record each seed and keep rate: figures, and under `oracle` the leaky ones where they were asked for."""
+    """Returns a record per seed and keep rate: scores, and under `oracle` the leaky ones where they were asked for."""
     records = []
     for run, seed in enumerate(answers.seeds):
         for place, rate in enumerate(answers.learner.keep_rates):
@@ -50,16 +184,16 @@ def run_records(answers: Answers) -> list[dict[str, Any]]:
                 "model": answers.learner.name,
                 "keep_rate": rate,
                 "seed": seed,
-                **figures(answers.data, answers.predicted[run, place]),
+                **scores_of(answers.data, answers.predicted[run, place]),
             }
             if answers.oracle is not None:
-                record["oracle"] = {"note": ORACLE, **figures(answers.data, answers.oracle[run, place])}
+                record["oracle"] = {"note": ORACLE, **scores_of(answers.data, answers.oracle[run, place])}
             records.append(record)
     return records
 
 
 def summaries(answers: Answers) -> list[dict[str, Any]]:
-    """A record each keep rate: mean and spread over the seeds, pooled, by set, and of the leaky oracle."""
+    """Returns a record per keep rate: mean and spread over the seeds, pooled, by set, and of the leaky oracle."""
     records = []
     runs = run_records(answers)
     for rate in answers.learner.keep_rates:
@@ -85,7 +219,7 @@ def summaries(answers: Answers) -> list[dict[str, Any]]:
 
 
 def _over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-    found = {}
+    found: dict[str, dict[str, float | None]] = {}
     for name in METRICS:
         values = [run[name] for run in runs]
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
@@ -96,7 +230,7 @@ def _over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float 
 def paired_records(
     first: tuple[Answers, float], second: tuple[Answers, float], resamples: int = RESAMPLES
 ) -> list[dict[str, Any]]:
-    """The difference of two learners, or of two keep rates of one, with a 95 % interval; a record each metric.
+    """Compares two learners, or two keep rates of one: a record per metric, the difference with its 95 % interval.
 
     Args:
         first: answers and one of their keep rates.
@@ -106,7 +240,7 @@ def paired_records(
     data = first[0].data
     runs = [_runs(*side) for side in (first, second)]
     records = []
-    for name, metric in METRICS.items():
+    for metric in METRICS:
         difference, low, high = paired_bootstrap(
             data.labels, runs[0], runs[1], data.subjects, metric, resamples, classes=len(data.label_names)
         )
@@ -115,7 +249,7 @@ def paired_records(
                 "model": first[0].learner.name,
                 "keep_rate": first[1],
                 "against": {"model": second[0].learner.name, "keep_rate": second[1]},
-                "metric": name,
+                "metric": metric,
                 "difference": difference,
                 "low": low,
                 "high": high,
@@ -132,7 +266,7 @@ def _runs(answers: Answers, rate: float) -> NDArray[np.int64]:
 
 
 def lines_of_folds(record: Mapping[str, Any]) -> list[str]:
-    """The record of a protocol for people: a line each run, and below it what the runs come to."""
+    """Returns the record as text: a line per run, then the summary and the differences."""
     lines = []
     for run in record["results"]:
         lines.append(
@@ -169,143 +303,3 @@ def _both(entry: Mapping[str, Any]) -> str:
 
 def _show(value: Mapping[str, float | None]) -> str:
     return f"{value['mean']:.3f}" + ("" if value["spread"] is None else f" +- {value['spread']:.3f}")
-
-
-@dataclass(frozen=True)
-class FoldCall:
-    """A call of `evaluate --model`; the names are those of the options.
-
-    Attributes:
-        against: `MODEL` or `MODEL@RATE`: what every model is compared with.
-        budgets: keep rates of the models that drop tokens; None: `default_rates`.
-        epochs: instead of the recipes' numbers.
-        how: `engine`, `jobs`, `scheduler`, `folder` and `resume` of `engine.run_tasks`.
-    """
-
-    models: Sequence[str]
-    protocol: str = "loso"
-    against: Sequence[str] = ()
-    budgets: Sequence[float] | None = None
-    groups: int = GROUPS
-    seeds: int = 1
-    epochs: int | None = None
-    oracle: bool = False
-    through: str = "torch"
-    device: str = "auto"
-    how: Mapping[str, Any] = field(default_factory=dict)
-
-
-def default_rates(config: ModelConfig) -> list[float]:
-    """The keep rates that are judged where none are named."""
-    return [1.0, 0.5, 0.25] if config.kind == "ptsr" else [1.0]
-
-
-def evaluate_folds(call: FoldCall, data_name: str, root: Path | None, **reading: Any) -> dict[str, Any]:
-    """Figures of every model, seed and keep rate, their mean and spread, and paired differences.
-
-    `reading` holds `skip_bad` and `face_model` of `data.load`.
-
-    Raises:
-        InputError: the call does not go together; nothing was started.
-        JobError: as `engine.run_tasks`.
-    """
-    learners, references = plan_learners(call, data_name)
-    sizes = dict.fromkeys(learner.image_size for learner in learners)
-    data = {size: load(data_name, root, image_size=size, **reading) for size in sizes}
-    subjects = next(iter(data.values())).subjects
-    seeds = range(call.seeds)
-    total = len(learners) * sum(len(folds(call.protocol, subjects, seed, call.groups)) for seed in seeds)
-    if call.through == "cpu":
-        learners = [learner.with_templates() for learner in progress(learners, "exporting graphs")]
-    bar = iter(progress(range(total), f"{call.protocol}, seeds: {call.seeds}"))
-    next(bar, None)
-
-    def on_fold() -> None:
-        next(bar, None)
-
-    answers = cross_validate(
-        learners, data, call.protocol, seeds, groups=call.groups, on_fold=on_fold, **call.how
-    )
-    return _record(call, answers, references, next(iter(data.values())))
-
-
-def _record(
-    call: FoldCall, answers: Sequence[Answers], references: Sequence[tuple[str, float]], data: FlowDataset
-) -> dict[str, Any]:
-    by_name = {found.learner.name: found for found in answers}
-    pairs = [
-        pair
-        for name, rate in references
-        for model in dict.fromkeys(call.models)
-        for own in by_name[model].learner.keep_rates
-        if (model, own) != (name, rate)
-        for pair in paired_records((by_name[model], own), (by_name[name], rate))
-    ]
-    return {
-        "data": data.source,
-        "protocol": call.protocol,
-        "through": call.through,
-        "seeds": list(range(call.seeds)),
-        "results": [record for found in answers for record in run_records(found)],
-        "summary": [record for found in answers for record in summaries(found)],
-        "paired": pairs,
-    }
-
-
-def plan_learners(call: FoldCall, data_name: str) -> tuple[list[ModelLearner], list[tuple[str, float]]]:
-    """Who is trained, each model once with all the keep rates that are asked for; and the references.
-
-    Raises:
-        InputError: an unknown name, a budget that no model has, or a way to run that does not go together.
-    """
-    if call.protocol not in PROTOCOLS:
-        raise InputError(f"unknown protocol {call.protocol!r}; accepted: {', '.join(PROTOCOLS)}")
-    if call.groups != GROUPS and call.protocol != "groups":
-        raise InputError(f"a number of groups goes with protocol groups, not with {call.protocol}")
-    if call.through not in THROUGH:
-        raise InputError(f"unknown way to answer {call.through!r}; accepted: {', '.join(THROUGH)}")
-    check_engine(
-        call.how.get("engine", "joblib"), call.how.get("jobs", 1), call.how.get("scheduler"),
-        call.how.get("folder"), call.how.get("resume", False),
-    )  # fmt: skip
-    device = choose_device(call.device)
-    rates = {name: _rates(named_model(name), call.budgets) for name in dict.fromkeys(call.models)}
-    if call.budgets and not any(named_model(name).kind == "ptsr" for name in rates):
-        raise InputError(f"budgets go with a PTSR; all tokens are kept by {', '.join(rates)}")
-    references = []
-    for text in call.against:
-        name, at, rate = text.partition("@")
-        config = named_model(name)
-        found = parse_rate(rate, text) if at else 1.0
-        if config.kind == "vit" and found != 1.0:
-            raise InputError(f"{name} keeps all tokens: it cannot be compared with at {rate}")
-        known = rates.setdefault(name, [])
-        same = [own for own in known if config.tokens_at(own) == config.tokens_at(found)]
-        if not same:
-            known.append(found)
-        references.append((name, same[0] if same else found))
-    learners = []
-    for name, own in rates.items():
-        config = named_model(name)
-        recipe = train_config_for(config, data_name)
-        if call.epochs is not None:
-            recipe = recipe.model_copy(update={"epochs": call.epochs})
-        learners.append(ModelLearner(config, recipe, tuple(own), call.oracle, (), device))
-    return learners, references
-
-
-def parse_rate(rate: str, text: str) -> float:
-    """The keep rate behind the @ of `MODEL@RATE`; raises InputError where it is none."""
-    try:
-        return parse_budget(rate)
-    except InputError:
-        raise
-    except ValueError:
-        raise InputError(f"cannot read the keep rate in {text!r}; accepted: MODEL or MODEL@RATE") from None
-
-
-def _rates(config: ModelConfig, budgets: Sequence[float] | None) -> list[float]:
-    if budgets is None or config.kind == "vit":
-        return default_rates(config)
-    by_tokens = {config.tokens_at(rate): rate for rate in budgets}
-    return list(by_tokens.values())

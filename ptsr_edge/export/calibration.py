@@ -16,8 +16,14 @@ from ptsr_edge.bundle import Cascade, Variant
 from ptsr_edge.core.console import progress, say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.records import Record
-from ptsr_edge.data.datasets import DATA_NAMES, HELD_OUT, FlowDataset, load, split_subjects
-from ptsr_edge.data.synthetic_clips import subject_names
+from ptsr_edge.data.datasets import (
+    HELD_OUT,
+    FlowDataset,
+    find_dataset,
+    known_dataset,
+    load,
+    split_subjects,
+)
 from ptsr_edge.models.checkpoint import CheckpointInfo
 from ptsr_edge.models.ptsr import Model, Ptsr, dynamic_counts
 from ptsr_edge.session import open_artifact, why_not_here
@@ -65,7 +71,7 @@ def calibration_side(
 
     Args:
         info: of the model.
-        root: folder of the data; `synthetic` needs none.
+        root: folder of the data; rendered data need none.
         name: of the data; by default what the model was trained on where that needs no folder or one is
             given, else `synthetic`.
         count: samples that will be drawn.
@@ -76,25 +82,28 @@ def calibration_side(
     """
     trained_on = info.provenance.get("data")
     if name is None:
-        usable = trained_on in DATA_NAMES and (trained_on == "synthetic" or root is not None)
+        known = known_dataset(str(trained_on))
+        usable = known is not None and (known.is_rendered or root is not None)
         name = str(trained_on) if usable else "synthetic"
+    rendered = find_dataset(name).is_rendered
     size = info.model.image_size
     if name == trained_on and info.provenance.get("train_subjects"):
         allowed: Sequence[str] = info.provenance["train_subjects"]
     else:
         allowed = split_subjects(load_subjects(name, root), HELD_OUT, seed=0)[0]
-    wanted = min(MOST_SUBJECTS, max(8, count // 2)) if name == "synthetic" else len(allowed)
+    wanted = min(MOST_SUBJECTS, max(8, count // 2)) if rendered else len(allowed)
     if len(allowed) > wanted:
         drawn = np.random.default_rng(seed).choice(len(allowed), wanted, replace=False)
         allowed = [allowed[place] for place in sorted(drawn)]
-    limit = max(6, -(-2 * count // len(allowed))) if name == "synthetic" else None
+    limit = max(6, -(-2 * count // len(allowed))) if rendered else None
     return load(name, root, image_size=size, subjects=allowed, limit=limit)
 
 
 def load_subjects(name: str, root: Path | None) -> list[str]:
-    """The subjects of a data set; of `synthetic` without rendering any."""
-    if name == "synthetic":
-        return subject_names()
+    """The subjects of a data set; of rendered data without rendering any."""
+    entry = find_dataset(name)
+    if entry.rendered_subjects is not None:
+        return list(entry.rendered_subjects())
     return load(name, root, image_size=MIN_FRAME, limit=1).subject_names
 
 
@@ -253,7 +262,7 @@ def check_reach(
 
 
 def cascade_samples(side: FlowDataset, used: Sequence[str], image_size: int) -> FlowDataset:
-    """Samples that nothing else was done with: of synthetic data new people, else what the side has left.
+    """Samples that nothing else was done with: of rendered data new people, else what the side has left.
 
     Args:
         side: the calibration side; see `calibration.calibration_side`.
@@ -263,8 +272,9 @@ def cascade_samples(side: FlowDataset, used: Sequence[str], image_size: int) -> 
     Raises:
         InputError: none is left.
     """
-    if side.source == "synthetic":
-        return load("synthetic", image_size=image_size, seed=SYNTHETIC_SEED, limit=SYNTHETIC_CLIPS)
+    entry = known_dataset(side.source)
+    if entry is not None and entry.is_rendered:
+        return load(side.source, image_size=image_size, seed=SYNTHETIC_SEED, limit=SYNTHETIC_CLIPS)
     left = side.subset(~np.isin(side.names, list(used)))
     if not len(left):
         raise InputError(

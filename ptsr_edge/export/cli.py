@@ -2,35 +2,65 @@
 
     python -m ptsr_edge.export --target cpu
 
-The stages: resolve the model, draw calibration samples, choose budgets, trace one graph a budget, build
+The stages: resolve the model, draw calibration samples, choose budgets, trace one graph per budget, build
 each precision of each target, prove every variant against the eager model, write the bundle.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
+from pydantic.fields import FieldInfo
 
 from ptsr_edge.bundle import Bundle, Variant
-from ptsr_edge.core.config import DEFAULT_MODEL, MODELS, parse_budget
+from ptsr_edge.core.config import DEFAULT_MODEL, MODELS, parse_keep_rate
 from ptsr_edge.core.console import Verb, comma_separated, finish, say
-from ptsr_edge.data.datasets import DATA_NAMES
-from ptsr_edge.export.config import check_out, read_recipe
-from ptsr_edge.export.exporter import CALIBRATION_SAMPLES, TARGETS, export_bundle
+from ptsr_edge.data.cli import DataOption
+from ptsr_edge.export.config import ExportConfig, check_out, read_recipe
+from ptsr_edge.export.exporter import CALIBRATION_SAMPLES, export_bundle
 from ptsr_edge.export.serving import LAYOUTS, check_repository, write_layout
+from ptsr_edge.export.targets.base import Flag, find_target
+from ptsr_edge.runtimes.base import RUNTIMES, target_names
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _parse_budgets(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Any:
     if value is None or value == "auto":
         return value
-    return comma_separated(parse_budget, "--budgets")(_ctx, _param, value)
+    return comma_separated(parse_keep_rate, "--budgets")(_ctx, _param, value)
+
+
+def target_flags(command: F) -> F:
+    """Adds the command line options of the built-in targets' own options."""
+    fields = {
+        (name, flag.name): (field, flag)
+        for target in RUNTIMES
+        for name, field in find_target(target).options.model_fields.items()
+        for flag in field.metadata
+        if isinstance(flag, Flag)
+    }
+    for (name, _), (field, flag) in reversed(fields.items()):
+        command = click.option(flag.name, name, help=flag.help, **_click_kind(field, flag))(command)
+    return command
+
+
+def _click_kind(field: FieldInfo, flag: Flag) -> dict[str, Any]:
+    """How click reads a field: a switch, one of some words, or a list of words."""
+    if field.annotation is bool:
+        return {"is_flag": True, "default": None}
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if get_origin(kind) is Literal:
+            return {"type": click.Choice(get_args(kind))}
+    return {"callback": comma_separated(str, flag.name)}
 
 
 @click.command(cls=Verb, epilog="Example: python -m ptsr_edge.export --target cpu --budgets 1.0,0.5,0.25")
 @click.option("--target", "targets", callback=comma_separated(str, "--target"),
-              help=f"One or more of {', '.join(TARGETS)}; default cpu.")  # fmt: skip
+              help=f"One or more of {', '.join(target_names())}; default cpu.")  # fmt: skip
 @click.option(
     "--recipe",
     type=click.Path(path_type=Path),
@@ -45,7 +75,7 @@ def _parse_budgets(_ctx: click.Context, _param: click.Parameter, value: str | No
 @click.option(
     "--calibration", type=click.Path(path_type=Path), help="Folder of the data to calibrate and prove on."
 )
-@click.option("--calibration-data", help=f"One of {', '.join(DATA_NAMES)}.")
+@click.option("--calibration-data", cls=DataOption)
 @click.option(
     "--calibration-samples", type=click.IntRange(min=1), help=f"Default {CALIBRATION_SAMPLES} for int8."
 )
@@ -57,17 +87,7 @@ def _parse_budgets(_ctx: click.Context, _param: click.Parameter, value: str | No
 @click.option(
     "--threads", type=click.IntRange(min=1), help="Of one inference on the device: Session's default."
 )
-@click.option("--int8-scheme", type=click.Choice(["auto", "static", "dynamic"]), help="Of target cpu.")
-@click.option(
-    "--flavour",
-    type=click.Choice(["tensorrt", "tensorrt-rtx"]),
-    help="Of target trt; default: the first that can build.",
-)
-@click.option("--compute-capability", "capabilities", callback=comma_separated(str, "--compute-capability"),
-              help="Of target trt, such as 8.6,8.9; default: all that the precision allows.")  # fmt: skip
-@click.option(
-    "--onnx-only", is_flag=True, help="Of target trt: graphs for the device to build from, no engine."
-)
+@target_flags
 @click.option("--layout", type=click.Choice(["bundle", *LAYOUTS]), default="bundle", show_default=True,
               help="Also write a model repository for this server.")  # fmt: skip
 @click.option("--no-cache", is_flag=True, help="Build anew even if nothing has changed.")
@@ -77,37 +97,25 @@ def main(
     targets: list[str] | None, recipe: Path | None, checkpoint: Path | None, model: str | None,
     budgets: Any, precisions: list[str] | None, calibration: Path | None, calibration_data: str | None,
     calibration_samples: int | None, max_uar_drop: float | None, cascade_loss: float | None,
-    threads: int | None, int8_scheme: str | None, flavour: str | None, capabilities: list[str] | None, onnx_only: bool, layout: str,
-    no_cache: bool, out: Path | None, as_json: bool,
+    threads: int | None, layout: str, no_cache: bool, out: Path | None, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Turn a checkpoint into a bundle of proven, static token-budget variants."""
-    options: dict[str, Any] = {}
-    if recipe is not None:
-        said = read_recipe(recipe)
-        targets = targets or [said.target]
-        budgets = budgets or said.budgets
-        precisions = precisions or said.precisions  # type: ignore[assignment]
-        calibration_samples = calibration_samples or said.calibration_samples
-        max_uar_drop = said.max_uar_drop if max_uar_drop is None else max_uar_drop
-        threads = threads or said.threads
-        options = said.target_options() if said.target in targets else {}
-    given = {
-        "int8_scheme": int8_scheme,
-        "flavour": flavour,
-        "compute_capabilities": capabilities,
-        "onnx_only": onnx_only or None,
-    }
-    options |= {key: value for key, value in given.items() if value is not None}
-    targets = targets or ["cpu"]
+    said = ExportConfig(target=("cpu",)) if recipe is None else read_recipe(recipe)
+    targets = targets or list(said.target)
+    options = {key: value for key, value in flags.items() if value is not None}
+    if set(said.target) & set(targets):  # what a recipe says to its target is nothing to another
+        threads, options = threads or said.threads, {**said.options, **options}
     name = model or (checkpoint.stem if checkpoint else DEFAULT_MODEL)
     out = out or Path("out") / f"{name}-{recipe.stem if recipe else '-'.join(targets)}"
     if layout != "bundle":
         check_out(out)
         check_repository(_repository(out, layout), layout)
     bundle = export_bundle(
-        out=out, model=model, checkpoint=checkpoint, target=targets, budgets=budgets, precisions=precisions,
-        calibration=calibration, calibration_data=calibration_data, calibration_samples=calibration_samples,
-        max_uar_drop=max_uar_drop, cascade_loss=cascade_loss, threads=threads, options=options, cache=not no_cache,
+        out=out, model=model, checkpoint=checkpoint, target=targets, budgets=budgets or said.budgets,
+        precisions=precisions or said.precisions, calibration=calibration, calibration_data=calibration_data,
+        calibration_samples=calibration_samples or said.calibration_samples,
+        max_uar_drop=said.max_uar_drop if max_uar_drop is None else max_uar_drop,
+        cascade_loss=cascade_loss, threads=threads, options=options, cache=not no_cache,
     )  # fmt: skip
     say(f"{bundle.name}: {bundle.provenance.get('card', 'trained weights')}")
     lines = [*summary(bundle), str(out)]
@@ -122,7 +130,7 @@ def _repository(out: Path, layout: str) -> Path:
 
 
 def summary(bundle: Bundle) -> list[str]:
-    """A line a variant: budget, cost, size and what was proven."""
+    """Returns a line per variant: budget, cost and what was proven."""
     return [
         f"{v.id:28} {v.keep_rate:6.1%} {v.tokens:4d} tokens {v.macs / 1e6:9.1f} MMACs  {_proof(v)}"
         for v in bundle.variants

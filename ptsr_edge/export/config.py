@@ -1,7 +1,8 @@
-"""Deployment recipes: one TOML file a target or device, data only."""
+"""How a model is exported: the settings of a call and of a recipe (TOML), checked once, before anything is started."""
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,103 +15,13 @@ from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_place
 from ptsr_edge.core.records import Record, parse
-from ptsr_edge.export.targets.base import Target
-from ptsr_edge.models.checkpoint import CheckpointInfo
-from ptsr_edge.runtimes.tensorrt import TensorRtVersion, choose_capabilities
+from ptsr_edge.export.targets.base import Target, find_target
+from ptsr_edge.runtimes.base import find_runtime, target_names
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-
-class DeploymentRecipe(Record):
-    """How a model is exported for a target or a device; what a call of `export` says comes before it.
-
-    Attributes:
-        description: for whom this is, in one line.
-        target: one of the targets of `export`.
-        budgets: keep rates in (0, 1], or "auto": from the counts of DTSM's dynamic mode.
-        precisions: some that the target has.
-        threads: that the device gives to one inference, `Session`'s default; None leaves it to the runtime.
-            Not for `trt`, whose engines run on a GPU.
-        calibration_samples: how many samples to calibrate and to prove on.
-        int8_scheme: how int8 is made where a target has a choice; "auto" measures and takes the better.
-            None leaves it to the target.
-        max_uar_drop: the largest loss of UAR against fp32 that int8 may have on the calibration side.
-        compute_capabilities: of NVIDIA GPUs, such as 86 for 8.6.
-        flavour: of TensorRT; None takes the first that can build.
-        onnx_only: for a device that must build its own engine.
-    """
-
-    description: str
-    target: Literal["cpu", "openvino", "trt"]
-    budgets: tuple[float, ...] | Literal["auto"] = (1.0, 0.5, 0.25)
-    precisions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    threads: int | None = Field(default=None, ge=1)
-    calibration_samples: int = Field(default=64, ge=1)
-    int8_scheme: Literal["auto", "static", "dynamic"] | None = None
-    max_uar_drop: float | None = Field(default=None, ge=0, le=1)
-    compute_capabilities: tuple[int, ...] | None = None
-    flavour: Literal["tensorrt", "tensorrt-rtx"] | None = None
-    onnx_only: bool = False
-
-    @field_validator("budgets", mode="before")
-    @classmethod
-    def _list_or_auto(cls, value: Any) -> Any:
-        if value != "auto" and not (isinstance(value, list | tuple) and value):
-            raise ValueError('must be "auto" or a list of keep rates in (0, 1]')
-        return value
-
-    @field_validator("budgets")
-    @classmethod
-    def _in_range(cls, value: tuple[float, ...] | str) -> tuple[float, ...] | str:
-        for rate in value if isinstance(value, tuple) else ():
-            if not 0 < rate <= 1:
-                raise ValueError(f"a budget is a keep rate in (0, 1], got {rate:g}")
-        return value
-
-    @model_validator(mode="after")
-    def _read_by_its_target(self) -> DeploymentRecipe:
-        """What the target does not read would be said in vain."""
-        elsewhere = {
-            "cpu": ("compute_capabilities", "flavour", "onnx_only"),
-            "openvino": ("int8_scheme", "compute_capabilities", "flavour", "onnx_only"),
-            "trt": ("int8_scheme", "threads"),
-        }
-        for key in elsewhere[self.target]:
-            if getattr(self, key):
-                raise ValueError(f"target {self.target} has no use for {key}")
-        return self
-
-    def target_options(self) -> dict[str, Any]:
-        """What the recipe says to the target alone; what it leaves open is not in it."""
-        said = {
-            "int8_scheme": self.int8_scheme,
-            "compute_capabilities": self.compute_capabilities,
-            "flavour": self.flavour,
-            "onnx_only": self.onnx_only or None,
-        }
-        return {key: value for key, value in said.items() if value is not None}
-
-
-def read_recipe(path: Path) -> DeploymentRecipe:
-    """Reads a recipe.
-
-    Raises:
-        InputError: no such file, no TOML, an unknown key (the nearest known one is named) or a value out
-            of range.
-    """
-    try:
-        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"there is no recipe at {path}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path} is not a readable TOML file: {error}") from None
-    return parse(DeploymentRecipe, data, str(path))
-
-
-# FOLDED from export.plan: A call of `export`, checked before anything is started.
 
 BUDGETS = (1.0, 0.5, 0.25)
 
@@ -118,86 +29,151 @@ Rates = list[float] | Literal["auto"]
 """Keep rates from the largest down, or "auto": from calibration samples."""
 
 
-def check_targets(
-    names: Sequence[str], precisions: Sequence[str] | None, known: Mapping[str, Target]
-) -> list[tuple[Target, list[str]]]:
-    """Each target's builder and the precisions to build for it, by default all that it has.
+class ExportConfig(Record):
+    """How a model is exported for one or more targets.
 
-    Raises:
-        InputError: an unknown target, or a precision that none of the targets, or the only one, has.
+    Attributes:
+        description: for whom this is, in one line; a recipe has one.
+        target: names of targets, each once; one name may stand alone.
+        budgets: keep rates in (0, 1], or "auto": from the counts of DTSM's dynamic mode. None: 1, .5 and .25, and
+            1 for a full-token baseline.
+        precisions: some that the targets have; None takes all of each.
+        threads: that the device gives to one inference, `Session`'s default; None leaves it to the runtime.
+            For targets that run on processor threads.
+        calibration_samples: how many samples to calibrate and to prove on.
+        max_uar_drop: the largest loss of UAR against fp32 that int8 may have on the calibration side.
+        options: fields of the targets' own options (`Target.options`); a recipe writes them beside the others.
     """
-    for name in names:
-        if name not in known:
-            raise InputError(f"unknown target {name!r}; accepted: {', '.join(known)}")
-    chosen = [known[name] for name in dict.fromkeys(names)]
-    if not chosen:
-        raise InputError(f"no target given; accepted: {', '.join(known)}")
-    have = "; ".join(f"target {target.name} has {', '.join(target.precisions)}" for target in chosen)
-    for precision in precisions or ():
-        if not any(precision in target.precisions for target in chosen):
-            raise InputError(f"no such precision: {precision!r}; {have}")
-    plan = []
-    for target in chosen:
-        wanted = [p for p in dict.fromkeys(precisions or target.precisions) if p in target.precisions]
-        if not wanted:
+
+    description: str = ""
+    target: tuple[str, ...]
+    budgets: tuple[float, ...] | Literal["auto"] | None = None
+    precisions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    threads: int | None = Field(default=None, ge=1)
+    calibration_samples: int | None = Field(default=None, ge=1)
+    max_uar_drop: float | None = Field(default=None, ge=0, le=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_options(cls, data: Any) -> Any:
+        """Takes what is no field of this record for an option of a target."""
+        others = {key: value for key, value in data.items() if key not in cls.model_fields}
+        named = {key: value for key, value in data.items() if key in cls.model_fields}
+        return {**named, "options": {**named.get("options", {}), **others}}
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else tuple(dict.fromkeys(value))
+
+    @field_validator("budgets", mode="before")
+    @classmethod
+    def _list_or_auto(cls, value: Any) -> Any:
+        if value not in (None, "auto") and not (isinstance(value, list | tuple) and value):
+            raise ValueError('must be "auto" or a list of keep rates in (0, 1]')
+        return value
+
+    @field_validator("budgets")
+    @classmethod
+    def _in_range(cls, value: tuple[float, ...] | str | None) -> tuple[float, ...] | str | None:
+        for rate in value if isinstance(value, tuple) else ():
+            if not 0 < rate <= 1:
+                raise ValueError(f"a budget is a keep rate in (0, 1], got {rate:g}")
+        return value
+
+    @model_validator(mode="after")
+    def _to_be_had(self) -> ExportConfig:
+        """Refuses targets and precisions that there are not, and what no target reads: it would be said in vain."""
+        if not self.target:
+            raise ValueError(f"no target given; accepted: {', '.join(target_names())}")
+        targets = ", ".join(self.target)
+        if self.threads and not any(find_runtime(name).is_threaded for name in self.target):
+            raise ValueError(f"target {targets} has no use for threads")
+        plan = self.plan
+        known = sorted({name for target, _ in plan for name in target.options.model_fields})
+        for key in self.options:
+            if key not in known:
+                near = difflib.get_close_matches(key, [*known, *type(self).model_fields], n=1)
+                nearest = f"the nearest known is {near[0]!r}; " if near else ""
+                raise ValueError(
+                    f"target {targets} has no option {key!r}; {nearest}it has: {', '.join(known)}"
+                )
+        for target, precisions in plan:
+            parse(target.options, own_options(target, self.options)).check(precisions)
+        return self
+
+    @property
+    def plan(self) -> list[tuple[Target, list[str]]]:
+        """Each target's builder and the precisions to build for it.
+
+        Raises:
+            InputError: an unknown target, or a precision that none of the targets, or the only one, has.
+            JobError: a target's code cannot be loaded.
+        """
+        targets = [find_target(name) for name in self.target]
+        have = "; ".join(f"target {target.name} has {', '.join(target.precisions)}" for target in targets)
+        for precision in self.precisions or ():
+            if not any(precision in target.precisions for target in targets):
+                raise InputError(f"no such precision: {precision!r}; {have}")
+        plan = []
+        for target in targets:
+            asked = dict.fromkeys(self.precisions or target.precisions)
+            wanted = [precision for precision in asked if precision in target.precisions]
+            if not wanted:
+                raise InputError(f"no precision for target {target.name} among {', '.join(asked)}; {have}")
+            plan.append((target, wanted))
+        return plan
+
+    def rates_for(self, model: ModelConfig) -> Rates:
+        """Returns the keep rates for a model from the largest down, each token count once.
+
+        Raises:
+            InputError: any but 1 for the full-token baseline.
+        """
+        if self.budgets == "auto":
+            if model.kind == "vit":
+                raise InputError(f"{model.name} keeps all tokens: `--budgets auto` needs a PTSR")
+            return "auto"
+        budgets = self.budgets or (BUDGETS if model.kind == "ptsr" else (1.0,))
+        rates = {model.tokens_at(rate): rate for rate in sorted(budgets)}
+        if model.kind == "vit" and set(rates) != {model.patches}:
             raise InputError(
-                f"no precision for target {target.name} among {', '.join(precisions or ())}; {have}"
+                f"{model.name} is the full-token baseline: its only budget is 1, got {list(budgets)}"
             )
-        plan.append((target, wanted))
-    return plan
+        return [rates[tokens] for tokens in sorted(rates, reverse=True)]
 
 
-def check_options(options: Mapping[str, Any], plan: Sequence[tuple[Target, list[str]]]) -> None:
-    """Makes sure that each option is understood by one of the targets, and that GPUs can be built for.
-
-    Raises:
-        InputError: one is not; or an unknown compute capability, or one that a precision is not to be had on.
-    """
-    for key in options:
-        if not any(key in target.options for target, _ in plan):
-            names = ", ".join(target.name for target, _ in plan)
-            known = ", ".join(sorted({option for target, _ in plan for option in target.options}))
-            raise InputError(f"target {names} has no option {key!r}; it has: {known}")
-    asked = options.get("compute_capabilities")
-    if asked is None:
-        return
-    name = options.get("flavour") or "tensorrt-rtx"
-    flavour = TensorRtVersion(name, None, "", cross=name == "tensorrt-rtx")
-    for _, precisions in (entry for entry in plan if "compute_capabilities" in entry[0].options):
-        for precision in precisions:
-            choose_capabilities(flavour, precision, [str(entry) for entry in asked])
+def own_options(target: Target, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those of some options that a target understands."""
+    return {key: value for key, value in options.items() if key in target.options.model_fields}
 
 
-def check_budgets(info: CheckpointInfo, budgets: Sequence[float] | Literal["auto"] | None) -> Rates:
-    """Keep rates from the largest down, each token count once.
+def read_recipe(path: Path) -> ExportConfig:
+    """Reads a recipe.
 
     Raises:
-        InputError: an empty list, a rate outside (0, 1], or any but 1 for the full-token baseline.
+        InputError: no such file, no TOML, an unknown key (the nearest known one is named), a value out
+            of range, or no description.
     """
-    config = info.model
-    if budgets == "auto":
-        if config.kind == "vit":
-            raise InputError(f"{config.name} keeps all tokens: `--budgets auto` needs a PTSR")
-        return "auto"
-    if budgets is None:
-        budgets = BUDGETS if config.kind == "ptsr" else (1.0,)
-    if not budgets:
-        raise InputError("no budget given; a budget is a keep rate in (0, 1]")
-    rates = {config.tokens_at(rate): rate for rate in sorted(budgets)}
-    if config.kind == "vit" and set(rates) != {config.patches}:
-        raise InputError(
-            f"{config.name} is the full-token baseline: its only budget is 1, got {list(budgets)}"
-        )
-    return [rates[tokens] for tokens in sorted(rates, reverse=True)]
+    try:
+        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"there is no recipe at {path}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path} is not a readable TOML file: {error}") from None
+    if not isinstance(data.get("description"), str):
+        raise InputError(f"{path}: description: Field required, one line that says for whom the recipe is")
+    return parse(ExportConfig, data, str(path))
 
 
 def rates_of(config: ModelConfig, tokens: Sequence[int]) -> list[float]:
-    """Keep rates that stand for token counts, from the largest down."""
+    """Returns keep rates that stand for token counts, from the largest down."""
     return [count / config.patches for count in sorted(set(tokens), reverse=True)]
 
 
 def check_out(out: Path) -> None:
-    """Only a bundle, or an empty folder, may be replaced: `--out .` must not remove somebody's work.
+    """Makes sure that only a bundle, or an empty folder, is replaced: `--out .` must not remove somebody's work.
 
     Raises:
         InputError: something else stands there, it is the folder of this process or one around it, or it

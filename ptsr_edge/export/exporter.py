@@ -36,8 +36,9 @@ from ptsr_edge.core.console import progress, say
 from ptsr_edge.core.disk_cache import DiskCache, SpoiledEntryError, cache_key, code_digest
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import staged_folder
+from ptsr_edge.core.records import parse
 from ptsr_edge.core.system import describe_cpu, describe_gpus, installed
-from ptsr_edge.data.datasets import FlowDataset
+from ptsr_edge.data.datasets import FlowDataset, dataset_origin, known_dataset
 from ptsr_edge.export.accuracy_control import JudgedSamples, build_within, rank_layers
 from ptsr_edge.export.calibration import (
     budgets_from_data,
@@ -47,26 +48,19 @@ from ptsr_edge.export.calibration import (
     check_reach,
     draw,
 )
-from ptsr_edge.export.config import Rates, check_budgets, check_options, check_out, check_targets, rates_of
+from ptsr_edge.export.config import ExportConfig, Rates, check_out, rates_of
 from ptsr_edge.export.onnx_graph import add_metadata, trace, write_sharing_weights
 from ptsr_edge.export.parity import Reference, eager_reference, prove
 from ptsr_edge.export.static_model import to_static
 from ptsr_edge.export.targets.base import Artifact, BuildRequest, Graph, Target, variant_id
-from ptsr_edge.export.targets.onnxruntime import CpuTarget
-from ptsr_edge.export.targets.openvino import OpenVinoTarget
-from ptsr_edge.export.targets.tensorrt import TrtTarget
 from ptsr_edge.models.checkpoint import CheckpointInfo, predict_logits, resolve
 from ptsr_edge.models.macs import MacCount, count_macs
 from ptsr_edge.models.ptsr import Model, count_parameters
+from ptsr_edge.runtimes.base import find_runtime
 from ptsr_edge.stats.classification import confusion, uar
 from ptsr_edge.vision.flow import to_input
 
 log = logging.getLogger("ptsr_edge")
-
-TARGETS: dict[str, Target] = {target.name: target for target in (CpuTarget(), OpenVinoTarget(), TrtTarget())}
-
-THREADED = ("cpu", "openvino")
-"""Targets whose artifacts run on processor threads; an engine of `trt` runs on a GPU."""
 
 PROOF_SAMPLES = 32
 """Of the calibration samples, those that every variant is proven on."""
@@ -101,7 +95,7 @@ def export_bundle(
         out: the bundle's folder; one that stands there is replaced only when all variants are proven.
         model: a named model; with `checkpoint`, the name that it must have.
         checkpoint: by default the embedded weights, or seeded random ones where none are embedded.
-        target: one or more of `TARGETS`.
+        target: one or more of `runtimes.base.target_names()`.
         budgets: keep rates in (0, 1], or "auto": from DTSM's dynamic mode over the calibration samples; by
             default 1, .5 and .25 for PTSR and 1 for a baseline.
         precisions: by default all that each target has.
@@ -111,7 +105,7 @@ def export_bundle(
         max_uar_drop: repair int8 that loses more UAR than this on the calibration side, or refuse it.
         cascade_loss: also calibrate cascades that lose at most this much UAR; see `calibration.calibrate`.
         threads: `Session`'s default for one inference on a processor; None leaves it to the runtime.
-        options: what a target understands besides; see its `build`.
+        options: fields of the targets' own options; see `TargetOptions`.
         cache: serve a bundle made before from the same inputs by the same tools.
 
     Raises:
@@ -121,16 +115,26 @@ def export_bundle(
             then the bundle holds the checked graphs and what builds them on the device.
     """
     check_out(out)
-    plan = check_targets([target] if isinstance(target, str) else target, precisions, TARGETS)
-    check_options(options or {}, plan)
+    asked = {
+        "target": target,
+        "budgets": budgets,
+        "precisions": precisions,
+        "threads": threads,
+        "options": options or {},
+        "calibration_samples": calibration_samples,
+        "max_uar_drop": max_uar_drop,
+    }
+    config = parse(ExportConfig, asked)
+    plan = config.plan
     loaded, info, digest = resolve(checkpoint, model or (None if checkpoint else DEFAULT_MODEL))
-    rates = check_budgets(info, budgets)
+    rates = config.rates_for(info.model)
     quantizes = any("int8" in wanted for _, wanted in plan)
     count = calibration_samples or (CALIBRATION_SAMPLES if quantizes else PROOF_SAMPLES)
     key = ""
     if cache:
         wanted = [[builder.name, names] for builder, names in plan]
-        source = [calibration_data, count, data_fingerprint(calibration_data or "", calibration)]
+        data = calibration_data or str(info.provenance.get("data") or "")
+        source = [calibration_data, count, data_fingerprint(data, calibration)]
         call = [digest, wanted, rates, source, max_uar_drop, cascade_loss, threads, dict(options or {})]
         key = cache_key({"call": call, **surroundings()})
         if (kept := fetch_bundle(key, out)) is not None:
@@ -286,7 +290,7 @@ def build(
     graphs = {tokens: budget.graph for tokens, budget in traced.items()}
 
     def sparing(layers: Sequence[str]) -> Mapping[int, Artifact]:
-        options = {key: value for key, value in job.options.items() if key in target.options}
+        options = {key: value for key, value in job.options.items() if key in target.options.model_fields}
         if layers:
             options["keep_float"] = list(dict.fromkeys([*options.get("keep_float", ()), *layers]))
         return target.build(
@@ -337,7 +341,7 @@ def prove_all(
         artifact = artifacts[tokens]
         name = variant_id(job.info.model.name, target.name, precision, tokens)
         runs_on = artifact.runs_on
-        if threads is not None and target.name in THREADED:
+        if threads is not None and find_runtime(target.name).is_threaded:
             runs_on = {**runs_on, "threads": threads}
         built_with = {"torch": version("torch"), **artifact.built_with}
         variants.append(
@@ -452,14 +456,15 @@ def data_fingerprint(name: str, root: Path | None) -> str:
     """Returns what tells one state of a data set from another, without reading the files.
 
     Data in files: SHA-256 over names, sizes and times of change below `root`, of the content and of the file's
-    own record, which no tool can set back. Data without (`synthetic`) are made by this package's source, which
-    `code_digest` stands for.
+    own record, which no tool can set back. Rendered data are made by this package's source, which
+    `code_digest` stands for, or by another package, whose name and version count.
 
     Raises:
         JobError: a file below `root` cannot be looked at.
     """
-    digest = hashlib.sha256(name.encode())
-    if root is None or name == "synthetic":
+    digest = hashlib.sha256(f"{name}{dataset_origin(name)}".encode())
+    entry = known_dataset(name)
+    if root is None or (entry is not None and entry.is_rendered):
         return digest.hexdigest()
     try:
         for path in sorted(root.rglob("*")):

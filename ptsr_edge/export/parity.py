@@ -23,11 +23,12 @@ from onnx import ModelProto
 from torch import Tensor
 
 from ptsr_edge.bundle import Parity
-from ptsr_edge.core.errors import ParityError, require
+from ptsr_edge.core.errors import ParityError
 from ptsr_edge.export.onnx_graph import PRODUCTS
 from ptsr_edge.export.targets.base import THROUGH_GRAPH, Artifact, Graph, Target, open_built
-from ptsr_edge.models.ptsr import Model, Ptsr
-from ptsr_edge.runtimes.openvino import DEVICE, choose_precision, compile_ir, load_openvino, read_ir, rt_entry
+from ptsr_edge.models.ptsr import Model, Ptsr, selects_before_embedding
+from ptsr_edge.runtimes.onnxruntime import open_session
+from ptsr_edge.runtimes.openvino import compile_ir, load_openvino, read_ir
 from ptsr_edge.vision.flow import to_input
 
 Run = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.int64] | None]]
@@ -229,7 +230,7 @@ def score_limit(reference: Reference, precision: str, index: int) -> float:
     See `SCORE_SPREADS` and `ROUNDOFF`. Scores of the input are taken before the first product: int8 has nothing
     to quantize there.
     """
-    if precision == "int8" and reference.model.config.selects_before_embedding:
+    if precision == "int8" and selects_before_embedding(reference.model.config):
         precision = "fp16"
     limit = SCORE_SPREADS.get(precision, np.inf)
     if precision not in ROUNDOFF or reference.scores is None:
@@ -321,10 +322,13 @@ def _fault(
     if others:
         before = before_selection(graph.model)
         expected = {layer: value for layer, value in expected.items() if layer in before}
+    typed = artifact.path.with_suffix(".onnx")
     if artifact.path.suffix == ".xml":
         found = ir_values(artifact.path, expected, one)
+    elif typed.is_file():
+        found = product_values(onnx.load(typed), one)
     else:
-        found = product_values(onnx.load(artifact.path.with_suffix(".onnx")), one)
+        return others or f"the layers of a {artifact.path.suffix} file cannot be compared"
     departure = first_divergence(expected, found, limit)
     if departure is not None:
         return f"{departure}, and with it the selection" if others else str(departure)
@@ -354,7 +358,6 @@ def product_values(model: ModelProto, inputs: NDArray[np.float32]) -> dict[str, 
     Raises:
         MissingExtraError: onnxruntime is not installed.
     """
-    ort = require("onnxruntime", "ort", "comparing layers")
     tapped = ModelProto()
     tapped.CopyFrom(model)
     products = {node.name: node.output[0] for node in tapped.graph.node if node.op_type in PRODUCTS}
@@ -362,10 +365,7 @@ def product_values(model: ModelProto, inputs: NDArray[np.float32]) -> dict[str, 
     tapped.graph.output.extend(
         onnx.ValueInfoProto(name=value) for value in products.values() if value not in have
     )
-    options = ort.SessionOptions()
-    # Fused operators have no products to look at.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(tapped.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(tapped.SerializeToString(), optimize=False)  # fused operators have no products
     values = session.run(list(products.values()), {"flow": inputs})
     return dict(zip(products, values, strict=True))
 
@@ -387,12 +387,8 @@ def ir_values(
     wanted = set(names)
     tapped = [op for op in model.get_ordered_ops() if op.get_friendly_name() in wanted]
     model.add_outputs([operation.output(0) for operation in tapped])
-    precision = choose_precision(
-        rt_entry(model, "inference_precision", artifact).split(),
-        core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"),
-        artifact.name,
-    )
-    answers = list(compile_ir(core, model, precision, 1, artifact.name)([inputs]).values())
+    _, compiled = compile_ir(core, model, artifact.name, threads=1)
+    answers = list(compiled([inputs]).values())
     return {
         operation.get_friendly_name(): np.array(value)
         for operation, value in zip(tapped, answers[len(answers) - len(tapped) :], strict=True)

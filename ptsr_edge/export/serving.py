@@ -11,7 +11,6 @@ README of its OpenVINO backend; "Classic Models" and "Starting the Server" in OV
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import shutil
@@ -26,6 +25,7 @@ import onnx
 from ptsr_edge.bundle import Bundle, Variant, check_files, read_bundle
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_place, staged_folder, write_json, write_whole
+from ptsr_edge.core.records import nearest
 
 # FOLDED from export.served: What a model server needs to know of an artifact: its files, its inputs and outputs, whether it can run it. Triton runs ONNX files, OpenVINO IR and TensorRT engines; OpenVINO Model Server (OVMS) the first two.
 
@@ -258,7 +258,7 @@ def write_layout(bundle_folder: Path, layout: str, out: Path) -> list[Path]:
         JobError: the repository cannot be written.
     """
     if layout not in LAYOUTS:
-        near = difflib.get_close_matches(layout, LAYOUTS, n=1, cutoff=0.0)[0]
+        near = nearest(layout, LAYOUTS)
         raise InputError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)} (nearest: {near})")
     bundle = read_bundle(bundle_folder)
     left_out = refusals(bundle_folder, bundle, layout)

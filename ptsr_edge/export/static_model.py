@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptsr_edge.core.errors import InputError
 from ptsr_edge.models.ptsr import (
+    AttentionScore,
     Block,
+    InputScore,
     LocalGlobalHead,
     LocalitySelfAttention,
     Model,
@@ -30,9 +31,7 @@ from ptsr_edge.models.ptsr import (
     Ptsr,
     ShiftedPatchTokenization,
     TokenBatchNorm,
-    rollout_scores,
     static_selection,
-    strain_scores,
     view_offsets,
 )
 
@@ -235,38 +234,26 @@ class SelectingBlock(nn.Module):
     query, the class token's, against the patches' keys: dropping its own key is masking it.
     """
 
-    def __init__(self, block: Block, total: int, kept: int) -> None:
+    def __init__(self, block: Block, score: AttentionScore, total: int, kept: int) -> None:
         super().__init__()
         self.attention = StaticAttention(cast(LocalitySelfAttention, block.attn))
         self.tail = Tail(block)
         self.norm1 = block.norm1
+        self.score = score
         self.kept = kept
         self.register_buffer("mask", diagonal_mask(1 + total))
         self.register_buffer("class_row", torch.zeros(1, dtype=torch.int64))
 
-    def forward(self, tokens: Tensor, seen: list[Tensor] | None) -> tuple[Tensor, Tensor]:
-        """`seen`: weights of the blocks before, for rollout; None for plain class attention."""
+    def forward(self, tokens: Tensor, earlier: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """`earlier`: weights (1, h, 1 + N, 1 + N) of the blocks before."""
         normed = self.norm1(tokens)
         key, value = self.attention.keys_values(normed)
-        class_weights = (self.attention.queries(normed[:, :1]) @ key[..., 1:]).softmax(dim=-1)
-        scores = self._scores(class_weights, seen)
-        kept = static_selection(scores, self.kept)  # (1, K)
+        class_row = (self.attention.queries(normed[:, :1]) @ key[..., 1:]).softmax(dim=-1)  # (1, h, 1, N)
+        kept = static_selection(self.score.static(class_row, earlier), self.kept)  # (1, K)
         rows = torch.cat([cast(Tensor, self.class_row), kept[0] + 1])  # (1 + K,)
         logits = self.attention.queries(normed.index_select(1, rows)) @ key
         weights = (logits + cast(Tensor, self.mask).index_select(0, rows)).softmax(dim=-1)
         return self.tail(tokens.index_select(1, rows), self.attention.mix(weights, value)), kept
-
-    def _scores(self, class_weights: Tensor, seen: list[Tensor] | None) -> Tensor:
-        """class_weights (1, h, 1, N) -> (1, N)."""
-        if seen is None:
-            return class_weights.mean(dim=1)[:, 0]
-        padded = F.pad(class_weights, (1, 0))  # (1, h, 1, 1 + N): the class token does not see itself
-        if not seen:
-            return rollout_scores([padded])
-        row = padded.mean(dim=1) / 2 + F.pad(torch.full((1, 1, 1), 0.5), (0, padded.shape[-1] - 1))
-        for layer in reversed(seen):
-            row = (row @ layer.mean(dim=1) + row) / 2
-        return row[:, 0, 1:]
 
 
 class ClassOnlyBlock(nn.Module):
@@ -321,34 +308,33 @@ class StaticHead(nn.Module):
 class StaticPtsr(nn.Module):
     """PTSR that keeps exactly `tokens` patches: flow (1, C, H, W) -> logits (1, k), kept (1, K)."""
 
+    random_scores: Tensor
+
     def __init__(self, model: Ptsr, tokens: int) -> None:
         super().__init__()
         config = model.config
+        self.config = config
         self.tokens = config.check_tokens(tokens)
-        self.patch = config.patch_size
         self.total = config.patches
-        self.score = config.score
-        self.drops = tokens < config.patches
-        self.before = self.drops and config.selects_before_embedding
+        self.score = model.score if tokens < config.patches else None
         self.tokenizer = StaticTokenizer(model.tokenizer, config.grid)
         self.class_token = nn.Parameter((model.cls_token + model.pos_embed[:, :1]).detach())
         self.positions = nn.Parameter(model.pos_embed[0, 1:].detach())  # (N, d)
         self.norm = model.norm
         self.head = StaticHead(model.head)
         self.means = model.means
-        self.register_buffer("random_scores", cast(Tensor, model.random_scores)[None])
+        self.register_buffer("random_scores", model.random_scores)
         self.register_buffer("every", torch.arange(config.patches)[None])
-        self.select_block = config.select_block if self.drops and not self.before else None
         self.blocks = nn.ModuleList(self._blocks(model))
 
     def _blocks(self, model: Ptsr) -> list[nn.Module]:
         blocks: list[nn.Module] = []
-        count = 1 + (self.tokens if self.before else self.total)
+        count = 1 + (self.tokens if isinstance(self.score, InputScore) else self.total)
         for index, layer in enumerate(model.blocks):
             block = cast(Block, layer)
             last = index == len(model.blocks) - 1
-            if index == self.select_block:
-                blocks.append(SelectingBlock(block, self.total, self.tokens))
+            if index == self.config.select_block and isinstance(self.score, AttentionScore):
+                blocks.append(SelectingBlock(block, self.score, self.total, self.tokens))
                 count = 1 + self.tokens
             elif last and model.head.local is None:
                 blocks.append(ClassOnlyBlock(block))
@@ -359,17 +345,15 @@ class StaticPtsr(nn.Module):
     def forward(self, flow: Tensor) -> Output:
         kept = cast(Tensor, self.every)
         chosen: Tensor | None = None
-        if self.before:
-            strain = self.score == "strain"
-            scores = strain_scores(flow, self.patch) if strain else cast(Tensor, self.random_scores)
-            kept = static_selection(scores, self.tokens)
+        if isinstance(self.score, InputScore):
+            kept = static_selection(self.score.scores(self, flow), self.tokens)
             chosen = kept[0]
         positions = self.positions if chosen is None else self.positions.index_select(0, chosen)
         x = torch.cat([self.class_token, self.tokenizer(flow, chosen) + positions], dim=1)  # (1, T, d)
         seen: list[Tensor] = []
         for block in self.blocks:
             if isinstance(block, SelectingBlock):
-                x, kept = block(x, seen if self.score == "rollout" else None)
+                x, kept = block(x, seen)
                 chosen = kept[0]
             elif isinstance(block, ClassOnlyBlock):
                 x = block(x)
@@ -391,10 +375,7 @@ def to_static(model: Model, tokens: int) -> nn.Module:
     Raises:
         InputError: more tokens than there are, or fewer than 1; for the baseline, any but all.
     """
-    config = model.config
-    config.check_tokens(tokens)
-    if config.kind == "vit" and tokens != config.patches:
-        raise InputError(f"{config.name} keeps all of its {config.patches} tokens, got a budget of {tokens}")
+    model.config.check_tokens(tokens)
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     static = StaticPtsr(frozen, tokens) if isinstance(frozen, Ptsr) else frozen
     return static.eval().requires_grad_(False)

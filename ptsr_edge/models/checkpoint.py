@@ -1,6 +1,8 @@
-"""Checkpoints: safetensors with configuration, preprocessing, labels and provenance inside.
+"""Models out of files, and their answers.
 
-Nothing that can execute is ever loaded: pickled files are refused.
+A checkpoint is a safetensors file with configuration, preprocessing, labels and provenance inside; the full-token ViT
+also takes weights of others. Nothing that can execute is ever loaded: pickled files are refused. `predict_logits` gives
+a model's eager answers over many samples, with which every exported artifact is compared.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ptsr_edge.core.config import DEVICES as DEVICES
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess, named_model
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import sha256_of, write_whole
@@ -29,12 +32,11 @@ from ptsr_edge.vision.flow import to_input
 METADATA_KEY = "ptsr_edge"
 
 EMBEDDED = Path(__file__).parents[1] / "weights"
-
 STARTING = EMBEDDED / "starting"
 
 
 class CheckpointInfo(Record):
-    """What a checkpoint says of itself.
+    """The record inside of a checkpoint.
 
     `provenance` holds at least `kind` ("trained" or "random") and, where trained, the data's name and
     hash, the subjects seen, the recipe, the seed, the command and the versions of the tools.
@@ -89,6 +91,8 @@ def load_checkpoint(path: Path) -> tuple[Model, CheckpointInfo]:
     info = read_info(path)
     try:
         model = build_model(info.model)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except (RuntimeError, MemoryError) as error:  # more weights than there is memory
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path}: no model of its geometry can be made here: {reason}") from None
@@ -97,7 +101,7 @@ def load_checkpoint(path: Path) -> tuple[Model, CheckpointInfo]:
 
 
 def read_info(path: Path) -> CheckpointInfo:
-    """What a checkpoint says of itself; its weights are not looked at.
+    """Reads the record of a checkpoint; its weights are not looked at.
 
     Raises:
         InputError: the file is missing, is no safetensors file, or was not written by this toolkit.
@@ -123,13 +127,13 @@ def embedded_checkpoint(name: str) -> Path | None:
 
 
 def starting_checkpoint(name: str) -> Path | None:
-    """Weights of a named model to start training on recorded data from, or None; see `pretrain`."""
+    """Weights of a named model to start training on recorded data from, or None; made by `train --crop close`."""
     path = STARTING / f"{name}.safetensors"
     return path if path.is_file() else None
 
 
 def resolve(checkpoint: Path | None, name: str | None) -> tuple[Model, CheckpointInfo, str]:
-    """The model to work on, what it says of itself, and the hash of its weights.
+    """Returns the model to work on, its record, and the hash of its weights.
 
     A checkpoint, else the embedded weights of the named model, else seeded random ones, whose
     provenance says so. With both arguments the checkpoint must be of the named model.
@@ -277,11 +281,6 @@ def _first_of(state: Mapping[str, Tensor], block: str, letter: str, part: str) -
         if f"{block}{name}.{part}" in state:
             return state[f"{block}{name}.{part}"]
     raise KeyError(f"{block}attention.{letter}.{part}")
-
-
-# FOLDED from models.inference: Eager answers over many samples: what every exported artifact is compared with.
-
-DEVICES = ("auto", "cpu", "cuda")
 
 
 def choose_device(name: str) -> str:

@@ -1,14 +1,22 @@
-"""Multiply-adds in closed form: of a model as it is written, and of the static graph that is exported.
+"""Multiply-adds: counted on the eager model, counted on the ONNX graph that runs, and in closed form for both.
 
-Letters: N patches, K kept ones, T = 1 + tokens in a block, d width, m width of the MLP, k classes, F = C p^2
-values of a patch. By the convention of `flops`: a product of (a, b) with (b, c) takes a b c.
+One multiply-add (MAC) is one product with its addition: a product of (a, b) with (b, c) takes a b c. By convention
+only matrix products, convolutions and attention count; `NOT_COUNTED` lists all that is left out, with the reason. An
+operator that is in no table is reported as uncounted and never taken for zero.
+
+* `count_macs` has fvcore trace a torch module: an independent count, by operator.
+* `onnx_macs` walks an ONNX graph of fixed shapes, quantized or not.
+* `eager_macs` and `exported_macs` are closed forms by part of the model, which need neither; `explain` says where
+  they differ. As it is written, PTSR embeds and attends to all patches and drops tokens afterwards; in the exported
+  graph nothing is calculated for a row that is dropped later.
+
+Letters of the closed form: N patches, K kept ones, T = 1 + tokens in a block, d width, m width of the MLP, k classes,
+F = C p^2 values of a patch.
 
     block of T tokens     4 T d^2 (queries, keys, values, output) + 2 T^2 d (scores, mix) + 2 T d m (MLP)
     embedding             N F d (ViT), 5 N F d (DNSPT as written), 4 K F d (DNSPT as one window product)
     head                  d k, and K k d for a local read-out, and C N k for the read-out of the means
-
-Written, PTSR embeds and attends to all patches first and drops tokens afterwards; exported, nothing is
-calculated for a row that is dropped later.
+    score                 as its entry in `models.ptsr.SCORES` says
 """
 
 from __future__ import annotations
@@ -16,183 +24,18 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import InputError, require
 
-CELLS = 16
-"""Cells of a patch's window in the folded DNSPT (see `rewrite`): 2 x 2 blocks of 2 x 2."""
-
-EMBEDDING = "patch embedding"
-
-BLOCKS = "blocks"
-
-SELECTING = "block that selects"
-
-LAST = "last block"
-
-SCORE = "selection score"
-
-HEAD = "head"
-
-REASONS = {
-    EMBEDDING: "DNSPT is one product over each kept patch's window, not over five views of all patches",
-    SELECTING: "only rows that are kept are queried, projected and put through the MLP",
-    SCORE: "the class token's row is scored by itself",
-    LAST: "only the class token is read from the last block",
-}
-"""Why the exported graph takes another number of multiply-adds than the model as it is written, by part."""
-
-
-def eager_macs(config: ModelConfig, tokens: int) -> dict[str, int]:
-    """Multiply-adds of the model as it is written, by part, at a budget of `tokens`.
-
-    Raises:
-        InputError: more tokens than there are, or fewer than 1; of a ViT, any but all.
-    """
-    _check(config, tokens)
-    if config.kind == "vit":
-        return _vit(config)
-    parts = Counter({EMBEDDING: 5 * config.patches * _features(config) * config.dim})
-    drops = tokens < config.patches
-    full, kept = 1 + config.patches, 1 + tokens
-    for index in range(config.depth):
-        seen_all = drops and not config.selects_before_embedding and index <= config.select_block
-        parts[_part(config, tokens, index)] += _block(config, full if seen_all else kept)
-    if drops and config.score == "rollout":
-        parts[SCORE] += config.select_block * full**2
-    return dict(parts | Counter({HEAD: _head(config, tokens)}))
-
-
-def exported_macs(config: ModelConfig, tokens: int) -> dict[str, int]:
-    """Multiply-adds of the static graph (see `static`), by part, at a budget of `tokens`.
-
-    Raises:
-        InputError: as `eager_macs`.
-    """
-    _check(config, tokens)
-    if config.kind == "vit":
-        return _vit(config)
-    before = config.selects_before_embedding
-    embedded = tokens if before else config.patches
-    a_patch = 4 * _features(config) * config.dim
-    if config.token_norm == "layer":
-        # Statistics from the cells: their means through (16, d), and two weighted sums over 16.
-        a_patch += CELLS * config.dim + 2 * CELLS
-    parts = Counter({EMBEDDING: embedded * a_patch})
-    rows = 1 + embedded
-    for index in range(config.depth):
-        part = _part(config, tokens, index)
-        if part == SELECTING:
-            parts[part] += _block(config, rows, queried=1 + tokens)
-            # The class token's query, against the keys of the patches.
-            parts[SCORE] += config.dim**2 + config.patches * config.dim
-            if config.score == "rollout":
-                parts[SCORE] += index * rows**2
-            rows = 1 + tokens
-        elif part == LAST:
-            parts[part] += _block(config, rows - 1, queried=1)
-        else:
-            parts[part] += _block(config, rows)
-    return dict(parts | Counter({HEAD: _head(config, tokens)}))
-
-
-def explain(config: ModelConfig, tokens: int) -> str:
-    """One sentence: how many multiply-adds the exported graph saves, and by which rewrites."""
-    written, exported = eager_macs(config, tokens), exported_macs(config, tokens)
-    saved = sum(written.values()) - sum(exported.values())
-    if written == exported:
-        return "the exported graph takes as many multiply-adds as the model as it is written"
-    gaps = _gaps(written, exported)
-    told = "; ".join(f"{gap:+,} {part} ({REASONS.get(part, 'by rows')})" for part, gap in gaps.items())
-    more_or_less = "fewer" if saved >= 0 else "more"
-    return (
-        f"the exported graph takes {abs(saved):,} multiply-adds {more_or_less} than the eager model: {told}"
-    )
-
-
-def _gaps(written: Mapping[str, int], exported: Mapping[str, int]) -> dict[str, int]:
-    """By part, exported minus written; parts that are alike are left out."""
-    names = dict.fromkeys([*written, *exported])
-    gaps = {name: exported.get(name, 0) - written.get(name, 0) for name in names}
-    return {name: gap for name, gap in gaps.items() if gap}
-
-
-def _check(config: ModelConfig, tokens: int) -> None:
-    config.check_tokens(tokens)
-    if config.kind == "vit" and tokens != config.patches:
-        raise InputError(f"{config.name} keeps all of its {config.patches} tokens, got a budget of {tokens}")
-
-
-def _features(config: ModelConfig) -> int:
-    return config.channels * config.patch_size**2
-
-
-def _part(config: ModelConfig, tokens: int, index: int) -> str:
-    """Under which part a block is counted: some are calculated for fewer rows than they are written for."""
-    drops = tokens < config.patches
-    if drops and not config.selects_before_embedding and index == config.select_block:
-        return SELECTING
-    return LAST if index == config.depth - 1 and not config.local_readout else BLOCKS
-
-
-def _block(config: ModelConfig, tokens: int, queried: int | None = None) -> int:
-    """A block that has keys and values of `tokens` rows and calculates everything else for `queried`."""
-    rows = tokens if queried is None else queried
-    keys_values = 2 * tokens * config.dim**2
-    attention = 2 * rows * config.dim**2 + 2 * rows * tokens * config.dim
-    return keys_values + attention + 2 * rows * config.dim * config.mlp_dim
-
-
-def _head(config: ModelConfig, tokens: int) -> int:
-    local = tokens * config.classes * config.dim if config.local_readout else 0
-    means = config.channels * config.patches * config.classes if config.mean_readout else 0
-    return config.dim * config.classes + local + means
-
-
-def _vit(config: ModelConfig) -> dict[str, int]:
-    return {
-        EMBEDDING: config.patches * _features(config) * config.dim,
-        BLOCKS: config.depth * _block(config, 1 + config.patches),
-        HEAD: config.dim * config.classes,
-    }
-
-
 Shape = Sequence[int]
-
-NOT_COUNTED: dict[str, tuple[str, ...]] = {
-    "normalisation: a few operations per element": (
-        "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "rsqrt", "sqrt", "var",
-        "std", "mean", "sum", "norm", "linalg_vector_norm",
-    ),
-    "softmax and activations": (
-        "softmax", "log_softmax", "gelu", "relu", "silu", "sigmoid", "tanh", "erf", "exp", "log",
-    ),
-    "element-wise arithmetic and comparison": (
-        "add", "add_", "sub", "sub_", "rsub", "mul", "mul_", "div", "div_", "neg", "abs", "pow",
-        "square", "reciprocal", "maximum", "minimum", "clamp", "clamp_min", "clamp_max", "where",
-        "masked_fill", "masked_fill_", "eq", "ne", "lt", "le", "gt", "ge", "logical_not", "logical_and",
-        "cumsum", "floor_divide", "lift_fresh", "dropout", "bitwise_and", "__and__",
-    ),
-    "selection, ordering and gathering": (
-        "topk", "sort", "argsort", "max", "min", "argmax", "gather", "index", "index_select", "one_hot",
-        "take_along_dim", "scatter", "scatter_", "repeat_interleave", "rand",
-    ),
-    "pooling and resampling": (
-        "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "upsample_nearest2d", "upsample_bilinear2d",
-    ),
-    "shapes, copies and constants": (
-        "im2col", "col2im", "pad", "expand_as", "repeat", "view_as", "clone", "alias", "broadcast_to",
-        "flip", "numel", "eye", "ones_like", "full_like", "movedim", "unflatten", "swapaxes", "numpy_T",
-    ),
-}  # fmt: skip
-"""Torch operators that are no matrix product, with the reason; fvcore's own list of shape and copy
-operators comes on top."""
 
 
 @dataclass(frozen=True)
@@ -211,11 +54,55 @@ class MacCount:
     uncounted: dict[str, int]
 
 
+NOT_COUNTED = {
+    "normalisation: a few operations per element": (
+        "batch_norm layer_norm group_norm instance_norm rms_norm rsqrt sqrt var std mean sum norm "
+        "linalg_vector_norm",
+        "LayerNormalization BatchNormalization InstanceNormalization GroupNormalization RMSNormalization "
+        "LpNormalization SkipLayerNormalization SimplifiedLayerNormalization ReduceMean ReduceSum "
+        "ReduceSumSquare ReduceMax ReduceMin ReduceL2 Sqrt",
+    ),
+    "softmax and activations": (
+        "softmax log_softmax gelu relu silu sigmoid tanh erf exp log",
+        "Softmax LogSoftmax Gelu FastGelu BiasGelu QuickGelu Relu Sigmoid Tanh Erf Exp Log HardSigmoid "
+        "HardSwish QLinearSigmoid QLinearSoftmax",
+    ),
+    "element-wise arithmetic and comparison": (
+        "add add_ sub sub_ rsub mul mul_ div div_ neg abs pow square reciprocal maximum minimum clamp "
+        "clamp_min clamp_max where masked_fill masked_fill_ eq ne lt le gt ge logical_not logical_and "
+        "cumsum floor_divide lift_fresh dropout bitwise_and __and__",
+        "Add Sub Mul Div Neg Abs Pow Reciprocal Max Min Sum Mean Clip Where Equal Less LessOrEqual "
+        "Greater GreaterOrEqual Not And Or Round Floor Ceil CumSum Sign Mod QLinearAdd QLinearMul",
+    ),
+    "selection, ordering and gathering": (
+        "topk sort argsort max min argmax gather index index_select one_hot take_along_dim scatter "
+        "scatter_ repeat_interleave rand",
+        "TopK ArgMax ArgMin Gather GatherElements GatherND ScatterElements ScatterND OneHot NonZero Trilu",
+    ),
+    "pooling and resampling": (
+        "avg_pool2d max_pool2d adaptive_avg_pool2d upsample_nearest2d upsample_bilinear2d",
+        "AveragePool MaxPool GlobalAveragePool GlobalMaxPool Resize Upsample",
+    ),
+    "shapes, copies and constants": (
+        "im2col col2im pad expand_as repeat view_as clone alias broadcast_to flip numel eye ones_like "
+        "full_like movedim unflatten swapaxes numpy_T",
+        "Reshape Transpose Concat Split Slice Squeeze Unsqueeze Expand Tile Pad Flatten Identity Constant "
+        "ConstantOfShape Shape Size Range EyeLike DepthToSpace SpaceToDepth Dropout QLinearConcat",
+    ),
+    "number formats": (
+        "",
+        "QuantizeLinear DequantizeLinear DynamicQuantizeLinear Cast CastLike",
+    ),
+}  # fmt: skip
+"""Operators that are no product, by reason: those of torch (fvcore knows more that only reshape or copy), those of ONNX."""
+
+
 def matmul_macs(left: Shape, right: Shape) -> int:
     """MACs of numpy's `left @ right`: (..., m, k) with (..., k, n), batches broadcast; vectors too."""
-    left = [1, *left] if len(left) == 1 else list(left)
-    right = [*right, 1] if len(right) == 1 else list(right)
-    return math.prod(_broadcast(left[:-2], right[:-2])) * left[-2] * left[-1] * right[-1]
+    left = (1, *left) if len(left) == 1 else tuple(left)
+    right = (*right, 1) if len(right) == 1 else tuple(right)
+    batch = np.broadcast_shapes(left[:-2], right[:-2])
+    return math.prod(batch) * left[-2] * left[-1] * right[-1]
 
 
 def conv_macs(weight: Shape, places: Shape) -> int:
@@ -258,12 +145,6 @@ def einsum_macs(equation: str, shapes: Sequence[Shape]) -> int | None:
     return math.prod(size for index, size in sizes.items() if index in shared or index in result)
 
 
-def _broadcast(left: Shape, right: Shape) -> list[int]:
-    width = max(len(left), len(right))
-    padded = ([1] * (width - len(side)) + list(side) for side in (left, right))
-    return [b if a == 1 else a for a, b in zip(*padded, strict=True)]
-
-
 _UNCOUNTED = "uncounted:"
 """Marks an entry of fvcore's counter that holds occurrences, not MACs."""
 
@@ -285,8 +166,8 @@ def count_macs(module: Any, inputs: tuple[Any, ...]) -> MacCount:
         fvcore = require("fvcore.nn", "train", "counting MACs")
         analysis = fvcore.FlopCountAnalysis(module, inputs).clear_op_handles()
         analysis.set_op_handle(**_TORCH_HANDLERS)
-        for names in NOT_COUNTED.values():
-            for name in names:
+        for of_torch, _ in NOT_COUNTED.values():
+            for name in of_torch.split():
                 analysis.set_op_handle(f"aten::{name}", None)
         # fvcore would log what `uncounted` says, and modules that are called by their parts.
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
@@ -367,41 +248,6 @@ _TORCH_HANDLERS: dict[str, Callable[[list[Any], list[Any]], Counter[str]]] = {
     "prim::Loop": _control_flow("loop"),
 }
 
-# FOLDED from models.onnx_flops: Multiply-adds of an ONNX graph, by the convention of `flops`: the graph that runs, not its source. What is left out on purpose is in `ONNX_FLOPS_NOT_COUNTED`; any other operator that is met is listed as uncounted, never taken for zero.
-
-ONNX_FLOPS_NOT_COUNTED: dict[str, tuple[str, ...]] = {
-    "normalisation: a few operations per element": (
-        "LayerNormalization", "BatchNormalization", "InstanceNormalization", "GroupNormalization",
-        "RMSNormalization", "LpNormalization", "SkipLayerNormalization", "SimplifiedLayerNormalization",
-        "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceMax", "ReduceMin", "ReduceL2", "Sqrt",
-    ),
-    "softmax and activations": (
-        "Softmax", "LogSoftmax", "Gelu", "FastGelu", "BiasGelu", "QuickGelu", "Relu", "Sigmoid", "Tanh",
-        "Erf", "Exp", "Log", "HardSigmoid", "HardSwish", "QLinearSigmoid", "QLinearSoftmax",
-    ),
-    "element-wise arithmetic and comparison": (
-        "Add", "Sub", "Mul", "Div", "Neg", "Abs", "Pow", "Reciprocal", "Max", "Min", "Sum", "Mean",
-        "Clip", "Where", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Not", "And",
-        "Or", "Round", "Floor", "Ceil", "CumSum", "Sign", "Mod", "QLinearAdd", "QLinearMul",
-    ),
-    "selection, ordering and gathering": (
-        "TopK", "ArgMax", "ArgMin", "Gather", "GatherElements", "GatherND", "ScatterElements",
-        "ScatterND", "OneHot", "NonZero", "Trilu",
-    ),
-    "pooling and resampling": (
-        "AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "Resize", "Upsample",
-    ),
-    "number formats": (
-        "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast", "CastLike",
-    ),
-    "shapes, copies and constants": (
-        "Reshape", "Transpose", "Concat", "Split", "Slice", "Squeeze", "Unsqueeze", "Expand", "Tile",
-        "Pad", "Flatten", "Identity", "Constant", "ConstantOfShape", "Shape", "Size", "Range",
-        "EyeLike", "DepthToSpace", "SpaceToDepth", "Dropout", "QLinearConcat",
-    ),
-}  # fmt: skip
-"""ONNX operators that are no matrix product, with the reason."""
-
 _PRODUCTS: dict[str, tuple[int, int]] = {
     "MatMul": (0, 1),
     "Gemm": (0, 1),
@@ -442,17 +288,21 @@ def onnx_macs(path: Path) -> MacCount:
         model = onnx.inliner.inline_local_functions(model)
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes = _known_shapes(graph)
-    light = {name for names in ONNX_FLOPS_NOT_COUNTED.values() for name in names}
+    light = {name for _, of_onnx in NOT_COUNTED.values() for name in of_onnx.split()}
     macs: Counter[str] = Counter()
     uncounted: Counter[str] = Counter()
     for node in graph.node:
         if node.op_type in light:
             continue
-        found = _node_macs(node, shapes)
-        if isinstance(found, int):
-            macs[node.op_type] += found
+        try:
+            found = _node_macs(node, shapes)
+        except KeyError:
+            uncounted[f"{node.op_type} (shape unknown)"] += 1
+            continue
+        if found is None:
+            uncounted[node.op_type] += 1
         else:
-            uncounted[found] += 1
+            macs[node.op_type] += found
     return MacCount(macs.total(), dict(sorted(macs.items())), dict(sorted(uncounted.items())))
 
 
@@ -477,16 +327,7 @@ def _known_shapes(graph: Any) -> dict[str, list[int]]:
     return shapes
 
 
-def _node_macs(node: Any, shapes: dict[str, list[int]]) -> int | str:
-    """MACs of a node, or under which name it goes uncounted."""
-    try:
-        macs = _node_formula(node, shapes)
-    except KeyError:
-        return f"{node.op_type} (shape unknown)"
-    return node.op_type if macs is None else macs
-
-
-def _node_formula(node: Any, shapes: dict[str, list[int]]) -> int | None:
+def _node_macs(node: Any, shapes: dict[str, list[int]]) -> int | None:
     """MACs of a node, None without a formula; KeyError where a shape is not known."""
     inputs, kind = node.input, node.op_type
     if kind in _PRODUCTS:
@@ -503,3 +344,132 @@ def _node_formula(node: Any, shapes: dict[str, list[int]]) -> int | None:
         equation = next(a.s for a in node.attribute if a.name == "equation").decode()
         return einsum_macs(equation, [shapes[name] for name in inputs])
     return None
+
+
+EMBEDDING = "patch embedding"
+BLOCKS = "blocks"
+SELECTING = "block that selects"
+LAST = "last block"
+SCORE = "selection score"
+HEAD = "head"
+"""The parts of a model, by which the closed forms count."""
+
+REASONS = {
+    EMBEDDING: "DNSPT is one product over each kept patch's window, not over five views of all patches",
+    SELECTING: "only rows that are kept are queried, projected and put through the MLP",
+    SCORE: "the class token's row is scored by itself",
+    LAST: "only the class token is read from the last block",
+}
+"""Why the exported graph takes another number of multiply-adds than the model as it is written, by part."""
+
+CELLS = 16
+"""Cells of a patch's window in the folded DNSPT (see `export.static_model`): 2 x 2 blocks of 2 x 2."""
+
+
+def eager_macs(config: ModelConfig, tokens: int) -> dict[str, int]:
+    """Multiply-adds of the model as it is written, by part, at a budget of `tokens`.
+
+    Raises:
+        InputError: more tokens than there are, or fewer than 1; of a ViT, any but all; an unknown score.
+        MissingExtraError: tokens are dropped by a score, whose entry needs torch, which is not installed.
+    """
+    config.check_tokens(tokens)
+    if config.kind == "vit":
+        return _vit(config)
+    before, scoring = _selection(config, tokens)
+    parts = Counter({EMBEDDING: 5 * config.patches * _features(config) * config.dim})
+    for index in range(config.depth):
+        sees_all = before is False and index <= config.select_block
+        rows = 1 + (config.patches if sees_all else tokens)
+        parts[_part(config, before, index)] += _block(config, rows, rows)
+    return dict(parts | Counter({SCORE: scoring, HEAD: _head(config, tokens)}))
+
+
+def exported_macs(config: ModelConfig, tokens: int) -> dict[str, int]:
+    """Multiply-adds of the static graph (see `export.static_model`), by part, at a budget of `tokens`.
+
+    Raises:
+        InputError: as `eager_macs`.
+        MissingExtraError: as `eager_macs`.
+    """
+    config.check_tokens(tokens)
+    if config.kind == "vit":
+        return _vit(config)
+    before, scoring = _selection(config, tokens)
+    embedded = tokens if before else config.patches
+    per_patch = 4 * _features(config) * config.dim
+    if config.token_norm == "layer":
+        # Statistics from the cells: their means through (16, d), and two weighted sums over 16.
+        per_patch += CELLS * config.dim + 2 * CELLS
+    parts = Counter({EMBEDDING: embedded * per_patch})
+    rows = 1 + embedded
+    for index in range(config.depth):
+        part = _part(config, before, index)
+        if part == SELECTING:
+            parts[part] += _block(config, rows, queried=1 + tokens)
+            # The class token's query, against the keys of the patches.
+            scoring += config.dim**2 + config.patches * config.dim
+            rows = 1 + tokens
+        elif part == LAST:
+            parts[part] += _block(config, rows - 1, queried=1)
+        else:
+            parts[part] += _block(config, rows, rows)
+    return dict(parts | Counter({SCORE: scoring, HEAD: _head(config, tokens)}))
+
+
+def explain(config: ModelConfig, tokens: int) -> str:
+    """Says in one sentence how many multiply-adds the exported graph saves, and by which rewrites."""
+    written, exported = eager_macs(config, tokens), exported_macs(config, tokens)
+    if written == exported:
+        return "the exported graph takes as many multiply-adds as the model as it is written"
+    gaps = {part: exported.get(part, 0) - written.get(part, 0) for part in {**written, **exported}}
+    told = "; ".join(f"{gap:+,} {part} ({REASONS.get(part, 'by rows')})" for part, gap in gaps.items() if gap)
+    saved = -sum(gaps.values())
+    more_or_less = "fewer" if saved >= 0 else "more"
+    return (
+        f"the exported graph takes {abs(saved):,} multiply-adds {more_or_less} than the eager model: {told}"
+    )
+
+
+def _selection(config: ModelConfig, tokens: int) -> tuple[bool | None, int]:
+    """Whether tokens are dropped before the embedding, None where none are, and the score's multiply-adds."""
+    if tokens == config.patches:
+        return None, 0
+    require("torch", "train", "counting MACs")  # which a device that reads a profile's bundle need not have
+    from ptsr_edge.models.ptsr import InputScore, find_score
+
+    score = find_score(config.score)
+    return isinstance(score, InputScore), score.macs(config)
+
+
+def _features(config: ModelConfig) -> int:
+    return config.channels * config.patch_size**2
+
+
+def _part(config: ModelConfig, before: bool | None, index: int) -> str:
+    """The part under which a block counts: some are calculated for fewer rows than they are written for."""
+    if before is False and index == config.select_block:
+        return SELECTING
+    return LAST if index == config.depth - 1 and not config.local_readout else BLOCKS
+
+
+def _block(config: ModelConfig, rows: int, queried: int) -> int:
+    """A block with keys and values of `rows` rows, and all else calculated for `queried` of them."""
+    keys_values = 2 * rows * config.dim**2
+    attention = 2 * queried * config.dim**2 + 2 * queried * rows * config.dim
+    return keys_values + attention + 2 * queried * config.dim * config.mlp_dim
+
+
+def _head(config: ModelConfig, tokens: int) -> int:
+    local = tokens * config.classes * config.dim if config.local_readout else 0
+    means = config.channels * config.patches * config.classes if config.mean_readout else 0
+    return config.dim * config.classes + local + means
+
+
+def _vit(config: ModelConfig) -> dict[str, int]:
+    rows = 1 + config.patches
+    return {
+        EMBEDDING: config.patches * _features(config) * config.dim,
+        BLOCKS: config.depth * _block(config, rows, rows),
+        HEAD: config.dim * config.classes,
+    }

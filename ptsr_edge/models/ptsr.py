@@ -8,8 +8,8 @@ reconstruction from the published building blocks that fit each name:
 
 * DNSPT: shifted patch tokenization (Lee et al. 2021, arXiv 2112.13492, section 3.1) between the two
   norms of Dual PatchNorm (Kumar et al. 2023, arXiv 2302.01327).
-* Attention of LAM: locality self-attention (Lee et al. 2021, section 3.2): one learnable temperature a
-  head, and no token attends to itself.
+* Attention of LAM: locality self-attention (Lee et al. 2021, section 3.2): one learnable temperature
+  per head, and no token attends to itself.
 * DTSM: tokens chosen by the class token's attention (EViT, Liang et al. 2022, arXiv 2202.07800; part
   selection of TransFG, He et al. 2022), by attention rollout (Abnar and Zuidema 2020), or, before the
   embedding, by the optical strain of the patch; random choice is the control.
@@ -21,7 +21,9 @@ Baseline: ViT (Dosovitskiy et al. 2021), pre-norm, as in timm and Hugging Face t
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +31,7 @@ from torch.nn import functional as F
 
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import InputError
-
-# FOLDED from models.selection: DTSM, dynamic token selection, as pure functions over scores (B, N) that are not negative. Two modes of one module: dynamic (each image keeps the smallest set of tokens that holds a given mass of the score: what the method does) and static (exactly K tokens: what can be exported). The scores are interchangeable: the class token's attention (EViT, Liang et al. 2022, arXiv 2202.07800; part selection of TransFG, He et al. 2022), attention rollout (Abnar and Zuidema 2020), or a patch's optical strain, which is known before anything is embedded.
+from ptsr_edge.core.records import nearest
 
 
 def static_selection(scores: Tensor, tokens: int) -> Tensor:
@@ -60,6 +61,17 @@ def dynamic_counts(scores: Tensor, mass: float) -> Tensor:
     return counts.clamp_max(scores.shape[1])
 
 
+def gather_tokens(tokens: Tensor, kept: Tensor) -> Tensor:
+    """Rows `kept` (B, K) of tokens (B, N, d) -> (B, K, d)."""
+    return tokens.gather(1, kept.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def random_tokens(samples: int, patches: int, tokens: int, seed: int) -> Tensor:
+    """(samples, tokens) indices without repetition, drawn anew for each sample."""
+    scores = torch.rand(samples, patches, generator=torch.Generator().manual_seed(seed))
+    return static_selection(scores, tokens)
+
+
 def strain_scores(image: Tensor, patch: int) -> Tensor:
     """Mean optical strain of each patch: (B, C, H, W) with the strain as last channel -> (B, N)."""
     return F.avg_pool2d(image[:, -1:], patch).flatten(1)
@@ -70,7 +82,7 @@ def class_scores(weights: Tensor) -> Tensor:
     return weights[:, :, 0, 1:].mean(dim=1)
 
 
-def rollout_scores(weights: list[Tensor]) -> Tensor:
+def rollout_scores(weights: Sequence[Tensor]) -> Tensor:
     """Attention rollout of the class token over blocks of (B, h, N + 1, N + 1) -> (B, N).
 
     Source: Abnar and Zuidema 2020 (arXiv 2005.00928): the product of (A + I) / 2, A averaged over heads.
@@ -83,15 +95,110 @@ def rollout_scores(weights: list[Tensor]) -> Tensor:
     return row[:, 0, 1:]
 
 
-def gather_tokens(tokens: Tensor, kept: Tensor) -> Tensor:
-    """Rows `kept` (B, K) of tokens (B, N, d) -> (B, K, d)."""
-    return tokens.gather(1, kept.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+def _class_of(weights: Sequence[Tensor]) -> Tensor:
+    return class_scores(weights[-1])
 
 
-def random_tokens(samples: int, patches: int, tokens: int, seed: int) -> Tensor:
-    """(samples, tokens) indices without repetition, drawn anew for each sample."""
-    scores = torch.rand(samples, patches, generator=torch.Generator().manual_seed(seed))
-    return static_selection(scores, tokens)
+def _static_class_scores(class_row: Tensor, _: Sequence[Tensor]) -> Tensor:
+    return class_row.mean(dim=1)[:, 0]
+
+
+def _static_rollout_scores(class_row: Tensor, earlier: Sequence[Tensor]) -> Tensor:
+    """Rollout from the last block's class row, without a product by the identity."""
+    padded = F.pad(class_row, (1, 0))  # (1, h, 1, 1 + N): the class token does not see itself
+    if not earlier:
+        return rollout_scores([padded])
+    row = padded.mean(dim=1) / 2 + F.pad(torch.full((1, 1, 1), 0.5), (0, padded.shape[-1] - 1))
+    for layer in reversed(earlier):
+        row = (row @ layer.mean(dim=1) + row) / 2
+    return row[:, 0, 1:]
+
+
+def _rollout_macs(config: ModelConfig) -> int:
+    """One row through the matrix of each block before the selecting one."""
+    return config.select_block * (1 + config.patches) ** 2
+
+
+class Scoring(Protocol):
+    """The part of a model, eager or static, that a score of the input may read."""
+
+    config: ModelConfig
+    training: bool
+    random_scores: Tensor
+    """(1, N) one draw, the same in every model of N patches."""
+
+
+def _strain_of(model: Scoring, flow: Tensor) -> Tensor:
+    return strain_scores(flow, model.config.patch_size)
+
+
+def _random_of(model: Scoring, flow: Tensor) -> Tensor:
+    """Draws anew in training; evaluates by the one draw, which can be exported."""
+    if model.training:
+        return torch.rand(len(flow), model.config.patches, device=flow.device)
+    # One sample needs no copy, and its graph no node for one.
+    return model.random_scores if len(flow) == 1 else model.random_scores.expand(len(flow), -1)
+
+
+def _no_macs(_: ModelConfig) -> int:
+    return 0
+
+
+@dataclass(frozen=True)
+class InputScore:
+    """A score that the input alone decides: tokens are dropped before anything is embedded.
+
+    Attributes:
+        scores: (model, flow (B, C, H, W)) -> (B, N), not negative; in plain torch, as the static graph is traced
+            from the same function, with B = 1 and the model in evaluation mode.
+        macs: multiply-adds of one sample's scores, in the eager model and in the static graph alike.
+    """
+
+    scores: Callable[[Scoring, Tensor], Tensor]
+    macs: Callable[[ModelConfig], int] = _no_macs
+
+
+@dataclass(frozen=True)
+class AttentionScore:
+    """A score of the attention in the blocks up to `select_block`, behind which tokens are dropped.
+
+    Attributes:
+        eager: weights (B, h, 1 + N, 1 + N) of these blocks -> (B, N), not negative.
+        static: the same for the static graph, batch 1, from the class token's row (1, h, 1, N) in the last of them,
+            its weight for itself (0) left out, and the weights (1, h, 1 + N, 1 + N) of the blocks before.
+        macs: multiply-adds of one sample's scores beyond the attention itself, in both.
+    """
+
+    eager: Callable[[Sequence[Tensor]], Tensor]
+    static: Callable[[Tensor, Sequence[Tensor]], Tensor]
+    macs: Callable[[ModelConfig], int] = _no_macs
+
+
+Score = InputScore | AttentionScore
+
+SCORES: dict[str, Score] = {
+    "class-attention": AttentionScore(_class_of, _static_class_scores),
+    "rollout": AttentionScore(rollout_scores, _static_rollout_scores, _rollout_macs),
+    "strain": InputScore(_strain_of),
+    "random": InputScore(_random_of),
+}
+"""Every score by its name in `ModelConfig.score`: the one place where one is added."""
+
+
+def find_score(name: str) -> Score:
+    """Returns the entry of `SCORES`.
+
+    Raises:
+        InputError: there is none of that name; the message lists them and the nearest.
+    """
+    if name in SCORES:
+        return SCORES[name]
+    raise InputError(f"unknown score {name!r}; known: {', '.join(SCORES)} (nearest: {nearest(name, SCORES)})")
+
+
+def selects_before_embedding(config: ModelConfig) -> bool:
+    """Whether the tokens that are dropped are dropped before they are embedded."""
+    return isinstance(find_score(config.score), InputScore)
 
 
 class Attention(nn.Module):
@@ -119,7 +226,7 @@ class Attention(nn.Module):
 
 
 class LocalitySelfAttention(Attention):
-    """The attention of LAM: a learnable temperature a head, the diagonal masked."""
+    """The attention of LAM: a learnable temperature per head, the diagonal masked."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -146,7 +253,7 @@ class Mlp(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learnable factor a channel, started at `initial` (Touvron et al. 2021, arXiv 2103.17239)."""
+    """A learnable factor per channel, started at `initial` (Touvron et al. 2021, arXiv 2103.17239)."""
 
     def __init__(self, dim: int, initial: float) -> None:
         super().__init__()
@@ -177,13 +284,6 @@ class Block(nn.Module):
 
 def _layer_scale(config: ModelConfig) -> nn.Module:
     return nn.Identity() if config.layer_scale is None else LayerScale(config.dim, config.layer_scale)
-
-
-class Output(NamedTuple):
-    """`logits` (B, k) and `kept` (B, K): the patches that the logits were read from."""
-
-    logits: Tensor
-    kept: Tensor
 
 
 class ShiftedPatchTokenization(nn.Module):
@@ -222,7 +322,7 @@ def shifted(image: Tensor, half: int) -> list[Tensor]:
 
 
 def view_offsets(half: int) -> list[tuple[int, int]]:
-    """Where the four shifted views read, as (y, x) offsets in pixels."""
+    """Returns the offsets at which the four shifted views read, (y, x) in pixels."""
     return [(dy, dx) for dy in (-half, half) for dx in (-half, half)]
 
 
@@ -265,7 +365,7 @@ class LocalGlobalHead(nn.Module):
 class MeanReadout(nn.Module):
     """Logits from the mean of every patch, kept or not: flow (B, C, H, W) -> (B, k), in C N k multiply-adds.
 
-    It is solved, not descended to: see `ridge`.
+    Training solves it in closed form instead of descending to it: see `train.trainer`.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -283,16 +383,29 @@ def patch_means(flow: Tensor, patch: int) -> Tensor:
     return F.avg_pool2d(flow, patch).flatten(1)
 
 
+class Output(NamedTuple):
+    """`logits` (B, k) and `kept` (B, K): the patches that the logits were read from."""
+
+    logits: Tensor
+    kept: Tensor
+
+
 class Ptsr(nn.Module):
     """PTSR: flow (B, C, H, W) -> logits (B, k) and kept patches (B, K).
 
     One set of weights serves every budget. This is the plain form that all exported graphs are proven
     against: it embeds and attends first and drops tokens afterwards.
+
+    Raises:
+        InputError: `config` names a score that `SCORES` has not.
     """
+
+    random_scores: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.score = find_score(config.score)
         self.tokenizer = ShiftedPatchTokenization(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.patches, config.dim))
@@ -301,8 +414,8 @@ class Ptsr(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.head = LocalGlobalHead(config)
         self.means = MeanReadout(config) if config.mean_readout else None
-        order = torch.rand(config.patches, generator=torch.Generator().manual_seed(0))
-        self.register_buffer("random_scores", order, persistent=False)
+        draw = torch.rand(1, config.patches, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("random_scores", draw, persistent=False)
 
     def forward(self, flow: Tensor, tokens: int | None = None, forced: Tensor | None = None) -> Output:
         """Keeps `tokens` patches (all when None), or the `forced` ones (B, K) instead of DTSM's choice.
@@ -312,50 +425,48 @@ class Ptsr(nn.Module):
         """
         config = self.config
         count = config.check_tokens(config.patches if tokens is None else tokens)
-        x = self.tokenizer(flow) + self.pos_embed[:, 1:]  # (B, N, d)
-        kept = torch.arange(config.patches, device=flow.device).expand(len(flow), -1)
         drops = count < config.patches
-        if drops and config.selects_before_embedding:
-            kept = static_selection(self._scores_of_input(flow), count) if forced is None else forced
+        kept = torch.arange(config.patches, device=flow.device).expand(len(flow), -1)
+        x = self._embed(flow)  # (B, N, d)
+        if drops and isinstance(self.score, InputScore):
+            kept = static_selection(self.score.scores(self, flow), count) if forced is None else forced
             x = gather_tokens(x, kept)
-        x = torch.cat([(self.cls_token + self.pos_embed[:, :1]).expand(len(flow), -1, -1), x], dim=1)
-        seen: list[Tensor] = []
+        x = self._with_class_token(x)
+        attention: list[Tensor] = []
         for index, block in enumerate(self.blocks):
             x, weights = block(x)
-            seen.append(weights)
-            if drops and index == config.select_block and not config.selects_before_embedding:
-                kept = static_selection(self._scores_of_attention(seen), count) if forced is None else forced
+            attention.append(weights)
+            if drops and index == config.select_block and isinstance(self.score, AttentionScore):
+                kept = static_selection(self.score.eager(attention), count) if forced is None else forced
                 x = torch.cat([x[:, :1], gather_tokens(x[:, 1:], kept)], dim=1)
         logits = self.head(self.dropout(self.norm(x)), kept)
         return Output(logits if self.means is None else logits + self.means(flow), kept)
 
     def scores(self, flow: Tensor) -> Tensor:
-        """What DTSM selects by: (B, N), not negative."""
-        if self.config.selects_before_embedding:
-            return self._scores_of_input(flow)
-        x = self.tokenizer(flow) + self.pos_embed[:, 1:]
-        x = torch.cat([(self.cls_token + self.pos_embed[:, :1]).expand(len(flow), -1, -1), x], dim=1)
-        seen: list[Tensor] = []
+        """The scores that DTSM selects by: (B, N), not negative."""
+        if isinstance(self.score, InputScore):
+            return self.score.scores(self, flow)
+        x = self._with_class_token(self._embed(flow))
+        attention: list[Tensor] = []
         for block in self.blocks[: self.config.select_block + 1]:
             x, weights = block(x)
-            seen.append(weights)
-        return self._scores_of_attention(seen)
+            attention.append(weights)
+        return self.score.eager(attention)
 
     def forward_dynamic(self, flow: Tensor, mass: float) -> list[Output]:
         """DTSM's dynamic mode: each image keeps the smallest set that holds `mass` of the score."""
         counts = dynamic_counts(self.scores(flow), mass)
         return [self(flow[i : i + 1], int(count)) for i, count in enumerate(counts)]
 
-    def _scores_of_input(self, flow: Tensor) -> Tensor:
-        if self.config.score == "strain":
-            return strain_scores(flow, self.config.patch_size)
-        if self.training:
-            return torch.rand(len(flow), self.config.patches, device=flow.device)
-        fixed: Tensor = self.random_scores  # type: ignore[assignment]
-        return fixed.expand(len(flow), -1)
+    def _embed(self, flow: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, d), with positions."""
+        embedded: Tensor = self.tokenizer(flow) + self.pos_embed[:, 1:]
+        return embedded
 
-    def _scores_of_attention(self, seen: list[Tensor]) -> Tensor:
-        return rollout_scores(seen) if self.config.score == "rollout" else class_scores(seen[-1])
+    def _with_class_token(self, tokens: Tensor) -> Tensor:
+        """(B, K, d) -> (B, 1 + K, d), the class token first."""
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
+        return torch.cat([first, tokens], dim=1)
 
 
 class PatchEmbed(nn.Module):
@@ -391,8 +502,7 @@ class Vit(nn.Module):
     def forward(self, flow: Tensor, tokens: int | None = None) -> Output:
         """Raises InputError for any `tokens` but all of them."""
         total = self.config.patches
-        if tokens not in (None, total):
-            raise InputError(f"{self.config.name} keeps all of its {total} tokens, got a budget of {tokens}")
+        self.config.check_tokens(total if tokens is None else tokens)
         x = torch.cat([self.cls_token.expand(len(flow), -1, -1), self.patch_embed(flow)], dim=1)
         x = x + self.pos_embed
         for block in self.blocks:
@@ -405,10 +515,13 @@ Model = Ptsr | Vit
 
 
 def build_model(config: ModelConfig, seed: int = 0) -> Model:
-    """A model with seeded random weights, in evaluation mode.
+    """Returns a model with seeded random weights, in evaluation mode.
 
     Linear weights are drawn from a truncated normal of width .02, as ViT's are; the local read-out
     sums N d products and is drawn that much narrower. The read-out of the means begins at zero.
+
+    Raises:
+        InputError: `config` names a score that there is not.
     """
     model: Model = Ptsr(config) if config.kind == "ptsr" else Vit(config)
     generator = torch.Generator().manual_seed(seed)
@@ -426,5 +539,5 @@ def build_model(config: ModelConfig, seed: int = 0) -> Model:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trainable values."""
+    """Returns the number of trainable values."""
     return sum(parameter.numel() for parameter in model.parameters())

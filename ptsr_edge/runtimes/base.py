@@ -1,12 +1,25 @@
-"""The runtimes: one small interface over all of them, and the registry of what runs the artifacts of each target."""
+"""The registry of targets: what builds and what runs the artifacts of each, and the interface of all runners.
+
+A target is built in (`RUNTIMES`), or another package brings it: that package names a `Runtime` in its entry points,
+group `ptsr_edge.targets`, under the target's name. Such a package is imported when its target is asked for, not before.
+"""
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ptsr_edge.core.errors import InputError, JobError
+
+GROUP = "ptsr_edge.targets"
+"""The group of entry points by which other packages bring targets."""
 
 
 class Runner(Protocol):
@@ -17,24 +30,58 @@ class Runner(Protocol):
         ...
 
 
+class RunnerClass(Protocol):
+    """The class of a target's runners."""
+
+    def __call__(self, artifact: Path, threads: int | None, *, share_weights: bool = False) -> Runner:
+        """Loads an artifact.
+
+        Args:
+            artifact: the file that the builder named, its other files beside it.
+            threads: of one operator; None leaves it to the runtime.
+            share_weights: let artifacts of one weights file compute on one copy of it, if the runtime can.
+
+        Raises:
+            MissingExtraError: the runtime is not installed.
+            JobError: the runtime refuses the artifact.
+        """
+        ...
+
+    def why_not_here(self, artifact: Path, runs_on: Mapping[str, Any]) -> str:
+        """Returns what keeps an artifact from running on this machine and what mends it, empty where nothing does.
+
+        A static method. `runs_on` is what the bundle says that the artifact needs.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Runtime:
-    """What builds and runs the artifacts of one target.
+    """A target, and what builds and runs its artifacts.
 
     Attributes:
-        runner: module and class of its `Runner`, imported when an artifact is opened.
-        builder: module and class of its builder, imported by an export only.
-        packages: modules that it runs with, any of which will do.
-        extra: of ptsr-edge, that installs them.
-        is_threaded: it runs on processor threads, whose number can be set.
-        needs_gpu: it runs on a GPU; artifacts are built in advance and may not run where they were built.
+        runner: `module:class` of its runners (`RunnerClass`), imported when an artifact is opened.
+        builder: `module:class` of its builder (`export.targets.base.Target`), imported by an export only.
+        packages: modules that it runs with; one of them is enough.
+        extra: the extra of ptsr-edge that installs them; empty for a target of another package.
+        facts: a Python expression over `module`, one of the packages: a list of texts that `doctor` shows.
+        comes_with_system: what to say where the registry has no package for a machine and the system brings one, so
+            that the extra is not needed; empty: the packages come from the registry only.
+        hindrances: `module:function` that judges this machine beyond what is installed: names of the packages that
+            work and GPUs as of `build_on_device.describe_gpus` -> why nothing can be built and why nothing can be run,
+            each empty where nothing is in the way. Empty: every machine will do.
+        is_threaded: artifacts run on processor threads, whose number can be set.
+        needs_gpu: artifacts run on a GPU, and may be built where they cannot run.
         marker: its mark in charts, in matplotlib's letters.
     """
 
     runner: str
     builder: str
     packages: tuple[str, ...]
-    extra: str
+    extra: str = ""
+    facts: str = "[]"
+    comes_with_system: str = ""
+    hindrances: str = ""
     is_threaded: bool = True
     needs_gpu: bool = False
     marker: str = "o"
@@ -46,6 +93,7 @@ RUNTIMES: dict[str, Runtime] = {
         builder="ptsr_edge.export.targets.onnxruntime:CpuTarget",
         packages=("onnxruntime",),
         extra="ort",
+        facts="module.get_available_providers()",
         marker="o",
     ),
     "openvino": Runtime(
@@ -53,6 +101,7 @@ RUNTIMES: dict[str, Runtime] = {
         builder="ptsr_edge.export.targets.openvino:OpenVinoTarget",
         packages=("openvino",),
         extra="openvino",
+        facts="module.Core().available_devices",
         marker="s",
     ),
     "trt": Runtime(
@@ -60,10 +109,62 @@ RUNTIMES: dict[str, Runtime] = {
         builder="ptsr_edge.export.targets.tensorrt:TrtTarget",
         packages=("tensorrt", "tensorrt_rtx"),
         extra="trt",
+        comes_with_system="TensorRT comes with the system here (JetPack), not from the registry",
+        hindrances="ptsr_edge.runtimes.tensorrt:hindrances",
         is_threaded=False,
         needs_gpu=True,
         marker="^",
     ),
 }
-"""Every target by its name: the one place where one is added. Where a bundle has several, the last that can run here is
-taken, unless one is asked for."""
+"""The built-in targets by name. Of a bundle with several, the last of these that can run here is taken."""
+
+
+def target_names() -> list[str]:
+    """Names of all targets: the built-in ones, then those of other packages, none of which is imported."""
+    return list(dict.fromkeys([*RUNTIMES, *sorted(entry_points(group=GROUP).names)]))
+
+
+def find_runtime(name: str) -> Runtime:
+    """Returns a target by its name; a built-in one wins over another of the same name.
+
+    Raises:
+        InputError: there is none of that name.
+        JobError: the package that brings it is broken.
+    """
+    if name in RUNTIMES:
+        return RUNTIMES[name]
+    for point in entry_points(group=GROUP, name=name):
+        runtime = load_part(name, point.value)
+        if not isinstance(runtime, Runtime):
+            raise JobError(f"target {name!r} is broken: {point.value} is no ptsr_edge.runtimes.base.Runtime")
+        return runtime
+    raise InputError(f"unknown target {name!r}; accepted: {', '.join(target_names())}")
+
+
+def load_part(name: str, place: str) -> Any:
+    """Imports one part of a target.
+
+    Args:
+        name: of the target.
+        place: `module:attribute`, as in a `Runtime`.
+
+    Raises:
+        JobError: it is not there or its import fails, whatever the reason.
+    """
+    module, _, attribute = place.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        fault = " ".join(f"{type(error).__name__}: {error}".split())
+        raise JobError(f"target {name!r} is broken: {place} cannot be loaded ({fault})") from error
+
+
+def find_runner(name: str) -> RunnerClass:
+    """Imports the class that runs a target's artifacts.
+
+    Raises:
+        InputError: there is no such target.
+        JobError: its code cannot be loaded.
+    """
+    runner: RunnerClass = load_part(name, find_runtime(name).runner)
+    return runner

@@ -29,8 +29,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# FOLDED from runtimes.trt_engine: Builds one engine from one typed ONNX graph with whatever TensorRT is there, and reads its precision back. One way for `tensorrt` 10.x, 11.x and `tensorrt_rtx`. Standard library only: `build_on_device` carries this source to devices that have TensorRT and nothing else.
-
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """The Python module of each flavour, in the order in which they are tried."""
 
@@ -46,6 +44,12 @@ TYPES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8"}
 
 ALLOWED = {"fp32": {"fp32"}, "fp16": {"fp16"}, "int8": {"int8", "fp16"}}
 """Types that matrix products may compute in, by precision."""
+
+TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
+"""Where JetPack puts the program."""
+
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading a JSON record of another shape raises."""
 
 
 class BuildError(Exception):
@@ -75,7 +79,7 @@ def describe_gpus() -> list[dict[str, str]]:
 
 
 def load_tensorrt(flavour: str | None) -> tuple[str, ModuleType]:
-    """The flavour's name and module: the one named, or the first that is installed.
+    """Imports a flavour, by default the first that is installed; returns its name and module.
 
     Raises:
         BuildError: none can be imported; the message says which were tried and why not.
@@ -93,7 +97,7 @@ _logs: dict[str, Any] = {}
 
 
 def shared_log(trt: ModuleType) -> Any:
-    """The one logger of a process for a flavour (TensorRT wants no second): keeps errors in `.errors`."""
+    """Returns the process's one logger per flavour (TensorRT wants no second): it keeps errors in `.errors`."""
     if trt.__name__ not in _logs:
 
         class Log(trt.ILogger):  # type: ignore[name-defined,misc]
@@ -110,7 +114,7 @@ def shared_log(trt: ModuleType) -> Any:
 
 
 def parse_network(trt: ModuleType, builder: Any, onnx_path: Path) -> Any:
-    """The strongly typed network of a graph.
+    """Parses a graph into a strongly typed network.
 
     Raises:
         BuildError: TensorRT refuses the graph; the message names the operator.
@@ -135,7 +139,7 @@ def parse_network(trt: ModuleType, builder: Any, onnx_path: Path) -> Any:
 
 
 def count_products(trt: ModuleType, network: Any) -> Counter[str]:
-    """How many matrix products of a parsed network compute in which type; int8 is between Q/DQ pairs."""
+    """Counts the matrix products of a parsed network by the type that they compute in; int8 is between Q/DQ pairs."""
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     producers = {
         layer.get_output(index).name: layer for layer in layers for index in range(layer.num_outputs)
@@ -180,7 +184,7 @@ def require_precision(found: Counter[str], settings: dict[str, Any], where: str)
 def build_plan(
     flavour: str, trt: ModuleType, onnx_path: Path, settings: dict[str, Any], capabilities: list[str]
 ) -> tuple[bytes, dict[str, Any]]:
-    """A plan and what is to be known of it.
+    """Builds a plan; returns it and the record of the build.
 
     Raises:
         BuildError: TensorRT refuses the graph, cannot build it here, or builds another precision.
@@ -229,7 +233,7 @@ def _set_capabilities(trt: ModuleType, config: Any, capabilities: list[str]) -> 
 
 
 def inspect_engine(trt: ModuleType, plan: bytes, settings: dict[str, Any], name: str) -> dict[str, Any]:
-    """What a built engine says of its types; needs its GPU.
+    """Returns what a built engine says of its types; needs its GPU.
 
     Raises:
         BuildError: the engine cannot be loaded, or nothing in it is of the precision asked for.
@@ -265,13 +269,6 @@ def describe_version(trt: ModuleType) -> str:
 def last_error(log: Any) -> str:
     """The last thing that TensorRT complained about."""
     return log.errors[-1][:300] if log.errors else "no reason given"
-
-
-TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
-"""Where JetPack puts the program."""
-
-_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-"""What reading a JSON record of another shape raises."""
 
 
 def build_with_trtexec(onnx_path: Path, plan_path: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, behind the interface that every runtime has here."""
+"""ONNX Runtime on the CPU: one way to open a session, and the runner of target `cpu`."""
 
 from __future__ import annotations
 
@@ -13,47 +13,64 @@ from numpy.typing import NDArray
 from ptsr_edge.core.errors import JobError, MissingExtraError, require
 
 
-def why_not_here(_artifact: Path, _runs_on: Mapping[str, Any]) -> str:
-    """Why an ONNX file cannot be run here; empty where it can."""
+def load_ort(purpose: str = "running a bundle of target cpu") -> ModuleType:
+    """Imports `onnxruntime`.
+
+    Raises:
+        MissingExtraError: it is not installed; the message says for which purpose it is needed.
+    """
+    return require("onnxruntime", "ort", purpose)
+
+
+def open_session(
+    model: Path | bytes,
+    threads: int | None = None,
+    *,
+    share_weights: bool = False,
+    optimize: bool = True,
+    profile: Path | None = None,
+) -> Any:
+    """Opens an `InferenceSession` on the CPU.
+
+    Args:
+        model: an ONNX file, its weights beside it, or the bytes of a graph that holds its own.
+        threads: of one operator; None leaves it to ONNX Runtime.
+        share_weights: compute on the mapped weights file, which all graphs that name it share, and not on a
+            copy of its own that is laid out for speed.
+        optimize: fuse operators.
+        profile: time each operator, into a file that begins with this path.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        JobError: onnxruntime refuses the graph.
+    """
+    ort = load_ort()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # Idle threads that spin would slow whatever else runs: the camera, or the runtime timed next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if share_weights:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    name, source = (model.name, str(model)) if isinstance(model, Path) else ("a graph in memory", model)
     try:
-        _load_ort()
-    except MissingExtraError as error:
-        return str(error)
-    return ""
-
-
-def _load_ort() -> ModuleType:
-    return require("onnxruntime", "ort", "running a bundle of target cpu")
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise JobError(f"ONNX Runtime {ort.__version__} cannot load {name}: {error}") from error
 
 
 class OrtRunner:
     """One loaded graph: `run` takes (1, C, S, S) float32, gives logits (k,) and kept patches or None."""
 
     def __init__(self, artifact: Path, threads: int | None = None, *, share_weights: bool = False) -> None:
-        """Loads an ONNX file; `threads` of one operator, by default ONNX Runtime's choice.
-
-        With `share_weights` it computes on the mapped weights file, which all graphs that name it share, and
-        not on a copy of its own that is laid out for speed.
-
-        Raises:
-            MissingExtraError: onnxruntime is not installed.
-            JobError: onnxruntime refuses the file.
-        """
-        ort = _load_ort()
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        # Idle threads that spin would slow whatever else runs: the camera, or the runtime timed next.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        if share_weights:
-            options.add_session_config_entry("session.disable_prepacking", "1")
-        try:
-            self._session: Any = ort.InferenceSession(
-                str(artifact), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:
-            raise JobError(f"ONNX Runtime {ort.__version__} cannot load {artifact.name}: {error}") from error
+        """Loads an ONNX file; see `RunnerClass` and `open_session`."""
+        self._session = open_session(artifact, threads, share_weights=share_weights)
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, flow: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
@@ -61,3 +78,12 @@ class OrtRunner:
         outputs = dict(zip(self._outputs, self._session.run(None, {"flow": flow}), strict=True))
         kept = outputs.get("kept")
         return outputs["logits"][0], None if kept is None else kept[0]
+
+    @staticmethod
+    def why_not_here(_artifact: Path, _runs_on: Mapping[str, Any]) -> str:
+        """See `RunnerClass`: onnxruntime must be installed, any CPU will do."""
+        try:
+            load_ort()
+        except MissingExtraError as error:
+            return str(error)
+        return ""

@@ -1,8 +1,12 @@
-"""OpenVINO on the CPU, behind the interface that every runtime has here.
+"""OpenVINO on the CPU, its telemetry off, and the runner of target `openvino`.
 
 Left alone, OpenVINO chooses the precision of the arithmetic by the CPU (bfloat16 where there is some), and
 takes bfloat16 even where float16 is asked for and missing. So the precision is always asked for, and read
 back: of the compiled model's configuration, and of each of its matrix products.
+
+OpenVINO and NNCF hand events to the package `openvino_telemetry`: the import of OpenVINO alone sends one, and NNCF
+sends some without ever asking for consent. Both work where that package is not installed, so before either is
+imported it is made to look absent, whatever the user's consent file says.
 """
 
 from __future__ import annotations
@@ -20,7 +24,17 @@ from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError, JobError, require
 
-# FOLDED from runtimes.telemetry: OpenVINO and NNCF never call home from here, whatever the user's consent file says. Both hand their events to the package `openvino_telemetry`, and both work where it is not installed: OpenVINO with a stub of its own, NNCF with a mock. So before either is imported, that package is made to look absent. Importing OpenVINO alone sends an event otherwise; NNCF sends some without ever asking for consent.
+DEVICE = "CPU"
+
+RT_SECTION = "ptsr_edge"
+"""Where an IR's `rt_info` says how it wants to be run: `precision`, `inference_precision`."""
+
+CAPABILITY = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}
+"""What OpenVINO calls the ability of a device to calculate in a type."""
+
+MATRIX_LAYERS = ("FullyConnected", "MatMul", "Convolution", "Gemm")
+
+INT8 = ("i8", "u8")
 
 SENDER = "openvino_telemetry"
 
@@ -45,11 +59,15 @@ def silence() -> None:
         # None makes the import system raise ModuleNotFoundError for that name.
         cast(dict[str, Any], sys.modules)[SENDER] = None
         return
+
+    def drop(*_args: Any, **_kwargs: Any) -> None:
+        """Takes an event and sends nothing."""
+
     for method in _SENDING:
-        setattr(loaded.Telemetry, method, _drop)
+        setattr(loaded.Telemetry, method, drop)
     queue: Any = sys.modules.get(f"{SENDER}.utils.sender")
     if queue is not None:
-        queue.TelemetrySender.send = _drop
+        queue.TelemetrySender.send = drop
 
 
 def require_silenced(module: str, extra: str, purpose: str) -> ModuleType:
@@ -62,21 +80,13 @@ def require_silenced(module: str, extra: str, purpose: str) -> ModuleType:
     return require(module, extra, purpose)
 
 
-def _drop(*_args: Any, **_kwargs: Any) -> None:
-    """Takes an event and sends nothing."""
+def load_openvino() -> ModuleType:
+    """Imports `openvino`, its telemetry off.
 
-
-DEVICE = "CPU"
-
-RT_SECTION = "ptsr_edge"
-"""Where an IR's `rt_info` says how it wants to be run: `precision`, `inference_precision`."""
-
-CAPABILITY = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}
-"""What OpenVINO calls the ability of a device to calculate in a type."""
-
-MATRIX_LAYERS = ("FullyConnected", "MatMul", "Convolution", "Gemm")
-
-INT8 = ("i8", "u8")
+    Raises:
+        MissingExtraError: openvino is not installed.
+    """
+    return require_silenced("openvino", "openvino", "running a bundle of target openvino")
 
 
 class OpenVinoRunner:
@@ -88,28 +98,21 @@ class OpenVinoRunner:
     """
 
     def __init__(self, artifact: Path, threads: int | None = None, *, share_weights: bool = False) -> None:
-        """Reads and compiles an IR; `threads` by default OpenVINO's choice.
+        """Reads and compiles an IR; see `RunnerClass`.
 
-        `share_weights` is accepted as by every runner and means nothing: OpenVINO's CPU plugin always lays
-        out a copy for each compiled model.
+        `share_weights` means nothing here: OpenVINO's CPU plugin lays out a copy for each compiled model.
 
         Raises:
             MissingExtraError: openvino is not installed.
             JobError: OpenVINO refuses the file, or would calculate in another precision than the IR asks for.
         """
         del share_weights
-        ov = load_openvino()
-        core = ov.Core()
+        core = load_openvino().Core()
         model = read_ir(core, artifact)
-        wanted = rt_entry(model, "inference_precision", artifact).split()
-        precision = choose_precision(
-            wanted, core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"), artifact.name
-        )
-        compiled = compile_ir(core, model, precision, threads, artifact.name)
-        self.inference_precision = precision
+        self.inference_precision, compiled = compile_ir(core, model, artifact.name, threads)
         self.matrix_products = matrix_products(compiled)
-        quantized = rt_entry(model, "precision", artifact) == "int8"
-        check_precision(compiled, precision, quantized, self.matrix_products, artifact.name)
+        quantized = rt_entry(model, "precision", artifact.name) == "int8"
+        check_precision(compiled, self.inference_precision, quantized, self.matrix_products, artifact.name)
         self._request = compiled.create_infer_request()
         self._shape = tuple(compiled.inputs[0].shape)
         names = [output.get_any_name() for output in compiled.outputs]
@@ -133,14 +136,14 @@ class OpenVinoRunner:
         logits: NDArray[np.float32] = answer[0].copy()  # the next answer is written into the same memory
         return logits, None if self._kept is None else self._kept.data[0].astype(np.int64)
 
-
-def load_openvino() -> ModuleType:
-    """The module `openvino`, its telemetry off.
-
-    Raises:
-        MissingExtraError: openvino is not installed.
-    """
-    return require_silenced("openvino", "openvino", "running a bundle of target openvino")
+    @staticmethod
+    def why_not_here(_artifact: Path, runs_on: Mapping[str, Any]) -> str:
+        """See `RunnerClass`: openvino must be installed, and the CPU must calculate in the IR's precision."""
+        try:
+            choose_precision(str(runs_on["inference_precision"]).split(), capabilities(), "it")
+        except JobError as error:
+            return str(error)
+        return ""
 
 
 def weights_of(artifact: Path) -> Path:
@@ -169,56 +172,68 @@ def read_ir(core: Any, artifact: Path) -> Any:
         raise JobError(f"OpenVINO cannot read {artifact.name}: {last_line(error)}") from error
 
 
-def rt_entry(model: Any, key: str, artifact: Path) -> str:
-    """An entry of the IR's own section of `rt_info`.
+def rt_entry(model: Any, key: str, name: str) -> str:
+    """Reads an entry of the IR's own section of `rt_info`.
 
     Raises:
         JobError: it is not there.
     """
     path = [RT_SECTION, key]
     if not model.has_rt_info(path):
-        raise JobError(
-            f"{artifact.name} has no rt_info {'/'.join(path)}: not an IR made by `ptsr-edge export`"
-        )
+        raise JobError(f"{name} has no rt_info {'/'.join(path)}: not an IR made by `ptsr-edge export`")
     return str(model.get_rt_info(path).astype(str))
 
 
-def choose_precision(wanted: Sequence[str], capabilities: Sequence[str], name: str) -> str:
+def capabilities() -> list[str]:
+    """Returns what this CPU can calculate in, in OpenVINO's words.
+
+    Raises:
+        MissingExtraError: openvino is not installed.
+    """
+    found: list[str] = load_openvino().Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+    return found
+
+
+def can_calculate(wanted: Sequence[str]) -> bool:
+    """Tells whether this CPU can calculate in one of the wanted types.
+
+    Raises:
+        MissingExtraError: openvino is not installed.
+    """
+    here = capabilities()
+    return any(CAPABILITY.get(precision) in here for precision in wanted)
+
+
+def choose_precision(wanted: Sequence[str], available: Sequence[str], name: str) -> str:
     """The first of the wanted types that the device can calculate in.
 
     Raises:
         JobError: it can do none of them.
     """
     for precision in wanted:
-        if CAPABILITY.get(precision) in capabilities:
+        if CAPABILITY.get(precision) in available:
             return precision
     raise JobError(
         f"{name} is to be calculated in {' or '.join(wanted)}; OpenVINO on this CPU offers "
-        f"{', '.join(capabilities)}: take another precision of the bundle"
+        f"{', '.join(available)}: take another precision of the bundle"
     )
 
 
-def why_not_here(_artifact: Path, runs_on: Mapping[str, Any]) -> str:
-    """Why an IR cannot be run here, by what the manifest says that it needs; empty where it can."""
-    try:
-        capabilities = load_openvino().Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
-        choose_precision(str(runs_on["inference_precision"]).split(), capabilities, "it")
-    except JobError as error:
-        return str(error)
-    return ""
+def compile_ir(core: Any, model: Any, name: str, threads: int | None) -> tuple[str, Any]:
+    """Compiles an IR in the first of the precisions that it asks for and this CPU has.
 
-
-def can_calculate(wanted: Sequence[str]) -> bool:
-    """Whether this CPU can calculate in one of the wanted types.
+    Returns:
+        The precision, and the compiled model.
 
     Raises:
-        MissingExtraError: openvino is not installed.
+        JobError: the CPU has none of them, or OpenVINO refuses the model.
     """
-    capabilities = load_openvino().Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
-    return any(CAPABILITY.get(precision) in capabilities for precision in wanted)
+    wanted = rt_entry(model, "inference_precision", name).split()
+    precision = choose_precision(wanted, core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"), name)
+    return precision, compile_model(core, model, precision, threads, name)
 
 
-def compile_ir(core: Any, model: Any, precision: str, threads: int | None, name: str) -> Any:
+def compile_model(core: Any, model: Any, precision: str, threads: int | None, name: str) -> Any:
     """Compiles for one synchronous stream of the least latency, at an explicit precision.
 
     Raises:

@@ -1,8 +1,8 @@
-"""TensorRT and TensorRT-RTX on an NVIDIA GPU, behind the interface that every runtime has here.
+"""TensorRT and TensorRT-RTX on an NVIDIA GPU: which of them can build and run here, their plans, and the runner.
 
-Needs numpy, the TensorRT that built the plan, and `cuda-bindings` (of cuda-python). Everything is allocated
-once: pinned host buffers, device buffers and a stream of its own; copies and network are captured into one
-CUDA graph, so that an inference is one launch.
+There are two flavours: `tensorrt` 10.x (as on a Jetson) or 11.x builds for the GPU in the machine and needs it;
+`tensorrt-rtx` builds without one, for the compute capabilities that are asked for. A plan is run by the very version
+that built it, with numpy and `cuda-bindings` (of cuda-python).
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 from ptsr_edge.runtimes.build_on_device import MODULES, BuildError, describe_gpus, load_tensorrt, shared_log
 
-# FOLDED from runtimes.trt_flavour: Which TensorRT is there, what it can build here, and for which GPUs. Three flavours behind one way of building (`trt_engine`): `tensorrt` 10.x (Jetson), `tensorrt` 11.x, and `tensorrt-rtx`. The first two build for the GPU in the machine and need it; `tensorrt-rtx` builds without one, for the compute capabilities that are asked for.
-
 CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
 """What tensorrt-rtx builds for: Turing, A100, RTX 30, RTX 40, RTX 50, GB10."""
 
@@ -43,82 +41,69 @@ INSTALL = {
 
 @dataclass(frozen=True)
 class TensorRtVersion:
-    """One TensorRT and whether it can build here.
+    """The TensorRT of one flavour that is installed, and whether it can build here.
 
     Attributes:
-        name: `tensorrt` or `tensorrt-rtx`.
+        flavour: `tensorrt` or `tensorrt-rtx`.
         version: None where it is not installed.
         hindrance: why it cannot build here; empty when it can.
-        cross: whether it builds for GPUs that are not in the machine.
     """
 
-    name: str
+    flavour: str
     version: str | None
     hindrance: str
-    cross: bool
 
 
-def find_flavour(name: str) -> TensorRtVersion:
-    """What is there of one flavour.
-
-    Raises:
-        InputError: there is no flavour of that name.
-    """
-    if name not in MODULES:
-        raise InputError(f"unknown TensorRT flavour {name!r}; accepted: {', '.join(MODULES)}")
-    cross = name == "tensorrt-rtx"
+def find_version(flavour: str) -> TensorRtVersion:
+    """Looks for the TensorRT of a flavour."""
     try:
-        version = str(load_tensorrt(name)[1].__version__)
+        version = str(load_tensorrt(flavour)[1].__version__)
     except BuildError as error:
-        return TensorRtVersion(name, None, f"not installed ({error}): {INSTALL[name]}", cross)
-    major = int(version.split(".")[0])
-    if major not in MAJORS[name]:
-        wanted = " or ".join(f"{known}.x" for known in MAJORS[name])
-        return TensorRtVersion(name, version, f"version {version} is installed, {wanted} is needed", cross)
-    if not cross and not describe_gpus():
-        return TensorRtVersion(name, version, "it builds on the GPU itself, and no NVIDIA GPU is here", cross)
-    return TensorRtVersion(name, version, "", cross)
+        return TensorRtVersion(flavour, None, f"not installed ({error}): {INSTALL[flavour]}")
+    hindrance = ""
+    if int(version.split(".")[0]) not in MAJORS[flavour]:
+        wanted = " or ".join(f"{known}.x" for known in MAJORS[flavour])
+        hindrance = f"version {version} is installed, {wanted} is needed"
+    elif flavour == "tensorrt" and not describe_gpus():
+        hindrance = "it builds on the GPU itself, and no NVIDIA GPU is here"
+    return TensorRtVersion(flavour, version, hindrance)
 
 
-def find_flavours() -> list[TensorRtVersion]:
-    """All flavours, in the order in which they are preferred."""
-    return [find_flavour(name) for name in MODULES]
-
-
-def choose_flavour(name: str | None) -> TensorRtVersion:
-    """The one named, or the first that can build here.
+def choose_version(flavour: str | None) -> TensorRtVersion:
+    """Returns the TensorRT of a flavour, by default the first that can build here.
 
     Raises:
-        InputError: there is no flavour of that name.
         MissingExtraError: none that was asked for is installed.
         JobError: what is installed cannot build here.
     """
-    found = [find_flavour(name)] if name else find_flavours()
-    for flavour in found:
-        if not flavour.hindrance:
-            return flavour
-    reasons = "; ".join(f"{flavour.name}: {flavour.hindrance}" for flavour in found)
-    kind = JobError if any(flavour.version for flavour in found) else MissingExtraError
+    found = [find_version(name) for name in ([flavour] if flavour else MODULES)]
+    for version in found:
+        if not version.hindrance:
+            return version
+    reasons = "; ".join(f"{version.flavour}: {version.hindrance}" for version in found)
+    kind = JobError if any(version.version for version in found) else MissingExtraError
     raise kind(f"no TensorRT can build here: {reasons}")
 
 
-def choose_capabilities(flavour: TensorRtVersion, precision: str, asked: Sequence[str] | None) -> list[str]:
-    """The compute capabilities to build for: those asked for, else all that the precision allows.
+def choose_capabilities(flavour: str, precision: str, asked: Sequence[str] | None) -> list[str]:
+    """Returns the compute capabilities to build for: those asked for, else all that the precision allows.
 
     Empty where the flavour builds for the GPU in the machine.
 
     Args:
+        flavour: `tensorrt` or `tensorrt-rtx`.
+        precision: fp32, fp16 or int8.
         asked: such as `8.6`, `86`, `sm_86` or `SM86`.
 
     Raises:
         InputError: an unknown capability, one that the precision is not to be had on, or any for a
             flavour that builds for the GPU in the machine only.
     """
-    allowed = [name for name in CAPABILITIES if precision != "fp32" or name not in NO_FP32_PRODUCTS]
-    if not flavour.cross:
+    if flavour == "tensorrt":
         if asked:
-            raise InputError(f"{flavour.name} builds for the GPU in the machine only, got {', '.join(asked)}")
+            raise InputError(f"{flavour} builds for the GPU in the machine only, got {', '.join(asked)}")
         return []
+    allowed = [name for name in CAPABILITIES if precision != "fp32" or name not in NO_FP32_PRODUCTS]
     names = list(dict.fromkeys(read_capability(text) for text in asked)) if asked is not None else allowed
     if not names:
         raise InputError(f"no compute capability given; accepted: {', '.join(allowed)}")
@@ -137,9 +122,26 @@ def read_capability(text: str) -> str:
     match = re.fullmatch(r"(?:sm_?)?(\d+)\.?(\d)", str(text).strip(), flags=re.IGNORECASE)
     name = f"SM{match[1]}{match[2]}" if match else ""
     if name not in CAPABILITIES:
-        known = ", ".join(f"{entry[2:-1]}.{entry[-1]}" for entry in CAPABILITIES)
+        known = ", ".join(map(dotted, CAPABILITIES))
         raise InputError(f"unknown compute capability {text!r}; tensorrt-rtx builds for {known}")
     return name
+
+
+def dotted(capability: str) -> str:
+    """A compute capability as NVIDIA's tables write it: `SM86` -> `8.6`."""
+    return f"{capability[2:-1]}.{capability[-1]}"
+
+
+def hindrances(modules: Sequence[str], gpus: Sequence[Mapping[str, str]]) -> tuple[str, str]:
+    """Tells why nothing can be built and why nothing can be run here; see `Runtime.hindrances`."""
+    cannot_build = "" if "tensorrt_rtx" in modules or gpus else "building with TensorRT needs an NVIDIA GPU"
+    if not gpus:
+        return cannot_build, "running needs an NVIDIA GPU and its driver; building with TensorRT-RTX does not"
+    if "tensorrt" in modules or any(gpu["capability"] in CAPABILITIES for gpu in gpus):
+        return cannot_build, ""
+    found = ", ".join(f"{gpu['name']} has {dotted(gpu['capability'])}" for gpu in gpus)
+    known = ", ".join(map(dotted, CAPABILITIES))
+    return cannot_build, f"TensorRT-RTX runs on compute capability {known}; {found}"
 
 
 TAGS = {b"ftrt": "tensorrt", b"vtrt": "tensorrt-rtx"}
@@ -260,33 +262,16 @@ def check_plan(path: Path) -> tuple[TensorRtPlan, ModuleType]:
     return plan, trt
 
 
-def why_not_here(path: Path, _runs_on: Mapping[str, Any] | None = None) -> str:
-    """Why a plan cannot be loaded here, by the record beside it; empty where it can."""
-    try:
-        check_plan(path)
-        _cuda_runtime()
-    except JobError as error:
-        return str(error)
-    return ""
-
-
 class TrtRunner:
     """One loaded engine: `run` takes (1, C, S, S) float32, gives logits (k,) and kept patches or None.
 
-    Not thread-safe; several runners in several threads are fine, each has its own stream. Closing it (or
+    Everything is allocated once: pinned host buffers, device buffers and a stream of its own. Copies and network
+    are captured into one CUDA graph, so that an inference is one launch. Not thread-safe; several runners in several threads are fine, each has its own stream. Closing it (or
     leaving a `with` block) gives back its memory.
     """
 
-    def __init__(
-        self,
-        artifact: Path,
-        threads: int | None = None,
-        *,
-        share_weights: bool = False,
-        cuda_graph: bool = True,
-    ) -> None:
-        """Loads a plan. `threads` and `share_weights` mean nothing here and are accepted as by every runner:
-        a plan holds its own weights.
+    def __init__(self, artifact: Path, threads: int | None = None, *, share_weights: bool = False) -> None:
+        """Loads a plan; see `RunnerClass`. `threads` and `share_weights` mean nothing: a plan holds its own weights.
 
         Raises:
             MissingExtraError: TensorRT or cuda-bindings is not installed.
@@ -308,16 +293,9 @@ class TrtRunner:
             raise JobError(f"no room on the GPU to run {artifact.name}")
         self._stream = self._cuda.call("cudaStreamCreate")
         self._buffers = self._allocate()
-        self._graph: Any = None
         self._enqueue()  # the first run sets up what a capture may not
         self._cuda.call("cudaStreamSynchronize", self._stream)
-        if cuda_graph:
-            self._graph = self._capture()
-
-    @property
-    def uses_cuda_graph(self) -> bool:
-        """Whether an inference is one launch of a captured graph."""
-        return self._graph is not None
+        self._graph: Any = self._capture()
 
     def run(self, flow: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
         """flow (1, C, S, S) -> logits (k,) and kept (K,), None where the graph keeps all.
@@ -350,6 +328,16 @@ class TrtRunner:
             self._cuda.call("cudaStreamDestroy", self._stream)
             self._stream = None
         self._context = self._engine = self._runtime = None
+
+    @staticmethod
+    def why_not_here(artifact: Path, _runs_on: Mapping[str, Any]) -> str:
+        """See `RunnerClass`: by the plan and the record beside it, without loading it."""
+        try:
+            check_plan(artifact)
+            _cuda_runtime()
+        except JobError as error:
+            return str(error)
+        return ""
 
     def __enter__(self) -> TrtRunner:
         return self

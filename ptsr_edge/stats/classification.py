@@ -6,17 +6,19 @@ for what could not be found would punish a small test set for being small.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ptsr_edge.core.errors import InputError
 
+Classes = NDArray[np.int64]
 Counts = NDArray[np.int64]
-
-Metric = Callable[[Counts], float]
+Floats = NDArray[np.float64]
+Metric = Literal["uf1", "uar"]
 
 
 def confusion(true: ArrayLike, predicted: ArrayLike, classes: int) -> Counts:
@@ -33,10 +35,8 @@ def confusion(true: ArrayLike, predicted: ArrayLike, classes: int) -> Counts:
     Raises:
         InputError: the two differ in length, are no integers, or a class is out of range.
     """
-    true_labels, predicted_labels = (
-        _labels(true, classes, "true"),
-        _labels(predicted, classes, "predicted"),
-    )
+    true_labels = _labels(true, classes, "true")
+    predicted_labels = _labels(predicted, classes, "predicted")
     if true_labels.shape != predicted_labels.shape:
         raise InputError(
             f"true and predicted labels must be as many; found {true_labels.size} and {predicted_labels.size}"
@@ -49,16 +49,14 @@ def uf1(counts: Counts) -> float:
     """Unweighted F1: mean over the classes of 2 TP / (2 TP + FP + FN), counts pooled over all folds.
 
     Args:
-        counts: (classes, classes) of `confusion`; leading axes are not accepted.
+        counts: (classes, classes) of `confusion`.
 
     Raises:
         InputError: there is no sample.
 
     Source: See et al., MEGC 2019, FG 2019.
     """
-    hits, present = np.diag(counts), _present(counts)
-    f1 = 2 * hits[present] / (counts.sum(axis=0) + counts.sum(axis=1))[present]
-    return float(f1.mean())
+    return float(_mean_over_classes(_checked(counts), "uf1"))
 
 
 def uar(counts: Counts) -> float:
@@ -69,19 +67,34 @@ def uar(counts: Counts) -> float:
 
     Source: See et al., MEGC 2019, FG 2019.
     """
-    return float(np.nanmean(per_class_recall(counts)))
+    return float(_mean_over_classes(_checked(counts), "uar"))
 
 
-def per_class_recall(counts: Counts) -> NDArray[np.float64]:
+def per_class_recall(counts: Counts) -> Floats:
     """(classes,) TP / (TP + FN); NaN for a class that has no sample.
 
     Raises:
         InputError: there is no sample.
     """
-    present = _present(counts)
-    recall = np.full(len(counts), np.nan)
-    recall[present] = np.diag(counts)[present] / counts.sum(axis=1)[present]
-    return recall
+    return _by_class(_checked(counts), "uar")
+
+
+def _by_class(counts: NDArray[np.number], metric: Metric) -> Floats:
+    """(..., classes) F1 or recall of confusion matrices (..., classes, classes); NaN for a class without a sample."""
+    hits = np.diagonal(counts, axis1=-2, axis2=-1)
+    there = counts.sum(axis=-1)
+    if metric == "uf1":
+        hits, whole = 2 * hits, there + counts.sum(axis=-2)
+    else:
+        whole = there
+    found = np.full(hits.shape, np.nan)
+    np.divide(hits, whole, out=found, where=there > 0)
+    return found
+
+
+def _mean_over_classes(counts: NDArray[np.number], metric: Metric) -> Floats:
+    """(...) UF1 or UAR of confusion matrices (..., classes, classes)."""
+    return np.asarray(np.nanmean(_by_class(counts, metric), axis=-1), dtype=np.float64)
 
 
 def paired_bootstrap(
@@ -89,15 +102,14 @@ def paired_bootstrap(
     predicted_a: ArrayLike,
     predicted_b: ArrayLike,
     subjects: Sequence[str] | NDArray[np.str_],
-    metric: Metric = uar,
+    metric: Metric = "uar",
     resamples: int = 2000,
     seed: int = 0,
     classes: int | None = None,
 ) -> tuple[float, float, float]:
     """The difference metric(a) - metric(b) with a 95 % interval from resampling subjects.
 
-    Clips of one person are no independent draws: whole subjects are drawn with replacement, and both
-    models are judged on the same draw. Of several runs (seeds) the metric is averaged inside each draw: the
+    Both models are judged on the same draw. Of several runs (seeds) the metric is averaged inside each draw: the
     interval is of the mean over these very runs, and tells what other people would change, not other seeds.
 
     Args:
@@ -105,7 +117,7 @@ def paired_bootstrap(
         predicted_a: (n,) integers, or (runs, n).
         predicted_b: (n,) integers, or (runs, n).
         subjects: (n,) names.
-        metric: `uar`, `uf1`, or any other function of a confusion matrix.
+        metric: `uar` or `uf1`.
         resamples: how many draws.
         seed: of the draws.
         classes: how many there are; by default one more than the highest label.
@@ -118,71 +130,92 @@ def paired_bootstrap(
     """
     labels, names = np.asarray(true), np.asarray(subjects)
     runs = [np.atleast_2d(np.asarray(values)) for values in (predicted_a, predicted_b)]
-    shapes = [values.shape for values in (labels, *(run[0] for run in runs if len(run)), names)]
-    if len(set(shapes)) != 1 or len(shapes) != 4 or names.ndim != 1 or not names.size:
-        raise InputError(
-            "true, both predictions and subjects must be as many, at least 1; found "
-            + ", ".join(str(shape) for shape in shapes)
-        )
-    if resamples < 1:
-        raise InputError(f"resamples must be at least 1, got {resamples}")
+    _check_as_many(labels, *(run[0] if len(run) else run for run in runs), names)
     if classes is None:
         classes = int(max(values.max() for values in (labels, *runs))) + 1
-    _, owner = np.unique(names, return_inverse=True)
-    people = int(owner.max()) + 1
-    per_subject = [
-        np.array(
-            [[confusion(labels[owner == s], one[owner == s], classes) for s in range(people)] for one in run]
-        )
-        for run in runs
-    ]  # two of (runs, subjects, classes, classes)
+    tables = [np.stack([_per_subject(labels, one, names, classes) for one in run], axis=1) for run in runs]
 
-    def difference(drawn: NDArray[np.intp]) -> float:
-        tables = [counts[:, drawn].sum(axis=1) for counts in per_subject]  # two of (runs, classes, classes)
-        a, b = (float(np.mean([metric(table) for table in run])) for run in tables)
-        return a - b
+    def difference(weights: Counts) -> Floats:  # (draws, subjects) -> (draws,)
+        a, b = (_mean_over_classes(np.tensordot(weights, side, 1), metric).mean(axis=1) for side in tables)
+        return np.asarray(a - b, dtype=np.float64)
 
-    draws = np.random.default_rng(seed).integers(0, people, size=(resamples, people))
-    low, high = np.percentile([difference(drawn) for drawn in draws], [2.5, 97.5])
-    return difference(np.arange(people)), float(low), float(high)
+    people = len(tables[0])
+    low, high = np.percentile(difference(_draws(people, resamples, seed)), [2.5, 97.5])
+    return float(difference(np.ones((1, people), dtype=np.int64))[0]), float(low), float(high)
 
 
 def uar_interval(
-    true: ArrayLike,
-    predicted: ArrayLike,
-    subjects: ArrayLike,
-    resamples: int = 2000,
-    seed: int = 0,
+    true: ArrayLike, predicted: ArrayLike, subjects: ArrayLike, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
     """The 95 % interval of a UAR from resampling subjects: (low, high), the 2.5 % and 97.5 % percentiles.
 
     Args:
         true: (n,) integers.
         predicted: (n,) integers.
-        subjects: (n,) who is seen, as integers or names: whole subjects are drawn with replacement.
+        subjects: (n,) who is seen, as integers or names.
         resamples: how many draws; a class that a draw misses is left out of its mean.
         seed: of the draws.
 
     Raises:
-        InputError: lengths differ, or there is no sample.
+        InputError: lengths differ, there is no sample, or fewer than 1 resample is asked for.
     """
     labels, answers, names = (np.asarray(values) for values in (true, predicted, subjects))
-    if len({labels.shape, answers.shape, names.shape}) != 1 or labels.ndim != 1 or not labels.size:
-        raise InputError(
-            "true, predicted and subjects must be as many, at least 1; found "
-            f"{labels.shape}, {answers.shape}, {names.shape}"
-        )
-    _, label = np.unique(labels, return_inverse=True)
-    _, owner = np.unique(names, return_inverse=True)
-    shape = (int(owner.max()) + 1, int(label.max()) + 1)  # (subjects, classes)
-    cell = owner * shape[1] + label
-    counts = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape)
-    hits = np.bincount(cell, answers == labels, minlength=shape[0] * shape[1]).reshape(shape)
-    draws = np.random.default_rng(seed).multinomial(shape[0], np.full(shape[0], 1 / shape[0]), size=resamples)
-    with np.errstate(invalid="ignore"):
-        spread = np.nanmean((draws @ hits) / (draws @ counts), axis=1)
-    low, high = np.percentile(spread, [2.5, 97.5])
+    _check_as_many(labels, answers, names)
+    tables = _per_subject(labels, answers, names, int(max(labels.max(), answers.max())) + 1)
+    drawn = np.tensordot(_draws(len(tables), resamples, seed), tables, 1)
+    low, high = np.percentile(_mean_over_classes(drawn, "uar"), [2.5, 97.5])
     return float(low), float(high)
+
+
+def _draws(people: int, resamples: int, seed: int) -> Counts:
+    """(resamples, people) how often each subject is drawn.
+
+    Clips of one person are no independent draws: whole subjects are drawn with replacement.
+    """
+    if resamples < 1:
+        raise InputError(f"resamples must be at least 1, got {resamples}")
+    drawn = np.random.default_rng(seed).integers(0, people, size=(resamples, people))
+    cells = drawn + people * np.arange(resamples)[:, None]
+    return (
+        np.bincount(cells.ravel(), minlength=resamples * people).reshape(resamples, people).astype(np.int64)
+    )
+
+
+def _per_subject(true: Classes, predicted: Classes, subjects: NDArray[np.generic], classes: int) -> Counts:
+    """(subjects, classes, classes) a confusion matrix per subject."""
+    _, owner = np.unique(subjects, return_inverse=True)
+    return np.array(
+        [confusion(true[owner == s], predicted[owner == s], classes) for s in range(owner.max() + 1)]
+    )
+
+
+def uar_half_width(tables: Sequence[ArrayLike], added: float) -> float:
+    """Half the 95 % interval of a UAR, or of a sum or difference of several, by a normal approximation.
+
+    Recalls are taken as independent binomials; the variance of a UAR is the mean of theirs over the number of
+    classes. `added` hits and as many misses are added to each, so that a recall of 0 or 1 is not taken for certain.
+
+    Args:
+        tables: confusion matrices (classes, classes); one without a sample adds nothing.
+        added: 2 for one UAR (Agresti and Coull 1998), 1 for a difference of two (Agresti and Caffo 2000).
+    """
+    variance = 0.0
+    for counts in map(np.asarray, tables):
+        there = counts.sum(axis=1) > 0
+        totals = counts.sum(axis=1)[there] + 2 * added
+        recalls = (np.diag(counts)[there] + added) / totals
+        if there.any():
+            variance += float((recalls * (1 - recalls) / totals).sum()) / int(there.sum()) ** 2
+    return 1.96 * math.sqrt(variance)
+
+
+def _check_as_many(*values: NDArray[np.generic]) -> None:
+    shapes = [one.shape for one in values]
+    if len(set(shapes)) != 1 or len(shapes[0]) != 1 or not shapes[0][0]:
+        raise InputError(
+            "true and predicted labels and subjects must be as many, at least 1; found "
+            + ", ".join(str(shape) for shape in shapes)
+        )
 
 
 def _labels(values: ArrayLike, classes: int, name: str) -> Counts:
@@ -198,52 +231,9 @@ def _labels(values: ArrayLike, classes: int, name: str) -> Counts:
     return labels.astype(np.int64)
 
 
-def _present(counts: Counts) -> NDArray[np.bool_]:
+def _checked(counts: Counts) -> Counts:
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
         raise InputError(f"a confusion matrix must be (classes, classes); found {counts.shape}")
-    present: NDArray[np.bool_] = counts.sum(axis=1) > 0
-    if not present.any():
+    if not counts.any():
         raise InputError("a confusion matrix without a sample has no UF1 or UAR")
-    return present
-
-
-RESAMPLES = 4000
-
-Classes = NDArray[np.int64]
-
-
-def gain_interval(
-    truth: Classes,
-    ours: Sequence[Classes],
-    others: Sequence[Classes],
-    subjects: NDArray[np.str_],
-    resamples: int = RESAMPLES,
-) -> tuple[float, float, float]:
-    """UAR of `ours` minus that of `others`, each the mean over its runs, with a 95 % interval.
-
-    Whole subjects are drawn with replacement, the same ones for all runs.
-
-    Args:
-        truth: (n,) classes.
-        ours: runs of (n,) answers.
-        others: runs of (n,) answers.
-        subjects: (n,) names.
-        resamples: how many draws.
-    """
-    _, label = np.unique(truth, return_inverse=True)
-    _, owner = np.unique(subjects, return_inverse=True)
-    shape = (int(owner.max()) + 1, int(label.max()) + 1)
-    cell = owner * shape[1] + label
-
-    def per_subject(values: NDArray[Any]) -> NDArray[np.float64]:  # (subjects, classes)
-        sums = np.bincount(cell, values, minlength=shape[0] * shape[1])
-        return sums.astype(np.float64).reshape(shape)
-
-    right = [np.mean([answers == truth for answers in runs], axis=0) for runs in (ours, others)]
-    counts, gained = per_subject(np.ones(len(truth))), per_subject(right[0] - right[1])
-    draws = np.random.default_rng(0).multinomial(shape[0], np.full(shape[0], 1 / shape[0]), size=resamples)
-    with np.errstate(invalid="ignore"):  # a draw may miss a class: it is left out, as UAR does
-        spread = np.nanmean((draws @ gained) / (draws @ counts), axis=1)
-    low, high = np.percentile(spread, [2.5, 97.5])
-    point = float(np.mean(gained.sum(axis=0) / counts.sum(axis=0)))
-    return point, float(low), float(high)
+    return counts

@@ -1,4 +1,4 @@
-"""What raw samples say: a latency summary, and the ratio of two interleaved variants with its interval.
+"""A summary of raw latency samples, and the ratio of two interleaved variants with its interval.
 
 Samples come in rounds: in each round every variant runs one short block. The samples of one block share
 a clock frequency, caches and whatever else the machine was doing, so they are not independent; rounds
@@ -23,8 +23,10 @@ from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.records import Record
 
 Samples = npt.NDArray[Any]
-
 Floats = npt.NDArray[np.float64]
+
+NORMAL = NormalDist().inv_cdf(0.975)
+"""The 97.5 % quantile of the normal distribution."""
 
 CV_LIMIT = 0.025
 """A coefficient of variation above this is reported (trtexec warns at the same 2.5 %)."""
@@ -32,6 +34,35 @@ CV_LIMIT = 0.025
 MIN_ROUNDS = 6
 """Fewer rounds cannot carry a 95 % interval: even the full range of n holds the median with
 probability 1 - 2 / 2^n only, which is .938 for 5 and .969 for 6."""
+
+
+class Latency(Record):
+    """Synchronous batch-1 latency in milliseconds; nothing is trimmed.
+
+    `cv` is the coefficient of variation (standard deviation over mean), `n` the sample count.
+    """
+
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    min: float
+    mean: float
+    cv: float
+    n: int = Field(ge=1)
+
+
+class Ratio(Record):
+    """How many times as fast as `against` (its latency over this one's), with a 95 % bootstrap interval.
+
+    `per_process` has the ratio of each start of the two processes; `median` is their geometric mean.
+    """
+
+    against: str
+    median: float
+    low: float
+    high: float
+    per_process: list[float] = Field(default_factory=list)
 
 
 def latency_summary(samples_ns: Samples) -> Latency:
@@ -120,14 +151,14 @@ def ratio_interval(
         return Ratio(against=against, median=middle, low=low, high=high, per_process=each)
     drawn = np.random.default_rng(seed).integers(0, ratios.size, size=(resamples, ratios.size))
     medians = np.median(ratios[drawn], axis=1)  # (resamples,)
-    low, high = (float(value) for value in np.percentile(medians, (2.5, 97.5)))
-    return Ratio(against=against, median=each[0], low=low, high=high, per_process=each)
+    low, high = np.percentile(medians, (2.5, 97.5))
+    return Ratio(against=against, median=each[0], low=float(low), high=float(high), per_process=each)
 
 
 def process_interval(
     ratios: Sequence[float], *, seed: int = 0, resamples: int = 4000
 ) -> tuple[float, float, float]:
-    """Geometric mean of one ratio a process, and its 95 % interval: (mean, low, high).
+    """Geometric mean of one ratio per process, and its 95 % interval: (mean, low, high).
 
     The bootstrap over processes, on logarithms. A percentile interval of few draws is too narrow; it is
     widened by sqrt(n / (n - 1)) and by Student's quantile over the normal one (Hesterberg 2015, "What
@@ -138,7 +169,7 @@ def process_interval(
     """
     logs = _logs(ratios)
     spread = _mean_deviations(logs, np.random.default_rng(seed), resamples)
-    return _interval(float(logs.mean()), spread * _widening(logs.size - 1))
+    return _interval(float(logs.mean()), spread, logs.size - 1)
 
 
 def change_interval(
@@ -163,14 +194,14 @@ def change_interval(
     parts = [(logs.var(ddof=1) / logs.size, logs.size - 1) for logs in (before, after)]
     below = sum(part**2 / freedom for part, freedom in parts)
     freedom = sum(part for part, _ in parts) ** 2 / below if below > 0 else min(f for _, f in parts)
-    return _interval(float(before.mean() - after.mean()), spread * _widening(freedom))
+    return _interval(float(before.mean() - after.mean()), spread, freedom)
 
 
 def student_quantile(freedom: float) -> float:
     """The 97.5 % quantile of Student's t distribution.
 
     Exact for one and two degrees of freedom; else the expansion of Abramowitz & Stegun 26.7.5, which is within
-    .13 % from three degrees on. A fraction is rounded down, to the wider side.
+    .13 % from three degrees on. A fraction is rounded down, to the wider side. (A device that profiles has no scipy.)
 
     Raises:
         InputError: less than one degree of freedom.
@@ -182,7 +213,7 @@ def student_quantile(freedom: float) -> float:
         return math.tan(0.475 * math.pi)
     if n == 2:
         return float(0.95 * math.sqrt(2 / (1 - 0.95**2)))
-    z = NormalDist().inv_cdf(0.975)
+    z = NORMAL
     terms = (
         (z**3 + z) / 4,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
@@ -207,12 +238,10 @@ def _mean_deviations(logs: Floats, rng: np.random.Generator, resamples: int) -> 
     return np.asarray((drawn - logs.mean()) * math.sqrt(logs.size / (logs.size - 1)), dtype=np.float64)
 
 
-def _widening(freedom: float) -> float:
-    return student_quantile(freedom) / NormalDist().inv_cdf(0.975)
-
-
-def _interval(middle: float, spread: Floats) -> tuple[float, float, float]:
-    low, high = (float(value) for value in np.percentile(spread, (2.5, 97.5)))
+def _interval(middle: float, spread: Floats, freedom: float) -> tuple[float, float, float]:
+    """Of logarithms and the bootstrap's deviations from them, widened for few processes: (mean, low, high)."""
+    widened = spread * (student_quantile(freedom) / NORMAL)
+    low, high = (float(value) for value in np.percentile(widened, (2.5, 97.5)))
     # Draws of two or three processes are so few that a percentile may fall on the mean's wrong side.
     return math.exp(middle), math.exp(middle + min(low, 0.0)), math.exp(middle + max(high, 0.0))
 
@@ -235,32 +264,3 @@ def _checked(samples: Samples) -> Floats:
     if not float(array.min()) > 0:
         raise InputError(f"a duration must be positive, got {array.min():g}")
     return array
-
-
-class Latency(Record):
-    """Synchronous batch-1 latency in milliseconds; nothing is trimmed.
-
-    `cv` is the coefficient of variation (standard deviation over mean), `n` the sample count.
-    """
-
-    p50: float
-    p90: float
-    p95: float
-    p99: float
-    min: float
-    mean: float
-    cv: float
-    n: int = Field(ge=1)
-
-
-class Ratio(Record):
-    """How many times as fast as `against` (its latency over this one's), with a 95 % bootstrap interval.
-
-    `per_process` has the ratio of each start of the two processes; `median` is their geometric mean.
-    """
-
-    against: str
-    median: float
-    low: float
-    high: float
-    per_process: list[float] = Field(default_factory=list)

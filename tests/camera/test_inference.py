@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,13 @@ from bundle_data import SIDE, tiny_flows, write_tiny_bundle
 from camera_data import cascade
 
 from ptsr_edge.bundle import write_bundle
-from ptsr_edge.camera.inference import SharedSession, probability_margin
+from ptsr_edge.camera.inference import (
+    HOLD_S,
+    BudgetController,
+    SharedSession,
+    goes_on,
+    probability_margin,
+)
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.session import Session
 
@@ -108,7 +116,112 @@ def test_a_model_of_ready_made_flow_cannot_be_used_with_a_camera(tiny_bundle: Pa
         SharedSession(tiny_bundle)
 
 
-def test_a_bundle_without_a_cascade_says_how_to_get_one(tmp_path: Path) -> None:
-    write_tiny_bundle(tmp_path / "tiny")
-    with pytest.raises(InputError, match="export it with --cascade-loss"):
-        SharedSession(tmp_path / "tiny").check_cascade()
+def test_the_margin_is_the_lead_over_the_second() -> None:
+    assert probability_margin({"a": 0.2, "b": 0.7, "c": 0.1}) == pytest.approx(0.5)
+    assert probability_margin([0.5, 0.5, 0.0]) == 0.0
+    assert probability_margin([0.0, 1.0]) == 1.0
+
+
+def test_a_margin_below_the_calibrated_one_goes_on() -> None:
+    rule = cascade(margin=0.3)
+    assert goes_on(rule, 0.29)
+    assert not goes_on(rule, 0.3)
+    assert not goes_on(cascade(margin=0.0), 0.0)
+
+
+def test_the_rule_is_that_of_target_and_precision(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path)
+    rules = [cascade(target="openvino"), cascade(margin=0.1), cascade(precision="int8")]
+    write_bundle(tmp_path, bundle.model_copy(update={"cascades": rules}))
+    assert SharedSession(tmp_path).cascade().margin == 0.1
+    write_bundle(tmp_path, bundle.model_copy(update={"cascades": rules[:1]}))
+    with pytest.raises(
+        InputError, match=r"no calibrated cascade for cpu/fp32 \(it has openvino/fp32\): export it with --cas"
+    ):
+        SharedSession(tmp_path).cascade()
+    write_bundle(tmp_path, bundle.model_copy(update={"cascades": [cascade(small=0.25)]}))
+    with pytest.raises(InputError, match=r"no budget 0\.25"):
+        SharedSession(tmp_path).cascade()
+
+
+COSTS = {0.25: 2.0, 0.5: 4.0, 1.0: 10.0}
+FRAME_NS = 33_333_333
+
+
+class Load:
+    """Pushes of a machine that is `slow` times slower than when it was timed; every third one has an inference."""
+
+    def __init__(self, controller: BudgetController) -> None:
+        self.controller, self.pts, self.misses = controller, 0, 0
+
+    def run(self, pushes: int, slow: float, rest_ms: float = 4.0) -> list[float]:
+        budgets = []
+        for number in range(pushes):
+            self.pts += FRAME_NS
+            budget = self.controller.budget
+            spent = {budget: slow * COSTS[budget]} if number % 3 == 0 else {}
+            took = slow * rest_ms + sum(spent.values())
+            self.controller.saw_push(took, spent, self.pts)
+            budgets.append(budget)
+        return budgets
+
+
+def test_it_starts_at_the_largest_budget_that_fits() -> None:
+    assert BudgetController(COSTS, 33).budget == 1.0
+    assert BudgetController(COSTS, 9).budget == 0.5
+    assert BudgetController(COSTS, 1).budget == 0.25
+
+
+def test_it_steps_down_when_the_machine_slows_and_comes_back_up_when_it_does_not() -> None:
+    load = Load(BudgetController(COSTS, 33))
+    assert set(load.run(60, slow=1.0)) == {1.0}
+    slow = load.run(120, slow=4.0)  # 16 + 40 ms at full budget, 16 + 16 at half
+    assert slow[-1] < 1.0
+    misses = load.controller.misses
+    load.run(60, slow=4.0)
+    assert load.controller.misses == misses, "the deadline is held once it has stepped down"
+    assert load.run(1200, slow=1.0)[-1] == 1.0
+
+
+def test_it_does_not_swing() -> None:
+    """At a load where full budget just fits and leaves no reserve, it goes down once and stays."""
+    load = Load(BudgetController(COSTS, 33))
+    load.run(3, slow=3.0)
+    budgets = load.run(
+        900, slow=2.1, rest_ms=5.0
+    )  # 10.5 + 21 = 31.5 of 33 ms: fits, with less than a fifth left
+    moves = sum(one != other for one, other in itertools.pairwise(budgets))
+    assert moves <= 1
+
+
+def test_it_holds_a_budget_for_some_time_before_it_goes_up() -> None:
+    load = Load(BudgetController(COSTS, 33))
+    load.run(30, slow=6.0)
+    assert load.controller.budget == 0.25
+    budgets = load.run(2000, slow=1.0)
+    changes = [place for place in range(1, len(budgets)) if budgets[place] != budgets[place - 1]]
+    assert budgets[-1] == 1.0
+    assert len(changes) == 2
+    assert (changes[1] - changes[0]) * FRAME_NS >= HOLD_S * 1e9
+
+
+def test_a_slow_push_without_an_inference_is_a_miss_but_no_reason_to_move() -> None:
+    controller = BudgetController(COSTS, 33)
+    for number in range(40):
+        controller.saw_push(3.0, {}, number * FRAME_NS)
+    controller.saw_push(50.0, {}, 41 * FRAME_NS)
+    assert controller.misses == 1
+    assert controller.budget == 1.0
+
+
+def test_a_clock_that_jumps_back_does_not_hold_it_forever() -> None:
+    load = Load(BudgetController(COSTS, 33))
+    load.run(30, slow=6.0)
+    load.pts -= 10**15
+    assert load.run(2000, slow=1.0)[-1] == 1.0
+
+
+@pytest.mark.parametrize("deadline", [0, -1, math.nan, math.inf])
+def test_a_deadline_that_is_none_is_refused(deadline: float) -> None:
+    with pytest.raises(InputError, match="deadline_ms must be positive"):
+        BudgetController(COSTS, deadline)

@@ -17,7 +17,7 @@ from camera_data import FRAME_NS, ClockSpotter, PaintDetector, cascade, painted,
 from face_clips import FACE, NO_FACE, clip
 
 from ptsr_edge.bundle import Bundle, read_bundle, write_bundle
-from ptsr_edge.camera.pipeline import MAX_STREAMS, Event, Pipeline
+from ptsr_edge.camera.pipeline import MAX_STREAMS, Box, Event, Pipeline
 from ptsr_edge.camera.spotting import SpotSettings, Spotter
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError
@@ -80,7 +80,10 @@ def test_flow_and_answer_are_those_of_training_bit_for_bit(folder: Path) -> None
         with Pipeline(folder, budget=0.5, face="crop", spotter=ClockSpotter) as pipeline:
             frames = [onset] * 4 + [apex] * 4
             (event,) = push_all(pipeline, [(frame, n * FRAME_NS) for n, frame in enumerate(frames)])
-        expected = session.predict(flow_sample(onset, apex, preprocess))
+            view = pipeline.view("door")
+        sample = flow_sample(onset, apex, preprocess)
+        np.testing.assert_array_equal(view.flow, sample, "what was classified is handed over for drawing")
+        expected = session.predict(sample)
         assert event.probabilities == expected.probabilities
         assert event.kept_tokens == expected.kept_tokens.tolist()
         assert event.label == expected.label
@@ -387,3 +390,29 @@ def test_a_device_needs_numpy_opencv_and_one_runtime(folder: Path) -> None:
         [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "40", done.stderr
+
+
+def made(**changes: Any) -> Event:
+    content: dict[str, Any] = dict(
+        stream="door", label="surprise", probabilities={"negative": 0.1, "positive": 0.2, "surprise": 0.7},
+        onset_ns=1_000_000_000, apex_ns=1_100_000_000, offset_ns=1_250_000_000, answered_ns=1_300_000_000,
+        score=2.5, face=Box(x=-1.5, y=2, width=100, height=120), crop=Box(x=0, y=10, width=112, height=112),
+        kept_tokens=[3, 1], grid=14, budget=0.25, budgets_run=[0.25], processing_ms=4.5,
+    )  # fmt: skip
+    return Event(**content | changes)
+
+
+def test_latency_is_what_was_waited_for_and_what_was_computed() -> None:
+    assert made().wait_ms == 200.0
+    assert made().latency_ms == 204.5
+
+
+def test_an_event_is_one_line_of_json_with_everything_in_it() -> None:
+    line = made(stream='a "quoted"\nname').to_json()
+    assert "\n" not in line
+    content = json.loads(line)
+    assert content["stream"] == 'a "quoted"\nname'
+    assert (content["wait_ms"], content["latency_ms"]) == (200.0, 204.5)
+    assert content["face"] == {"x": -1.5, "y": 2.0, "width": 100.0, "height": 120.0}
+    assert content["apex_ns"] == 1_100_000_000
+    assert set(content) == {*Event.model_fields, "wait_ms", "latency_ms"}

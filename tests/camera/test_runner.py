@@ -1,4 +1,4 @@
-"""The threads, with sources that fail on purpose and a consumer that counts; the real ones meet in test_camera.py."""
+"""The threads, with sources that fail on purpose and a consumer that counts; the real ones meet in test_cli.py."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_every_frame_of_a_file_is_pushed_in_order_and_the_end_is_flushed(tmp_pat
     assert (counters.state, counters.reason) == ("ended", "")
     assert (counters.frames, counters.pushed, counters.dropped, counters.events) == (100, 100, 0, 1)
     assert (counters.width, counters.height) == (64, 48)
-    assert {name: times.n for name, times in counters.stages.items()} == {
+    assert {name: times.count for name, times in counters.stages.items()} == {
         "decode": 100, "wait": 100, "push": 100, "output": 100,
     }  # fmt: skip
     raise_failed(streams.observe())
@@ -266,3 +266,112 @@ def test_after_a_while_without_failures_earlier_ones_are_forgotten(monkeypatch: 
     hasty = [(1, JobError("reset"))] * 4
     streams, _ = run(stream("door", Scripted(*hasty), retries=1))
     assert streams.observe()["door"].connects == 2
+
+
+def waits(seed: int, retries: int = 12) -> list[float | None]:
+    backoff = Backoff(first_s=1, longest_s=30, retries=retries, draw=random.Random(seed))
+    return [backoff.next_s() for _ in range(retries + 1)]
+
+
+def test_waits_double_up_to_the_longest_and_then_end() -> None:
+    """By the docstring: between a half and the whole of 1, 2, 4, 8, 16, 30, 30, ... seconds, then None."""
+    *found, last = waits(seed=0)
+    assert last is None
+    for wait_s, whole in zip(found, [1, 2, 4, 8, 16, *[30] * 7], strict=True):
+        assert wait_s is not None
+        assert whole / 2 <= wait_s <= whole
+
+
+def test_two_sources_do_not_come_back_together() -> None:
+    assert all(one != other for one, other in zip(waits(0)[:-1], waits(1)[:-1], strict=True))
+
+
+def test_a_source_that_works_again_starts_over() -> None:
+    backoff = Backoff(retries=3)
+    for _ in range(3):
+        backoff.next_s()
+    backoff.reset()
+    wait_s = backoff.next_s()
+    assert wait_s is not None
+    assert wait_s <= 1
+
+
+def test_a_thousand_failures_stay_bounded() -> None:
+    assert Backoff(retries=0).next_s() is None
+    backoff = Backoff(retries=2000)
+    assert max(backoff.next_s() or 0 for _ in range(2000)) <= 30
+
+
+def test_a_bad_backoff_is_told() -> None:
+    with pytest.raises(InputError, match="at most the longest; found 5 s and 1 s"):
+        Backoff(first_s=5, longest_s=1)
+    with pytest.raises(InputError, match="retries must be 0 or more; found -1"):
+        Backoff(retries=-1)
+
+
+def taken(queue: FrameQueue[int | None]) -> list[int | None]:
+    queue.close()
+    items = []
+    while (item := queue.get()) is not None:
+        items.append(item[0])
+    return items
+
+
+@pytest.mark.parametrize(("drop", "left"), [("oldest", [3, 4]), ("newest", [0, 1])])
+def test_a_full_queue_drops_by_its_policy(drop: str, left: list[int]) -> None:
+    queue: FrameQueue[int | None] = FrameQueue(2, drop)
+    assert all(queue.put(number) for number in range(5))
+    assert (len(queue), queue.dropped, queue.deepest) == (2, 3, 2)
+    assert taken(queue) == left
+
+
+@pytest.mark.parametrize("drop", ["oldest", "newest"])
+def test_a_mark_is_never_dropped_takes_no_room_and_keeps_its_place(drop: str) -> None:
+    queue: FrameQueue[int | None] = FrameQueue(1, drop)
+    queue.put(0)
+    queue.mark(None)
+    queue.put(1)
+    assert len(queue) == 1
+    assert taken(queue) == ([None, 1] if drop == "oldest" else [0, None])
+
+
+def test_block_waits_for_room_and_loses_nothing() -> None:
+    queue: FrameQueue[int | None] = FrameQueue(2, "block")
+    source = threading.Thread(target=lambda: [queue.put(number) for number in range(200)])
+    source.start()
+    got = [queue.get() for _ in range(200)]
+    source.join(timeout=10)
+    assert not source.is_alive()
+    assert [item[0] for item in got if item] == list(range(200))
+    assert (queue.dropped, len(queue)) == (0, 0)
+    assert queue.deepest <= 2
+
+
+def test_a_source_that_waits_for_room_is_released_when_the_queue_is_given_up() -> None:
+    queue: FrameQueue[int | None] = FrameQueue(1, "block")
+    queue.put(0)
+    answers: list[bool] = []
+    source = threading.Thread(target=lambda: answers.append(queue.put(1)))
+    source.start()
+    queue.cancel()
+    source.join(timeout=10)
+    assert answers == [False]
+    assert queue.get() is None
+    assert len(queue) == 0
+
+
+def test_how_long_a_frame_waited_is_told() -> None:
+    queue: FrameQueue[int | None] = FrameQueue(1, "oldest")
+    before = time.perf_counter()
+    queue.put(7)
+    time.sleep(0.02)
+    item = queue.get()
+    assert item is not None
+    assert 0.02 <= item[1] <= time.perf_counter() - before
+
+
+def test_a_bad_queue_is_told() -> None:
+    with pytest.raises(InputError, match="at least 1 frame; found 0"):
+        FrameQueue(0, "block")
+    with pytest.raises(InputError, match="unknown drop policy 'lifo'; known: oldest, newest, block"):
+        FrameQueue(1, "lifo")

@@ -9,7 +9,15 @@ import pytest
 from interval_metrics import count_intervals
 from pydantic import ValidationError
 
-from ptsr_edge.camera.spotting import Spot, SpotSettings, Spotter
+from ptsr_edge.camera.spotting import (
+    FrameAverager,
+    Spot,
+    SpotSettings,
+    Spotter,
+    TrailingNoise,
+    bump,
+    bump_kernels,
+)
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.synthetic_video import Script, draw_script, film
 
@@ -192,3 +200,108 @@ def test_the_stated_delay_is_the_sum_of_its_parts() -> None:
     settings = SpotSettings()
     # Half of .5 s twice, .12 s of rest, .15 s apart, three samples of .02 s and a gap of .25 s.
     assert settings.max_delay_s == pytest.approx(0.5 + 0.12 + 0.15 + 0.06 + 0.25)
+
+
+STEP_S = 0.02
+DURATIONS_S = (0.08, 0.2, 0.5)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> np.ndarray:
+    return bump_kernels(DURATIONS_S, 0.12, STEP_S)
+
+
+def times(kernels: np.ndarray) -> np.ndarray:
+    half = kernels.shape[1] // 2
+    return STEP_S * np.arange(-half, half + 1, dtype=float)
+
+
+def test_a_bump_rises_from_0_to_1_and_comes_back() -> None:
+    at = bump(np.array([-0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2]), 0.2)
+    # Half a cosine down from the middle: (1 + cos(pi / 2)) / 2 = .5 halfway.
+    np.testing.assert_allclose(at, [0, 0, 0.5, 1, 0.5, 0, 0], atol=1e-12)
+
+
+def test_each_kernel_reads_the_height_of_its_bump(kernels: np.ndarray) -> None:
+    for row, lasts_s in zip(kernels, DURATIONS_S, strict=True):
+        # Least squares of a signal that it can explain is exact.
+        assert row @ (0.7 * bump(times(kernels), lasts_s)) == pytest.approx(0.7, abs=1e-9)
+
+
+def test_level_and_slope_are_no_bump(kernels: np.ndarray) -> None:
+    np.testing.assert_allclose(kernels @ (3.0 - 8.0 * times(kernels)), 0, atol=1e-9)
+
+
+def test_a_shorter_bump_looks_at_less(kernels: np.ndarray) -> None:
+    # Half of .5 s and .12 s of rest are 18 or 19 samples of .02 s; half of .08 s and .12 s are 8.
+    assert kernels.shape[1] == 2 * round((0.25 + 0.12) / STEP_S) + 1
+    middle = kernels.shape[1] // 2
+    assert not kernels[0, : middle - 8].any()
+    assert not kernels[0, middle + 9 :].any()
+    assert kernels[0, middle - 8] != 0
+
+
+def test_noise_is_the_standard_deviation_that_rare_events_do_not_change() -> None:
+    rng = np.random.default_rng(0)
+    noise = TrailingNoise(window=2000, refresh=1, floor=0.01)
+    for number in range(2000):
+        noise.add(np.array([rng.normal(0, 0.3), 0.0]) + (50 if number % 40 == 0 else 0))
+    # 2.5 % of outliers move the median by about 4 %; 2000 draws leave about 3 %.
+    assert noise.sigma[0] == pytest.approx(0.3, rel=0.1)
+    assert noise.sigma[1] == pytest.approx(0.01), "no noise at all is taken to be the floor"
+
+
+def test_noise_forgets_what_is_older_than_its_window() -> None:
+    noise = TrailingNoise(window=10, refresh=1, floor=1e-6)
+    for height in [5.0] * 10 + [1.0] * 10:
+        noise.add(np.array([height]))
+    assert noise.sigma == pytest.approx(1.4826)  # the median of ten ones, as a standard deviation
+    assert len(noise) == 10
+
+
+def test_noise_is_looked_at_now_and_then() -> None:
+    noise = TrailingNoise(window=10, refresh=4, floor=1e-6)
+    seen = []
+    for height in (1.0, 9.0, 9.0, 9.0, 9.0):
+        noise.add(np.array([height]))
+        seen.append(float(noise.sigma[0]) / 1.4826)
+    assert seen == pytest.approx([1, 1, 1, 1, 9])  # the first, then after four more
+
+
+def samples(fps: float, seconds: float = 1.0) -> list[tuple[float, float]]:
+    """Time and gray level of each sample of frames whose level is their number."""
+    average, found = FrameAverager(0.02), []
+    for number in range(round(seconds * fps)):
+        sample = average.push(np.full((4, 4), number, np.uint8), round(1e9 * number / fps))
+        if sample is not None:
+            assert sample.frame.dtype == np.float32
+            found.append((sample.time_s, float(sample.frame[0, 0])))
+    return found
+
+
+@pytest.mark.parametrize("fps", [10, 25, 30, 50])
+def test_at_a_low_rate_each_frame_is_a_sample(fps: int) -> None:
+    found = samples(fps)
+    assert len(found) == fps
+    # The level is the frame's number, so level / fps is its time.
+    np.testing.assert_allclose([time for time, _ in found], [level / fps for _, level in found], atol=1e-8)
+
+
+@pytest.mark.parametrize(("fps", "together"), [(100, 2), (150, 3), (200, 4)])
+def test_at_a_high_rate_frames_are_averaged(fps: int, together: int) -> None:
+    found = samples(fps)[1:]  # the first frame is a sample by itself
+    steps = np.diff([level for _, level in found])
+    np.testing.assert_allclose(steps, together)
+    # Mean of the numbers and mean of the times belong together: nothing is shifted.
+    np.testing.assert_allclose([time for time, _ in found], [level / fps for _, level in found], atol=1e-8)
+
+
+def test_large_timestamps_keep_their_digits() -> None:
+    average = FrameAverager(0.02)
+    frame = np.zeros((2, 2), np.uint8)
+    average.push(frame, 10**15)
+    average.push(frame, 10**15 + 10_000_000)
+    sample = average.push(frame, 10**15 + 20_000_000)
+    assert sample is not None
+    # A million seconds in a double leave 1e-10 s.
+    assert sample.time_s - 1e6 == pytest.approx(0.015, abs=1e-9)

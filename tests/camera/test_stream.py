@@ -55,9 +55,9 @@ def test_a_stream_without_a_face_has_no_sightings() -> None:
     camera = stream()
     assert feed(camera, steady(60, scene() // 4)) == []
     assert camera.end() == []
-    assert camera.counters.counts["no_face"] == camera.counters.counts["frames"] == 60
-    assert camera.counters.counts["windows"] == 0
-    assert camera.held == 0
+    assert camera.stats.no_face == camera.stats.frames == 60
+    assert camera.stats.windows == 0
+    assert camera.stats.ring == 0
 
 
 def test_a_stream_that_ends_in_the_middle_of_a_window_tells_what_it_can() -> None:
@@ -83,8 +83,8 @@ def test_a_duplicate_pts_and_one_a_little_before_are_left_out() -> None:
     found, camera = sightings(doubled)
     assert found == expected
     assert len(expected) == 3
-    counts = camera.counters.counts
-    assert (counts["frames"], counts["duplicates"], counts["backwards"], counts["jumps"]) == (24, 25, 23, 0)
+    stats = camera.stats
+    assert (stats.frames, stats.duplicates, stats.backwards, stats.jumps) == (24, 25, 23, 0)
 
 
 @pytest.mark.parametrize("jump_ns", [round(0.6e9), 3600 * 10**9, -10 * 10**9, -(10**15)])
@@ -99,14 +99,14 @@ def test_a_jump_ends_the_window_and_nothing_is_measured_across_it(jump_ns: int) 
     assert cut.motion.offset_ns == 4 * FRAME_NS
     found = feed(camera, [(painted(BOX), after + number * FRAME_NS) for number in range(1, 8)])
     assert [sighting.motion.onset_ns for sighting in found] == [after + 2 * FRAME_NS]
-    assert camera.counters.counts["jumps"] == 1
-    assert camera.counters.counts["windows"] == 2
+    assert camera.stats.jumps == 1
+    assert camera.stats.windows == 2
 
 
 def test_a_slow_camera_is_no_jump() -> None:
     camera = stream()
     assert len(feed(camera, [(painted(BOX), number * 400_000_000) for number in range(8)])) == 1
-    assert camera.counters.counts["jumps"] == 0
+    assert camera.stats.jumps == 0
 
 
 def test_another_size_of_frames_begins_anew() -> None:
@@ -114,8 +114,8 @@ def test_another_size_of_frames_begins_anew() -> None:
     feed(camera, steady(6, painted(BOX)))
     (cut,) = camera.take(painted(BOX, width=402, height=302), 6 * FRAME_NS)
     assert cut.truncated
-    assert camera.counters.counts["size_changes"] == 1
-    assert camera.tracker.tracks == 2
+    assert camera.stats.size_changes == 1
+    assert camera.stats.tracks == 2
 
 
 def test_a_face_that_leaves_ends_the_window_and_may_come_back() -> None:
@@ -126,10 +126,10 @@ def test_a_face_that_leaves_ends_the_window_and_may_come_back() -> None:
         found += camera.take(frame, number * FRAME_NS)
     (cut,) = found
     assert cut.truncated
-    counts = camera.counters.counts
-    assert counts["windows"] == 2
-    assert 20 <= counts["no_face"] <= 60
-    assert camera.tracker.tracks == 2
+    stats = camera.stats
+    assert stats.windows == 2
+    assert 20 <= stats.no_face <= 60
+    assert camera.stats.tracks == 2
 
 
 def test_a_head_that_moves_far_begins_a_window_and_one_that_sways_does_not() -> None:
@@ -138,9 +138,9 @@ def test_a_head_that_moves_far_begins_a_window_and_one_that_sways_does_not() -> 
         sway = round(4 * np.sin(number / 5))
         swaying.take(painted((100 + sway, 60, 100, 110)), number * FRAME_NS)
         walking.take(painted((20 + 2 * number, 60, 100, 110)), number * FRAME_NS)
-    assert swaying.counters.counts["windows"] == 1
+    assert swaying.stats.windows == 1
     # 118 pixels in steps of a tenth of the crop's side of 101.
-    assert 8 <= walking.counters.counts["windows"] <= 13
+    assert 8 <= walking.stats.windows <= 13
 
 
 def test_of_two_faces_one_is_followed() -> None:
@@ -155,9 +155,9 @@ def test_the_ring_never_grows_beyond_its_bounds() -> None:
     frame = np.zeros((32, 32), np.uint8)
     for number in range(3 * RING_MOST):
         camera.take(frame, number * 1_000_000)
-    assert camera.held == RING_MOST
+    assert camera.stats.ring == RING_MOST
     feed(camera, [(frame, 10**12 + number * 10**8) for number in range(40)])
-    assert camera.held == 26  # two and a half seconds of ten frames a second, and the one at their edge
+    assert camera.stats.ring == 26  # two and a half seconds of ten frames a second, and the one at their edge
 
 
 def test_a_spot_whose_crops_are_gone_is_counted() -> None:
@@ -172,7 +172,7 @@ def test_a_spot_whose_crops_are_gone_is_counted() -> None:
     for number in range(1, 40):
         camera._ring.clear()
         camera.take(frame, number * 10**8)
-    assert camera.counters.counts["lost_spots"] >= 3
+    assert camera.stats.lost_spots >= 3
 
 
 def test_a_fixed_crop_outside_of_the_frame_leaves_the_stream_as_it_was() -> None:

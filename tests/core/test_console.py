@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from ptsr_edge.core.console import Verb, comma_separated, finish, progress, say
-from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, PtsrError, require
+from ptsr_edge.core.errors import InputError, JobError
 
 
 @click.command(cls=Verb)
@@ -87,14 +87,3 @@ def test_help_is_no_error() -> None:
 def test_progress_is_silent_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(progress(range(3), "counting")) == [0, 1, 2]
     assert capsys.readouterr() == ("", "")
-
-
-def test_exit_codes_of_the_error_tree() -> None:
-    # The contract: 1 the job failed, 2 the call was wrong.
-    codes = {PtsrError: 1, JobError: 1, MissingExtraError: 1, InputError: 2}
-    assert {error: error.exit_code for error in codes} == codes
-
-
-def test_a_missing_package_is_answered_with_the_line_that_installs_it() -> None:
-    with pytest.raises(MissingExtraError, match=r"drawing needs .*pip install 'ptsr-edge\[report\]'"):
-        require("ptsr_edge_has_no_such_package.inner", "report", "drawing")

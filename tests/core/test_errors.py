@@ -28,11 +28,6 @@ def test_the_tree(kind: type[PtsrError], also: tuple[type[Exception], ...], code
     assert str(kind("one line")) == "one line"
 
 
-def test_a_wrong_call_is_no_failed_job() -> None:
-    assert not issubclass(InputError, JobError)
-    assert not issubclass(JobError, InputError)
-
-
 @pytest.mark.parametrize("kind", [InputError, ParityError, MissingExtraError])
 def test_an_error_crosses_a_process(kind: type[PtsrError]) -> None:
     again = pickle.loads(pickle.dumps(kind("k4 departs")))

@@ -52,15 +52,16 @@ def test_an_older_file_is_replaced(tmp_path: Path) -> None:
     assert names(tmp_path) == ["c.bin"]
 
 
-@pytest.mark.parametrize("broken", ["fsync", "fdopen"])
+@pytest.mark.parametrize(("place", "broken"), [(os, "fsync"), (Path, "open")])
 def test_no_room_on_the_disk_is_one_line_and_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: object, broken: str
 ) -> None:
     path = tmp_path / "c.bin"
     path.write_bytes(b"old")
-    monkeypatch.setattr(os, broken, no_room)
-    with pytest.raises(JobError, match=r"^cannot write .*c\.bin: No space left on device$"):
-        write_whole(path, b"new")
+    with monkeypatch.context() as patch:
+        patch.setattr(place, broken, no_room)
+        with pytest.raises(JobError, match=r"^cannot write .*c\.bin: No space left on device$"):
+            write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["c.bin"]
 
@@ -116,8 +117,7 @@ def test_a_staged_folder_takes_its_place_at_the_end(tmp_path: Path, older: bool)
     assert names(tmp_path) == ["bundle"]
 
 
-@pytest.mark.parametrize("raised", [RuntimeError("midway"), KeyboardInterrupt()])
-@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize(("raised", "older"), [(RuntimeError("midway"), True), (KeyboardInterrupt(), False)])
 def test_a_block_that_raises_leaves_everything_as_it_was(
     tmp_path: Path, raised: BaseException, older: bool
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import Field
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.records import Record, parse, read_record
+from ptsr_edge.core.records import Record, nearest, parse, read_record
 
 
 class Inner(Record):
@@ -19,6 +19,11 @@ class Outer(Record):
     name: str
     inner: Inner
     many: tuple[Inner, ...] = ()
+
+
+def test_the_nearest_name_is_found_however_far_it_is() -> None:
+    assert nearest("exprot", ["train", "export", "report"]) == "export"
+    assert nearest("123", ["train"]) == "train"
 
 
 def test_a_record_reads_back_what_it_wrote(tmp_path: Path) -> None:

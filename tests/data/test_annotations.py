@@ -1,15 +1,28 @@
-"""Every row of a sheet ends up in exactly one place."""
+"""Tables in all the ways they are handed out; every row of them ends up in exactly one place."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import openpyxl
 import pytest
+from recorded_trees import SAMM_HEADING, SAMM_ROWS, write_workbook
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data.annotations import Annotations, Clip, Finding, RowFault, Unfit, refuse_unfit, skips_unfit
+from ptsr_edge.data.annotations import (
+    AnnotationRow,
+    Annotations,
+    Clip,
+    Finding,
+    RowFault,
+    Unfit,
+    read_sheet,
+    refuse_unfit,
+    skips_unfit,
+)
 
 SHEET = Path("sheet.xlsx")
+HEADING = ("Subject", "Filename", None, "Onset Frame")
 
 
 def clip(name: str, label: int = 0) -> Clip:
@@ -44,11 +57,6 @@ def test_faults_and_choices_keep_the_sum():
     assert chosen.account() == "5 rows = 1 used + 3 dropped (others 2, not asked for 1) + 1 unfit"
 
 
-def test_labels_are_counted_as_used_and_as_listed():
-    # Used: one negative, one positive. The unfit row is a positive that the sheet lists.
-    assert annotations().label_counts(3) == ([1, 1, 0], [1, 2, 0])
-
-
 def test_a_finding_says_file_row_and_column():
     finding = clip("a").fault(RowFault("the apex is missing", "ApexFrame"), "apex")
     assert str(finding) == "sheet.xlsx, row 2, column ApexFrame: the apex is missing"
@@ -75,3 +83,95 @@ def test_a_word_that_is_neither_yes_nor_no_is_refused(monkeypatch):
     monkeypatch.setenv("PTSR_EDGE_SKIP_BAD", "maybe")
     with pytest.raises(InputError, match="must be 0 or 1, found 'maybe'"):
         skips_unfit(None)
+
+
+@pytest.mark.parametrize("above", [0, 13])
+def test_rows_keep_the_number_that_a_spreadsheet_shows(tmp_path, above):
+    path = write_workbook(tmp_path / "a.xlsx", HEADING, [("01", "x", None, 5), ("02", "y", None, 6)], above)
+    sheet = read_sheet(path, ("Subject", "onset frame"))
+    assert [row.number for row in sheet.rows] == [above + 2, above + 3]
+    assert [row.text("Subject") for row in sheet.rows] == ["01", "02"]
+    assert sheet.columns == ("Subject", "Filename", "Onset Frame")
+
+
+def test_samm_has_its_heading_in_row_14(tmp_path):
+    path = write_workbook(tmp_path / "samm.xlsx", SAMM_HEADING, SAMM_ROWS, above=13)
+    assert openpyxl.load_workbook(path).active["A14"].value == "Subject"
+    assert read_sheet(path, ("Subject", "Apex Frame")).rows[0].number == 15
+
+
+def test_blank_rows_are_no_rows_and_do_not_shift_the_others(tmp_path):
+    rows = [("1", "x", None, 5), (None, None, None, None), ("2", "y", None, 6), (None, " ", None, None)]
+    sheet = read_sheet(write_workbook(tmp_path / "a.xlsx", HEADING, rows), ("Subject",))
+    assert [row.number for row in sheet.rows] == [2, 4]
+
+
+def test_csv_says_the_same_as_the_workbook(tmp_path):
+    (tmp_path / "a.csv").write_text(
+        "\ufeffSubject,Filename,,Onset Frame\r\n01,x,,5\r\n,,,\r\n02,y,,6\r\n", "utf-8"
+    )
+    sheet = read_sheet(tmp_path / "a.csv", HEADING[:2])
+    assert [(row.number, row.text("subject"), row.frame("Onset Frame")) for row in sheet.rows] == [
+        (2, "01", 5), (4, "02", 6),
+    ]  # fmt: skip
+
+
+def test_of_two_columns_with_one_heading_the_first_counts(tmp_path):
+    path = write_workbook(tmp_path / "a.xlsx", ("Subject", "Onset", "Onset"), [(1, 2, 3)])
+    assert read_sheet(path, ("Subject",)).rows[0].frame("Onset") == 2
+
+
+@pytest.mark.parametrize(
+    ("cell", "number"),
+    [(46, 46), (46.0, 46), ("46", 46), (" 46 ", 46), ("46.0", 46), ("/", None), ("", None), (None, None),
+     ("N/A", None), (-1, None), (0, 0)],
+)  # fmt: skip
+def test_frame_numbers_in_all_the_ways_they_are_written(cell, number):
+    assert AnnotationRow(7, {"apex": cell}).frame("Apex") == number
+
+
+@pytest.mark.parametrize("cell", ["about 46", 46.5, "4 6"])
+def test_what_is_no_frame_number_is_refused_with_its_column(cell):
+    with pytest.raises(RowFault, match="a frame number is expected, found") as caught:
+        AnnotationRow(7, {"apex": cell}).frame("Apex")
+    assert caught.value.column == "Apex"
+
+
+def test_a_missing_column_names_it_and_what_was_found(tmp_path):
+    path = write_workbook(tmp_path / "a.xlsx", ("Subject", "Filename", "Onset"), [("1", "x", 2)])
+    with pytest.raises(
+        InputError, match=r"a\.xlsx has no column Apex.*found: Subject, Filename, Onset; expected"
+    ):
+        read_sheet(path, ("Subject", "Onset", "Apex"))
+
+
+def test_a_heading_below_the_searched_rows_is_not_found(tmp_path):
+    path = write_workbook(tmp_path / "a.xlsx", HEADING, [("1", "x", None, 2)], above=40)
+    with pytest.raises(InputError, match="no column Subject in its first 40 rows"):
+        read_sheet(path, ("Subject",))
+
+
+def test_a_worksheet_is_taken_by_name_and_one_alone_under_any(tmp_path):
+    path = write_workbook(tmp_path / "a.xlsx", ("Subject",), [("1",)], sheet="label")
+    book = openpyxl.load_workbook(path)
+    book.create_sheet("notes", 0).append(["Subject"])
+    book.save(tmp_path / "b.xlsx")
+    assert len(read_sheet(tmp_path / "b.xlsx", ("Subject",), "label").rows) == 1
+    assert len(read_sheet(path, ("Subject",), "another").rows) == 1
+    with pytest.raises(InputError, match="no sheet 'another'; found: notes, label"):
+        read_sheet(tmp_path / "b.xlsx", ("Subject",), "another")
+
+
+@pytest.mark.parametrize("content", [b"", b"no workbook", b"PK\x03\x04 cut short"])
+def test_a_file_that_is_no_workbook_is_refused(tmp_path, content):
+    (tmp_path / "a.xlsx").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.xlsx is no readable Excel workbook"):
+        read_sheet(tmp_path / "a.xlsx", ("Subject",))
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"Subject\r\n\xff\xfe\r\n")
+    with pytest.raises(InputError, match=r"a\.csv is no readable CSV table"):
+        read_sheet(tmp_path / "a.csv", ("Subject",))
+    with pytest.raises(InputError, match=r"gone\.xlsx cannot be read: No such file"):
+        read_sheet(tmp_path / "gone.xlsx", ("Subject",))

@@ -8,7 +8,6 @@ from ptsr_edge.core.config import LABELS
 from ptsr_edge.data.catalog import (
     COMPOSITE,
     COMPOSITE_FOLDERS,
-    LICENCES,
     NEGATIVE,
     POSITIVE,
     RECORDED,
@@ -44,9 +43,3 @@ def test_published_counts_of_the_composite():
 def test_names_of_folders_in_the_composite_are_each_one_members():
     names = [name for member in COMPOSITE for name in COMPOSITE_FOLDERS[member]]
     assert len(set(names)) == len(names)
-
-
-def test_every_set_in_files_has_a_licence():
-    assert set(LICENCES) == {*RECORDED, "megc2019", "megc-flow"}
-    for text in LICENCES.values():
-        assert "non-commercial academic research only and no passing on" in text

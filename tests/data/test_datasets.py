@@ -16,7 +16,7 @@ import recorded_trees
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data import datasets as data
-from ptsr_edge.data import recorded as megc_flow
+from ptsr_edge.data import recorded
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "megc_flow"
 
@@ -31,7 +31,7 @@ ROWS = [
 
 def write_image(root: Path, row: tuple, size: int = 28) -> np.ndarray:
     """Writes a flow image as the publisher did; returns it as (size, size, 3) uint8: u, v, strain."""
-    folder = root / megc_flow.FOLDER
+    folder = root / recorded.MEGC_FOLDER
     folder.mkdir(exist_ok=True)
     u_v_strain = np.random.default_rng(len(row[2])).integers(0, 256, (size, size, 3), dtype=np.uint8)
     written, png = cv2.imencode(".png", u_v_strain[..., ::-1])  # OpenCV takes blue first
@@ -42,7 +42,7 @@ def write_image(root: Path, row: tuple, size: int = 28) -> np.ndarray:
 
 def write_table(root: Path, rows: list[tuple]) -> None:
     lines = [f"{data_set},{sub},{clip},{label},,{sub}_{clip}.jpg,\r\n" for data_set, sub, clip, label in rows]
-    (root / megc_flow.TABLE).write_text(HEADING + "".join(lines), newline="")
+    (root / recorded.MEGC_TABLE).write_text(HEADING + "".join(lines), newline="")
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_an_image_missing_in_a_present_data_set_names_its_line(tree):
 
 def test_an_image_that_is_no_image_names_file_and_line(tree, capfd):
     """One line, and none from the C libraries beside it: they write to stderr by themselves."""
-    image = tree / megc_flow.FOLDER / "sub02_EP01_11f .png"
+    image = tree / recorded.MEGC_FOLDER / "sub02_EP01_11f .png"
     whole = image.read_bytes()
     flipped = whole[:100] + bytes([whole[100] ^ 1]) + whole[101:]
     header = whole[12:16] + struct.pack(">II", 10**6, 10**6) + whole[24:29]
@@ -129,7 +129,7 @@ def test_an_image_that_is_no_image_names_file_and_line(tree, capfd):
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no /proc: no file that root cannot read")
 def test_an_image_that_may_not_be_read_names_file_and_line(tree):
-    image = tree / megc_flow.FOLDER / "sub02_EP01_11f .png"
+    image = tree / recorded.MEGC_FOLDER / "sub02_EP01_11f .png"
     image.unlink()
     image.symlink_to("/proc/self/mem")  # its first byte is mapped nowhere: an I/O error for everybody
     with pytest.raises(InputError, match=r"row 4: .*11f \.png cannot be read: Input/output error"):
@@ -160,7 +160,7 @@ def test_a_folder_for_data_that_lie_in_none_is_refused(tree):
     ],
 )
 def test_unfit_tables(tree, table, says):
-    (tree / megc_flow.TABLE).write_text(table, newline="")
+    (tree / recorded.MEGC_TABLE).write_text(table, newline="")
     with pytest.raises(InputError, match=says):
         load_tree(tree)
 
@@ -170,7 +170,7 @@ def test_unfit_roots(tmp_path):
         data.load("megc-flow", image_size=28)
     with pytest.raises(InputError, match="no such folder; accepted"):
         load_tree(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=f"no {megc_flow.TABLE} and no {megc_flow.FOLDER}; accepted"):
+    with pytest.raises(InputError, match=f"no {recorded.MEGC_TABLE} and no {recorded.MEGC_FOLDER}; accepted"):
         load_tree(tmp_path)
 
 
@@ -221,7 +221,7 @@ def test_skipped_rows_are_logged_one_by_one_and_counts_add_up(smic, tmp_path, ca
 
 
 def test_published_images_may_be_skipped_too(tree, caplog):
-    (tree / megc_flow.FOLDER / "sub01_EP19_05f .png").write_bytes(b"")
+    (tree / recorded.MEGC_FOLDER / "sub01_EP19_05f .png").write_bytes(b"")
     with pytest.raises(InputError, match=r"row 3: .*it is empty \(1 of 4 rows"):
         load_tree(tree)
     with caplog.at_level(logging.INFO, logger="ptsr_edge"):
@@ -231,7 +231,7 @@ def test_published_images_may_be_skipped_too(tree, caplog):
 
 
 def test_nothing_that_can_be_used_is_refused_even_where_rows_are_skipped(tree):
-    for image in (tree / megc_flow.FOLDER).iterdir():
+    for image in (tree / recorded.MEGC_FOLDER).iterdir():
         image.write_bytes(b"")
     with pytest.raises(InputError, match="has no clip of megc-flow that can be used"):
         load_tree(tree, skip_bad=True)
@@ -279,7 +279,7 @@ def test_unfit_requests(name, options, says):
 
 
 def test_unknown_data_names_all_that_are_known():
-    with pytest.raises(InputError, match=", ".join(data.DATA_NAMES)):
+    with pytest.raises(InputError, match=", ".join(data.DATASETS)):
         data.load("casme9", image_size=28)
 
 
@@ -330,3 +330,34 @@ def test_neither_side_of_a_split_is_empty(fraction):
 def test_unfit_splits(subjects, fraction, says):
     with pytest.raises(InputError, match=says):
         data.split_subjects(subjects, fraction, seed=0)
+
+
+def test_the_close_up_stretches_a_linear_field_to_itself_over_the_part():
+    # At 112 pixels the part is columns 17 to 91 and rows 14 to 105: 75 of 112 columns fill the width. u = x in
+    # pixels of the wide picture is then (17 + 75 (X + .5) / 112 - .5) * 112 / 75 in pixels of the close one.
+    x = np.arange(112, dtype=np.float32)
+    field = np.zeros((1, 112, 112, 3), dtype=np.float32)
+    field[0, ..., 0], field[0, ..., 1], field[0, ..., 2] = x, x[:, None], x
+    close = data.close_up(field, 112)[0]
+    columns = np.arange(20, 92)
+    at = 17 + 75 * (columns + 0.5) / 112 - 0.5
+    assert np.abs(close[50, columns, 0] - at * 112 / 75).max() < 0.05  # bilinear weights have five bits
+    assert np.abs(close[50, columns, 2] - at).max() < 0.05  # the strain is not stretched
+    rows = 14 + 92 * (columns + 0.5) / 112 - 0.5
+    assert np.abs(close[columns, 50, 1] - rows * 112 / 92).max() < 0.05
+
+
+def test_only_rendered_faces_can_be_cropped_closely(tree):
+    close = data.load_closely_cropped("synthetic", image_size=28, subjects=["synthetic/003"], limit=1)
+    assert close.flows.shape == (1, 28, 28, 3)
+    assert close.preprocess == Preprocess(image_size=28)
+    with pytest.raises(InputError, match="only rendered faces .* not data megc-flow"):
+        data.load_closely_cropped("megc-flow", tree, image_size=28)
+
+
+def test_every_data_set_has_a_card_of_its_own():
+    cards = {name: entry.card for name, entry in data.DATASETS.items()}
+    assert len(set(cards.values())) == len(cards)
+    assert "not for judging people" in cards.pop("synthetic")
+    for card in cards.values():
+        assert "non-commercial academic research only and no passing on" in card

@@ -8,6 +8,8 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import cv2
+import numpy as np
 import openpyxl
 import pytest
 import recorded_trees as trees
@@ -15,7 +17,15 @@ import recorded_trees as trees
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.annotations import Annotations
 from ptsr_edge.data.catalog import CASME2, RECORDED
-from ptsr_edge.data.recorded import find_sheet, read_composite, read_recorded
+from ptsr_edge.data.recorded import (
+    MEGC_FOLDER,
+    MEGC_TABLE,
+    find_sheet,
+    read_composite,
+    read_fields,
+    read_megc_flow,
+    read_recorded,
+)
 
 REAL_SHEET = Path(__file__).parents[3] / "shared" / "data" / "casme3_part_A_annotations.csv"
 READERS = ("casme2", "samm", "smic", "casme3")
@@ -296,3 +306,50 @@ def test_the_public_table_of_casme3(tmp_path):
         assert clip.files[1].as_posix().endswith(rows[clip.row - 2]["imagename_apex"].replace("spNO", "spNo"))
     assert len({clip.name for clip in read.clips}) == len(read.clips) == 687 - 28
     assert len({clip.subject for clip in read.clips}) <= 87
+
+
+FIELDS = [
+    ("casme2", "sub01", "EP02_01f", 1),
+    ("casme2", "sub02", "EP01_11f", 2),
+    ("smic", "s01", "s01_ne_01", 0),
+]
+PIXELS = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def fields(tmp_path: Path) -> Path:
+    (tmp_path / MEGC_FOLDER).mkdir()
+    lines = ["dataset,sub,filename_o,label", *(",".join(map(str, row)) for row in FIELDS)]
+    (tmp_path / MEGC_TABLE).write_text("\n".join(lines) + "\n")
+    for _, subject, clip, _ in FIELDS:
+        cv2.imwrite(str(tmp_path / MEGC_FOLDER / f"{subject}_{clip} .png"), PIXELS)
+    return tmp_path
+
+
+def image(fields: Path, place: int) -> Path:
+    return fields / MEGC_FOLDER / f"{FIELDS[place][1]}_{FIELDS[place][2]} .png"
+
+
+def test_each_data_set_is_read_apart(fields):
+    casme2, smic = read_megc_flow(fields)
+    assert (casme2.name, smic.name) == ("casme2", "smic")
+    assert [(clip.name, clip.label, clip.row) for clip in casme2.clips] == [
+        ("casme2/sub01/EP02_01f", 1, 2), ("casme2/sub02/EP01_11f", 2, 3),
+    ]  # fmt: skip
+
+
+def test_a_set_of_which_nothing_is_here_is_dropped_and_a_part_is_unfit(fields):
+    image(fields, 2).unlink()
+    image(fields, 1).unlink()
+    casme2, smic = read_megc_flow(fields)
+    assert smic.account() == "1 rows = 0 used + 1 dropped (smic is not here 1) + 0 unfit"
+    assert casme2.account() == "2 rows = 1 used + 0 dropped + 1 unfit"
+    assert casme2.unfit[0].label == 2
+
+
+def test_a_damaged_image_is_a_fault_of_its_row(fields):
+    image(fields, 1).write_bytes(image(fields, 1).read_bytes()[:100])
+    clips = read_megc_flow(fields)[0].clips
+    images, faults = read_fields(clips)
+    assert len(images) == 1
+    assert faults["casme2/sub02/EP01_11f"].row == 3

@@ -1,4 +1,4 @@
-"""Synthetic faces and micro-expressions."""
+"""Synthetic micro-expressions: units after FACS, classes in their shares, clips that are their numbers."""
 
 from __future__ import annotations
 
@@ -8,54 +8,10 @@ import pytest
 from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data import synthetic_clips as synthetic
-from ptsr_edge.data import synthetic_faces as faces
-from ptsr_edge.data.synthetic_faces import LANDMARKS, CameraPose
+from ptsr_edge.data.synthetic_faces import LANDMARKS
 from ptsr_edge.vision.flow import optical_strain
 
 BOTH_SIDES = {name.partition(".")[0] for name in LANDMARKS}
-
-
-def at(name: str, field: np.ndarray, who: synthetic.Person) -> np.ndarray:
-    """The field's value at the pixel that a landmark falls on."""
-    column, row = (who.face.landmarks[LANDMARKS.index(name)] * len(field)).astype(int)
-    return field[row, column]
-
-
-def test_thin_plate_passes_through_its_controls():
-    rng = np.random.default_rng(0)
-    controls, values = rng.random((12, 2)), rng.normal(size=(12, 2))
-    # float32 terms of a system whose weights are some ten times the values.
-    np.testing.assert_allclose(faces.thin_plate_basis(controls, controls) @ values, values, atol=1e-4)
-
-
-def test_thin_plate_reproduces_affine_fields():
-    # Bookstein 1989: an affine field has no bending energy, so it is its own interpolant.
-    rng = np.random.default_rng(0)
-    controls, points = rng.random((12, 2)), rng.random((30, 2))
-    matrix, offset = np.array([[1.5, 0.2], [-0.4, 0.8]]), np.array([0.3, -2.0])
-    found = faces.thin_plate_basis(controls, points) @ (controls @ matrix + offset)
-    np.testing.assert_allclose(found, points @ matrix + offset, atol=1e-4)
-
-
-def test_displacement_takes_landmarks_along_and_pins_the_rim():
-    who = synthetic.person(0)
-    moves = np.zeros((len(LANDMARKS), 2))
-    moves[LANDMARKS.index("mouth_corner.left")] = (-1.0, -0.5)
-    field = who.face.displacement(moves, 112)
-    # A landmark is up to .7 px from its pixel's centre, where the bump has fallen by some percent.
-    np.testing.assert_allclose(at("mouth_corner.left", field, who), (-1.0, -0.5), atol=0.08)
-    np.testing.assert_allclose(at("mouth_corner.right", field, who), 0, atol=0.05)
-    rim = np.concatenate([field[0], field[-1], field[:, 0], field[:, -1]])
-    assert np.abs(rim).max() < 0.12
-
-
-def test_displacement_grows_with_the_frame():
-    who = synthetic.person(0)
-    at_112 = who.face.displacement(who.habits[12], 112)
-    at_224 = who.face.displacement(who.habits[12], 224)
-    halved = at_224.reshape(112, 2, 112, 2, 2).mean((1, 3)) / 2
-    # Pixel centres differ by a quarter of a pixel.
-    np.testing.assert_allclose(halved, at_112, atol=0.01)
 
 
 def test_displacement_is_smooth():
@@ -94,33 +50,6 @@ def test_units_move_as_facs_says(unit, landmark, axis, sign):
     mean = np.mean([synthetic.person(subject).habits[unit][place, axis] for subject in range(8)])
     assert np.sign(mean) == sign
     assert abs(mean) > 0.2
-
-
-def test_render_shifts_the_picture_by_its_view():
-    # By one whole pixel: the cubic's samples fall on pixels, so only rounding to uint8 is left.
-    face = synthetic.person(0).face
-    still, rng = np.zeros((112, 112, 2), dtype=np.float32), np.random.default_rng(0)
-    here = faces.render(face, still, CameraPose(), rng).astype(int)
-    there = faces.render(face, still, CameraPose(shift=(3.0, 1.0)), rng).astype(int)
-    assert np.abs(there[11:-10, 13:-10] - here[10:-11, 10:-13]).max() <= 1
-
-
-def test_render_applies_light_and_noise():
-    face = synthetic.person(0).face
-    still = np.zeros((112, 112, 2), dtype=np.float32)
-    plain = faces.render(face, still, CameraPose(), np.random.default_rng(0)).astype(float)
-    dark = faces.render(face, still, CameraPose(gain=0.5), np.random.default_rng(0))
-    np.testing.assert_allclose(dark, plain / 2, atol=1)
-    # Noise of 2 levels and .04 per level at each pixel: the mean variance is 4 + .04 x the mean level.
-    noisy = faces.render(face, still, CameraPose(read_noise=2, shot_noise=0.04), np.random.default_rng(0))
-    middle = (plain > 20) & (plain < 235)
-    expected = 4 + 0.04 * plain[middle].mean() + 1 / 12
-    assert (noisy - plain)[middle].var() == pytest.approx(expected, rel=0.1)
-
-
-def test_render_refuses_what_is_no_field():
-    with pytest.raises(InputError, match=r"found \(8, 9, 2\)"):
-        faces.render(synthetic.person(0).face, np.zeros((8, 9, 2)), CameraPose(), np.random.default_rng(0))
 
 
 def test_expression_reaches_its_peak():
@@ -183,13 +112,6 @@ def test_frames_scale_with_the_model():
     onset, _, label = synthetic.render_clip(0, 0, 224)
     assert onset.shape == (224, 224)
     assert label == synthetic.render_clip(0, 0, 112)[2]
-
-
-def test_subject_names():
-    names = synthetic.subject_names()
-    assert len(names) == synthetic.SUBJECTS == 160
-    assert names[0] == "synthetic/000"
-    assert names[-1] == "synthetic/159"
 
 
 @pytest.mark.parametrize("arguments", [(-1, 0, 64), (0, -1, 64), (0, 0, 64, -1)])

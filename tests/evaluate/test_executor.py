@@ -18,7 +18,7 @@ from dask_cluster import dask_cluster
 from engine_tasks import noted, shared_by, tasks
 
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.evaluate import executor as engine
+from ptsr_edge.evaluate import executor
 from ptsr_edge.evaluate.executor import Arrays, check_engine, run_tasks
 
 
@@ -167,14 +167,14 @@ def test_a_folder_that_cannot_be_is_refused_before_the_work(tmp_path: Path) -> N
 
 def test_no_scheduler_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed")
-    monkeypatch.setattr(engine, "CONNECT_S", 1.0)
+    monkeypatch.setattr(executor, "CONNECT_S", 1.0)
     with pytest.raises(InputError, match=r"no Dask scheduler answers at 'tcp://127.0.0.1:1'"):
         run_tasks(noted, tasks(1), shared=shared_by(None), engine="dask", scheduler="tcp://127.0.0.1:1")
 
 
 def test_a_cluster_without_workers_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed")
-    monkeypatch.setattr(engine, "CONNECT_S", 1.0)
+    monkeypatch.setattr(executor, "CONNECT_S", 1.0)
     with dask_cluster(tmp_path, workers=0) as address, pytest.raises(JobError, match="has no worker"):
         run_tasks(noted, tasks(1), shared=shared_by(None), engine="dask", scheduler=address)
 

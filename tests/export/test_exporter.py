@@ -33,7 +33,6 @@ from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.export import exporter, parity
 from ptsr_edge.export.exporter import (
     PROOF_SAMPLES,
-    TARGETS,
     ExportJob,
     TracedBudget,
     build,
@@ -54,6 +53,7 @@ from ptsr_edge.export.targets.tensorrt import TrtTarget
 from ptsr_edge.export.targets.typed_graph import TypedGraphRunner, product_types
 from ptsr_edge.models.checkpoint import CheckpointInfo
 from ptsr_edge.models.ptsr import Model, Ptsr, count_parameters
+from ptsr_edge.runtimes.base import RUNTIMES
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.stats.classification import confusion, uar
 from ptsr_edge.vision.flow import to_input
@@ -443,7 +443,7 @@ def test_graphs_in_place_of_engines_are_written_and_the_job_fails_with_the_reaso
                 for tokens, artifact in built.items()
             }
 
-    monkeypatch.setitem(TARGETS, "cpu", NoTools())
+    monkeypatch.setattr("ptsr_edge.export.targets.onnxruntime.CpuTarget", NoTools)
     monkeypatch.setenv("PTSR_EDGE_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "out"
     with pytest.raises(JobError, match=r"out holds checked graphs .*; no engine was built: no tool chain$"):
@@ -802,8 +802,8 @@ def test_where_the_bundle_goes_is_not_in_the_key_and_every_other_argument_was_tr
     tried = {"model", "checkpoint", "budgets", "precisions", "calibration", "calibration_data",
              "calibration_samples", "max_uar_drop", "cascade_loss", "threads", "options"}  # fmt: skip
     assert set(inspect.signature(export_bundle).parameters) - tried == {"out", "cache", "target"}
-    keys = [key_of(target=name, precisions=["fp32"]) for name in TARGETS]
-    assert len(set(keys)) == len(TARGETS)
+    keys = [key_of(target=name, precisions=["fp32"]) for name in RUNTIMES]
+    assert len(set(keys)) == len(RUNTIMES)
 
 
 def test_the_surroundings_are_in_the_key_of_an_export_and_do_not_change_by_themselves(

@@ -1,4 +1,4 @@
-"""Checkpoints, what they refuse, and the baseline against Hugging Face's ViT through every layout."""
+"""Checkpoints, what they refuse, the baseline against Hugging Face's ViT through every layout, and eager answers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from ptsr_edge.core.files import sha256_of
 from ptsr_edge.models import checkpoint as module
 from ptsr_edge.models.checkpoint import (
     CheckpointInfo,
+    choose_device,
     load_checkpoint,
     load_vit,
     load_vit_state,
+    predict_logits,
     read_info,
     resolve,
     save_checkpoint,
 )
-from ptsr_edge.models.ptsr import Ptsr, Vit, build_model
+from ptsr_edge.models.ptsr import Ptsr, Vit, build_model, random_tokens
 
 GEOMETRIES = {
     # Those of vit-nano and vit-tiny, without layer scale, which is no part of Hugging Face's ViT. Its
@@ -394,3 +396,55 @@ def test_parts_that_do_not_fit_together_are_no_checkpoint(changes: dict[str, Any
     CheckpointInfo(**fields)
     with pytest.raises(ValueError, match=says):
         CheckpointInfo(**fields | changes)
+
+
+def test_a_score_that_there_is_not_is_told_with_the_file(tmp_path: Path) -> None:
+    config = named_model("ptsr-nano")
+    info = json.loads(info_of(config).model_dump_json(by_alias=True))
+    info["model"]["score"] = "clss-attention"
+    save_file({"weight": torch.ones(2)}, tmp_path / "odd.safetensors", {"ptsr_edge": json.dumps(info)})
+    with pytest.raises(InputError, match=r"odd\.safetensors: unknown score .*\(nearest: class-attention\)"):
+        load_checkpoint(tmp_path / "odd.safetensors")
+
+
+TOY = ModelConfig(name="toy", kind="ptsr", image_size=16, patch_size=4, dim=8, depth=2, heads=2, dropout=0.5)
+
+
+def test_batches_give_what_single_samples_give() -> None:
+    model = build_model(TOY)
+    flows = np.random.default_rng(0).normal(size=(5, 16, 16, 3)).astype(np.float32)
+    logits, kept = predict_logits(model, flows, tokens=4, batch=2)
+    singles = [predict_logits(model, flows[place : place + 1], tokens=4) for place in range(5)]
+    # Products of other batch sizes may round differently: fp32 rounding, a few 1e-7 on logits near 1.
+    np.testing.assert_allclose(logits, np.concatenate([one for one, _ in singles]), atol=1e-6)
+    assert [set(row) for row in kept] == [set(one[0]) for _, one in singles]
+
+
+def test_each_sample_keeps_the_patches_that_it_is_told_to() -> None:
+    model = build_model(TOY)
+    flows = np.random.default_rng(0).normal(size=(5, 16, 16, 3)).astype(np.float32)
+    forced = random_tokens(5, TOY.patches, 4, seed=1)
+    logits, kept = predict_logits(model, flows, tokens=4, batch=2, forced=forced)
+    np.testing.assert_array_equal(kept, forced.numpy())
+    own, _ = predict_logits(model, flows, tokens=4, batch=2)
+    assert np.abs(logits - own).max() > 1e-4
+
+
+def test_dropout_is_off_and_the_mode_is_put_back() -> None:
+    model = build_model(TOY).train()
+    flows = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    first, _ = predict_logits(model, flows)
+    second, _ = predict_logits(model, flows)
+    np.testing.assert_array_equal(first, second)
+    assert model.training
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (choose_device("auto"), choose_device("cpu")) == ("cpu", "cpu")
+    with pytest.raises(InputError, match="sees no GPU; accepted: auto, cpu"):
+        choose_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [choose_device(name) for name in ("auto", "cpu", "cuda")] == ["cuda", "cpu", "cuda"]
+    with pytest.raises(InputError, match="unknown device 'tpu'; accepted: auto, cpu, cuda"):
+        choose_device("tpu")

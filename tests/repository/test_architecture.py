@@ -226,6 +226,16 @@ def test_every_module_is_finished() -> None:
     assert {name: words for name, words in found.items() if words} == {}
 
 
+@pytest.mark.parametrize("page", ["docs/ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_the_map_names_what_is_there(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:[\w.]+/)*\w+\.(?:py|toml))`", text))
+    named |= set(re.findall(r"\]\(([^)#:]+)\)", text))
+    places = (ROOT, PACKAGE, (ROOT / page).parent, PACKAGE / "data")
+    assert len(named) > 10
+    assert {name for name in named if not any((place / name).exists() for place in places)} <= {"cli.py"}
+
+
 def test_every_dependency_has_a_sentence_and_a_pin() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"^- `([\w.-]+)`: .+\.$", text, re.MULTILINE))

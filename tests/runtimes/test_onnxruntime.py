@@ -1,4 +1,4 @@
-"""ONNX Runtime behind the common interface: right answers, no spinning, refusals in one line."""
+"""ONNX Runtime behind the common interface: right answers, no spinning, refusals in one line, nothing to send."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from bundle_data import SIDE, tiny_graph
+from no_network import FILTERED, run_watched
 from onnx import numpy_helper
 from typed_graphs import small_graph
 
@@ -154,3 +156,25 @@ def test_without_onnx_runtime(graph: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError, match=r"target cpu needs .*pip install 'ptsr-edge\[ort\]'"):
         OrtRunner(graph)
+
+
+RUN_ONNX = """
+import sys, numpy as np
+from pathlib import Path
+from ptsr_edge.runtimes.onnxruntime import OrtRunner
+OrtRunner(Path(sys.argv[1]), threads=1).run(np.zeros((1, 3, 32, 32), np.float32))
+"""
+IMPORT_ONNX = "import time, onnxruntime; time.sleep(0.5)"
+
+
+def test_onnx_runtime_keeps_nothing_to_send(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Its sender is C++ from 1.29 on, and starts with the import: it names the device and stores its events."""
+    artifact = next(tiny_bundle.glob("*.onnx"))
+    done, tried, left = run_watched([sys.executable, "-c", RUN_ONNX, str(artifact)], tmp_path / "ours")
+    assert (done.returncode, tried, left) == (0, "", []), done.stderr
+    version = tuple(int(part) for part in metadata.version("onnxruntime").split(".")[:2])
+    if version < (1, 29) or not FILTERED:
+        pytest.skip(f"ONNX Runtime {version} has no sender here, or it could not be held back")
+    # Without this package it does, or the test above could not fail. The kernel holds it back.
+    _, _, left = run_watched([sys.executable, "-c", IMPORT_ONNX], tmp_path / "theirs")
+    assert [name for name in left if "onnxruntime" in name]

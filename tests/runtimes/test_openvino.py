@@ -1,7 +1,14 @@
-"""The runner: the real runtime, its precision read back, and files that are not what they should be."""
+"""The real runtime, its precision read back, files that are not what they should be, and no event that leaves.
+
+OpenVINO's and NNCF's sender is absent before they are imported, or made dumb if it was there. The programs that show it
+run in a process of their own: NNCF replaces its telemetry by a mock where pytest is loaded. The user's consent file
+says yes, and whatever would reach for the network raises: a test that fails sends nothing.
+"""
 
 from __future__ import annotations
 
+import ast
+import os
 import platform
 import shutil
 import subprocess
@@ -11,22 +18,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from no_network import CI
 from openvino_models import request_for, samples, write_graphs
 
+import ptsr_edge
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 
 ov = pytest.importorskip("openvino", reason="openvino is missing: pip install 'ptsr-edge[openvino]'")
 
 from ptsr_edge.export.targets.openvino import OpenVinoTarget  # noqa: E402
-from ptsr_edge.runtimes import openvino as backend_openvino  # noqa: E402
 from ptsr_edge.runtimes.openvino import (  # noqa: E402
     DEVICE,
     OpenVinoRunner,
     check_precision,
     choose_precision,
-    compile_ir,
+    compile_model,
+    load_openvino,
     matrix_products,
     read_ir,
+    require_silenced,
     weights_of,
 )
 
@@ -105,14 +115,14 @@ def test_of_several_precisions_the_first_that_the_cpu_can() -> None:
 def test_openvino_that_takes_another_precision_than_asked_for_is_caught(artifact: Path) -> None:
     # Asked for float16 on a CPU without, OpenVINO takes bfloat16 or float32 and says nothing.
     core = ov.Core()
-    compiled = compile_ir(core, read_ir(core, artifact), "f16", 1, artifact.name)
+    compiled = compile_model(core, read_ir(core, artifact), "f16", 1, artifact.name)
     with pytest.raises(JobError, match=r"was to be calculated in f16; OpenVINO made it b?f(16|32)"):
         check_precision(compiled, "f16", False, matrix_products(compiled), artifact.name)
 
 
 def test_a_model_that_is_not_quantized_does_not_pass_for_int8(artifact: Path) -> None:
     core = ov.Core()
-    compiled = compile_ir(core, read_ir(core, artifact), "f32", 1, artifact.name)
+    compiled = compile_model(core, read_ir(core, artifact), "f32", 1, artifact.name)
     with pytest.raises(JobError, match="was to run its matrix products in i8 or u8"):
         check_precision(compiled, "f32", True, matrix_products(compiled), artifact.name)
 
@@ -166,7 +176,101 @@ def test_an_ir_from_elsewhere_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_openvino_names_its_extra(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert backend_openvino.load_openvino() is ov
+    assert load_openvino() is ov
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'ptsr-edge\[openvino\]'"):
         OpenVinoRunner(artifact)
+
+
+WATCH = """
+import sys
+
+def watch(event, arguments):
+    # The sender forks, and connects from there.
+    if event.startswith("socket.") or event in ("os.fork", "urllib.Request"):
+        print("CALLS HOME", event, arguments, flush=True)
+        raise RuntimeError("refused by the test")
+"""
+
+QUANTIZE = """
+sys.addaudithook(watch)
+from ptsr_edge.runtimes.openvino import require_silenced
+ov = require_silenced("openvino", "openvino", "a test")
+nncf = require_silenced("nncf", "openvino", "a test")
+assert sys.modules["openvino_telemetry"] is None
+import contextlib, io, logging
+import numpy as np
+nncf.set_log_level(logging.ERROR)
+one = ov.opset13.parameter([1, 4], ov.Type.f32, name="one")
+weights = ov.opset13.constant(np.ones((4, 4), np.float32))
+model = ov.Model([ov.opset13.matmul(one, weights, False, False)], [one], "m")
+with contextlib.redirect_stdout(io.StringIO()):
+    model = nncf.quantize(model, nncf.Dataset([np.ones((1, 4), np.float32)]), subset_size=1)
+assert ov.Core().compile_model(model, "CPU")([np.ones((1, 4), np.float32)])[0].shape == (1, 4)
+print("quantized and ran")
+"""
+
+SENDER_FIRST = """
+import openvino_telemetry
+from ptsr_edge.runtimes.openvino import silence
+sender = openvino_telemetry.Telemetry("a test", "1", "G-NONE", backend="ga4", enable_opt_in_dialog=False)
+assert sender.consent
+sys.addaudithook(watch)
+silence()
+sender.send_event("a", "b", "c", force_send=True)
+sender.start_session("a")
+sender.end_session("a")
+sender.send_error("a", "b")
+sender.send_stack_trace("a", "b")
+sender.sender.send(sender.backend, {})
+print("nothing sent")
+"""
+
+
+def run_consenting(program: str, home: Path) -> list[str]:
+    """The lines that a program prints, run as a user who consented to telemetry."""
+    consent = home / "intel" / "openvino_telemetry"
+    consent.parent.mkdir()
+    consent.write_text("1")
+    outside_of_ci = {k: v for k, v in os.environ.items() if k not in CI}
+    done = subprocess.run(
+        [sys.executable, "-c", WATCH + program],
+        capture_output=True, text=True, check=False, env=outside_of_ci | {"HOME": str(home)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+def test_importing_quantizing_and_compiling_open_no_socket(tmp_path: Path) -> None:
+    pytest.importorskip("nncf", reason="nncf is missing: pip install 'ptsr-edge[openvino]'")
+    assert run_consenting(QUANTIZE, tmp_path) == ["quantized and ran"]
+    # A client id or usage counts would lie beside the consent.
+    assert [path.name for path in (tmp_path / "intel").iterdir()] == ["openvino_telemetry"]
+
+
+def test_a_sender_that_was_imported_before_is_silenced(tmp_path: Path) -> None:
+    pytest.importorskip("openvino_telemetry", reason="openvino_telemetry is missing: it comes with nncf")
+    assert run_consenting(SENDER_FIRST, tmp_path) == ["nothing sent"]
+
+
+def test_the_package_imports_neither_in_another_way() -> None:
+    for path in Path(ptsr_edge.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("require", "errors.require"):
+                names = (
+                    [str(ast.literal_eval(node.args[0]))] if isinstance(node.args[0], ast.Constant) else []
+                )
+            found = {name.partition(".")[0] for name in names} & {"openvino", "nncf"}
+            assert not found, (
+                f"{path.name}:{node.lineno} imports {found}; use runtimes.openvino.require_silenced"
+            )
+
+
+def test_what_is_missing_names_its_extra() -> None:
+    with pytest.raises(MissingExtraError, match=r"pip install 'ptsr-edge\[openvino\]'"):
+        require_silenced("no_such_openvino", "openvino", "a test")

@@ -85,7 +85,7 @@ def test_bootstrap_difference_is_the_plain_difference():
 
 
 def test_bootstrap_of_a_model_against_itself_is_zero():
-    assert metrics.paired_bootstrap(TRUE, PREDICTED, PREDICTED, SUBJECTS, metrics.uf1) == (0, 0, 0)
+    assert metrics.paired_bootstrap(TRUE, PREDICTED, PREDICTED, SUBJECTS, "uf1") == (0, 0, 0)
 
 
 def test_bootstrap_is_seeded():
@@ -103,19 +103,32 @@ def test_bootstrap_is_seeded():
 
 def test_bootstrap_resamples_subjects_not_clips():
     # Two subjects, one class: a is all right under A and all wrong under B, b the other way round. Draws
-    # are (a, a), (b, b) or mixed: differences are +1, -1 or 0 and nothing between.
+    # are (a, a), (b, b) or mixed: differences are +1, -1 or 0 and nothing between; half of the draws are mixed.
     true, subjects = [0] * 20, ["a"] * 10 + ["b"] * 10
     a, b = [0] * 10 + [1] * 10, [1] * 10 + [0] * 10
-    seen: set[float] = set()
+    assert metrics.paired_bootstrap(true, a, b, subjects, resamples=300) == (0, -1, 1)
+    assert metrics.uar_interval(true, a, subjects) == (0, 1)
 
-    def accuracy(counts: np.ndarray) -> float:
-        value = float(np.diag(counts).sum() / counts.sum())
-        seen.add(value)
-        return value
 
-    difference, low, high = metrics.paired_bootstrap(true, a, b, subjects, accuracy, resamples=300)
-    assert (difference, low, high) == (0, -1, 1)
-    assert seen == {0.0, 0.5, 1.0}
+def test_bootstrap_of_one_subject_is_a_point():
+    one = metrics.paired_bootstrap(TRUE, TRUE, [0] * 10, ["only"] * 10)
+    assert one == pytest.approx((2 / 3, 2 / 3, 2 / 3))
+
+
+@pytest.mark.parametrize("metric", ["uar", "uf1"])
+def test_bootstrap_is_the_loop_over_its_draws(metric):
+    # The definition, draw by draw, with whole subjects put one behind another.
+    rng = np.random.default_rng(1)
+    true, a, b = rng.integers(0, 3, (3, 40))
+    subjects = rng.integers(0, 6, 40)
+    score = getattr(metrics, metric)
+    found = []
+    for drawn in np.random.default_rng(7).integers(0, 6, size=(50, 6)):
+        rows = np.concatenate([np.flatnonzero(subjects == subject) for subject in drawn])
+        one, other = (score(metrics.confusion(true[rows], answers[rows], 3)) for answers in (a, b))
+        found.append(one - other)
+    _, low, high = metrics.paired_bootstrap(true, a, b, subjects, metric, resamples=50, seed=7)
+    assert (low, high) == pytest.approx(tuple(np.percentile(found, [2.5, 97.5])))
 
 
 def test_bootstrap_averages_runs_inside_each_draw():
@@ -124,11 +137,7 @@ def test_bootstrap_averages_runs_inside_each_draw():
     # drawing anew for each run, would give an interval.
     true, subjects = [0] * 20, ["a"] * 10 + ["b"] * 10
     runs = [[0] * 10 + [1] * 10, [1] * 10 + [0] * 10]
-
-    def accuracy(counts: np.ndarray) -> float:
-        return float(np.diag(counts).sum() / counts.sum())
-
-    found = metrics.paired_bootstrap(true, runs, [[1] * 20] * 3, subjects, accuracy, resamples=100)
+    found = metrics.paired_bootstrap(true, runs, [[1] * 20] * 3, subjects, resamples=100)
     assert found == (0.5, 0.5, 0.5)
 
 
@@ -170,3 +179,17 @@ def test_uar_interval_is_the_spread_of_subjects():
     assert metrics.uar_interval(true, true, subjects) == (1.0, 1.0)
     with pytest.raises(InputError, match="must be as many"):
         metrics.uar_interval(true, true[1:], subjects)
+
+
+@pytest.mark.parametrize("added", [1, 2])
+def test_half_width_of_two_uars_by_hand(added):
+    # Recalls (8 + a) / (10 + 2a) and (3 + a) / (5 + 2a); a third class has no sample and is left out.
+    first = [[8, 2, 0], [2, 3, 0], [0, 0, 0]]
+    second = [[4, 0], [0, 2]]
+    variances = 0.0
+    for hits in ([(8, 10), (3, 5)], [(4, 4), (2, 2)]):
+        for right, there in hits:
+            share = (right + added) / (there + 2 * added)
+            variances += share * (1 - share) / (there + 2 * added) / 4
+    assert metrics.uar_half_width([first, second], added) == pytest.approx(1.96 * variances**0.5)
+    assert metrics.uar_half_width([np.zeros((2, 2))], added) == 0.0

@@ -15,13 +15,13 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 from ptsr_edge.core.config import LABELS, Preprocess, named_model
-from ptsr_edge.data.datasets import DATA_NAMES, load
+from ptsr_edge.data.datasets import load, load_closely_cropped
 from ptsr_edge.evaluate.cli import main as evaluate_main
-from ptsr_edge.models.checkpoint import load_checkpoint, predict_logits, read_info
+from ptsr_edge.models.checkpoint import EMBEDDED, STARTING, load_checkpoint, predict_logits, read_info
 from ptsr_edge.models.ptsr import build_model
 from ptsr_edge.stats.classification import confusion, uar, uf1
-from ptsr_edge.train.cli import held_out_figures, main, model_card
-from ptsr_edge.train.trainer import fit, train_config_for
+from ptsr_edge.train.cli import held_out_scores, main
+from ptsr_edge.train.trainer import PRETRAINING, digest_weights, fit, train_config_for
 
 
 def train(*arguments: object) -> Result:
@@ -142,6 +142,14 @@ def test_the_baseline_starts_from_a_vit_of_another_project(megc_folder: Path, tm
         ),
         (["--threads", "0"], "Invalid value for '--threads': 0 is not in the range x>=1."),
         (["--out", "/dev/null/nano.safetensors"], "cannot be written: /dev/null is no folder"),
+        (
+            ["--crop", "close"],
+            "only rendered faces (data synthetic) can be cropped closely, not data megc-flow",
+        ),
+        (
+            ["--crop", "close", "--model", "ptsr-small"],
+            "no recipe for starting weights of ptsr-small; sizes: nano",
+        ),
     ],
 )
 def test_a_wrong_call_is_one_line_and_writes_nothing(
@@ -224,7 +232,7 @@ def test_the_state_of_another_run_is_refused_and_kept(megc_folder: Path, tmp_pat
     assert not out.exists()
 
 
-def test_held_out_figures_of_a_known_answer(megc_folder: Path) -> None:
+def test_held_out_scores_of_a_known_answer(megc_folder: Path) -> None:
     # A head that always says class 1: recall 0, 1, 0, so UAR 1/3; F1 of class 1 is 2 TP / (2 TP + FP) =
     # 24 / (24 + 24) = 1/2 on 12 of 36 clips, so UF1 1/6.
     model = build_model(named_model("vit-nano"))
@@ -233,15 +241,7 @@ def test_held_out_figures_of_a_known_answer(megc_folder: Path) -> None:
         model.head.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
     data = load("megc-flow", megc_folder, image_size=28)
     assert np.bincount(data.labels).tolist() == [12, 12, 12]
-    assert held_out_figures(model, data, (1.0, 0.5)) == {"1": {"n": 36, "uf1": 0.1667, "uar": 0.3333}}
-
-
-def test_every_data_set_has_a_card() -> None:
-    cards = {name: model_card(name) for name in DATA_NAMES}
-    assert len(set(cards.values())) == len(cards)
-    assert "not for judging people" in cards.pop("synthetic")
-    for card in cards.values():
-        assert "non-commercial academic research only and no passing on" in card
+    assert held_out_scores(model, data, (1.0, 0.5)) == {"1": {"n": 36, "uf1": 0.1667, "uar": 0.3333}}
 
 
 def test_unfit_rows_of_recorded_data_are_refused_or_skipped(tmp_path: Path) -> None:
@@ -266,3 +266,32 @@ def test_unfit_rows_of_recorded_data_are_refused_or_skipped(tmp_path: Path) -> N
     judged = CliRunner().invoke(evaluate_main, [*judging, "--skip-bad"])
     assert judged.exit_code == 0, judged.stderr
     assert {result["n"] for result in json.loads(judged.stdout)["results"]} == {4}
+
+
+def test_starting_weights_are_trained_on_closely_cropped_faces(tmp_path: Path) -> None:
+    out = tmp_path / "start.safetensors"
+    result = train("--crop", "close", "--clips", 1, "--model", "ptsr-nano", "--epochs", 1, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    model, info = load_checkpoint(out)
+    said = info.provenance
+    close = load_closely_cropped("synthetic", image_size=28, limit=1)
+    training = close.of_subjects(said["train_subjects"])
+    assert (len(training), said["data_sha256"]) == (128, training.digest())
+    recipe = PRETRAINING["nano"].model_copy(update={"epochs": 1})
+    assert said["recipe"] == recipe.model_dump(mode="json")
+    assert said["card"].endswith("; starting weights for training on recorded data")
+    again = fit(info.model, training, recipe, seed=0)
+    assert digest_weights(model) == digest_weights(again)
+
+
+@pytest.mark.parametrize("name", ["ptsr-nano", "vit-nano"])
+def test_starting_weights_say_how_they_were_made(name: str) -> None:
+    info = read_info(STARTING / f"{name}.safetensors")
+    assert info.model == named_model(name)
+    provenance = info.provenance
+    assert provenance["data"] == "synthetic"
+    assert provenance["recipe"] == PRETRAINING["nano"].model_dump(mode="json")
+    assert provenance["command"] == f"python -m ptsr_edge.pretrain --model {name} --seed 0"
+    assert not set(provenance["train_subjects"]) & set(provenance["held_out_subjects"])
+    assert all(entry["uar"] > 0.6 for entry in provenance["held_out"].values())  # chance is 1/3
+    assert not (EMBEDDED / f"{name}.safetensors").exists()

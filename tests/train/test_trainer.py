@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,29 @@ from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess, named_model
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.models.checkpoint import load_checkpoint, predict_logits, starting_checkpoint
-from ptsr_edge.models.ptsr import Model, Output, build_model
+from ptsr_edge.models.ptsr import MeanReadout, Model, Output, Ptsr, build_model
 from ptsr_edge.train.trainer import (
+    REACH,
     RECORDED,
+    STRENGTH,
     TRAIN_CONFIGS,
+    Augmentation,
     TrainConfig,
+    add_affine_flow,
+    augment,
     class_weights,
     digest_weights,
     first_weights,
     fit,
+    flip_horizontally,
+    rotate_scale_shift,
     schedule,
+    solve_means,
     train_config_for,
 )
+from ptsr_edge.vision.flow import to_input
+
+STILL = Augmentation(flip=0, shift=0, degrees=0, scale=0, gain=0)
 
 
 def toy(count: int = 12, side: int = 28, classes: int = 3) -> FlowDataset:
@@ -143,10 +156,10 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path, change: str) -> Non
     with pytest.raises(KilledError):
         fit(config, data, recipe, seed=0, state_file=state, on_step=kill)
     content = state.read_bytes()
-    other: dict[str, Any] = dict(config=config, data=data, recipe=recipe, seed=0)
+    other: dict[str, Any] = dict(config=config, data=data, train_config=recipe, seed=0)
     other |= {
         "seed": {"seed": 1},
-        "recipe": {"recipe": recipe.model_copy(update={"lr": 1e-4})},
+        "recipe": {"train_config": recipe.model_copy(update={"lr": 1e-4})},
         "model": {"config": named_model("ptsr-nano")},
         "data": {"data": data.subset(np.arange(len(data)) != 5)},
         "initial weights": {"initial": build_model(config, seed=5)},
@@ -260,7 +273,7 @@ def test_bfloat16_trains_and_leaves_float32_weights() -> None:
     [("ptsr-nano", "nano"), ("vit-nano", "nano"), ("vit-small", "small"), ("ptsr-tiny", "tiny")],
 )
 def test_ptsr_and_its_baseline_share_a_recipe(name: str, recipe: str) -> None:
-    assert train_config_for(named_model(name)) is TRAIN_CONFIGS[recipe]
+    assert train_config_for(named_model(name), "synthetic") is TRAIN_CONFIGS[recipe]
 
 
 def test_recorded_data_start_from_synthetic_weights_and_synthetic_data_do_not() -> None:
@@ -317,3 +330,203 @@ def test_a_gpu_trains_the_same_batches() -> None:
     # Four steps of AdamW at 1e-3 from equal batches; without dropout, only the order of sums differs.
     for first, second in zip(there.parameters(), here.parameters(), strict=True):
         torch.testing.assert_close(first, second, atol=1e-3, rtol=0)
+
+
+def marked_clips(side: int, count: int = 30) -> FlowDataset:
+    rng = np.random.default_rng(3)
+    labels = np.arange(count) % len(LABELS)
+    flows = rng.normal(size=(count, side, side, 3)).astype(np.float32)
+    flows[np.arange(count), 8 * labels, 8 * labels] += 60.0  # a class moves a patch of its own
+    subjects = np.array([f"s{number % 5}" for number in range(count)])
+    names = [f"clip{number}" for number in range(count)]
+    return FlowDataset(flows, labels, subjects, names, LABELS, Preprocess(image_size=side), "test")
+
+
+def objective(readout: MeanReadout, data: FlowDataset, held: Tensor) -> Tensor:
+    inputs, labels = torch.from_numpy(to_input(data.flows)), torch.from_numpy(data.labels)
+    weights = class_weights(labels, len(LABELS))[labels]
+    weights = weights / weights.mean()
+    targets = REACH * (F.one_hot(labels, len(LABELS)) - 1 / len(LABELS))
+    loss = torch.zeros(())
+    for view in (inputs, flip_horizontally(inputs)):
+        loss = loss + (weights[:, None] * (readout(view) - targets).square()).sum()
+    return loss + STRENGTH * (readout.linear.weight - held).square().sum()
+
+
+def test_no_direction_leads_further_down(ptsr_config: Callable[..., ModelConfig]) -> None:
+    config = ptsr_config(mean_readout=True)
+    data, readout = marked_clips(config.image_size), MeanReadout(config)
+    held = readout.linear.weight.detach().clone()  # not zero: random
+    labels = torch.from_numpy(data.labels)
+    before = objective(readout, data, held).item()
+    solve_means(readout, torch.from_numpy(to_input(data.flows)), labels, class_weights(labels, len(LABELS)))
+    loss = objective(readout, data, held)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() < before
+    for value in (readout.linear.weight, readout.linear.bias):
+        assert value.grad is not None
+        assert value.grad.abs().max() < 1e-3 * loss.item()
+
+
+def test_training_solves_it_on_its_own_clips_and_descends_around_it(
+    ptsr_config: Callable[..., ModelConfig],
+) -> None:
+    config = ptsr_config(mean_readout=True, score="strain")
+    data = marked_clips(config.image_size)
+    recipe = TrainConfig(epochs=2, batch_size=10, lr=1e-2)
+    first = build_model(config, seed=1)
+    model = fit(config, data, recipe, seed=1)
+    assert isinstance(model, Ptsr)
+    assert isinstance(first, Ptsr)
+    assert model.means is not None
+    assert first.means is not None
+    assert first.means.linear.weight.abs().max() == 0
+    labels = torch.from_numpy(data.labels)
+    solve_means(
+        first.means,
+        torch.from_numpy(to_input(data.flows)),
+        labels,
+        class_weights(labels, len(LABELS)),
+    )
+    assert torch.equal(model.means.linear.weight, first.means.linear.weight)
+    assert not torch.equal(model.head.global_.weight, first.head.global_.weight)
+
+
+def test_a_dropped_patch_still_counts_through_its_mean(ptsr_config: Callable[..., ModelConfig]) -> None:
+    config = ptsr_config(mean_readout=True, score="strain")
+    model = fit(config, marked_clips(config.image_size), TrainConfig(epochs=1, batch_size=10), seed=0)
+    assert isinstance(model, Ptsr)
+    flow = torch.from_numpy(to_input(marked_clips(config.image_size, 1).flows))
+    kept = model(flow, 2).kept
+    dropped = next(patch for patch in range(config.patches) if patch not in kept[0].tolist())
+    row, column = divmod(dropped, config.image_size // config.patch_size)
+    side = config.patch_size
+    moved = flow.clone()
+    moved[:, 0, row * side : (row + 1) * side, column * side : (column + 1) * side] += 1.0
+    with torch.no_grad():
+        change = model(moved, 2, kept).logits - model(flow, 2, kept).logits
+    assert model.means is not None
+    assert change.abs().max() > 0.5 * model.means.linear.weight[:, dropped].abs().max()
+
+
+def noise(side: int = 8) -> Tensor:
+    return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def moved(
+    flows: Tensor, degrees: float = 0.0, scale: float = 1.0, shift: tuple[float, float] = (0, 0)
+) -> Tensor:
+    count = len(flows)
+    return rotate_scale_shift(
+        flows,
+        torch.full((count,), math.radians(degrees)),
+        torch.full((count,), scale),
+        torch.tensor(shift, dtype=torch.float32).expand(count, 2),
+    )
+
+
+def test_a_flip_mirrors_the_picture_and_negates_u() -> None:
+    field = torch.zeros(1, 3, 2, 3)
+    field[0, :, 1, 0] = torch.tensor([2.0, 3.0, 5.0])  # lower left: right 2, down 3, strain 5
+    flipped = flip_horizontally(field)
+    assert flipped[0, :, 1, 2].tolist() == [-2.0, 3.0, 5.0]
+    assert flipped[0, :, 1, :2].abs().sum() == 0
+    assert flipped[0, :, 0].abs().sum() == 0
+
+
+def test_flipping_twice_changes_nothing() -> None:
+    assert torch.equal(flip_horizontally(flip_horizontally(noise())), noise())
+
+
+def test_a_quarter_turn_takes_the_vectors_along() -> None:
+    # Clockwise as seen: the middle of the right side goes to the middle of the bottom, and what pointed
+    # right points down: (u, v) -> (-v, u). 1e-5: the cosine of a float32 right angle is 4e-8, times a
+    # side of 8 and values of 3.
+    turned = moved(noise(), degrees=90)
+    u, v, strain = torch.rot90(noise(), k=-1, dims=(-2, -1)).unbind(1)
+    assert (turned - torch.stack([-v, u, strain], 1)).abs().max() < 1e-5
+
+
+def test_a_quarter_turn_on_a_field_by_hand() -> None:
+    field = torch.zeros(1, 3, 4, 4)
+    field[0, :, 0, 3] = torch.tensor([1.0, 0.0, 7.0])  # upper right corner, pointing right
+    turned = moved(field, degrees=90)
+    assert turned[0, :, 3, 3].tolist() == pytest.approx([0.0, 1.0, 7.0], abs=1e-5)
+    assert turned.abs().sum() == pytest.approx(8.0, abs=1e-4)
+
+
+def test_a_turn_keeps_the_length_of_vectors() -> None:
+    turned = moved(torch.ones(1, 3, 9, 9), degrees=30)
+    # The centre of a constant field: (1, 1) turned by 30 degrees, sqrt(2) long at 45 + 30 degrees.
+    expected = [math.sqrt(2) * math.cos(math.radians(75)), math.sqrt(2) * math.sin(math.radians(75)), 1.0]
+    assert turned[0, :, 4, 4].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_shift_moves_the_content_and_leaves_zero() -> None:
+    # A quarter of 8 pixels: 2 to the right; an eighth down: 1. 1e-5: bilinear weights of float32 places.
+    shifted = moved(noise(), shift=(0.25, 0.125))
+    assert (shifted[..., 1:, 2:] - noise()[..., :-1, :-2]).abs().max() < 1e-5
+    assert (shifted[..., :2] == 0).all()
+    assert (shifted[..., :1, :] == 0).all()
+
+
+def test_a_larger_scale_grows_the_scene() -> None:
+    # By 2 around the centre: a plateau of the middle 4 x 4 pixels comes to fill 8 x 8 but for the edge,
+    # where bilinear reading mixes in the neighbours.
+    field = torch.zeros(1, 3, 8, 8)
+    field[..., 2:6, 2:6] = 1.0
+    grown = moved(field, scale=2)
+    assert torch.allclose(grown[..., 1:7, 1:7], torch.ones(1, 3, 6, 6), atol=1e-5)
+    assert moved(field, scale=0.5)[..., 0].abs().max() == 0
+
+
+def test_what_comes_in_from_outside_is_no_motion() -> None:
+    shrunk = moved(torch.ones(1, 3, 8, 8), scale=0.5)
+    assert (shrunk[..., :1, :] == 0).all()
+    assert torch.allclose(shrunk[..., 3:5, 3:5], torch.ones(1, 3, 2, 2), atol=1e-5)
+
+
+def test_nothing_asked_for_is_nothing_done() -> None:
+    same = augment(noise(), STILL, torch.Generator().manual_seed(0))
+    assert (same - noise()).abs().max() < 1e-5  # bilinear weights of float32 places
+
+
+def test_every_image_is_flipped_where_that_is_certain() -> None:
+    flipped = augment(noise(), STILL.model_copy(update={"flip": 1.0}), torch.Generator().manual_seed(0))
+    assert (flipped - flip_horizontally(noise())).abs().max() < 1e-5
+
+
+def test_gain_is_one_positive_factor_an_image() -> None:
+    louder = augment(noise(), STILL.model_copy(update={"gain": 0.5}), torch.Generator().manual_seed(0))
+    factors = (louder / noise()).flatten(1)
+    assert (factors.std(1) < 1e-3).all()
+    assert (factors > 0).all()
+    assert abs(float(factors[0, 0] - factors[1, 0])) > 0.01
+
+
+def test_the_draws_come_from_the_generator_alone() -> None:
+    how = Augmentation()
+    torch.manual_seed(1)
+    first = augment(noise(), how, torch.Generator().manual_seed(3))
+    torch.manual_seed(2)
+    assert torch.equal(first, augment(noise(), how, torch.Generator().manual_seed(3)))
+    assert not torch.equal(first, augment(noise(), how, torch.Generator().manual_seed(4)))
+
+
+def test_an_affine_flow_is_added_to_u_and_v_and_not_to_the_strain() -> None:
+    # u + 1 + 2 x - y and v - 1 with x and y from -1 at the first to 1 at the last pixel.
+    coefficients = torch.tensor([[[1.0, 2.0, -1.0], [-1.0, 0.0, 0.0]]])
+    drifted = add_affine_flow(torch.zeros(1, 3, 5, 9), coefficients)
+    assert torch.allclose(drifted[0, 0, 0, 0], torch.tensor(1.0 - 2.0 + 1.0))
+    assert torch.allclose(drifted[0, 0, 4, 8], torch.tensor(1.0 + 2.0 - 1.0))
+    assert torch.allclose(drifted[0, 0, 2, 4], torch.tensor(1.0))
+    assert torch.allclose(drifted[0, 1], torch.full((5, 9), -1.0))
+    assert (drifted[0, 2] == 0).all()
+
+
+def test_head_motion_is_drawn_as_wide_as_it_is_asked_for() -> None:
+    # The mean of u over a picture is its constant: of 4000 draws of width .5 the spread is .5 within 4 %.
+    how = STILL.model_copy(update={"head_motion": 0.5})
+    moved_by = augment(torch.zeros(4000, 3, 4, 4), how, torch.Generator().manual_seed(0))
+    assert abs(float(moved_by[:, 0].mean(dim=(1, 2)).std()) - 0.5) < 0.02
+    assert (moved_by[:, 2] == 0).all()

@@ -1,25 +1,54 @@
 """What every deployment target has in common: how it is asked to build, and what it hands back.
 
-The pipeline makes one fp32 ONNX graph a token budget; a target turns each into its own artifact in a
+The exporter makes one fp32 ONNX graph per token budget; a target turns each into its own artifact in a
 precision that it has, and says how the artifact can be run here, if at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.bundle import Through
 from ptsr_edge.core.config import Preprocess
-from ptsr_edge.runtimes.base import Runner
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.records import Record, parse
+from ptsr_edge.runtimes.base import Runner, find_runtime, load_part
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How an option of a target is called on the command line: `Annotated[kind, Flag("--name", "help")]`."""
+
+    name: str
+    help: str
+
+
+class TargetOptions(Record):
+    """What a target understands beyond budgets and precisions; each target has a subclass of its own.
+
+    A field is an option of `export_bundle` and of a recipe, and with a `Flag` also of the command line.
+
+    Attributes:
+        keep_float: layers that int8 leaves in floating point, named as in the graphs (`onnx_graph.name_products`).
+    """
+
+    keep_float: tuple[str, ...] = ()
+
+    def check(self, precisions: Sequence[str]) -> None:
+        """Makes sure that the options go with the precisions that are asked for.
+
+        Raises:
+            InputError: one does not; nothing was started.
+        """
 
 
 @dataclass(frozen=True)
@@ -47,7 +76,7 @@ class BuildRequest:
         labels: of the classes, in order.
         preprocess: how the input is made.
         calibration: (n, C, S, S) float32 normalised inputs from the training side.
-        options: what the target alone understands (compute capabilities, scheme, threads, ...).
+        options: fields of the target's own `TargetOptions`; see `read_options`.
     """
 
     name: str
@@ -84,11 +113,10 @@ class Target(Protocol):
 
     name: str
     precisions: tuple[str, ...]
-    options: tuple[str, ...]
-    """Keys of `BuildRequest.options` that it understands."""
+    options: type[TargetOptions]
 
     def build(self, request: BuildRequest) -> dict[int, Artifact]:
-        """Artifacts by token count.
+        """Builds one artifact per graph; returns them by token count.
 
         Raises:
             MissingExtraError: the tool chain is not installed.
@@ -97,7 +125,7 @@ class Target(Protocol):
         ...
 
     def runner(self, artifact: Artifact, threads: int | None) -> Runner | None:
-        """The artifact, loaded; None where it cannot run on this machine."""
+        """Loads an artifact; None where it cannot run on this machine."""
         ...
 
 
@@ -106,8 +134,34 @@ class GraphTarget(Protocol):
     """A target whose artifacts may not run here, while the graphs that they were built from can be computed."""
 
     def graph_runner(self, artifact: Artifact) -> Runner:
-        """The graph that an artifact was built from, computed on the CPU."""
+        """Loads the graph that an artifact was built from, computed on the CPU."""
         ...
+
+
+def find_target(name: str) -> Target:
+    """Imports a target's builder.
+
+    Raises:
+        InputError: there is no target of that name.
+        JobError: its code cannot be loaded.
+    """
+    target: Target = load_part(name, find_runtime(name).builder)()
+    return target
+
+
+Options = TypeVar("Options", bound=TargetOptions)
+
+
+def read_options(target: Target, kind: type[Options], request: BuildRequest) -> Options:
+    """Returns a request's options, read as those of a target.
+
+    Raises:
+        InputError: an option or a value that the target does not know, or a precision that it lacks.
+    """
+    if request.precision not in target.precisions:
+        have = ", ".join(target.precisions)
+        raise InputError(f"target {target.name} has no precision {request.precision!r}; it has: {have}")
+    return parse(kind, dict(request.options), f"options of target {target.name}")
 
 
 def variant_id(model: str, target: str, precision: str, tokens: int) -> str:
@@ -118,7 +172,7 @@ def variant_id(model: str, target: str, precision: str, tokens: int) -> str:
 THROUGH_ARTIFACT = "artifact"
 
 THROUGH_GRAPH = "typed graph computed on the CPU"
-"""What a result was measured through, in the words of the records: an engine that cannot run here is stood for
+"""Through what a result was measured, in the words of the records: an engine that cannot run here is stood for
 by the graph that it was built from."""
 
 

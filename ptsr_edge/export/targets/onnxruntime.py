@@ -6,16 +6,22 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from ptsr_edge.core.errors import InputError
 from ptsr_edge.export.onnx_graph import OPSET, write_sharing_weights
-from ptsr_edge.export.targets.base import Artifact, BuildRequest, variant_id
+from ptsr_edge.export.targets.base import (
+    Artifact,
+    BuildRequest,
+    Flag,
+    TargetOptions,
+    read_options,
+    variant_id,
+)
 from ptsr_edge.export.targets.quantization import (
     products_kept_float,
     quantize_dynamic_int8,
@@ -29,42 +35,51 @@ RUNS = 3
 JUDGED = 32
 
 
-class CpuTarget:
-    """ONNX files that ONNX Runtime loads; the budgets of a precision share one weights file.
+class CpuOptions(TargetOptions):
+    """Options of target `cpu`.
 
-    Options: `int8_scheme` ("static": U8 activations x S8 weights from calibration samples; "dynamic": ranges
-    taken at run time; "auto": both are built and measured at the smallest budget), `keep_float` (layers that
-    int8 leaves alone, named as in the graphs).
+    Attributes:
+        int8_scheme: "static": U8 activations x S8 weights from calibration samples; "dynamic": ranges taken at run
+            time; "auto": both are built and measured at the smallest budget.
     """
+
+    int8_scheme: Annotated[Literal["auto", "static", "dynamic"], Flag("--int8-scheme", "Of target cpu.")] = (
+        "auto"
+    )
+
+
+class CpuTarget:
+    """ONNX files that ONNX Runtime loads; the budgets of a precision share one weights file."""
 
     name = "cpu"
     precisions: tuple[str, ...] = ("fp32", "int8")
-    options: tuple[str, ...] = ("int8_scheme", "keep_float")
+    options: type[TargetOptions] = CpuOptions
 
     def build(self, request: BuildRequest) -> dict[int, Artifact]:
         """See `Target.build`.
 
         Raises:
-            InputError: an unknown `int8_scheme`, or no calibration samples for static int8.
+            InputError: an option or precision is not known, or there are no calibration samples for static int8.
             JobError: ONNX Runtime cannot quantize it.
         """
+        options = read_options(self, CpuOptions, request)
         built_with: dict[str, Any] = {"opset": OPSET}
         built_with |= {package: version(package) for package in ("onnx", "onnxruntime")}
         if request.precision == "fp32":
             graphs = {tokens: graph.model for tokens, graph in request.graphs.items()}
             return self._write(request, graphs, built_with)
-        scheme = request.options.get("int8_scheme", "auto")
-        if scheme not in ("auto", *SCHEMES):
-            raise InputError(f"int8_scheme must be auto, {' or '.join(SCHEMES)}, got {scheme!r}")
+        scheme: str = options.int8_scheme
         with TemporaryDirectory(prefix="ptsr-edge-") as scratch:
             if scheme == "auto":
-                choice = measure_schemes(request, Path(scratch))
+                choice = measure_schemes(request, options, Path(scratch))
                 scheme, built_with["int8_choice"] = choice["chosen"], choice
             graphs = {
-                tokens: onnx.load(_quantized(request, graph.model, scheme, Path(scratch) / f"{tokens}.onnx"))
+                tokens: onnx.load(
+                    _quantized(request, options, graph.model, scheme, Path(scratch) / f"{tokens}.onnx")
+                )
                 for tokens, graph in request.graphs.items()
             }
-        built_with |= {"int8_scheme": scheme, "keep_float": list(request.options.get("keep_float", ()))}
+        built_with |= {"int8_scheme": scheme, "keep_float": list(options.keep_float)}
         return self._write(request, graphs, built_with)
 
     def runner(self, artifact: Artifact, threads: int | None) -> OrtRunner:
@@ -87,9 +102,10 @@ class CpuTarget:
         }
 
 
-def _quantized(request: BuildRequest, source: ModelProto, scheme: str, destination: Path) -> Path:
-    layers = set(request.options.get("keep_float", ()))
-    kept = [node.name for node in source.graph.node if node.name.partition("/")[0] in layers]
+def _quantized(
+    request: BuildRequest, options: CpuOptions, source: ModelProto, scheme: str, destination: Path
+) -> Path:
+    kept = [node.name for node in source.graph.node if node.name.partition("/")[0] in options.keep_float]
     exclude = [*products_kept_float(source), *kept]
     if scheme == "dynamic":
         quantize_dynamic_int8(source, destination, exclude=exclude)
@@ -100,8 +116,8 @@ def _quantized(request: BuildRequest, source: ModelProto, scheme: str, destinati
     return destination
 
 
-def measure_schemes(request: BuildRequest, scratch: Path) -> dict[str, Any]:
-    """Builds both int8 schemes at the smallest budget, times and judges them side by side.
+def measure_schemes(request: BuildRequest, options: CpuOptions, scratch: Path) -> dict[str, Any]:
+    """Builds both int8 schemes at the smallest budget, and measures their time and error side by side.
 
     Returns:
         `chosen`, `why`, and per scheme `median_ms` (one thread, interleaved with the other) and `error`
@@ -113,7 +129,9 @@ def measure_schemes(request: BuildRequest, scratch: Path) -> dict[str, Any]:
     judged = request.calibration[:JUDGED]
     expected = _logits(exact, judged)
     runners = {
-        scheme: OrtRunner(_quantized(request, source.model, scheme, scratch / f"{scheme}.onnx"), threads=1)
+        scheme: OrtRunner(
+            _quantized(request, options, source.model, scheme, scratch / f"{scheme}.onnx"), threads=1
+        )
         for scheme in SCHEMES
     }
     times: dict[str, list[float]] = {scheme: [] for scheme in SCHEMES}

@@ -1,6 +1,6 @@
 """Target `openvino`: fp32 ONNX graphs become OpenVINO IR that says how it is to be run.
 
-What the precisions are, each with its arithmetic named in the IR and read back after compiling:
+Its precisions, each with its arithmetic named in the IR and read back after compiling:
 
     fp32   float32 weights, calculated in float32
     fp16   float16 weights, calculated in float16 where the CPU can, else in float32
@@ -36,7 +36,13 @@ from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import write_whole
-from ptsr_edge.export.targets.base import Artifact, BuildRequest, variant_id
+from ptsr_edge.export.targets.base import (
+    Artifact,
+    BuildRequest,
+    TargetOptions,
+    read_options,
+    variant_id,
+)
 from ptsr_edge.runtimes.openvino import (
     RT_SECTION,
     OpenVinoRunner,
@@ -46,14 +52,99 @@ from ptsr_edge.runtimes.openvino import (
     require_silenced,
 )
 
-# FOLDED from export.targets.quantize_openvino: 8-bit OpenVINO models by NNCF: what is quantized, how, and what stays in float32.
+INFERENCE_PRECISION = {"fp32": "f32", "fp16": "f16 f32", "bf16": "bf16", "int8": "f32"}
+"""What each precision is calculated in; of several, the first that the CPU can."""
 
-SMOOTH_QUANT = -1.0
-"""NNCF's SmoothQuant alpha; -1: none. With trained weights .5 and .95 moved the logits' error by a quarter
-either way and no decision, and scale the weights by each budget's activations: nothing could be shared."""
+HALF_WEIGHTS = ("fp16", "bf16")
+
+ALIGNMENT = 64
+"""Where a shared constant starts, in bytes: a cache line."""
 
 
-def quantize(model: Any, request: BuildRequest) -> tuple[Any, dict[str, Any]]:
+class OpenVinoOptions(TargetOptions):
+    """Options of target `openvino`.
+
+    Attributes:
+        smooth_quant: NNCF's SmoothQuant alpha in int8; -1: none. With trained weights .5 and .95 moved the logits'
+            error by a quarter either way and no decision, and scale the weights by each budget's activations:
+            nothing could be shared.
+    """
+
+    smooth_quant: float = -1.0
+
+
+class OpenVinoTarget:
+    """Builds IR, version 11, for every CPU that OpenVINO runs on."""
+
+    name = "openvino"
+    precisions = tuple(INFERENCE_PRECISION)
+    options: type[TargetOptions] = OpenVinoOptions
+
+    def build(self, request: BuildRequest) -> dict[int, Artifact]:
+        """See `Target.build`: an IR per token count, and one weights file for all.
+
+        Raises:
+            InputError: an option or precision is not known, no calibration samples for int8, or an unknown layer.
+            MissingExtraError: openvino is not installed, or nncf for int8.
+            JobError: OpenVINO or NNCF refuses a graph, what was built runs in another precision, or a file
+                cannot be written.
+        """
+        options = read_options(self, OpenVinoOptions, request)
+        ov = load_openvino()
+        paths: dict[int, Path] = {}
+        settings: dict[str, Any] = {}
+        unknown = set(options.keep_float)
+        with tempfile.TemporaryDirectory(prefix=".openvino-", dir=request.folder) as scratch:
+            pool = WeightsPool()
+            for tokens, graph in progress(request.graphs.items(), f"openvino {request.precision}"):
+                ident = variant_id(request.name, self.name, request.precision, tokens)
+                model = read_onnx(ov, graph.path)
+                unknown -= {name for name in unknown if named_operations(model, [name])}
+                if request.precision == "int8":
+                    model, settings = quantize(model, request, options)
+                name_by_place(model)
+                precise = selection_only(model) if request.precision in HALF_WEIGHTS else ()
+                annotate(ov, model, request, ident)
+                single = Path(scratch) / f"{ident}.xml"
+                save(ov, model, single, request.precision)
+                paths[tokens] = request.folder / single.name
+                write_whole(paths[tokens], pool.move_constants(single, precise))
+                single.with_suffix(".bin").unlink()
+        if unknown:
+            raise InputError(
+                f"keep_float names {sorted(unknown)[0]!r}, which is a layer of none of the graphs"
+            )
+        weights = request.folder / f"{request.name}-{self.name}-{request.precision}.bin"
+        write_whole(weights, bytes(pool.content))
+        built_with = {"openvino": _version(ov), **settings}
+        return {tokens: self._describe(path, weights, request, built_with) for tokens, path in paths.items()}
+
+    def runner(self, artifact: Artifact, threads: int | None) -> OpenVinoRunner | None:
+        """See `Target.runner`: None where this CPU cannot calculate in the artifact's precision."""
+        if not can_calculate(str(artifact.runs_on["inference_precision"]).split()):
+            return None
+        return OpenVinoRunner(artifact.path, threads)
+
+    def _describe(
+        self, path: Path, weights: Path, request: BuildRequest, built_with: Mapping[str, Any]
+    ) -> Artifact:
+        wanted = INFERENCE_PRECISION[request.precision]
+        ran: dict[str, Any] | None = None
+        if can_calculate(wanted.split()):
+            runner = OpenVinoRunner(path, threads=1)
+            ran = {
+                "inference_precision": runner.inference_precision,
+                "matrix_products": runner.matrix_products,
+            }
+        return Artifact(
+            path=path,
+            files=[path, weights],
+            built_with={**built_with, "weights": _weights_type(request.precision), "read_back": ran},
+            runs_on={"runtime": "openvino", "device": "CPU", "inference_precision": wanted},
+        )
+
+
+def quantize(model: Any, request: BuildRequest, options: OpenVinoOptions) -> tuple[Any, dict[str, Any]]:
     """Symmetric 8-bit activations, and weights per channel, by NNCF's post-training quantization.
 
     Chosen on trained weights (`ptsr-tiny`, 32 samples). Symmetric activations: at full budget the largest error
@@ -76,14 +167,13 @@ def quantize(model: Any, request: BuildRequest) -> tuple[Any, dict[str, Any]]:
     if not len(request.calibration):
         raise InputError("int8 needs calibration samples, got none")
     nncf = require_silenced("nncf", "openvino", "quantizing for OpenVINO")
-    named = sorted(request.options.get("keep_float", ()))
+    named = sorted(options.keep_float)
     left = (
         named_operations(model, named)
         | selection_only(model)
         | without_weight_matrix(model)
         | reads_means(model)
     )
-    alpha = float(request.options.get("smooth_quant", SMOOTH_QUANT))
     samples: list[NDArray[np.float32]] = [sample[None] for sample in request.calibration]
     with _quiet(nncf):
         try:
@@ -97,7 +187,7 @@ def quantize(model: Any, request: BuildRequest) -> tuple[Any, dict[str, Any]]:
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
                     overflow_fix=nncf.OverflowFix.ENABLE,
                     disable_bias_correction=True,
-                    smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=alpha),
+                    smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=options.smooth_quant),
                 ),
             )
         except (RuntimeError, nncf.ValidationError, nncf.InternalError) as error:
@@ -107,7 +197,7 @@ def quantize(model: Any, request: BuildRequest) -> tuple[Any, dict[str, Any]]:
     settings = {
         "nncf": str(nncf.__version__).partition("+")[0],
         "scheme": "symmetric i8 activations x 7-bit i8 weights per channel",
-        "smooth_quant": alpha,
+        "smooth_quant": options.smooth_quant,
         "calibration_samples": len(samples),
         "keep_float": named,
     }
@@ -141,7 +231,7 @@ def without_weight_matrix(model: Any) -> set[str]:
 
 
 def reads_means(model: Any) -> set[str]:
-    """Names of the matrix products that read patches' means; see `quantize.means_products`."""
+    """Names of the matrix products that read patches' means; see `quantization.means_products`."""
     names: set[str] = set()
     for operation in model.get_ordered_ops():
         if operation.get_type_name() == "MatMul":
@@ -173,92 +263,6 @@ def _quiet(nncf: ModuleType) -> Iterator[None]:
     stream = sys.stderr if sys.stderr.isatty() else io.StringIO()
     with contextlib.redirect_stdout(stream):
         yield
-
-
-INFERENCE_PRECISION = {"fp32": "f32", "fp16": "f16 f32", "bf16": "bf16", "int8": "f32"}
-"""What each precision is calculated in; of several, the first that the CPU can."""
-
-HALF_WEIGHTS = ("fp16", "bf16")
-
-ALIGNMENT = 64
-"""Where a shared constant starts, in bytes: a cache line."""
-
-
-class OpenVinoTarget:
-    """Builds IR, version 11, for every CPU that OpenVINO runs on."""
-
-    name = "openvino"
-    precisions = tuple(INFERENCE_PRECISION)
-    options: tuple[str, ...] = ("keep_float", "smooth_quant")
-
-    def build(self, request: BuildRequest) -> dict[int, Artifact]:
-        """Artifacts by token count: an IR each, and one weights file for all.
-
-        `request.options` may hold `keep_float` (layers that int8 leaves in float32, named as in the graphs)
-        and `smooth_quant` (NNCF's alpha, -1 for none).
-
-        Raises:
-            InputError: a precision that the target lacks, no calibration samples for int8, or an unknown layer.
-            MissingExtraError: openvino is not installed, or nncf for int8.
-            JobError: OpenVINO or NNCF refuses a graph, what was built runs in another precision, or a file
-                cannot be written.
-        """
-        if request.precision not in self.precisions:
-            raise InputError(
-                f"target openvino has no precision {request.precision!r}; it has: {', '.join(self.precisions)}"
-            )
-        ov = load_openvino()
-        paths: dict[int, Path] = {}
-        settings: dict[str, Any] = {}
-        unknown = set(request.options.get("keep_float", ()))
-        with tempfile.TemporaryDirectory(prefix=".openvino-", dir=request.folder) as scratch:
-            pool = WeightsPool()
-            for tokens, graph in progress(request.graphs.items(), f"openvino {request.precision}"):
-                ident = variant_id(request.name, self.name, request.precision, tokens)
-                model = read_onnx(ov, graph.path)
-                unknown -= {name for name in unknown if named_operations(model, [name])}
-                if request.precision == "int8":
-                    model, settings = quantize(model, request)
-                name_by_place(model)
-                precise = selection_only(model) if request.precision in HALF_WEIGHTS else ()
-                annotate(ov, model, request, ident)
-                single = Path(scratch) / f"{ident}.xml"
-                save(ov, model, single, request.precision)
-                paths[tokens] = request.folder / single.name
-                write_whole(paths[tokens], pool.move_constants(single, precise))
-                single.with_suffix(".bin").unlink()
-        if unknown:
-            raise InputError(
-                f"keep_float names {sorted(unknown)[0]!r}, which is a layer of none of the graphs"
-            )
-        weights = request.folder / f"{request.name}-{self.name}-{request.precision}.bin"
-        write_whole(weights, bytes(pool.content))
-        built_with = {"openvino": _version(ov), **settings}
-        return {tokens: self._describe(path, weights, request, built_with) for tokens, path in paths.items()}
-
-    def runner(self, artifact: Artifact, threads: int | None) -> OpenVinoRunner | None:
-        """The artifact, compiled; None where this CPU cannot calculate in its precision."""
-        if not can_calculate(str(artifact.runs_on["inference_precision"]).split()):
-            return None
-        return OpenVinoRunner(artifact.path, threads)
-
-    def _describe(
-        self, path: Path, weights: Path, request: BuildRequest, built_with: Mapping[str, Any]
-    ) -> Artifact:
-        wanted = INFERENCE_PRECISION[request.precision]
-        ran: dict[str, Any] | None = None
-        if can_calculate(wanted.split()):
-            runner = OpenVinoRunner(path, threads=1)
-            ran = {
-                "inference_precision": runner.inference_precision,
-                "matrix_products": runner.matrix_products,
-            }
-        return Artifact(
-            path=path,
-            files=[path, weights],
-            built_with={**built_with, "weights": _weights_type(request.precision), "read_back": ran},
-            runs_on={"runtime": "openvino", "device": "CPU", "inference_precision": wanted},
-        )
 
 
 class WeightsPool:

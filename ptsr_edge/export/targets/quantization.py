@@ -45,7 +45,6 @@ def quantize_static_qdq(
     symmetric_activations: bool,
     exclude: Sequence[str],
     method: Method = "minmax",
-    quantize_outputs: bool = False,
 ) -> None:
     """Writes a graph whose products have Q/DQ pairs around their inputs; weights per output channel.
 
@@ -56,7 +55,6 @@ def quantize_static_qdq(
         symmetric_activations: S8 with zero point 0 (TensorRT); otherwise U8 with a zero point (ONNX Runtime).
         exclude: names of nodes that stay in floating point; see `products_kept_float`.
         method: how an activation's range is taken from what the samples show.
-        quantize_outputs: a pair behind each product too, as ONNX Runtime's integer-only operators want it.
 
     Raises:
         InputError: no calibration sample, or a name in `exclude` that the graph does not have.
@@ -82,7 +80,7 @@ def quantize_static_qdq(
             nodes_to_exclude=list(exclude), calibrate_method=chosen,
             extra_options={
                 "ActivationSymmetric": symmetric_activations, "WeightSymmetric": True, "QuantizeBias": False,
-                "OpTypesToExcludeOutputQuantization": [] if quantize_outputs else list(QUANTIZED),
+                "OpTypesToExcludeOutputQuantization": list(QUANTIZED),
             },
         )  # fmt: skip
 

@@ -12,11 +12,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import onnx
@@ -27,9 +27,16 @@ from pydantic import field_validator
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import sha256_of, write_json, write_whole
-from ptsr_edge.core.records import Record, parse
 from ptsr_edge.export.onnx_graph import OPSET, PRODUCTS, write_sharing_weights
-from ptsr_edge.export.targets.base import Artifact, BuildRequest, Graph, variant_id
+from ptsr_edge.export.targets.base import (
+    Artifact,
+    BuildRequest,
+    Flag,
+    Graph,
+    TargetOptions,
+    read_options,
+    variant_id,
+)
 from ptsr_edge.export.targets.quantization import (
     Method,
     first_products,
@@ -48,30 +55,37 @@ from ptsr_edge.runtimes.tensorrt import (
     TensorRtVersion,
     TrtRunner,
     choose_capabilities,
-    choose_flavour,
-    why_not_here,
+    choose_version,
 )
 
 SCRIPT = "build_on_device.py"
 
 
-class TrtOptions(Record):
-    """What target `trt` understands of `BuildRequest.options`.
+class TrtOptions(TargetOptions):
+    """Options of target `trt`.
 
     Attributes:
-        flavour: `tensorrt` or `tensorrt-rtx`; by default the first that can build here.
-        compute_capabilities: such as `8.6`; by default all that the precision allows. For tensorrt-rtx.
-        onnx_only: stop at the typed graphs and the script.
+        flavour: by default the first that can build here.
+        compute_capabilities: such as `8.6` or 86; by default all that the precision allows. For tensorrt-rtx.
+        onnx_only: stop at the typed graphs and the script, for a device that must build its own engine.
         tf32: let fp32 products round their inputs to 10 bits of mantissa.
-        keep_float: layers that stay fp16 in int8, named as in the graphs (`onnx_graph.name_products`).
         method: how activation ranges are taken from the calibration samples.
     """
 
-    flavour: str | None = None
-    compute_capabilities: list[str] | None = None
-    onnx_only: bool = False
+    flavour: Annotated[
+        Literal["tensorrt", "tensorrt-rtx"] | None,
+        Flag("--flavour", "Of target trt; default: the first that can build."),
+    ] = None
+    compute_capabilities: Annotated[
+        tuple[str, ...] | None,
+        Flag(
+            "--compute-capability", "Of target trt, such as 8.6,8.9; default: all that the precision allows."
+        ),
+    ] = None
+    onnx_only: Annotated[
+        bool, Flag("--onnx-only", "Of target trt: graphs for the device to build from, no engine.")
+    ] = False
     tf32: bool = False
-    keep_float: tuple[str, ...] = ()
     method: Method = "minmax"
 
     @field_validator("compute_capabilities", mode="before")
@@ -79,13 +93,19 @@ class TrtOptions(Record):
     def _as_text(cls, value: Any) -> Any:
         return [str(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
+    def check(self, precisions: Sequence[str]) -> None:
+        """Refuses compute capabilities that are unknown or that a precision is not to be had on."""
+        if self.compute_capabilities is not None:
+            for precision in precisions:
+                choose_capabilities(self.flavour or "tensorrt-rtx", precision, self.compute_capabilities)
+
 
 class TrtTarget:
     """Plans for TensorRT and TensorRT-RTX; the budgets of a precision share one weights file."""
 
     name = "trt"
     precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
-    options: tuple[str, ...] = tuple(TrtOptions.model_fields)
+    options: type[TargetOptions] = TrtOptions
 
     def build(self, request: BuildRequest) -> dict[int, Artifact]:
         """See `Target.build`; the artifact is the plan, or with `onnx_only` the typed graph.
@@ -97,15 +117,12 @@ class TrtTarget:
             InputError: an option is not known, or not to be had.
             JobError: TensorRT refuses a graph, crashes, or built another precision than was asked for.
         """
-        options = parse(TrtOptions, dict(request.options), "options of target trt")
-        if request.precision not in self.precisions:
-            have = ", ".join(self.precisions)
-            raise InputError(f"target trt has no precision {request.precision!r}; it has: {have}")
-        flavour, hindrance = _choose(options)
+        options = read_options(self, TrtOptions, request)
+        version, hindrance = _choose(options)
         asked = options.compute_capabilities
-        capabilities = choose_capabilities(flavour, request.precision, asked) if flavour else []
+        capabilities = choose_capabilities(version.flavour, request.precision, asked) if version else []
         graphs = write_graphs(request, options)
-        if flavour is None:
+        if version is None:
             reason = (
                 ""
                 if options.onnx_only
@@ -117,13 +134,13 @@ class TrtTarget:
             return {tokens: replace(_artifact(path), not_built=reason) for tokens, path in graphs.items()}
         built = {}
         for tokens, path in progress(list(graphs.items()), f"building {request.precision} engines"):
-            run_builder(path, flavour, capabilities)
+            run_builder(path, version, capabilities)
             built[tokens] = _artifact(path)
         return built
 
     def runner(self, artifact: Artifact, threads: int | None) -> TrtRunner | None:
         """See `Target.runner`: None without a plan, its TensorRT, or a GPU that it was built for."""
-        if artifact.path.suffix != ".plan" or why_not_here(artifact.path):
+        if artifact.path.suffix != ".plan" or TrtRunner.why_not_here(artifact.path, artifact.runs_on):
             return None
         return TrtRunner(artifact.path, threads)
 
@@ -136,11 +153,11 @@ class TrtTarget:
 
 
 def _choose(options: TrtOptions) -> tuple[TensorRtVersion | None, str]:
-    """What builds, or None and why not."""
+    """Returns the TensorRT that builds, or None and why there is none."""
     if options.onnx_only:
         return None, ""
     try:
-        return choose_flavour(options.flavour), ""
+        return choose_version(options.flavour), ""
     except JobError as error:
         return None, str(error)
 
@@ -232,13 +249,13 @@ def typed_graph(
     return typed, dict(require_types(typed, precision, kept))
 
 
-def run_builder(path: Path, flavour: TensorRtVersion, capabilities: list[str]) -> None:
+def run_builder(path: Path, trt: TensorRtVersion, capabilities: list[str]) -> None:
     """Builds one graph by the script beside it, in a process of its own.
 
     Raises:
         JobError: TensorRT refuses the graph or crashes on it, or built another precision.
     """
-    call = [sys.executable, str(path.parent / SCRIPT), str(path), "--flavour", flavour.name, "--json"]
+    call = [sys.executable, str(path.parent / SCRIPT), str(path), "--flavour", trt.flavour, "--json"]
     for name in capabilities:
         call += ["--compute-capability", name]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
@@ -248,12 +265,12 @@ def run_builder(path: Path, flavour: TensorRtVersion, capabilities: list[str]) -
         suspects = sorted({node.op_type for node in onnx.load(path, load_external_data=False).graph.node})
         hints = [f"{op}: {build_on_device.HINTS[op]}" for op in suspects if op in _CRASHING]
         raise JobError(
-            f"{flavour.name} {flavour.version} crashed ({signal.Signals(-done.returncode).name}) on "
+            f"{trt.flavour} {trt.version} crashed ({signal.Signals(-done.returncode).name}) on "
             f"{path.name}; {'; '.join(hints) or 'no operator in it is known to do that'}"
         )
     lines = [line for line in done.stderr.splitlines() if line.startswith("build_on_device: ")]
     reason = lines[-1].removeprefix("build_on_device: ") if lines else done.stderr.strip()[-300:]
-    raise JobError(reason or f"{flavour.name} failed on {path.name} with exit code {done.returncode}")
+    raise JobError(reason or f"{trt.flavour} failed on {path.name} with exit code {done.returncode}")
 
 
 _CRASHING = ("Attention",)
@@ -261,7 +278,7 @@ _CRASHING = ("Attention",)
 
 
 def _artifact(path: Path) -> Artifact:
-    """What was made from a typed graph, by the record beside it."""
+    """Describes what was made from a typed graph, by the record beside it."""
     side = path.with_suffix(".build.json")
     record = json.loads(side.read_text(encoding="utf-8"))
     files = [

@@ -24,7 +24,7 @@ from ptsr_edge.export.targets.tensorrt import (
 from ptsr_edge.export.targets.typed_graph import product_types
 from ptsr_edge.runtimes import build_on_device
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
-from ptsr_edge.runtimes.tensorrt import TensorRtVersion, choose_flavour
+from ptsr_edge.runtimes.tensorrt import TensorRtVersion, choose_version
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
@@ -83,7 +83,7 @@ def test_without_a_builder_graph_and_script_are_what_is_left(
     def none_here(name: str | None) -> TensorRtVersion:
         raise JobError(f"no TensorRT can build here: {name}: it builds on the GPU itself")
 
-    monkeypatch.setattr("ptsr_edge.export.targets.tensorrt.choose_flavour", none_here)
+    monkeypatch.setattr("ptsr_edge.export.targets.tensorrt.choose_version", none_here)
     artifact = TARGET.build(request(tmp_path / "bundle", "fp16", flavour="tensorrt"))[TOKENS]
     assert artifact.not_built == (
         "no engine was built, only typed ONNX graphs and build_on_device.py: no TensorRT can build here: tensorrt: "
@@ -109,7 +109,7 @@ def test_an_engine_of_another_precision_fails_the_job(tmp_path: Path) -> None:
     record["settings"]["precision"] = "fp16"
     side.write_text(json.dumps(record))
     with pytest.raises(JobError, match=r"is not fp16: of its matrix products \d+ in fp32"):
-        run_builder(path, choose_flavour("tensorrt-rtx"), ["SM86"])
+        run_builder(path, choose_version("tensorrt-rtx"), ["SM86"])
     assert not path.with_suffix(".plan").exists()
 
 
@@ -149,7 +149,7 @@ def test_a_crash_of_the_builder_is_a_failed_job(tmp_path: Path) -> None:
     [
         ("bf16", {}, "no precision 'bf16'; it has: fp32, fp16, int8"),
         ("fp16", {"flavor": "tensorrt"}, "unknown key 'flavor'; the nearest known key is 'flavour'"),
-        ("fp16", {"flavour": "trt"}, "unknown TensorRT flavour 'trt'"),
+        ("fp16", {"flavour": "trt"}, "flavour: Input should be 'tensorrt' or 'tensorrt-rtx' .found 'trt'"),
         ("int8", {"keep_float": ["blocks.9"]}, "names 'blocks.9', which is a layer of none of the graphs"),
         ("fp16", {"keep_float": ["node_add"]}, "names 'node_add', which is a layer of none of the graphs"),
     ],

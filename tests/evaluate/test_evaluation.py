@@ -1,0 +1,179 @@
+"""Folds are subject-disjoint, nobody is judged who was seen in training, and artifacts answer as the eager model."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ptsr_edge.bundle import read_bundle
+from ptsr_edge.core.config import LABELS, Preprocess
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.data.datasets import FlowDataset, load
+from ptsr_edge.evaluate.cli import lines_of
+from ptsr_edge.evaluate.evaluation import (
+    Fold,
+    evaluate_bundle,
+    folds,
+    judged_samples,
+    scores_of,
+    set_of,
+    unseen_subjects,
+)
+from ptsr_edge.models.checkpoint import load_checkpoint, predict_logits
+from ptsr_edge.runtimes.build_on_device import describe_gpus
+
+
+def toy_data(subjects: int = 6, clips: int = 3) -> FlowDataset:
+    rng = np.random.default_rng(0)
+    count = subjects * clips
+    return FlowDataset(
+        flows=rng.normal(size=(count, 16, 16, 3)).astype(np.float32),
+        labels=np.arange(count, dtype=np.int64) % 3,
+        subjects=np.repeat([f"s{number}" for number in range(subjects)], clips),
+        names=[f"clip{number}" for number in range(count)],
+        label_names=LABELS,
+        preprocess=Preprocess(image_size=16),
+        source="toy",
+    )
+
+
+@pytest.mark.parametrize(("protocol", "count"), [("loso", 10), ("groups", 5), ("holdout", 1)])
+def test_folds_are_disjoint_and_complete(protocol: str, count: int) -> None:
+    names = [f"s{number}" for number in range(10)]
+    made = folds(protocol, names * 3)
+    assert len(made) == count
+    for fold in made:
+        assert not set(fold.train) & set(fold.held_out)
+        assert set(fold.train) | set(fold.held_out) == set(names)
+    held = [name for fold in made for name in fold.held_out]
+    assert len(held) == len(set(held))
+    if protocol != "holdout":
+        assert set(held) == set(names)
+
+
+def test_groups_depend_on_the_seed_and_nothing_else() -> None:
+    names = [f"s{number}" for number in range(11)]
+    assert folds("groups", names, 1) == folds("groups", names[::-1], 1)
+    assert folds("groups", names, 1) != folds("groups", names, 2)
+
+
+def test_as_many_groups_as_are_asked_for() -> None:
+    names = [f"s{number}" for number in range(7)]
+    made = folds("groups", names, 0, groups=3)
+    assert sorted(len(fold.held_out) for fold in made) == [2, 2, 3]
+    assert sorted(name for fold in made for name in fold.held_out) == names
+
+
+def test_each_set_of_a_composite_is_held_out_in_turn() -> None:
+    made = folds("cross", ["smic/s1", "casme2/sub02", "samm/006", "casme2/sub01", "smic/s1"])
+    assert [{set_of(name) for name in fold.held_out} for fold in made] == [{"casme2"}, {"samm"}, {"smic"}]
+    assert made[2] == Fold(("casme2/sub01", "casme2/sub02", "samm/006"), ("smic/s1",))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "names", "words"),
+    [("leave-one-out", ["a", "b"], "loso, groups, holdout, cross"), ("loso", ["a"], "the 1 found"),
+     ("groups", ["a", "b", "c"], "the 3 found"), ("cross", ["a/1", "a/2"], "two data sets or more, found a")],
+)  # fmt: skip
+def test_refused(protocol: str, names: list[str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        folds(protocol, names)
+
+
+def test_scores_pool_all_clips() -> None:
+    # By hand: 2 of 2 negatives, 1 of 2 positives (the other called negative), 1 of 2 surprises
+    # (the other called positive). Recalls 1, 1/2, 1/2: UAR 2/3. F1 = 2 TP / (2 TP + FP + FN):
+    # 4/5, 2/4, 2/3: UF1 .6556.
+    data = toy_data(2, 3).subset(np.array([0, 3, 1, 4, 2, 5]))
+    found = scores_of(data, np.array([0, 0, 1, 0, 2, 1]))
+    assert found["uar"] == pytest.approx(2 / 3)
+    assert found["uf1"] == pytest.approx((4 / 5 + 2 / 4 + 2 / 3) / 3)
+    assert found["recall"] == {"negative": 1.0, "positive": 0.5, "surprise": 0.5}
+    assert found["n"] == 6
+    assert found["subjects"] == 2
+
+
+def test_unseen_subjects_by_provenance() -> None:
+    data = toy_data(4)
+    assert unseen_subjects(data, {"data": "toy", "train_subjects": ["s0", "s2"]}) == ["s1", "s3"]
+    # A composite and its sets call a person alike: who was seen in one is known in the other.
+    assert unseen_subjects(data, {"data": "other", "train_subjects": ["s0"]}) == ["s1", "s2", "s3"]
+    assert unseen_subjects(data, {"data": "other", "train_subjects": ["t0"]}) == data.subject_names
+
+
+SUBJECTS = ["synthetic/001", "synthetic/002", "synthetic/003"]
+
+
+@pytest.fixture(scope="module")
+def clips() -> FlowDataset:
+    return load("synthetic", image_size=32, subjects=SUBJECTS, limit=4)
+
+
+def test_artifacts_give_the_eager_classes_at_every_budget(
+    tiny_bundle: Path, tiny_checkpoint: Path, clips: FlowDataset
+) -> None:
+    model, _ = load_checkpoint(tiny_checkpoint)
+    records = evaluate_bundle(tiny_bundle, clips, model, threads=1)
+    assert [record["keep_rate"] for record in records] == [1.0, 0.5, 0.25]
+    assert {record["through"] for record in records} == {"artifact"}
+    assert all(record["agrees_with_eager"] == record["n"] == 12 for record in records)
+    assert all(np.sum(record["confusion"]) == 12 for record in records)
+
+
+def test_typed_graphs_stand_for_engines_and_that_is_said(
+    graphs_only: Path, tiny_checkpoint: Path, clips: FlowDataset
+) -> None:
+    model, _ = load_checkpoint(tiny_checkpoint)
+    records = evaluate_bundle(graphs_only, clips, model)
+    assert [record["id"] for record in records] == ["ptsr-test-trt-fp16-k16", "ptsr-test-trt-fp16-k4"]
+    for record, tokens in zip(records, (16, 4), strict=True):
+        assert record["through"] == "typed graph computed on the CPU"
+        # fp16 rounds these logits by less than a hundredth: no class of the 12 clips changes.
+        exact = predict_logits(model, clips.flows, tokens)[0]
+        margins = np.diff(np.sort(exact, axis=1)[:, -2:])[:, 0]
+        assert record["agrees_with_eager"] >= (margins > 0.02).sum() >= 8
+    for line in lines_of(records):
+        assert line.endswith("[typed graph computed on the CPU: no engine ran]")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason="tensorrt-rtx is missing: pip install 'ptsr-edge[trt]'",
+)
+@pytest.mark.skipif(bool(describe_gpus()), reason="a GPU is here, which runs the engine itself")
+def test_a_plan_is_judged_through_the_graph_beside_it(
+    graphs_only: Path, typed_bundle: Callable[..., Path], clips: FlowDataset, tmp_path: Path
+) -> None:
+    folder = typed_bundle(tmp_path / "bundle", flavour="tensorrt-rtx", compute_capabilities=["8.6"])
+    assert all(variant.artifact.endswith(".plan") for variant in read_bundle(folder).variants)
+    records = evaluate_bundle(folder, clips)
+    assert {record["through"] for record in records} == {"typed graph computed on the CPU"}
+    assert records == evaluate_bundle(graphs_only, clips)
+
+
+@pytest.mark.parametrize("name", ["ptsr-test-trt-fp16-k4.onnx", "weights-trt-fp16.bin"])
+def test_a_typed_graph_that_has_changed_is_not_judged(
+    graphs_only: Path, clips: FlowDataset, tmp_path: Path, name: str
+) -> None:
+    folder = shutil.copytree(graphs_only, tmp_path / "bundle")
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(InputError, match=f"{name} has changed since it was exported"):
+        evaluate_bundle(folder, clips)
+
+
+def test_subjects_seen_in_training_are_left_out_or_said(clips: FlowDataset) -> None:
+    provenance = {"data": "synthetic", "train_subjects": ["synthetic/001", "synthetic/099"]}
+    judged, words = judged_samples(clips, provenance, everyone=False)
+    assert judged.subject_names == SUBJECTS[1:]
+    assert words == "held-out subjects"
+    judged, words = judged_samples(clips, provenance, everyone=True)
+    assert judged.subject_names == SUBJECTS
+    assert "1 of them SEEN" in words
+    with pytest.raises(InputError, match="--subjects all"):
+        judged_samples(clips, {"data": "synthetic", "train_subjects": SUBJECTS}, everyone=False)
