@@ -98,7 +98,7 @@ class OpenVinoTarget:
             pool = WeightsPool()
             for tokens, graph in progress(request.graphs.items(), f"openvino {request.precision}"):
                 ident = variant_id(request.name, self.name, request.precision, tokens)
-                model = read_onnx(ov, graph)
+                model = read_onnx(ov, graph.path)
                 unknown -= {name for name in unknown if named_operations(model, [name])}
                 if request.precision == "int8":
                     model, settings = quantize(model, request, options)

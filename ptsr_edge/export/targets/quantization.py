@@ -38,7 +38,7 @@ Method = Literal["minmax", "percentile", "entropy"]
 
 
 def quantize_static_qdq(
-    source: Path,
+    source: ModelProto,
     destination: Path,
     calibration: NDArray[np.float32],
     *,
@@ -49,7 +49,7 @@ def quantize_static_qdq(
     """Writes a graph whose products have Q/DQ pairs around their inputs; weights per output channel.
 
     Args:
-        source: fp32 ONNX graph, its weights in it or beside it.
+        source: fp32 ONNX graph, its weights in it; it is not changed.
         destination: one file, weights inside.
         calibration: (n, C, S, S) normalised inputs, n >= 1.
         symmetric_activations: S8 with zero point 0 (TensorRT); otherwise U8 with a zero point (ONNX Runtime).
@@ -59,12 +59,12 @@ def quantize_static_qdq(
     Raises:
         InputError: no calibration sample, or a name in `exclude` that the graph does not have.
         MissingExtraError: onnxruntime is not installed.
-        JobError: ONNX Runtime cannot read or quantize the graph.
+        JobError: ONNX Runtime cannot quantize the graph.
     """
     if calibration.ndim != 4 or not len(calibration):
         raise InputError(f"calibration must be (n, C, S, S) with n >= 1, got {calibration.shape}")
     quantization = require("onnxruntime.quantization", "ort", "quantizing to int8")
-    model = load_inferred(source)
+    model = infer_shapes(source)
     _require_names(model, exclude)
     activations = quantization.QuantType.QInt8 if symmetric_activations else quantization.QuantType.QUInt8
     methods = quantization.CalibrationMethod
@@ -85,7 +85,7 @@ def quantize_static_qdq(
         )  # fmt: skip
 
 
-def quantize_dynamic_int8(source: Path, destination: Path, *, exclude: Sequence[str]) -> None:
+def quantize_dynamic_int8(source: ModelProto, destination: Path, *, exclude: Sequence[str]) -> None:
     """Writes a graph with S8 weights per channel whose activations' ranges are taken at run time.
 
     Needs no calibration; only ONNX Runtime runs it.
@@ -93,10 +93,10 @@ def quantize_dynamic_int8(source: Path, destination: Path, *, exclude: Sequence[
     Raises:
         InputError: a name in `exclude` that the graph does not have.
         MissingExtraError: onnxruntime is not installed.
-        JobError: ONNX Runtime cannot read or quantize the graph.
+        JobError: ONNX Runtime cannot quantize the graph.
     """
     quantization = require("onnxruntime.quantization", "ort", "quantizing to int8")
-    model = load_inferred(source)
+    model = infer_shapes(source)
     _require_names(model, exclude)
     with _written(destination, "quantize") as target:
         quantization.quantize_dynamic(
@@ -197,16 +197,16 @@ def products_kept_float(model: ModelProto) -> list[str]:
     return [*attention_products(model), *statistics_products(model), *means_products(model)]
 
 
-def load_inferred(source: Path) -> ModelProto:
-    """A graph with its weights in memory and the shape of every value inferred.
+def infer_shapes(source: ModelProto) -> ModelProto:
+    """Returns a copy of a graph with the shape of every value inferred.
 
     Raises:
-        JobError: the file or its weights cannot be read, or it is no valid ONNX graph.
+        JobError: it is no valid ONNX graph.
     """
     try:
-        return onnx.shape_inference.infer_shapes(onnx.load(source), strict_mode=True)
-    except Exception as error:
-        raise JobError(f"{source} is no readable ONNX graph: {error or type(error).__name__}") from error
+        return onnx.shape_inference.infer_shapes(source, strict_mode=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise JobError(f"no valid ONNX graph: {error}") from error
 
 
 def _require_names(model: ModelProto, names: Sequence[str]) -> None:
