@@ -204,7 +204,7 @@ def write_graphs(request: BuildRequest, options: TrtOptions) -> dict[int, Path]:
 
 
 def _check_layers(layers: Iterable[str], graphs: Iterable[Path]) -> None:
-    """Raises InputError for a layer that none of the graphs has a product of."""
+    """Refuses a layer that none of the graphs has a product of."""
     known: set[str] = set()
     for path in graphs if layers else ():
         nodes = load_inferred(path).graph.node
@@ -221,7 +221,7 @@ def typed_graph(
     keep_float: Collection[str] = (),
     method: Method = "minmax",
 ) -> tuple[ModelProto, dict[str, int]]:
-    """A strongly typed graph, and how many of its products compute in which type.
+    """Returns a strongly typed graph, and how many of its products compute in which type.
 
     Args:
         source: fp32 graph, opset 20.
