@@ -24,6 +24,8 @@ from ptsr_edge.export.static_model import (
     to_static,
 )
 from ptsr_edge.models.ptsr import (
+    SCORES,
+    AttentionScore,
     Ptsr,
     ShiftedPatchTokenization,
     build_model,
@@ -31,8 +33,6 @@ from ptsr_edge.models.ptsr import (
     rollout_scores,
     shifted,
 )
-
-SCORES = ("class-attention", "rollout", "strain", "random")
 
 
 def inputs() -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("token_norm", ["layer", "batch"])
 @pytest.mark.parametrize(("local", "means"), [(True, False), (False, False), (True, True)])
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("score", list(SCORES))
 def test_the_static_graph_is_the_model(
     ptsr_config: Any, randomised: Any, score: str, local: bool, means: bool, token_norm: str
 ) -> None:
@@ -104,11 +104,12 @@ def test_the_selecting_block_scores_by_one_row_and_gathers_early(
     ptsr_config: Any, randomised: Any, kept_count: int
 ) -> None:
     block = randomised(ptsr_config(layer_scale=0.1)).blocks[1]
-    selecting = SelectingBlock(block, 16, kept_count)
+    score = cast(AttentionScore, SCORES["class-attention"])
+    selecting = SelectingBlock(block, score, 16, kept_count)
     with torch.no_grad():
         full, weights = block(tokens_of(17))
-        found, kept = selecting(tokens_of(17), None)
-        one_row = selecting._scores(weights[:, :, :1, 1:], None)
+        found, kept = selecting(tokens_of(17), [])
+        one_row = score.static(weights[:, :, :1, 1:], [])
         assert_close(one_row, class_scores(weights))
     expected = class_scores(weights).topk(kept_count).indices
     assert set(kept[0].tolist()) == set(expected[0].tolist())
@@ -116,7 +117,7 @@ def test_the_selecting_block_scores_by_one_row_and_gathers_early(
 
 
 @pytest.mark.parametrize("before", [0, 1, 2])
-def test_the_selecting_block_rolls_one_row_back(ptsr_config: Any, randomised: Any, before: int) -> None:
+def test_the_static_rollout_rolls_one_row_back(ptsr_config: Any, randomised: Any, before: int) -> None:
     # A row vector times the mixed matrices, last block first, is the class row of their product.
     model = randomised(ptsr_config(score="rollout", select_block=before))
     x, seen = tokens_of(17), []
@@ -124,8 +125,7 @@ def test_the_selecting_block_rolls_one_row_back(ptsr_config: Any, randomised: An
         for block in model.blocks[: before + 1]:
             x, weights = block(x)
             seen.append(weights)
-        selecting = SelectingBlock(model.blocks[before], 16, 4)
-        found = selecting._scores(seen[-1][:, :, :1, 1:], seen[:-1])
+        found = cast(AttentionScore, SCORES["rollout"]).static(seen[-1][:, :, :1, 1:], seen[:-1])
     assert_close(found, rollout_scores(seen))
 
 

@@ -15,6 +15,11 @@ both in fp32 inside.
 ONNX Runtime ships a converter (`onnxruntime.transformers.float16`). Left alone it rounds the statistics: the
 logits of a constant flow are off by 0.09 (tiny PTSR, 49 tokens) where this one is off by 0.0006. Told to
 spare the same nodes it is as accurate, with 51 casts instead of 5 and the columns still fp32 products.
+
+ONNX Runtime on a CPU computes an fp16 graph in fp32 and drops the roundings in between, which flatters it. So
+`TypedGraphRunner` has ONNX's reference evaluator round every value to its type. Inside of an operator that adds up many
+values (products, normalisation, softmax) or has a function of its own (GELU) it computes in fp32 and rounds once, as
+TensorRT's kernels do. It shows what a GPU's arithmetic will cost, not how fast it is, and it is no proof of an engine.
 """
 
 from __future__ import annotations
