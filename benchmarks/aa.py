@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from ptsr_edge.bundle import read_bundle
-from ptsr_edge.profile.timing import measure_interleaved
-from ptsr_edge.profile.worker import TimedVariant
+from ptsr_edge.profile.timing import TimingConfig, measure_interleaved
+from ptsr_edge.profile.variants import ProfiledVariant
+from ptsr_edge.session import find_variant
 from ptsr_edge.stats.latency import ratio_interval
 
 
@@ -27,15 +28,17 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=5)
     parser.add_argument("--duration-s", type=float, default=1.0)
     arguments = parser.parse_args()
-    variants = read_bundle(arguments.bundle).variants
-    name = arguments.variant or min(variants, key=lambda variant: variant.tokens).id
-    jobs = [TimedVariant(place, arguments.bundle, name) for place in ("a", "b")]
+    bundle = read_bundle(arguments.bundle)
+    name = arguments.variant or min(bundle.variants, key=lambda variant: variant.tokens).id
+    variant = find_variant(bundle, name)
+    twins = [ProfiledVariant(place, arguments.bundle, bundle, variant) for place in ("a", "b")]
     held, spread = 0, []
     for number in range(arguments.tries):
-        timings = measure_interleaved(
-            jobs, duration_s=arguments.duration_s, processes=arguments.processes, seed=100 * number
+        config = TimingConfig(
+            duration_s=arguments.duration_s, processes=arguments.processes, seed=100 * number
         )
-        a, b = (timings[job.id] for job in jobs)
+        timings = measure_interleaved(twins, config)
+        a, b = timings["a"], timings["b"]
         ratio = ratio_interval(a.blocks_ns, b.blocks_ns, against="a", launches=a.launches)
         holds = ratio.low <= 1.0 <= ratio.high
         held += holds

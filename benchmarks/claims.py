@@ -33,7 +33,7 @@ from ptsr_edge.models.checkpoint import resolve
 from ptsr_edge.models.ptsr import Model
 from ptsr_edge.profile.profiler import profile_bundles
 from ptsr_edge.profile.timing import TimingConfig, measure_interleaved
-from ptsr_edge.profile.worker import TimedVariant
+from ptsr_edge.profile.variants import ProfiledVariant
 from ptsr_edge.runtimes.build_on_device import describe_gpus
 from ptsr_edge.session import open_artifact, why_not_here
 from ptsr_edge.stats.latency import Ratio, ratio_interval
@@ -79,7 +79,7 @@ def ladder_claim(folder: Path) -> Claim:
 
 def speed_claim(quarter: Path, folder: Path, duration_s: float) -> Claim:
     profile = profile_bundles(
-        [quarter], out=folder / "profile", setting=TimingConfig(duration_s=duration_s, threads=1)
+        [quarter], out=folder / "profile", timing=TimingConfig(duration_s=duration_s, threads=1)
     )
     row = next(row for row in profile.variants if (row.target, row.precision) == ("cpu", "fp32")
                and row.id != profile.baseline)  # fmt: skip
@@ -92,8 +92,9 @@ def speed_claim(quarter: Path, folder: Path, duration_s: float) -> Claim:
 
 def int8_claims(quarter: Path, duration_s: float) -> list[Claim]:
     """int8 over fp32 in the same runtime; the limits are for a CPU with VNNI."""
-    jobs = [TimedVariant(variant.id, quarter, variant.id) for variant in read_bundle(quarter).variants]
-    timings = measure_interleaved(jobs, duration_s=duration_s, threads=1)
+    bundle = read_bundle(quarter)
+    variants = [ProfiledVariant(variant.id, quarter, bundle, variant) for variant in bundle.variants]
+    timings = measure_interleaved(variants, TimingConfig(duration_s=duration_s, threads=1))
     claims = []
     for target, limit in (("cpu", 2.3), ("openvino", 2.5)):
         exact, small = (

@@ -26,8 +26,8 @@ WRAPPER = """
 import os, time
 share = float(os.environ.get("PTSR_EDGE_PLANTED_SLOWDOWN", "0"))
 if share:
-    from ptsr_edge import runtime
-    plain = runtime.Session.infer
+    from ptsr_edge.session import Session
+    plain = Session.infer
 
     def slowed(self, flow):
         start = time.perf_counter_ns()
@@ -39,7 +39,7 @@ if share:
                 pass
         return answer
 
-    runtime.Session.infer = slowed
+    Session.infer = slowed
 """
 """Loaded as `sitecustomize` by each measuring process."""
 
@@ -72,7 +72,7 @@ def main() -> int:
     parser.add_argument("--duration-s", type=float, default=2.0)
     parser.add_argument("--attempts", type=int, default=3)
     arguments = parser.parse_args()
-    setting = TimingConfig(
+    timing = TimingConfig(
         duration_s=arguments.duration_s, processes=arguments.processes, attempts=arguments.attempts
     )
     wrong = 0
@@ -85,7 +85,7 @@ def main() -> int:
         def profile(share: float, out: str) -> Profile:
             os.environ["PTSR_EDGE_PLANTED_SLOWDOWN"] = str(share)
             return profile_bundles(
-                [arguments.bundle], out=folder / out, baseline=arguments.baseline, setting=setting
+                [arguments.bundle], out=folder / out, baseline=arguments.baseline, timing=timing
             )
 
         old = profile(0.0, "old")

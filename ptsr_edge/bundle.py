@@ -32,11 +32,16 @@ class BundleFile(Record):
         return value
 
 
+Through = Literal["artifact", "graph"]
+"""What was run: the artifact itself, or the graph that it was built from where the artifact could not run."""
+
+
 class Parity(Record):
     """How far an artifact departs from the eager fp32 model on calibration samples.
 
     Attributes:
-        reference: what it was compared with.
+        reference: what it was compared with, in words.
+        through: what was compared.
         samples: how many inputs were compared.
         max_abs: largest absolute difference of a logit.
         top1_agreement: share of inputs with the same top class.
@@ -50,6 +55,7 @@ class Parity(Record):
     top1_agreement: float
     kept_agreement: float = 1.0
     limit: float
+    through: Through = "artifact"
 
 
 class VerifiedOn(Record):

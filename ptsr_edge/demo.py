@@ -38,10 +38,10 @@ def main(out: Path, duration_s: float, as_json: bool) -> None:
         say(f"     {line}")
     say("2/3  profiling it, interleaved with the full-token ViT, and judging held-out subjects")
     profile = profile_bundles(
-        [out / "bundle"], out=out / "profile", data="synthetic", setting=TimingConfig(duration_s=duration_s)
+        [out / "bundle"], out=out / "profile", data="synthetic", timing=TimingConfig(duration_s=duration_s)
     )
     say("3/3  writing the report")
-    report = write_report([out / "profile"], out)
+    report = write_report([out / "profile"], out).page
     say(f"     done in {time.monotonic() - started:.0f} s")
     record = {"report": str(report), "profile": profile.model_dump(mode="json", by_alias=True)}
     finish(record, [*table(profile), str(report)], as_json)

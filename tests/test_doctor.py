@@ -1,6 +1,11 @@
+"""What is installed is found as it is, and each target is judged by it."""
+
 from __future__ import annotations
 
+import dataclasses
 import json
+import platform
+import re
 import struct
 import subprocess
 import sys
@@ -15,19 +20,38 @@ from click.testing import CliRunner
 from ptsr_edge import doctor
 from ptsr_edge.core.system import TELLING_FLAGS
 from ptsr_edge.doctor import (
-    EXTRA_OF,
     Package,
     Probe,
+    as_found,
     cpu_notes,
     embedded_weights,
+    find_gpus,
     judge_target,
     lines_of,
+    probe,
+    probe_all,
+    read_extras,
 )
 from ptsr_edge.models import checkpoint
 from ptsr_edge.runtimes.base import RUNTIMES
 
-GPU = {"name": "A", "compute_capability": "8.6"}
-HOPPER = {"name": "H", "compute_capability": "9.0"}
+GPU = {"name": "A", "capability": "SM86"}
+HOPPER = {"name": "H", "capability": "SM90"}
+
+REQUIREMENTS = [
+    "numpy>=1.26",
+    "jinja2; extra == 'report'",
+    "onnxruntime>=1.20; extra == 'ort'",
+    'opencv-python-headless>=4.10,<6; extra == "camera"',
+    "here>=1; (platform_machine == 'MACHINE') and extra == 'trt'",
+    "elsewhere>=1; (platform_machine == 'pdp11') and extra == 'trt'",
+    "numpy[fast] (>=1.26); extra == 'train'",
+    "future; (python_version >= '3.99') and extra == 'train'",
+    "past; (python_version < '3.10') and extra == 'train'",
+    "present; (python_version >= '3.10') and extra == 'train'",
+    "ruff>=0.14; extra == 'dev'",
+    "torch>=2.9; extra == 'all'",
+]
 
 
 def a_package(name: str, state: str = "works", detail: str = "") -> Package:
@@ -38,7 +62,8 @@ def a_package(name: str, state: str = "works", detail: str = "") -> Package:
 
 def extras_with(**states: str) -> dict[str, list[Package]]:
     """Every extra of the targets with one package each, in the given states; others work."""
-    return {extra: [a_package(extra, states.get(extra, "works"))] for extra in (*EXTRA_OF.values(), "train")}
+    extras = [*(runtime.extra for runtime in RUNTIMES.values()), "train"]
+    return {extra: [a_package(extra, states.get(extra, "works"))] for extra in extras}
 
 
 def probes_with(works: Iterable[str]) -> dict[str, Probe]:
@@ -46,13 +71,6 @@ def probes_with(works: Iterable[str]) -> dict[str, Probe]:
     return {module: Probe("works" if module in set(works) else "missing") for module in modules}
 
 
-@pytest.fixture
-def all_targets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if this version had the code of every target; what is tested is the judgement."""
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda _name: object())  # type: ignore[attr-defined]
-
-
-@pytest.mark.usefixtures("all_targets")
 @pytest.mark.parametrize(
     ("target", "works", "states", "gpus", "build", "run"),
     [
@@ -80,22 +98,47 @@ def test_what_can_be_built_and_run(
     build: bool,
     run: bool,
 ) -> None:
-    state = judge_target(target, extras_with(**states), probes_with(works), gpus)
+    state = judge_target(target, RUNTIMES[target], extras_with(**states), probes_with(works), gpus)
     assert (state.build, state.run) == (build, run)
     assert (state.build and state.run) == (not state.notes), "what is in the way is told, and nothing else"
 
 
-@pytest.mark.usefixtures("all_targets")
 def test_each_fault_comes_with_the_line_against_it() -> None:
     extras = extras_with(train="missing", openvino="broken")
-    state = judge_target("openvino", extras, probes_with([]), [])
+    state = judge_target("openvino", RUNTIMES["openvino"], extras, probes_with([]), [])
     assert state.install == ["pip install 'ptsr-edge[train]'", "pip install --force-reinstall 'openvino>=1'"]
 
 
-@pytest.mark.usefixtures("all_targets")
 def test_where_tensorrt_comes_with_the_system_the_registry_is_not_suggested() -> None:
-    state = judge_target("trt", extras_with(trt="not for this machine"), probes_with([]), [GPU])
+    state = judge_target(
+        "trt", RUNTIMES["trt"], extras_with(trt="not for this machine"), probes_with([]), [GPU]
+    )
     assert state.install == ["python3 -m venv --system-site-packages .venv"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "build", "run", "said"),
+    [
+        ({"builder": "ptsr_edge.export.targets.gone:T"}, False, True, "there is no module ptsr_edge.export.targets.gone"),
+        ({"builder": "gone.deep:T"}, False, True, "there is no module gone.deep"),
+        ({"runner": "ptsr_edge.runtimes.gone:R"}, False, False, "ptsr_edge.runtimes.gone:R cannot be loaded"),
+        ({"runner": "ptsr_edge.runtimes.base:R"}, False, False, "base:R cannot be loaded .AttributeError"),
+        ({"packages": ("gone",), "extra": ""}, False, False, "gone is missing"),
+    ],
+)  # fmt: skip
+def test_a_target_whose_code_or_package_is_missing_is_not_healthy(
+    changes: dict[str, Any], build: bool, run: bool, said: str
+) -> None:
+    runtime = dataclasses.replace(RUNTIMES["cpu"], **changes)
+    probes = {**probes_with(["onnxruntime"]), "gone": Probe("missing")}
+    state = judge_target("cpu", runtime, extras_with(), probes, [])
+    assert (state.build, state.run) == (build, run)
+    assert re.search(said, state.notes[0])
+
+
+def test_a_target_that_is_broken_says_so() -> None:
+    state = judge_target("npu", "target 'npu' is broken: ...", extras_with(), {}, [])
+    assert (state.build, state.run, state.notes) == (False, False, ["target 'npu' is broken: ..."])
 
 
 def test_cpu_facts_that_matter_are_explained() -> None:
@@ -144,6 +187,117 @@ def test_unreadable_weights_are_told(tmp_path: Path, content: bytes) -> None:
 
 def test_the_embedded_weights_are_looked_for_where_they_are_loaded_from() -> None:
     assert doctor.WEIGHTS == checkpoint.EMBEDDED
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module named `brittle` on the path; tests fill it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path / "brittle.py"
+
+
+def test_requirements_are_read_by_extra() -> None:
+    extras = read_extras(line.replace("MACHINE", platform.machine()) for line in REQUIREMENTS)
+    assert list(extras) == ["base", "report", "ort", "camera", "trt", "train"]
+    assert extras["base"] == [Package(name="numpy", module="numpy", wanted=">=1.26")]
+    assert (extras["report"][0].name, extras["report"][0].wanted) == ("jinja2", "")
+    assert (extras["camera"][0].module, extras["camera"][0].wanted) == ("cv2", "<6,>=4.10")
+    assert [package.state for package in extras["trt"]] == ["missing", "not for this machine"]
+    assert [package.name for package in extras["train"]] == ["numpy", "present"]
+
+
+def test_every_package_of_every_extra_that_is_installed_has_the_import_name_that_is_tried() -> None:
+    """The names follow from the distributions; `top_level.txt` or the file list says what they install."""
+    for packages in read_extras(metadata.requires("ptsr-edge") or []).values():
+        for package in packages:
+            try:
+                files = metadata.files(package.name) or []
+            except metadata.PackageNotFoundError:
+                continue
+            tops = {file.parts[0].partition(".")[0] for file in files}
+            assert package.module in tops, f"{package.name} is not imported as {package.module}"
+
+
+def test_a_module_that_works() -> None:
+    assert probe("json") == Probe("works")
+
+
+def test_a_module_that_is_not_there() -> None:
+    assert probe("no_such_module_anywhere") == Probe("missing")
+
+
+def test_a_folder_that_happens_to_have_the_name_is_not_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "openvino_folder").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert probe("openvino_folder") == Probe("missing")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        pytest.param(
+            "import ctypes; ctypes.CDLL('libgone.so.3')",
+            r"OSError: libgone\.so\.3: cannot open shared object file.*",
+            id="a shared library is missing",
+        ),
+        pytest.param("raise SystemExit(3)", "exit code 3", id="it leaves without a word"),
+        pytest.param(
+            "import os, signal; os.kill(os.getpid(), signal.SIGILL)",
+            "its import was ended by SIGILL",
+            id="instructions that this processor lacks",
+        ),
+    ],
+)
+def test_a_broken_module_is_told_with_its_reason(module: Path, source: str, said: str) -> None:
+    module.write_text(source, encoding="utf-8")
+    found = probe("brittle")
+    assert found.state == "broken"
+    assert re.fullmatch(said, found.detail)
+
+
+def test_a_module_that_hangs_is_broken_after_the_limit(module: Path) -> None:
+    module.write_text("import time; time.sleep(60)", encoding="utf-8")
+    assert probe("brittle", limit_s=0.3) == Probe("broken", "its import did not end within 0.3 s")
+
+
+def test_what_a_module_prints_is_not_taken_for_its_answer(module: Path) -> None:
+    module.write_text("print('welcome', end='')", encoding="utf-8")
+    assert probe("brittle") == Probe("works")
+
+
+def test_a_runtime_says_what_it_can_use() -> None:
+    pytest.importorskip("onnxruntime")
+    assert "CPUExecutionProvider" in probe("onnxruntime", RUNTIMES["cpu"].facts).detail
+
+
+def test_telemetry_is_off_where_packages_are_tried(module: Path) -> None:
+    module.write_text("import openvino_telemetry", encoding="utf-8")
+    found = probe("brittle")
+    assert found.state == "broken"
+    assert "openvino_telemetry" in found.detail
+
+
+def test_many_are_tried_once_each() -> None:
+    asked = {"json": "['said']", "csv": "[]"}
+    assert probe_all(asked) == {"csv": Probe("works"), "json": Probe("works", "said")}
+
+
+def test_a_package_takes_state_and_version_from_what_was_found() -> None:
+    numpy = Package(name="numpy", module="numpy", wanted=">=1")
+    assert as_found(numpy, Probe("works")).version == metadata.version("numpy")
+    assert as_found(numpy, Probe("broken", "why")).detail == "why"
+    foreign = Package(name="opencv-from-jetpack", module="cv2", wanted="")
+    assert as_found(foreign, Probe("works", "x")).detail == "installed under another name; x"
+    elsewhere = Package(name="x", module="x", wanted="", state="not for this machine")
+    assert as_found(elsewhere, Probe("missing")).state == "not for this machine"
+
+
+def test_gpus_are_named_with_their_compute_capability_or_there_are_none() -> None:
+    for gpu in find_gpus():
+        assert re.fullmatch(r"SM\d+", gpu["capability"])
+        assert gpu["name"]
 
 
 @pytest.fixture(scope="module")

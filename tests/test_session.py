@@ -20,7 +20,7 @@ from ptsr_edge.core.config import LABELS
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.export.exporter import export_bundle
 from ptsr_edge.models.checkpoint import load_checkpoint, predict_logits
-from ptsr_edge.runtimes import tensorrt as backend_trt
+from ptsr_edge.runtimes.tensorrt import TrtRunner
 from ptsr_edge.vision.flow import to_input
 
 BUDGETS = {1.0: 16, 0.5: 8, 0.25: 4}
@@ -112,7 +112,7 @@ def test_of_several_targets_the_first_that_can_run_here(
     every_target: Path, random_flows: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = {"budget": 1.0, "precision": "fp32"}
-    assert backend_trt.why_not_here(every_target / "ptsr-test-trt-fp32-k16.plan")  # no GPU of that kind
+    assert TrtRunner.why_not_here(every_target / "ptsr-test-trt-fp32-k16.plan", {})  # no GPU of that kind
     through_openvino = Session.open(every_target, **asked)
     assert through_openvino.variant.target == "openvino"
     monkeypatch.setitem(sys.modules, "openvino", None)

@@ -1,28 +1,170 @@
-"""A cache on disk: files or folders under a digest of all that they depend on."""
+"""One cache on disk for whatever is made again and again: entries under a digest of all that they depend on.
+
+An entry is one file, `KEY[:2]/KEY.entry`: the SHA-256 of its content, then the content, which is checked before
+anybody reads it. Entries appear whole (a temporary file, then a rename); what was not used for longest goes when
+there is too much; what a dead process left half written goes after a day.
+"""
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import json
+import logging
 import os
-import stat
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
+
+from ptsr_edge.core.errors import JobError
+from ptsr_edge.core.files import staged_file
+
+log = logging.getLogger("ptsr_edge")
+
+T = TypeVar("T")
 
 FOLDER_VARIABLE = "PTSR_EDGE_CACHE"
+
+LIMIT_BYTES = 4_000_000_000
+"""What the entries of one kind may take, unless a cache is told otherwise."""
 
 ABANDONED_S = 24 * 3600
 """An unfinished entry of that age was left by a process that is gone."""
 
+SUFFIX = ".entry"
 
-class _Spoiled(Exception):  # noqa: N818
-    """An entry that cannot be read, or is not what was stored."""
+DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+class SpoiledEntryError(Exception):
+    """An entry is not what was stored. Raised by a reader to have it removed; never leaves `DiskCache`."""
+
+
+class DiskCache:
+    """The entries of one kind. Processes and threads may share them; a fault of the cache never fails a job."""
+
+    def __init__(self, kind: str, folder: Path | None = None, limit_bytes: int = LIMIT_BYTES) -> None:
+        """Makes nothing on disk before the first `store`.
+
+        Args:
+            kind: what is kept: names the subfolder, and is named in the log.
+            folder: by default `kind` in `default_folder()`.
+            limit_bytes: what `shrink` leaves, and the most that one entry may take.
+        """
+        home = default_folder()
+        self.kind = kind
+        self.folder = folder if folder is not None else home / kind if home is not None else None
+        self.limit_bytes = limit_bytes
+        self.is_off = False
+        if self.folder is None:
+            self._turn_off("there is no home directory")
+
+    def fetch(self, key: str, read: Callable[[BinaryIO], T]) -> T | None:
+        """Returns what `read` makes of an entry's content, or None where there is no sound entry.
+
+        An entry whose content has changed, or that `read` refuses by `SpoiledEntryError`, is removed and told of.
+        Other errors of `read` are the caller's.
+        """
+        if self.folder is None:
+            return None
+        path = self._path(key)
+        try:
+            stream = path.open("rb")
+        except OSError:
+            return None
+        with stream:
+            try:
+                digest = stream.read(DIGEST_BYTES)
+                # An entry is only ever replaced by a rename: what is hashed here is what is read then.
+                if _sha256(stream) != digest:
+                    raise SpoiledEntryError("its content has changed")
+                stream.seek(DIGEST_BYTES)
+                found = read(stream)
+            except SpoiledEntryError as error:
+                log.warning("cache: %s is not what was stored (%s); it is made anew", path, error)
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+                return None
+        with contextlib.suppress(OSError):  # a cache that may only be read, or another process made room
+            os.utime(path)
+        return found
+
+    def store(self, key: str, write: Callable[[BinaryIO], None]) -> None:
+        """Keeps what `write` writes under a key; an entry that is there already stays."""
+        if self.folder is None or self.is_off or self._path(key).exists():
+            return
+        try:
+            with staged_file(self._path(key)) as stage:
+                with stage.open("w+b") as stream:
+                    stream.write(bytes(DIGEST_BYTES))
+                    write(stream)
+                    stream.seek(DIGEST_BYTES)
+                    digest = _sha256(stream)
+                    stream.seek(0)
+                    stream.write(digest)
+                if stage.stat().st_size > self.limit_bytes:
+                    log.info("cache: %s of %s is larger than the cache may be: not kept", key, self.kind)
+                    stage.unlink()
+        except JobError as error:
+            self._turn_off(str(error))
+
+    def shrink(self) -> None:
+        """Removes what was used longest ago until the rest fits; and what dead processes left."""
+        if self.folder is None:
+            return
+        entries = []
+        for path in self.folder.glob(f"*/*{SUFFIX}"):
+            with contextlib.suppress(OSError):  # another process was at it
+                facts = path.stat()
+                if not path.name.startswith("."):
+                    entries.append((facts.st_mtime_ns, facts.st_size, path))
+                elif time.time() - facts.st_mtime > ABANDONED_S:
+                    path.unlink()
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in sorted(entries):
+            if total <= self.limit_bytes:
+                break
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            total -= size
+
+    def _path(self, key: str) -> Path:
+        assert self.folder is not None
+        return self.folder / key[:2] / f"{key}{SUFFIX}"
+
+    def _turn_off(self, reason: str) -> None:
+        if not self.is_off:
+            log.info("cache: off, %s not kept: %s", self.kind, reason)
+        self.is_off = True
+
+
+def _sha256(stream: BinaryIO) -> bytes:
+    """The digest of what is left of a stream; of what cannot be read, that of nothing."""
+    digest = hashlib.sha256()
+    with contextlib.suppress(OSError):
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.digest()
+
+
+def default_folder() -> Path | None:
+    """Returns $PTSR_EDGE_CACHE, else ptsr-edge in $XDG_CACHE_HOME or ~/.cache; None where there is no home."""
+    chosen = os.environ.get(FOLDER_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if base.is_absolute():  # others are to be ignored: XDG Base Directory Specification 0.8
+        return base / "ptsr-edge"
+    try:
+        return Path.home() / ".cache" / "ptsr-edge"
+    except RuntimeError:
+        return None
 
 
 def cache_key(parts: Mapping[str, Any]) -> str:
-    """SHA-256 of all that an export depends on, as 64 hexadecimal digits; the order of keys says nothing.
+    """Returns the SHA-256 of all that an entry depends on, as 64 hexadecimal digits; the order of keys says nothing.
 
     Args:
         parts: what JSON can hold. Numbers must be finite.
@@ -36,7 +178,7 @@ def cache_key(parts: Mapping[str, Any]) -> str:
 
 
 def code_digest(package: Path = Path(__file__).parents[1]) -> str:
-    """SHA-256 over a package's Python source files, their names included."""
+    """Returns the SHA-256 over a package's Python source files, their names included."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         content = path.read_bytes()
@@ -46,9 +188,9 @@ def code_digest(package: Path = Path(__file__).parents[1]) -> str:
 
 
 def closure_digest(module: str) -> str:
-    """SHA-256 over the source of a module of this package, named in full, and of all of the package that it imports.
+    """Returns the SHA-256 over the source of a module of this package and of all of the package that it imports.
 
-    Imports inside functions count, so nothing that decides a result has to be listed by hand.
+    `module` is its full name. Imports inside functions count, so nothing that decides a result has to be listed by hand.
     """
     package = Path(__file__).parents[1]
     found: dict[str, bytes] = {}
@@ -73,62 +215,3 @@ def closure_digest(module: str) -> str:
         digest.update(f"{name}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()
-
-
-def default_folder() -> Path | None:
-    """$PTSR_EDGE_CACHE, else ptsr-edge in $XDG_CACHE_HOME or ~/.cache; None where there is no home."""
-    chosen = os.environ.get(FOLDER_VARIABLE)
-    if chosen:
-        return Path(chosen)
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if base.is_absolute():  # others are to be ignored: XDG Base Directory Specification 0.8
-        return base / "ptsr-edge"
-    try:
-        return Path.home() / ".cache" / "ptsr-edge"
-    except RuntimeError:
-        return None
-
-
-def _names(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def _size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _rename_new(stage: Path, entry: Path) -> None:
-    """Puts an entry in its place; another process may have been first, with the same content."""
-    try:
-        stage.rename(entry)
-    except OSError:
-        if not entry.is_dir():
-            raise
-
-
-def _copy(source: Path, target: Path) -> str:
-    """Copies a file; the SHA-256 of the bytes that were written."""
-    digest = hashlib.sha256()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("wb") as stream:
-        for block in _blocks(source):
-            digest.update(block)
-            stream.write(block)
-    target.chmod(_mode(source))
-    return digest.hexdigest()
-
-
-def _mode(path: Path) -> int:
-    try:
-        return stat.S_IMODE(path.stat().st_mode)
-    except OSError as error:
-        raise _Spoiled(f"{path.name} cannot be read: {error.strerror}") from None
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                yield block
-    except OSError as error:
-        raise _Spoiled(f"{path.name} cannot be read: {error.strerror}") from None

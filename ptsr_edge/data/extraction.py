@@ -7,12 +7,8 @@ its main part.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
-import logging
 import os
-import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,23 +16,21 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.console import progress
-from ptsr_edge.core.disk_cache import ABANDONED_S, cache_key, closure_digest, default_folder
-from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, require
-from ptsr_edge.core.files import sha256_of, write_whole
+from ptsr_edge.core.disk_cache import DiskCache, SpoiledEntryError, cache_key, closure_digest
+from ptsr_edge.core.errors import InputError, MissingExtraError, require
+from ptsr_edge.core.files import sha256_of
 from ptsr_edge.core.system import installed
 from ptsr_edge.data.annotations import Clip, Finding, RowFault
 from ptsr_edge.vision.face_detection import TWO_WAYS, Detector, open_detector
 from ptsr_edge.vision.face_tracking import StableCrop, region_of
 from ptsr_edge.vision.flow import MIN_FRAME, flow_sample
-
-log = logging.getLogger("ptsr_edge")
 
 Image = NDArray[np.uint8]
 T = TypeVar("T")
@@ -49,14 +43,6 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MODEL_VARIABLE = "PTSR_EDGE_FACE_MODEL"
 
 MOST_THREADS = 8
-
-LIMIT_BYTES = 4_000_000_000
-
-SUBFOLDER = "flow"
-
-SUFFIX = ".flow"
-
-DIGEST_BYTES = 32
 
 
 def measure_clips(
@@ -335,78 +321,28 @@ def _surroundings() -> dict[str, Any]:
 
 
 class FlowCache:
-    """A folder of flow samples. Processes and threads may share it; a fault of it never fails a job."""
+    """The flow samples that were measured before, in a `DiskCache`."""
 
-    def __init__(self, folder: Path | None = None, limit_bytes: int = LIMIT_BYTES) -> None:
-        """`folder` by default `flow` in `cache.default_folder()`; nothing is written before the first `store`."""
-        home = default_folder()
-        self.folder = folder if folder is not None else home / SUBFOLDER if home is not None else None
-        self.limit_bytes = limit_bytes
-        self._told = False
+    def __init__(self, folder: Path | None = None) -> None:
+        """`folder` by default `flow` in `disk_cache.default_folder()`."""
+        self._entries = DiskCache("flow", folder)
 
     def fetch(self, key: str, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
-        """A stored sample, or None; an entry that was changed or cut short is removed."""
-        if self.folder is None:
-            return None
-        path = self._path(key)
-        try:
-            content = path.read_bytes()
-        except OSError:
-            return None
-        sample = _unpack(content, shape)
-        with contextlib.suppress(OSError):  # a cache that may only be read
-            if sample is None:
-                log.warning("flow cache: %s is not what was stored; it is made anew", path)
-                path.unlink(missing_ok=True)
-            else:
-                os.utime(path)
-        return sample
+        """Returns a stored sample, or None."""
+
+        def read(stream: BinaryIO) -> NDArray[np.float32]:
+            sample: NDArray[np.float32] = np.load(stream, allow_pickle=False)
+            if sample.shape != shape or sample.dtype != np.float32:
+                raise SpoiledEntryError(f"it holds {sample.dtype} {sample.shape} instead of float32 {shape}")
+            return sample
+
+        return self._entries.fetch(key, read)
 
     def store(self, key: str, sample: NDArray[np.float32]) -> None:
         """Keeps a sample under a key."""
-        if self.folder is None or self._told:
-            return
-        try:
-            write_whole(self._path(key), _pack(sample))
-        except JobError as error:
-            log.info("flow cache: off, flow is not kept: %s", error)
-            self._told = True
+        content = np.ascontiguousarray(sample, dtype=np.float32)
+        self._entries.store(key, lambda stream: np.save(stream, content, allow_pickle=False))
 
     def shrink(self) -> None:
-        """Removes what was used longest ago until the rest fits into the limit; and what dead processes left."""
-        if self.folder is None:
-            return
-        entries = []
-        for path in self.folder.rglob(f"*{SUFFIX}*"):
-            with contextlib.suppress(OSError):  # another process was at it
-                facts = path.stat()
-                if path.suffix == SUFFIX:
-                    entries.append((facts.st_mtime_ns, facts.st_size, path))
-                elif time.time() - facts.st_mtime > ABANDONED_S:
-                    path.unlink()
-        total = sum(size for _, size, _ in entries)
-        for _, size, path in sorted(entries):
-            if total <= self.limit_bytes:
-                break
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-            total -= size
-
-    def _path(self, key: str) -> Path:
-        assert self.folder is not None
-        return self.folder / key[:2] / f"{key}{SUFFIX}"
-
-
-def _pack(sample: NDArray[np.float32]) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, np.ascontiguousarray(sample, dtype=np.float32), allow_pickle=False)
-    content = stream.getvalue()
-    return hashlib.sha256(content).digest() + content
-
-
-def _unpack(content: bytes, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
-    digest, packed = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
-    if hashlib.sha256(packed).digest() != digest:
-        return None
-    sample: NDArray[np.float32] = np.load(io.BytesIO(packed), allow_pickle=False)
-    return sample if sample.shape == shape and sample.dtype == np.float32 else None
+        """Makes the cache as small as it has to be."""
+        self._entries.shrink()

@@ -1,5 +1,15 @@
-"""Samples to calibrate and to prove on: stratified, seeded, from the training side, never from those that
-accuracy is reported on."""
+"""What an export takes from data: calibration samples, budgets, and the margins of cascades.
+
+Samples are stratified, seeded, from the training side, and never from those that accuracy is reported on.
+
+A cascade answers as the small budget does where that leads by a margin, else as the full budget. Its drop of UAR
+against the full budget is bounded by `risk_bounds.upper_bound`, which assumes no distribution. Margins are tested in an
+order that is fixed beforehand, from the safest one (the full budget is always asked: no loss) down, and the last one
+before the first whose bound exceeds the limit is taken. Such fixed-sequence testing needs no correction for the number
+of margins: that any margin is accepted whose expected drop exceeds the limit has a probability of at most
+1 - confidence. Source: Angelopoulos et al., Learn then Test: calibrating predictive algorithms to achieve risk control,
+2021 (arXiv 2110.01052), section on fixed-sequence testing.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ptsr_edge.bundle import Cascade, Variant
@@ -33,10 +44,13 @@ from ptsr_edge.vision.flow import MIN_FRAME, to_input
 log = logging.getLogger("ptsr_edge")
 
 MOST_SUBJECTS = 48
+"""Rendered people to calibrate on, at most."""
 
 MASS = 0.9
+"""Share of a sample's score that its tokens hold in DTSM's dynamic mode."""
 
 QUANTILES = (0.5, 0.9, 0.99)
+"""Of the dynamic counts: the static budgets."""
 
 
 class CalibrationRecord(Record):
@@ -64,7 +78,7 @@ class CalibrationRecord(Record):
 def calibration_side(
     info: CheckpointInfo, root: Path | None, name: str | None, count: int, seed: int = 0
 ) -> FlowDataset:
-    """Clips that may be calibrated on, at least twice as many as `count` where there are so many.
+    """Returns clips that may be calibrated on, at least twice as many as `count` where there are so many.
 
     Of the data that a model was trained on: clips of subjects it was trained on. Of other data: the
     training side of their `holdout` split. Of many subjects, a seeded draw.
@@ -100,7 +114,7 @@ def calibration_side(
 
 
 def load_subjects(name: str, root: Path | None) -> list[str]:
-    """The subjects of a data set; of rendered data without rendering any."""
+    """Returns the subjects of a data set; of rendered data without rendering any."""
     entry = find_dataset(name)
     if entry.rendered_subjects is not None:
         return list(entry.rendered_subjects())
@@ -135,7 +149,7 @@ def draw(data: FlowDataset, count: int, seed: int = 0) -> tuple[FlowDataset, Cal
 
 
 def _spread(data: FlowDataset, rng: np.random.Generator) -> NDArray[np.intp]:
-    """All places in the order in which they are drawn."""
+    """Returns all places in the order in which they are drawn."""
     shuffled = rng.permutation(len(data))
     turns: dict[tuple[int, str], int] = {}
     keys: list[tuple[int, int, int]] = []
@@ -151,7 +165,7 @@ def _spread(data: FlowDataset, rng: np.random.Generator) -> NDArray[np.intp]:
 
 
 def budgets_from_data(model: Model, inputs: NDArray[np.float32], mass: float = MASS) -> dict[str, Any]:
-    """Static budgets from DTSM's dynamic mode: quantiles of its counts over calibration samples.
+    """Chooses static budgets by DTSM's dynamic mode: quantiles of its counts over calibration samples.
 
     Args:
         model: PTSR; a baseline keeps all tokens and has nothing to choose.
@@ -164,8 +178,6 @@ def budgets_from_data(model: Model, inputs: NDArray[np.float32], mass: float = M
     Raises:
         InputError: the model is a baseline.
     """
-    import torch
-
     if not isinstance(model, Ptsr):
         raise InputError(f"{model.config.name} keeps all tokens: `--budgets auto` needs a PTSR")
     with torch.no_grad():
@@ -182,8 +194,6 @@ def budgets_from_data(model: Model, inputs: NDArray[np.float32], mass: float = M
         "counts": {str(int(v)): int(n) for v, n in zip(values, numbers, strict=True)},
     }
 
-
-# FOLDED from export.cascade: At which margin a cascade may trust its small budget, so that its loss against the full one is bounded. The cascade answers as the small budget does where that leads by a margin, else as the full budget. Its drop of UAR against the full budget is bounded by `bounds.upper_bound`, which assumes no distribution. Margins are tested in an order that is fixed beforehand, from the safest one (the full budget is always asked: no loss) down, and the last one before the first whose bound exceeds the limit is taken. Such fixed-sequence testing needs no correction for the number of margins: that any margin is accepted whose expected drop exceeds the limit has a probability of at most 1 - confidence. Source: Angelopoulos et al., Learn then Test: calibrating predictive algorithms to achieve risk control, 2021 (arXiv 2110.01052), section on fixed-sequence testing.
 
 MARGINS: tuple[float, ...] = tuple(round(1 - step / 40, 3) for step in range(41))
 """Tested in this order. At 1 the full budget is always asked, at 0 never."""
@@ -212,7 +222,7 @@ def choose_margin(
     limit: float,
     confidence: float = CONFIDENCE,
 ) -> Chosen:
-    """The smallest margin whose bound on the drop of UAR, and that of all larger ones, is within the limit.
+    """Returns the smallest margin whose bound on the drop of UAR, and that of all larger ones, is within the limit.
 
     Args:
         truth: (n,) true classes.
@@ -237,9 +247,8 @@ def choose_margin(
         if chosen is not None and bound.upper > limit:
             break
         chosen = Chosen(margin, float(asked.mean()), bound)
-    assert (
-        chosen is not None
-    )  # the first margin answers as the full budget does, which `check_reach` looked at
+    # The first margin answers as the full budget does, which `check_reach` looked at.
+    assert chosen is not None
     return chosen
 
 
@@ -262,10 +271,10 @@ def check_reach(
 
 
 def cascade_samples(side: FlowDataset, used: Sequence[str], image_size: int) -> FlowDataset:
-    """Samples that nothing else was done with: of rendered data new people, else what the side has left.
+    """Returns samples that nothing else was done with: of rendered data new people, else what the side has left.
 
     Args:
-        side: the calibration side; see `calibration.calibration_side`.
+        side: the calibration side; see `calibration_side`.
         used: names of its samples that were calibrated, proven or judged on.
         image_size: S.
 
@@ -285,7 +294,7 @@ def cascade_samples(side: FlowDataset, used: Sequence[str], image_size: int) -> 
 
 
 def calibrate(variants: Sequence[Variant], folder: Path, samples: FlowDataset, limit: float) -> list[Cascade]:
-    """A rule for each target and precision that has two budgets and runs here, through the artifacts themselves.
+    """Makes a rule for each target and precision that has two budgets and runs here, through the artifacts themselves.
 
     What cannot run here, or gains nothing because the full budget would always be asked, is said and left out.
 

@@ -20,7 +20,7 @@ from ptsr_edge.core.config import DEFAULT_MODEL, MODELS, parse_keep_rate
 from ptsr_edge.core.console import Verb, comma_separated, finish, say
 from ptsr_edge.data.cli import DataOption
 from ptsr_edge.export.config import ExportConfig, check_out, read_recipe
-from ptsr_edge.export.exporter import CALIBRATION_SAMPLES, GRAPH_ONLY, export_bundle
+from ptsr_edge.export.exporter import CALIBRATION_SAMPLES, export_bundle
 from ptsr_edge.export.serving import LAYOUTS, check_repository, write_layout
 from ptsr_edge.export.targets.base import Flag, find_target
 from ptsr_edge.runtimes.base import RUNTIMES, target_names
@@ -145,7 +145,7 @@ def _proof(variant: Variant) -> str:
         f"max |logit difference| {parity.max_abs:.1e}, same class {parity.top1_agreement:.0%} "
         f"of {parity.samples} samples"
     )
-    if not parity.reference.endswith(GRAPH_ONLY):
+    if parity.through == "artifact":
         return proof
     built = "for the device to build" if variant.artifact.endswith(".onnx") else "built, not run here"
     return f"{built}; its graph: {proof}"

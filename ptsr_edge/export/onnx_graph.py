@@ -1,4 +1,13 @@
-"""ONNX graphs of fixed shapes, opset 20, whose budget variants share one weights file."""
+"""ONNX graphs of fixed shapes, opset 20: traced, written with shared weights, or kept as templates without any.
+
+A `Template` is a graph that is exported once, and whose weights file is written anew for each model of its geometry:
+cross-validation has hundreds of them. The rewrites of `static_model` change weights (norms and temperatures are folded
+in), and torch's exporter moves them: it transposes products' weights, merges equal tensors, renames. So a template is
+traced with *numbered* weights: every value of every parameter of the static module is a different float, whose bits
+say which value it is. What stands in the traced graph then tells where each of its numbers comes from, whatever was
+moved; for another model the rewrites are done in torch and the values are put in their places. Numbered weights lie
+above 2^100, so that anything computed from them would show: it is refused.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +15,8 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +24,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, external_data_helper
+from onnx import ModelProto, TensorProto, external_data_helper, numpy_helper
 from torch import nn
 
 from ptsr_edge.core.config import ModelConfig, Preprocess
@@ -34,7 +44,7 @@ SHARED_FROM_BYTES = 512
 """Smaller tensors stay inside their graph."""
 
 
-def trace(static: nn.Module, config: ModelConfig) -> onnx.ModelProto:
+def trace(static: nn.Module, config: ModelConfig) -> ModelProto:
     """Exports a module of fixed shapes: input `flow` (1, C, S, S), outputs `logits` and `kept`.
 
     Raises:
@@ -52,7 +62,7 @@ def trace(static: nn.Module, config: ModelConfig) -> onnx.ModelProto:
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
             raise JobError(f"torch cannot export {config.name}: {error}") from error
     assert program is not None
-    model: onnx.ModelProto = program.model_proto
+    model: ModelProto = program.model_proto
     for node in model.graph.node:
         # What torch notes about its source holds paths of the machine that exported.
         del node.metadata_props[:]
@@ -66,7 +76,21 @@ def trace(static: nn.Module, config: ModelConfig) -> onnx.ModelProto:
     return model
 
 
-def name_products(model: onnx.ModelProto, static: nn.Module) -> None:
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Raises the level of some loggers to errors inside a `with` block."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def name_products(model: ModelProto, static: nn.Module) -> None:
     """Names each product by the layer that its weights belong to, so that names hold across budgets.
 
     `blocks.2.mlp.fc1`, for a second product by the same weights `blocks.2.mlp.fc1/2`. Weights are found by
@@ -84,18 +108,24 @@ def name_products(model: onnx.ModelProto, static: nn.Module) -> None:
         weights = [constants[name] for name in node.input if name in constants]
         if node.op_type not in PRODUCTS or not weights:
             continue
-        found = [layers.get(_content(onnx.numpy_helper.to_array(tensor))) for tensor in weights]
+        found = [layers.get(_content(numpy_helper.to_array(tensor))) for tensor in weights]
         known = [layer for layer in found if layer is not None]
         if known:
             seen[known[0]] = seen.get(known[0], 0) + 1
             node.name = known[0] if seen[known[0]] == 1 else f"{known[0]}/{seen[known[0]]}"
 
 
+def layer_of(product: str) -> str:
+    """Returns the layer that a named product belongs to: of `blocks.1.attention.query/2` all before the slash."""
+    return product.partition("/")[0]
+
+
 def _content(array: NDArray[np.floating]) -> bytes:
+    """What tells two weights apart: shape and values."""
     return repr(array.shape).encode() + hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
 
 
-def add_metadata(model: onnx.ModelProto, labels: list[str], preprocess: Preprocess) -> None:
+def add_metadata(model: ModelProto, labels: list[str], preprocess: Preprocess) -> None:
     """Writes labels and preprocessing under the keys that OpenVINO's Model API reads from ONNX files.
 
     Its adapter splits each key at blanks into a path below `model_info`; labels are parted by blanks.
@@ -113,27 +143,32 @@ def add_metadata(model: onnx.ModelProto, labels: list[str], preprocess: Preproce
     model.producer_version = ""
 
 
-def write_sharing_weights(models: Mapping[Path, onnx.ModelProto], weights: Path) -> None:
+def write_sharing_weights(models: Mapping[Path, ModelProto], weights: Path) -> None:
     """Writes graphs into one folder with their large tensors in one file beside them, each tensor once.
+
+    The graphs in memory keep their weights.
 
     Raises:
         JobError: a file cannot be written, or a graph fails ONNX's checker.
     """
-    offsets: dict[str, int] = {}
+    offsets: dict[bytes, int] = {}
     content = bytearray()
-    for model in models.values():
-        for tensor in model.graph.initializer:
-            data = onnx.numpy_helper.to_array(tensor).tobytes()
+    light: dict[Path, ModelProto] = {}
+    for path, model in models.items():
+        light[path] = ModelProto()
+        light[path].CopyFrom(model)
+        for tensor in light[path].graph.initializer:
+            data = numpy_helper.to_array(tensor).tobytes()
             if len(data) < SHARED_FROM_BYTES:
                 continue
-            key = hashlib.sha256(data).hexdigest()
+            key = hashlib.sha256(data).digest()
             if key not in offsets:
                 content.extend(b"\0" * (-len(content) % ALIGNMENT))
                 offsets[key] = len(content)
                 content.extend(data)
-            point_at(tensor, weights.name, offsets[key], len(data))
+            _point_at(tensor, weights.name, offsets[key], len(data))
     write_whole(weights, bytes(content))
-    for path, model in models.items():
+    for path, model in light.items():
         write_whole(path, model.SerializeToString())
         try:
             onnx.checker.check_model(path, full_check=True)
@@ -141,33 +176,14 @@ def write_sharing_weights(models: Mapping[Path, onnx.ModelProto], weights: Path)
             raise JobError(f"{path.name} is no valid ONNX graph: {error}") from error
 
 
-def point_at(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+def _point_at(tensor: TensorProto, location: str, offset: int, length: int) -> None:
     """Makes a tensor one that lies in a file beside its graph: `length` bytes at `offset`."""
-    tensor.ClearField("raw_data")
     for field in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
         tensor.ClearField(field)
-    tensor.raw_data = b""
+    tensor.raw_data = b""  # what `set_external_data` asks for
     external_data_helper.set_external_data(tensor, location=location, offset=offset, length=length)
     tensor.ClearField("raw_data")
 
-
-class _quiet:  # noqa: N801
-    """Raises the level of some loggers inside a `with` block."""
-
-    def __init__(self, *names: str) -> None:
-        self.loggers = [logging.getLogger(name) for name in names]
-
-    def __enter__(self) -> None:
-        self.levels = [logger.level for logger in self.loggers]
-        for logger in self.loggers:
-            logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        for logger, level in zip(self.loggers, self.levels, strict=True):
-            logger.setLevel(level)
-
-
-# FOLDED from export.refill: A static graph that is exported once, and whose weights file is written anew for each model of its geometry. The rewrites change weights (norms and temperatures are folded in), and torch's exporter moves them: it transposes products' weights, merges equal tensors, renames. So the graph is traced with *numbered* weights: every value of every parameter of the static module is a different float, whose bits say which value it is. What stands in the traced graph then tells where each of its numbers comes from, whatever was moved; for another model the rewrites are done in torch and the values are put in their places. Numbered weights lie above 2^100, so that anything computed from them would show: it is refused.
 
 FIRST = int(np.array(2.0**100, dtype=np.float32).view(np.uint32))
 """Bits of the first numbered weight; there are 226 million floats above it."""
@@ -197,9 +213,9 @@ class Template:
 
     Attributes:
         tokens: how many patches it keeps.
-        graph: the ONNX file, whose weights lie in a file of `weights` name beside it.
-        weights: that name.
-        slots: what is in it.
+        graph: content of the ONNX file.
+        weights: name of the weights file beside it.
+        slots: what is in the weights file.
     """
 
     tokens: int
@@ -208,12 +224,7 @@ class Template:
     slots: tuple[Slot, ...]
 
     def write(self, model: Model, folder: Path) -> Path:
-        """Writes the graph and a model's weights into a folder; the path of the graph, which runs as it is.
-
-        Args:
-            model: of the geometry that the template was made for.
-            folder: to write into.
-        """
+        """Writes the graph and the weights of a model of its geometry; returns the path of the graph, which runs as it is."""
         values = flat_weights(to_static(model, self.tokens))
         content = bytearray(self.slots[-1].offset + self.slots[-1].source.nbytes)
         for slot in self.slots:
@@ -224,17 +235,12 @@ class Template:
         return path
 
 
-def export_templates(config: ModelConfig, tokens: Sequence[int]) -> list[Template]:
-    """Exports the graph of each budget once, without weights.
+def export_template(config: ModelConfig, tokens: int) -> Template:
+    """Exports the graph of one budget, without weights.
 
     Raises:
         JobError: torch cannot export it, or its exporter computes with the weights.
     """
-    return [export_template(config, count) for count in tokens]
-
-
-def export_template(config: ModelConfig, tokens: int) -> Template:
-    """The graph of one budget; see `export_templates`."""
     static = to_static(build_model(config), tokens)
     number_weights(static)
     count = len(flat_weights(static))
@@ -247,7 +253,7 @@ def export_template(config: ModelConfig, tokens: int) -> Template:
         if source is None:
             continue
         slots.append(Slot(tensor.name, source, offset))
-        point_at(tensor, weights, offset, source.nbytes)
+        _point_at(tensor, weights, offset, source.nbytes)
         offset += -(-source.nbytes // ALIGNMENT) * ALIGNMENT
     _check_complete(slots, graph, config, count)
     return Template(tokens, graph.SerializeToString(), weights, tuple(slots))
@@ -264,13 +270,17 @@ def number_weights(static: nn.Module) -> None:
 
 
 def flat_weights(static: nn.Module) -> NDArray[np.float32]:
-    """All values of a module's parameters, one behind the other, in the module's order."""
+    """Returns all values of a module's parameters, one behind the other, in the module's order."""
     return np.concatenate([value.detach().float().numpy().ravel() for value in static.parameters()])
 
 
 def _source(tensor: TensorProto, count: int) -> NDArray[np.uint32] | None:
-    """Which of `count` numbered weights stand in a tensor; None for a constant."""
-    array = onnx.numpy_helper.to_array(tensor)
+    """Returns which of `count` numbered weights stand in a tensor, in row-major order; None for a constant.
+
+    Raises:
+        JobError: the tensor mixes them with other numbers, or was computed from them.
+    """
+    array = numpy_helper.to_array(tensor)
     if array.dtype != np.float32 or not array.size:
         return None
     numbers: NDArray[np.uint32] = np.ascontiguousarray(array).view(np.uint32).ravel() - np.uint32(FIRST)
@@ -284,7 +294,7 @@ def _source(tensor: TensorProto, count: int) -> NDArray[np.uint32] | None:
 
 
 def _check_complete(slots: Sequence[Slot], graph: ModelProto, config: ModelConfig, count: int) -> None:
-    """Weights must stand nowhere else in the graph: a weights file would not reach a constant node."""
+    """Refuses weights that stand elsewhere in the graph: a weights file would not reach a constant node."""
     for node in graph.graph.node:
         for attribute in node.attribute:
             if attribute.HasField("t") and _source(attribute.t, count) is not None:

@@ -4,11 +4,13 @@ What is judged, each by itself: the logits, against eager fp32 *for the tokens t
 selection, by the scores of eager fp32; and the top class. One borderline token in another's place may move the
 logits by half of their spread and is no fault: rounding moves scores, and runtimes break ties differently.
 Judged together, the limit on the logits would have to let that through, and a wrong layer with it.
+
+What is refused is looked into: on the sample that is farthest off, which product is the first that departs from the
+fp32 graph.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +19,13 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from onnx import ModelProto
 from torch import Tensor
 
 from ptsr_edge.bundle import Parity
 from ptsr_edge.core.errors import ParityError
 from ptsr_edge.export.onnx_graph import PRODUCTS
-from ptsr_edge.export.targets.base import Artifact, Target, open_built
+from ptsr_edge.export.targets.base import THROUGH_GRAPH, Artifact, Graph, Target, open_built
 from ptsr_edge.models.ptsr import Model, Ptsr, selects_before_embedding
 from ptsr_edge.runtimes.onnxruntime import open_session
 from ptsr_edge.runtimes.openvino import compile_ir, load_openvino, read_ir
@@ -59,9 +62,14 @@ AGREEMENT = {"fp32": 1.0, "fp16": 0.95, "bf16": 0.85, "int8": 0.8}
 costs in accuracy is measured where a limit is asked for."""
 
 
+DEPARTURES = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2, "int8": 0.1}
+"""Relative difference from which a layer of a refused artifact is named: several times what rounding to the
+precision does to a sound layer (int8: .01 to .05), or the first layer would be named whatever is wrong."""
+
+
 @dataclass(frozen=True)
 class Reference:
-    """What the eager fp32 model says of the calibration samples at one budget.
+    """The answers of the eager fp32 model to the calibration samples at one budget.
 
     `inputs` (n, C, S, S) normalised; `logits` (n, k); `kept` (n, K); `scores` (n, N) of the selection,
     None where nothing is dropped.
@@ -92,48 +100,132 @@ def eager_reference(model: Model, tokens: int, flows: NDArray[np.float32]) -> Re
     )
 
 
-def measure_parity(reference: Reference, run: Run, precision: str) -> Parity:
-    """How far an artifact departs from the reference over all samples; judges nothing.
+def prove(
+    name: str, precision: str, reference: Reference, graph: Graph, target: Target, artifact: Artifact
+) -> Parity | None:
+    """Compares an artifact with eager fp32 and refuses it where it departs too far.
+
+    Args:
+        name: of the variant, for the message.
+        precision: that it was built in.
+        reference: what eager fp32 says.
+        graph: that the artifact was built from.
+        target: loads the artifact; where it cannot run here, the target's own graph stands for it, and that is said.
+        artifact: to prove.
+
+    Returns:
+        How far it departs; None where neither the artifact nor a graph of it can run here.
+
+    Raises:
+        ParityError: it misses its limit; the message says by how much, and names the first layer that departs.
+    """
+    runner, through = open_built(target, artifact)
+    if runner is None:
+        return None
+    answers = compare(reference, runner.run, precision)
+    parity = summarise(reference, answers, precision)
+    if through == "graph":
+        said = f"{parity.reference}; {THROUGH_GRAPH}, engine not run here"
+        parity = parity.model_copy(update={"reference": said, "through": through})
+    try:
+        require_parity(parity, name, precision)
+    except ParityError as error:
+        index = sample_at_fault(reference, answers, precision)
+        fault = _fault(reference, index, answers[index], graph, artifact, precision)
+        raise ParityError(f"{error}; {fault}") from None
+    return parity
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How an artifact answered one sample.
+
+    Attributes:
+        kept: the tokens that it kept, (K,); None where it does not say.
+        difference: largest absolute difference of a logit, infinite where one is not finite.
+        same_class: whether its top class is the reference's.
+        overlap: share of its tokens that count as the reference's.
+        gap: how far off its selection is; see `compare_selection`.
+    """
+
+    kept: NDArray[np.int64] | None
+    difference: float
+    same_class: bool
+    overlap: float = 1.0
+    gap: float = 0.0
+
+
+def compare(reference: Reference, run: Run, precision: str) -> list[Answer]:
+    """Runs an artifact on each sample of the reference; judges nothing.
 
     The logits are compared for the artifact's own selection, the class with eager fp32's own answer, but where
     both selections are the same up to ties. A selection that is farther off than the precision's rounding
-    explains is not one: it counts as 0 in the mean overlap.
+    explains is not one: its overlap counts as 0.
     """
-    worst, same_class, overlap = 0.0, 0, 0.0
+    answers = []
     for index, one in enumerate(reference.inputs):
         logits, kept = run(one[None])
-        expected = answer = reference.logits[index]
+        expected = own = reference.logits[index]
+        overlap, gap = 1.0, 0.0
         if kept is not None:
             share, gap = compare_selection(reference, index, kept)
-            overlap += share if gap <= score_limit(reference, precision, index) else 0.0
+            overlap = share if gap <= score_limit(reference, precision, index) else 0.0
             if np.isfinite(gap) and set(kept.tolist()) != set(reference.kept[index].tolist()):
                 expected = _eager_with(reference, one, kept)
-                answer = expected if share == 1.0 else answer
-        else:
-            overlap += 1.0
+                own = expected if share == 1.0 else own
         difference = float(np.abs(logits.astype(np.float64) - expected).max())
-        worst = max(worst, difference if np.isfinite(difference) else float("inf"))
-        same_class += int(logits.argmax() == answer.argmax())
-    count = len(reference.inputs)
+        answers.append(
+            Answer(
+                kept=kept,
+                difference=difference if np.isfinite(difference) else float("inf"),
+                same_class=bool(logits.argmax() == own.argmax()),
+                overlap=overlap,
+                gap=gap,
+            )
+        )
+    return answers
+
+
+def summarise(reference: Reference, answers: list[Answer], precision: str) -> Parity:
+    """Sums up the answers of an artifact to all samples of the reference."""
+    count = len(answers)
     return Parity(
         reference="eager fp32",
         samples=count,
-        max_abs=worst,
-        top1_agreement=same_class / count,
-        kept_agreement=overlap / count,
+        max_abs=max(answer.difference for answer in answers),
+        top1_agreement=sum(answer.same_class for answer in answers) / count,
+        kept_agreement=sum(answer.overlap for answer in answers) / count,
         limit=limit_of(reference, precision),
     )
 
 
+def measure_parity(reference: Reference, run: Run, precision: str) -> Parity:
+    """Measures how far an artifact departs from the reference over all samples; judges nothing."""
+    return summarise(reference, compare(reference, run, precision), precision)
+
+
+def _eager_with(
+    reference: Reference, one: NDArray[np.float32], kept: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Returns the logits of eager fp32 for the tokens that an artifact kept."""
+    model = reference.model
+    assert isinstance(model, Ptsr)
+    with torch.no_grad():
+        forced: Tensor = torch.from_numpy(kept[None])
+        logits: Tensor = model(torch.from_numpy(one[None]), reference.tokens, forced).logits
+    expected: NDArray[np.float32] = logits[0].numpy()
+    return expected
+
+
 def limit_of(reference: Reference, precision: str) -> float:
-    """The largest difference of a logit that a precision may show on these samples."""
+    """Returns the largest difference of a logit that a precision may show on these samples."""
     if precision in LIMITS:
         return LIMITS[precision]
     return SPREADS[precision] * max(float(reference.logits.std()), 1e-6)
 
 
 def score_limit(reference: Reference, precision: str, index: int) -> float:
-    """How far off the selection of a sample may be, in standard deviations of its scores.
+    """Returns how far off the selection of a sample may be, in standard deviations of its scores.
 
     See `SCORE_SPREADS` and `ROUNDOFF`. Scores of the input are taken before the first product: int8 has nothing
     to quantize there.
@@ -149,7 +241,7 @@ def score_limit(reference: Reference, precision: str, index: int) -> float:
 
 
 def compare_selection(reference: Reference, index: int, kept: NDArray[np.int64]) -> tuple[float, float]:
-    """How an artifact's selection compares with the scores of the reference.
+    """Compares an artifact's selection with the scores of the reference.
 
     Returns:
         The share of its tokens that the reference keeps too, up to ties; and by how much the best token that
@@ -199,23 +291,54 @@ def require_parity(parity: Parity, variant: str, precision: str = "fp32") -> Non
         )
 
 
-def _eager_with(
-    reference: Reference, one: NDArray[np.float32], kept: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    model = reference.model
-    assert isinstance(model, Ptsr)
-    with torch.no_grad():
-        forced: Tensor = torch.from_numpy(kept[None])
-        logits: Tensor = model(torch.from_numpy(one[None]), reference.tokens, forced).logits
-    expected: NDArray[np.float32] = logits[0].numpy()
-    return expected
+def sample_at_fault(reference: Reference, answers: list[Answer], precision: str) -> int:
+    """Returns the sample to look for a fault with.
+
+    The first whose selection no rounding explains; else, of those with the reference's own tokens (of all, where no
+    sample has them), the one whose logits are farthest off.
+    """
+    same = []
+    for index, answer in enumerate(answers):
+        if answer.kept is None or not other_tokens(reference.kept[index], answer.kept):
+            same.append(index)
+            continue
+        limit = 0.0 if OVERLAP[precision] == 1.0 else score_limit(reference, precision, index)
+        if answer.gap > limit:
+            return index
+    return max(same or range(len(answers)), key=lambda index: answers[index].difference)
 
 
-# FOLDED from export.layerwise: Where an artifact departs from its fp32 graph: the products of both, compared in the graph's order.
+def _fault(
+    reference: Reference, index: int, answer: Answer, graph: Graph, artifact: Artifact, precision: str
+) -> str:
+    """Says which layer of a refused artifact is the first to depart, for one sample, from its fp32 graph.
+
+    Of an engine the layers of its typed graph, which lies beside it, are looked at. Where the artifact selects other
+    tokens, layers behind the selection are not compared: their inputs are of other tokens.
+    """
+    one = reference.inputs[index : index + 1]
+    others = "" if answer.kept is None else other_tokens(reference.kept[index], answer.kept)
+    limit, expected = DEPARTURES[precision], product_values(graph.model, one)
+    if others:
+        before = before_selection(graph.model)
+        expected = {layer: value for layer, value in expected.items() if layer in before}
+    typed = artifact.path.with_suffix(".onnx")
+    if artifact.path.suffix == ".xml":
+        found = ir_values(artifact.path, expected, one)
+    elif typed.is_file():
+        found = product_values(onnx.load(typed), one)
+    else:
+        return others or f"the layers of a {artifact.path.suffix} file cannot be compared"
+    departure = first_divergence(expected, found, limit)
+    if departure is not None:
+        return f"{departure}, and with it the selection" if others else str(departure)
+    if others:
+        return others
+    return f"no layer departs from the fp32 graph by more than {limit:g}: the graph does, or rounding adds up"
 
 
 @dataclass(frozen=True)
-class Departure:
+class Divergence:
     """The first layer whose result differs by more than the tolerance, and by how much.
 
     `relative` is the largest difference over the largest value of the reference's result.
@@ -229,34 +352,28 @@ class Departure:
         return f"the first layer to depart is {self.layer} (by {self.relative:.2g}, limit {self.tolerance:g})"
 
 
-def product_values(graph: Path, inputs: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """What each product of an ONNX graph gives for one input (1, C, S, S): value by the node's name.
+def product_values(model: ModelProto, inputs: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """Returns what each product of an ONNX graph gives for one input (1, C, S, S): value by the node's name.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
     """
-    model = onnx.load(graph, load_external_data=False)
-    tapped = {node.name: node.output[0] for node in model.graph.node if node.op_type in PRODUCTS}
-    have = {output.name for output in model.graph.output}
-    model.graph.output.extend(
-        onnx.ValueInfoProto(name=value) for value in tapped.values() if value not in have
+    tapped = ModelProto()
+    tapped.CopyFrom(model)
+    products = {node.name: node.output[0] for node in tapped.graph.node if node.op_type in PRODUCTS}
+    have = {output.name for output in tapped.graph.output}
+    tapped.graph.output.extend(
+        onnx.ValueInfoProto(name=value) for value in products.values() if value not in have
     )
-    # Beside the graph: ONNX Runtime reads weights from the folder of the file alone.
-    beside = graph.with_name(f".taps-{os.getpid()}-{graph.name}")
-    try:
-        onnx.save(model, beside)
-        session = open_session(beside, optimize=False)  # fused operators have no products to look at
-        names = list(tapped)
-        values = session.run([tapped[name] for name in names], {"flow": inputs})
-    finally:
-        beside.unlink(missing_ok=True)
-    return dict(zip(names, values, strict=True))
+    session = open_session(tapped.SerializeToString(), optimize=False)  # fused operators have no products
+    values = session.run(list(products.values()), {"flow": inputs})
+    return dict(zip(products, values, strict=True))
 
 
 def ir_values(
     artifact: Path, names: Iterable[str], inputs: NDArray[np.float32]
 ) -> dict[str, NDArray[np.float32]]:
-    """What the operations of some names give in an IR, for one input, calculated as the IR asks for.
+    """Returns what the operations of some names give in an IR, for one input, calculated as the IR asks for.
 
     An IR names its operations as the ONNX graph that it was made of does; those that it lacks are left out. One
     that is read out is fused less than one that is not, so that the last digits may differ.
@@ -278,10 +395,10 @@ def ir_values(
     }
 
 
-def first_departure(
+def first_divergence(
     reference: dict[str, NDArray[np.float32]], found: dict[str, NDArray[np.float32]], tolerance: float
-) -> Departure | None:
-    """The first product, in the reference's order, that differs by more than `tolerance`, relative.
+) -> Divergence | None:
+    """Returns the first product, in the reference's order, that differs by more than `tolerance`, relative.
 
     Products that only one side has (fused or quantized ones) are passed over.
     """
@@ -292,13 +409,12 @@ def first_departure(
         scale = max(float(np.abs(value).max()), 1e-30)
         relative = float(np.abs(other.astype(np.float64) - value).max()) / scale
         if not relative <= tolerance:
-            return Departure(layer, relative, tolerance)
+            return Divergence(layer, relative, tolerance)
     return None
 
 
-def before_selection(graph: Path) -> set[str]:
-    """The names of the products of an ONNX graph that its selection of tokens is calculated from."""
-    model = onnx.load(graph, load_external_data=False)
+def before_selection(model: ModelProto) -> set[str]:
+    """Returns the names of the products of an ONNX graph that its selection of tokens is calculated from."""
     makers = {value: node for node in model.graph.node for value in node.output}
     wanted = [node for node in model.graph.node if node.op_type == "TopK"]
     seen: set[str] = set()
@@ -314,7 +430,7 @@ def before_selection(graph: Path) -> set[str]:
 
 
 def other_tokens(reference: NDArray[np.int64], found: NDArray[np.int64]) -> str:
-    """How two selections (K,) differ, in words; empty where they hold the same tokens, in whichever order.
+    """Says how two selections (K,) differ; empty where they hold the same tokens, in whichever order.
 
     Behind a selection of other tokens every layer has other inputs, and its results cannot be compared.
     """
@@ -327,53 +443,3 @@ def other_tokens(reference: NDArray[np.int64], found: NDArray[np.int64]) -> str:
         more = f" and {len(tokens) - few} more" if len(tokens) > few else ""
         lists.append(", ".join(map(str, tokens[:few])) + more if tokens else "none")
     return f"the selection differs first: tokens {lists[0]} are kept in place of {lists[1]}"
-
-
-DEPARTURES = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2, "int8": 0.1}
-"""Relative difference from which a layer of a refused artifact is named: several times what rounding to the
-precision does to a sound layer (int8: .01 to .05), or the first layer would be named whatever is wrong."""
-
-
-def _sample_at_fault(
-    reference: Reference, target: Target, artifact: Artifact, precision: str
-) -> tuple[int, str]:
-    """A sample to look for the fault with, and how the artifact's selection differs there, empty where it does not.
-
-    The first whose selection no rounding explains; else the first with the reference's own tokens.
-    """
-    runner, _ = open_built(target, artifact)
-    same = []
-    for index, one in enumerate(reference.inputs):
-        kept = None if runner is None else runner.run(one[None])[1]
-        others = "" if kept is None else other_tokens(reference.kept[index], kept)
-        if not others:
-            same.append(index)
-        elif kept is not None:
-            limit = 0.0 if OVERLAP[precision] == 1.0 else score_limit(reference, precision, index)
-            if compare_selection(reference, index, kept)[1] > limit:
-                return index, others
-    return (same[0], "") if same else (0, others)
-
-
-def _first_fault(
-    one: NDArray[np.float32], others: str, graph: Path, artifact: Artifact, precision: str
-) -> str:
-    """Which layer departs first, for `one` input, from the graph that the artifact was made of.
-
-    Of an engine those of its typed graph, which lies beside it. Where the artifact selects `others`, layers behind
-    the selection are not compared: their inputs are of other tokens.
-    """
-    limit, reference = DEPARTURES[precision], product_values(graph, one)
-    if others:
-        before = before_selection(graph)
-        reference = {layer: value for layer, value in reference.items() if layer in before}
-    if artifact.path.suffix == ".xml":
-        found = ir_values(artifact.path, reference, one)
-    else:
-        found = product_values(artifact.path.with_suffix(".onnx"), one)
-    departure = first_departure(reference, found, limit)
-    if departure is not None:
-        return f"{departure}, and with it the selection" if others else str(departure)
-    if others:
-        return others
-    return f"no layer departs from the fp32 graph by more than {limit:g}: the graph does, or rounding adds up"

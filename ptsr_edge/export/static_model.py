@@ -1,13 +1,17 @@
 """PTSR at one token budget as a graph of fixed shapes, batch 1: what is exported.
 
-The same weights and the same result as `model.Ptsr` (proven by tests and by the parity gate of every
+The same weights and the same result as `models.ptsr.Ptsr` (proven by tests and by the parity gate of every
 export), with these rewrites: DNSPT as one product over the kept patches' windows, statistics centred by
 cells (flat patches amplify rounding by up to 316 otherwise); temperatures folded into the query weights;
 the diagonal mask a constant; a selection by class attention scored by the class token's row alone; queries,
 projections and MLP of the selecting block for kept rows only; a last block of which only the class token
 is read computed for the class token only.
 
-Shapes: T = 1 + K tokens with the class token first; other letters as in `model`.
+Shapes: T = 1 + K tokens with the class token first; other letters as in `models.ptsr`.
+
+The tokenizer's layout: half = p / 2. The padded image is cut into blocks of p x p, each into 2 x 2 cells of half x half
+pixels. The window of a patch (2p x 2p, the patch in its middle) is 2 x 2 blocks, 16 cells. "Window order" is: block
+(2, 2), cell within the block (2, 2), channel, row, column.
 """
 
 from __future__ import annotations
@@ -35,8 +39,6 @@ from ptsr_edge.models.ptsr import (
     view_offsets,
 )
 
-# FOLDED from export.rewrite: Exact rewrites of PTSR's weights for static graphs, as pure functions. Each returns weights for a cheaper graph with the same result as the training graph up to rounding. Layout shared by all: half = p / 2; the padded image is cut into blocks of p x p, each into 2 x 2 cells of half x half pixels. The window of a patch (2p x 2p, the patch in its middle) is 2 x 2 blocks, 16 cells. "Window order" is: block (2, 2), cell within the block (2, 2), channel, row, column.
-
 
 @dataclass(frozen=True)
 class FoldedTokenizer:
@@ -55,7 +57,7 @@ class FoldedTokenizer:
 
 
 def fold_tokenizer(tokenizer: ShiftedPatchTokenization) -> FoldedTokenizer:
-    """Concatenation, patchify, first norm and projection of DNSPT as one product over windows.
+    """Folds concatenation, patchify, first norm and projection of DNSPT into one product over windows.
 
     The four shifted views of a patch tile its window and the centre view covers the window's middle, so
     one kernel over the window replaces the 5 C p^2 wide projection: 4 parts of work instead of 5.
@@ -80,7 +82,7 @@ def fold_tokenizer(tokenizer: ShiftedPatchTokenization) -> FoldedTokenizer:
 
 
 def _fold_batch_norms(tokenizer: ShiftedPatchTokenization) -> FoldedTokenizer:
-    """Both norms are affine at inference: everything goes into one kernel and one constant."""
+    """Folds all into one kernel and one constant: both norms are affine at inference."""
     scale_in, shift_in = _affine(cast(TokenBatchNorm, tokenizer.norm_in))
     scale_out, shift_out = _affine(cast(TokenBatchNorm, tokenizer.norm_out))
     weight = tokenizer.project.weight.double()
@@ -90,13 +92,14 @@ def _fold_batch_norms(tokenizer: ShiftedPatchTokenization) -> FoldedTokenizer:
 
 
 def _affine(norm: TokenBatchNorm) -> tuple[Tensor, Tensor]:
+    """Returns scale and shift (features,) that a batch norm comes to at inference, in float64."""
     mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
     scale = norm.weight.double() / (variance.double() + norm.eps).sqrt()
     return scale, norm.bias.double() - mean.double() * scale
 
 
 def _in_window_order(weight: Tensor, patch: int) -> Tensor:
-    """(d, 5 C p^2) over the five views -> (d, 16, C half^2) over the window, views that overlap summed."""
+    """Lays weights over the five views (d, 5 C p^2) out over the window (d, 16, C half^2); views that overlap are summed."""
     half = patch // 2
     dim = weight.shape[0]
     views = weight.view(dim, 5, -1, patch, patch)  # (d, view, C, p, p)
@@ -108,26 +111,8 @@ def _in_window_order(weight: Tensor, patch: int) -> Tensor:
 
 
 def _centre_cells() -> list[int]:
-    """The four cells that the centre view covers: in each block the one next to the window's middle."""
+    """Returns the four cells that the centre view covers: in each block the one next to the window's middle."""
     return [block * 4 + (3 - block) for block in range(4)]
-
-
-def block_table(grid: int) -> Tensor:
-    """The four blocks of each patch's window: (N, 4) indices into the (grid + 1)^2 blocks, row-major."""
-    row, column = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
-    first = (row * (grid + 1) + column).flatten()
-    return torch.stack([first, first + 1, first + grid + 1, first + grid + 2], dim=1)
-
-
-def fold_temperature(attention: LocalitySelfAttention) -> tuple[Tensor, Tensor]:
-    """The fused query-key-value weights (3d, d) and bias (3d) with the temperatures in the query's rows."""
-    factor = attention.scale.detach().repeat_interleave(attention.head_dim)  # (d,)
-    rows = torch.cat([factor, torch.ones(2 * len(factor))])
-    return attention.qkv.weight * rows[:, None], attention.qkv.bias * rows
-
-
-MASKED = -3e4
-"""Stands for minus infinity: far below any logit, and inside float16's range."""
 
 
 class StaticTokenizer(nn.Module):
@@ -175,6 +160,13 @@ class StaticTokenizer(nn.Module):
         return parts.permute(1, 4, 2, 5, 0, 3, 6).reshape(side * side, 4, -1)
 
 
+def block_table(grid: int) -> Tensor:
+    """Returns the four blocks of each patch's window: (N, 4) indices into the (grid + 1)^2 blocks, row-major."""
+    row, column = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    first = (row * (grid + 1) + column).flatten()
+    return torch.stack([first, first + 1, first + grid + 1, first + grid + 2], dim=1)
+
+
 class StaticAttention(nn.Module):
     """Locality self-attention with folded temperatures over fixed token counts."""
 
@@ -209,6 +201,13 @@ class StaticAttention(nn.Module):
         return rows.view(1, rows.shape[1], self.heads, -1).transpose(1, 2)
 
 
+def fold_temperature(attention: LocalitySelfAttention) -> tuple[Tensor, Tensor]:
+    """Returns the fused query-key-value weights (3d, d) and bias (3d) with the temperatures in the query's rows."""
+    factor = attention.scale.detach().repeat_interleave(attention.head_dim)  # (d,)
+    rows = torch.cat([factor, torch.ones(2 * len(factor))])
+    return attention.qkv.weight * rows[:, None], attention.qkv.bias * rows
+
+
 class StaticBlock(nn.Module):
     """A block over all of its T tokens: (1, T, d) -> (1, T, d) and its weights (1, h, T, T)."""
 
@@ -225,6 +224,15 @@ class StaticBlock(nn.Module):
         logits = self.attention.queries(normed) @ key + cast(Tensor, self.mask)
         weights = logits.softmax(dim=-1)
         return self.tail(tokens, self.attention.mix(weights, value)), weights
+
+
+MASKED = -3e4
+"""Stands for minus infinity: far below any logit, and inside float16's range."""
+
+
+def diagonal_mask(tokens: int) -> Tensor:
+    """Returns (T, T): `MASKED` from a token to itself, 0 elsewhere."""
+    return torch.eye(tokens) * MASKED
 
 
 class SelectingBlock(nn.Module):
@@ -364,13 +372,8 @@ class StaticPtsr(nn.Module):
         return Output(logits if self.means is None else logits + self.means(flow), kept)
 
 
-def diagonal_mask(tokens: int) -> Tensor:
-    """(T, T): `MASKED` from a token to itself, 0 elsewhere."""
-    return torch.eye(tokens) * MASKED
-
-
 def to_static(model: Model, tokens: int) -> nn.Module:
-    """The module of fixed shapes for a budget of `tokens`; the ViT baseline is exported as it is.
+    """Builds the module of fixed shapes for a budget of `tokens`; the ViT baseline is exported as it is.
 
     Raises:
         InputError: more tokens than there are, or fewer than 1; for the baseline, any but all.

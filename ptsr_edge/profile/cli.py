@@ -1,4 +1,4 @@
-"""What each variant of one or more bundles costs and is worth, beside the full-token ViT.
+"""The verb `profile`: measures what each variant of one or more bundles costs beside the full-token ViT.
 
 python -m ptsr_edge.profile --bundle out/ptsr-tiny-cpu --data synthetic --out out/profile
 """
@@ -6,7 +6,6 @@ python -m ptsr_edge.profile --bundle out/ptsr-tiny-cpu --data synthetic --out ou
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -15,12 +14,9 @@ from ptsr_edge.profile.profiler import profile_bundles
 from ptsr_edge.profile.schema import NOT_RUN, PROFILE, Profile
 from ptsr_edge.profile.timing import TimingConfig
 
-if TYPE_CHECKING:
-    pass
-
 
 def table(profile: Profile) -> list[str]:
-    """A line a variant, the baseline first."""
+    """Writes a line per variant, the baseline first."""
     head = (
         f"{'variant':32} {'tokens':>6} {'MMACs':>8} {'MB':>7} {'p50 ms':>8}  {'times as fast':22} {'UAR':>5}"
     )
@@ -29,7 +25,7 @@ def table(profile: Profile) -> list[str]:
         p50 = f"{row.latency_ms.p50:.3f}" if row.latency_ms else "-"
         ratio = f"{row.ratio.median:.2f} [{row.ratio.low:.2f}, {row.ratio.high:.2f}]" if row.ratio else "-"
         ratio = "baseline" if row.id == profile.baseline else ratio
-        if row.latency_ms is None and row.target == "trt":
+        if "latency_ms" in row.missing and row.missing["latency_ms"].kind == "no_device":
             ratio = NOT_RUN
         uar = f"{row.accuracy.uar:.3f}" if row.accuracy else "-"
         lines.append(
@@ -50,7 +46,7 @@ def table(profile: Profile) -> list[str]:
 @click.option("--data", help="Judge accuracy on this data; default: not measured.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the data; synthetic needs none.")
 @click.option("--checkpoint", type=click.Path(path_type=Path),
-              help="What the bundles were exported from, for the controls; default: the embedded weights.")  # fmt: skip
+              help="What the bundles were exported from, to compare selections; default: the embedded weights.")  # fmt: skip
 @click.option("--control-seeds", type=int, default=3, show_default=True,
               help="With --data: draws of random selection beside DTSM; 0 for none.")  # fmt: skip
 @click.option("--duration-s", type=float, default=5.0, show_default=True,
@@ -73,12 +69,12 @@ def main(
     processes: int, attempts: int, streams: int, pin: bool, seed: int, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure MACs, latency, memory, size and accuracy of every variant beside the full-token ViT."""
-    setting = TimingConfig(
+    timing = TimingConfig(
         duration_s=duration_s, min_runs=min_runs, threads=threads, pin=pin, seed=seed, processes=processes,
         attempts=attempts, streams=streams, extras=True,
     )  # fmt: skip
     profile = profile_bundles(
         bundles, out=out, baseline=baseline, data=data, root=root,
-        setting=setting, checkpoint=checkpoint, control_seeds=control_seeds,
+        timing=timing, checkpoint=checkpoint, control_seeds=control_seeds,
     )  # fmt: skip
     finish(profile.model_dump(mode="json", by_alias=True), [*table(profile), str(out / PROFILE)], as_json)

@@ -1,6 +1,6 @@
-"""Energy that the machine itself tells: counters of the processor (RAPL) or the GPU (NVML), sensors of a Jetson.
+"""Energy by the machine's own meters: counters of the processor (RAPL) or the GPU (NVML), sensors of a Jetson.
 
-What a meter sees is the whole package, GPU or board, whatever else runs on it: idle power is included.
+A meter sees the whole package, GPU or board, whatever else runs on it: idle power is included.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ptsr_edge.profile.schema import Missing, MissingKind, needs_gpu
+
 SAMPLE_S = 0.02
 """How often a sensor of power is read; the INA3221 of a Jetson converts a channel in a millisecond or more."""
 
@@ -25,7 +27,7 @@ class Meter:
     """A source of energy readings.
 
     Attributes:
-        source: what is read, in words.
+        source: its name, in words.
         joules: the energy used since some moment, wrapping at `wraps_at` joules; or None,
         watts: the power just now, which is summed up over time.
     """
@@ -36,7 +38,7 @@ class Meter:
     watts: Callable[[], float] | None = None
 
     def used(self, work: Callable[[], object]) -> float:
-        """Joules that went by while `work` ran.
+        """Returns the joules that went by while `work` ran.
 
         Raises:
             OSError: the source stopped answering.
@@ -50,20 +52,31 @@ class Meter:
         return _integrated(self.watts, work)
 
 
-def find_meter(target: str, root: Path = Path("/")) -> Meter | str:
-    """The meter for what a target runs on, or why there is none.
+def find_meter(target: str, root: Path = Path("/")) -> Meter | Missing:
+    """Finds the meter for the device that a target runs on.
 
     Args:
-        target: `trt` is metered by the GPU's counter or the board's sensor, the others by the processor's.
-        root: where `sys` is found.
+        target: one that needs a GPU is metered by the GPU's counter or the board's sensor, others by the processor's.
+        root: the folder that holds `sys`.
+
+    Returns:
+        The meter, or the reasons why there is none.
     """
-    found = [_nvml()] if target == "trt" and root == Path("/") else []
-    found += [_jetson(root)] if target == "trt" else [_rapl(root), _jetson(root)]
-    meters = [meter for meter in found if isinstance(meter, Meter)]
-    return meters[0] if meters else "; ".join(str(reason) for reason in found)
+    on_gpu = needs_gpu(target)
+    found = [_nvml()] if on_gpu and root == Path("/") else []
+    found += [_jetson(root)] if on_gpu else [_rapl(root), _jetson(root)]
+    reasons = []
+    for meter in found:
+        if isinstance(meter, Meter):
+            return meter
+        reasons.append(meter)
+    kind: MissingKind = "not_supported"
+    if any(reason.kind == "not_installed" for reason in reasons):
+        kind = "not_installed"
+    return Missing(kind=kind, reason="; ".join(reason.reason for reason in reasons))
 
 
-def _rapl(root: Path) -> Meter | str:
+def _rapl(root: Path) -> Meter | Missing:
     """Intel's and AMD's counters: Linux, Documentation/power/powercap/powercap.rst."""
     packages = [
         zone
@@ -71,16 +84,16 @@ def _rapl(root: Path) -> Meter | str:
         if zone.name.count(":") == 1 and (zone / "energy_uj").exists()
     ]
     if not packages:
-        return "no RAPL counter in /sys/class/powercap"
+        return _untold("no RAPL counter in /sys/class/powercap")
     try:
         for zone in packages:
             _number(zone / "energy_uj")
         # Of several packages the sum cannot be unwrapped; one is what nearly every machine of this kind has.
         wraps_at = _number(packages[0] / "max_energy_range_uj") / 1e6 if len(packages) == 1 else None
     except PermissionError:
-        return "the RAPL counter may be read by root only"
+        return _untold("the RAPL counter may be read by root only")
     except (OSError, ValueError) as error:
-        return f"the RAPL counter cannot be read: {error}"
+        return _untold(f"the RAPL counter cannot be read: {error}")
     return Meter(
         f"RAPL, {len(packages)} processor package(s)",
         joules=lambda: sum(_number(zone / "energy_uj") for zone in packages) / 1e6,
@@ -88,7 +101,7 @@ def _rapl(root: Path) -> Meter | str:
     )
 
 
-def _jetson(root: Path) -> Meter | str:
+def _jetson(root: Path) -> Meter | Missing:
     """The board's input channel of an INA3221: millivolts times milliamperes."""
     for label in sorted((root / "sys/class/hwmon").glob("hwmon*/in*_label")):
         name = label.read_text(encoding="utf-8").strip()
@@ -99,26 +112,33 @@ def _jetson(root: Path) -> Meter | str:
                 f"INA3221, channel {name}: the whole board",
                 watts=partial(_power, volts, amperes),
             )
-    return "no INA3221 channel of a Jetson's input in /sys/class/hwmon"
+    return _untold("no INA3221 channel of a Jetson's input in /sys/class/hwmon")
 
 
-def _nvml() -> Meter | str:
+def _nvml() -> Meter | Missing:
     if importlib.util.find_spec("pynvml") is None:
-        return "the package nvidia-ml-py, which reads the GPU's counter, is not installed"
+        return Missing(
+            kind="not_installed",
+            reason="the package nvidia-ml-py, which reads the GPU's counter, is not installed",
+        )
     pynvml = importlib.import_module("pynvml")
     try:
         pynvml.nvmlInit()
         device = pynvml.nvmlDeviceGetHandleByIndex(0)
         pynvml.nvmlDeviceGetTotalEnergyConsumption(device)
     except pynvml.NVMLError as error:
-        return f"NVML tells no energy: {error}"
+        return _untold(f"NVML tells no energy: {error}")
     return Meter(
         "NVML, the first GPU", joules=lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(device) / 1e3
     )
 
 
+def _untold(reason: str) -> Missing:
+    return Missing(kind="not_supported", reason=reason)
+
+
 def _power(millivolts: Path, milliamperes: Path) -> float:
-    """Watts."""
+    """Returns watts."""
     return _number(millivolts) * _number(milliamperes) / 1e6
 
 
@@ -127,7 +147,7 @@ def _number(path: Path) -> float:
 
 
 def _integrated(watts: Callable[[], float], work: Callable[[], object]) -> float:
-    """Joules by the trapezoidal rule over readings that a thread takes while `work` runs."""
+    """Returns joules by the trapezoidal rule over readings that a thread takes while `work` runs."""
     readings: list[tuple[float, float]] = [(time.monotonic(), watts())]
     done = threading.Event()
 

@@ -1,42 +1,36 @@
-"""What each variant of one or more bundles costs and is worth, beside the full-token ViT."""
+"""The whole measurement: from bundles to `profile.json` and its raw samples."""
 
 from __future__ import annotations
 
 import json
 import re
-import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ptsr_edge.bundle import Bundle
 from ptsr_edge.core.console import say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_place, staged_folder, write_whole
 from ptsr_edge.core.system import describe_environment
+from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.evaluate.evaluation import is_random, judged_data
-from ptsr_edge.profile.accuracy import check_control_seeds, judge_entries
+from ptsr_edge.profile.accuracy import evaluate_variants
 from ptsr_edge.profile.results import command_of, measured, method_of, samples_file, write_samples
 from ptsr_edge.profile.schema import PROFILE, Attempt, Profile
-from ptsr_edge.profile.timing import DEFAULT, TimingConfig, Try, check_timing, time_until_stable
+from ptsr_edge.profile.timing import TimingConfig, time_until_stable
 from ptsr_edge.profile.variants import (
     ALIKE,
-    Entry,
     baseline_training,
     check_same_model,
-    entries_of,
     exported_baseline,
     given_baseline,
     read_bundles,
     same_precision_baselines,
-    shown_path,
+    variants_of,
 )
-
-if TYPE_CHECKING:
-    from ptsr_edge.data.datasets import FlowDataset
-
 
 BUSY_LOAD = 0.5
 """Load average per core above which others are at work."""
@@ -49,7 +43,7 @@ def profile_bundles(
     baseline: Path | None = None,
     data: str | None = None,
     root: Path | None = None,
-    setting: TimingConfig = DEFAULT,
+    timing: TimingConfig | None = None,
     checkpoint: Path | None = None,
     control_seeds: int = 0,
 ) -> Profile:
@@ -61,92 +55,75 @@ def profile_bundles(
         baseline: a bundle of the full-token ViT; by default one is exported for this run alone.
         data: name of the data to judge accuracy on; None: accuracy is not measured.
         root: folder of the data.
-        setting: of the timing.
+        timing: its options; by default those of `TimingConfig`.
         checkpoint: that the bundles were exported from, for what only the eager model can tell: DTSM against
-            its controls; by default the embedded weights, where the bundles hold these.
-        control_seeds: draws of random selection as a control of DTSM; 0: no controls.
+            other selections; by default the embedded weights, where the bundles hold these.
+        control_seeds: draws of random selection beside DTSM; 0: DTSM is not compared with other selections.
 
     Raises:
         InputError: something in the call is not acceptable; nothing was started.
         JobError: the baseline cannot be run, or a measuring process died; nothing was written.
     """
-    check_timing(setting)
+    config = timing or TimingConfig()
     check_out(out)
-    check_control_seeds(control_seeds)
+    if control_seeds < 0:
+        raise InputError(
+            f"--control-seeds is a number of draws, 0 for no comparison of selections, got {control_seeds}"
+        )
     bundles = read_bundles(folders)
     first = check_same_model(bundles)
     with tempfile.TemporaryDirectory() as scratch:
-        references = _references(bundles, first, baseline, Path(scratch))
-        entries = [*references, *entries_of(bundles, references[0])]
+        if baseline is None:
+            references = [exported_baseline(first, Path(scratch))]
+        else:
+            references = [given_baseline(baseline, first)]
+            references += same_precision_baselines(baseline, references[0], bundles.values())
+        variants = variants_of(bundles, references[0])
         samples = _samples(first, references[0].bundle, data, root)
+        trained = baseline_training(first, references[0].bundle)
+        if samples is not None and trained != ALIKE:
+            say(f"the baseline was trained {trained}: their accuracies are no fair comparison")
         environment = describe_environment()
         warn_of_load(environment)
-        tries, refusals = time_until_stable(entries, setting)
-        timings = tries[-1][0]
-        judgement = judge_entries(
-            entries, len(references), samples, refusals, setting.threads,
+        tries, refusals = time_until_stable([*references, *variants], config)
+        timings = tries[-1].timings
+        found = evaluate_variants(
+            references, variants, samples, refusals, config.threads,
             checkpoint=checkpoint, control_seeds=control_seeds,
         )  # fmt: skip
         profile = Profile(
             schema=2,
-            command=command_of(folders, out, baseline, data, root, setting)
-            + accuracy_options(checkpoint, control_seeds if data is not None else 0),
+            command=command_of(
+                folders, out, config,
+                baseline=baseline, data=data, root=root, checkpoint=checkpoint, control_seeds=control_seeds,
+            ),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             model=first.name,
             model_card=str(first.provenance.get("card", "its provenance says nothing about these weights")),
             labels=first.labels,
             environment=environment,
-            method=method_of(setting, timings) | _trained(first, references[0].bundle, samples),
+            method=method_of(config, timings)
+            | {"baseline_trained": trained, "baseline_trained_alike": trained == ALIKE},
             baseline=references[0].id,
             variants=[
-                measured(
-                    entry, references, timings, refusals, judgement.accuracies.get(entry.id), data, setting
-                )
-                for entry in entries
+                measured(one, references, timings, refusals, found.accuracies.get(one.id), data, config)
+                for one in (*references, *variants)
             ],
-            kept_patches=judgement.kept,
-            judged=judgement.judged,
-            controls=judgement.controls,
-            dynamic_counts=judgement.dynamic_counts,
-            attempts=[Attempt(unstable=unstable) for _, unstable in tries],
-        )
-        _write(out, profile, tries)
+            kept_patches=found.kept_patches,
+            data_is_rendered=None if samples is None else _is_rendered(samples[0]),
+            judged=found.judged,
+            controls=found.controls,
+            dynamic_counts=found.dynamic_counts,
+            attempts=[Attempt(unstable=one.unstable) for one in tries],
+        )  # fmt: skip
+        with staged_folder(out) as stage:
+            for number, one in enumerate(tries, start=1):
+                # The attempts before the last one lie under their numbers.
+                place = stage if number == len(tries) else stage / f"attempt-{number}"
+                for name, raw in one.timings.items():
+                    write_samples(place / samples_file(name), raw)
+            write_whole(stage / PROFILE, record_text(profile))
     return profile
-
-
-def _references(
-    bundles: Mapping[Path, Bundle], first: Bundle, given: Path | None, scratch: Path
-) -> list[Entry]:
-    """The full-token ViT that ratios are against, and after it its variants in other targets and precisions."""
-    if given is None:
-        return [exported_baseline(first, scratch)]
-    reference = given_baseline(given, first)
-    return [reference, *same_precision_baselines(given, reference, bundles.values())]
-
-
-def _trained(first: Bundle, reference: Bundle, samples: object) -> dict[str, str]:
-    """How the baseline was trained beside the model; said where accuracies are compared that are not alike in it."""
-    trained = baseline_training(first, reference)
-    if samples is not None and trained != ALIKE:
-        say(f"the baseline was trained {trained}: their accuracies are no fair comparison")
-    return {"baseline_trained": trained}
-
-
-def _write(out: Path, profile: Profile, tries: Sequence[Try]) -> None:
-    """The record and the samples of all attempts: what came before the last one under its number."""
-    with staged_folder(out) as stage:
-        for number, (found, _) in enumerate(tries, start=1):
-            place = stage if number == len(tries) else stage / f"attempt-{number}"
-            for name, timing in found.items():
-                write_samples(place / samples_file(name), timing)
-        write_whole(stage / PROFILE, record_text(profile))
-
-
-def accuracy_options(checkpoint: Path | None, control_seeds: int) -> str:
-    """What the command of a profile says of the eager model: nothing where nothing was asked of it."""
-    words = ["--checkpoint", shown_path(checkpoint)] if checkpoint is not None else []
-    words += ["--control-seeds", str(control_seeds)] if control_seeds else []
-    return f" {shlex.join(words)}" if words else ""
 
 
 def warn_of_load(environment: Mapping[str, Any]) -> None:
@@ -159,7 +136,7 @@ def warn_of_load(environment: Mapping[str, Any]) -> None:
 
 
 def record_text(profile: Profile) -> str:
-    """The record as JSON, a list of numbers on one line."""
+    """Writes the record as JSON, each list of numbers on one line."""
     text = json.dumps(
         profile.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False, allow_nan=False
     )
@@ -168,7 +145,7 @@ def record_text(profile: Profile) -> str:
 
 
 def check_out(out: Path) -> None:
-    """The folder is replaced as a whole: it must be new, empty or an earlier profile.
+    """Makes sure that a folder may be replaced as a whole: it is new, empty or an earlier profile.
 
     Raises:
         InputError: it is a file, holds anything else, or may not be written.
@@ -180,10 +157,17 @@ def check_out(out: Path) -> None:
         raise InputError(f"{out} holds other files and would be replaced; name a new folder")
 
 
+def _is_rendered(samples: FlowDataset) -> bool:
+    from ptsr_edge.data.datasets import known_dataset
+
+    entry = known_dataset(samples.source)
+    return entry is not None and entry.is_rendered
+
+
 def _samples(
     first: Bundle, reference: Bundle, data: str | None, root: Path | None
 ) -> tuple[FlowDataset, str] | None:
-    """What to judge on and how that choice is named; None where there is nothing to judge."""
+    """Loads the samples to judge on and names that choice; None where there is nothing to judge."""
     if data is None:
         return None
     from ptsr_edge.data.datasets import find_dataset

@@ -1,4 +1,4 @@
-"""A variant's row in the record, out of what was measured of it, and the file of its raw samples."""
+"""From measurements to the record: the row of one variant with its reasons, its raw samples, and the method in words."""
 
 from __future__ import annotations
 
@@ -18,16 +18,25 @@ from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.evaluate.evaluation import is_random
 from ptsr_edge.models.macs import MacCount, eager_macs, explain, exported_macs
-from ptsr_edge.profile.schema import NOT_RUN, Accuracy, Ceiling, Measured, Stages
+from ptsr_edge.profile.schema import (
+    ITSELF,
+    Accuracy,
+    Ceiling,
+    Measured,
+    Missing,
+    Stages,
+    needs_gpu,
+    null_results,
+)
 from ptsr_edge.profile.timing import (
     DRIFT_LIMIT,
     INTERVAL_LIMIT,
     WARM_UP_RUNS,
     WARM_UP_S,
     TimingConfig,
-    ratios_to,
+    ratio_between,
 )
-from ptsr_edge.profile.variants import Entry, shown_path
+from ptsr_edge.profile.variants import ProfiledVariant, shown_path
 from ptsr_edge.profile.worker import SETTLE_RUNS, RawTiming
 from ptsr_edge.stats.latency import (
     CV_LIMIT,
@@ -38,21 +47,206 @@ from ptsr_edge.stats.latency import (
     round_ratios,
 )
 
-CPU_SHARE_LIMIT = 0.97
-"""A single-threaded process that had its core for less of the timed time was not alone."""
+ALONE_SHARE = 0.97
+"""A single-threaded process that had its core for less of the timed time was not alone on it."""
 
 TAIL_SAMPLES = 10
 """Percentiles with fewer samples beyond them are called weak."""
 
+SAMPLES = "samples"
 
-def timing_notes(timing: RawTiming, baseline: RawTiming, target: str, threads: int) -> list[str]:
-    """What a reader has to know of one variant's latency.
+Reasons = dict[str, Missing]
+"""Why results are missing, by field."""
+
+NOT_MEASURED: Reasons = {
+    "peak_rss_bytes": Missing(
+        kind="not_supported", reason="peak memory was not measured: this system does not tell it"
+    ),
+    "base_rss_bytes": Missing(
+        kind="not_supported",
+        reason="the memory of the runtime alone was not measured: this system does not tell it",
+    ),
+    "predict_ms": Missing(kind="not_asked", reason="a whole predict call was not timed"),
+    "stages": Missing(kind="not_asked", reason="stages were not timed"),
+    "ceiling": Missing(kind="not_asked", reason="the ceiling was not measured"),
+    "energy_mj": Missing(kind="not_asked", reason="energy was not measured: only the latency was asked for"),
+    "throughput_per_s": Missing(
+        kind="not_asked", reason="throughput was not measured: all runs are synchronous"
+    ),
+    "accuracy": Missing(
+        kind="random_weights", reason="accuracy was not measured: the weights of the model are random"
+    ),
+}
+"""Why results of a variant that ran are missing, where the measurement itself does not say why."""
+
+
+def measured(
+    profiled: ProfiledVariant,
+    references: Sequence[ProfiledVariant],
+    timings: Mapping[str, RawTiming],
+    refusals: Mapping[str, Missing],
+    accuracy: Accuracy | None,
+    data: str | None,
+    config: TimingConfig,
+) -> Measured:
+    """Builds the row of one variant, with a reason for each result that is null.
+
+    Args:
+        profiled: the variant.
+        references: the baseline, and after it the ViT's variants in other targets and precisions.
+        timings: by id, of all that ran.
+        refusals: by id, why the others did not.
+        accuracy: through this artifact.
+        data: the name of the data that accuracy was judged on, None where it was not asked for.
+        config: of the timing.
+    """
+    variant = profiled.variant
+    counted, reasons, notes = mac_results(profiled.bundle.model, variant, profiled.folder / variant.artifact)
+    reasons |= _accuracy_reasons(profiled, references[0], accuracy, data)
+    timed: dict[str, Any] = {}
+    refusal = refusals.get(profiled.id)
+    if refusal is None:
+        timed, more = _timed_results(profiled, references, timings, config)
+        reasons = NOT_MEASURED | timings[profiled.id].missing | more | reasons
+        notes = (
+            timing_notes(
+                timings[profiled.id],
+                timings[references[0].id],
+                timed["ratio_cpu_time"],
+                is_alone=config.threads == 1 and not needs_gpu(variant.target),
+            )
+            + notes
+        )
+    row = Measured(
+        id=profiled.id,
+        bundle=profiled.shown,
+        target=variant.target,
+        precision=variant.precision,
+        keep_rate=variant.keep_rate,
+        tokens=variant.tokens,
+        parameters=variant.parameters,
+        size_bytes=sum(file.bytes for file in variant.files),
+        accuracy=accuracy,
+        int8_layers=variant.built_with.get("accuracy"),
+        notes=notes,
+        **counted,
+        **timed,
+    )
+    unknown = null_results(row)
+    if refusal is not None:
+        reasons = dict.fromkeys(unknown, refusal) | reasons
+    return row.model_copy(update={"missing": {name: reasons[name] for name in unknown}})
+
+
+def _timed_results(
+    profiled: ProfiledVariant,
+    references: Sequence[ProfiledVariant],
+    timings: Mapping[str, RawTiming],
+    config: TimingConfig,
+) -> tuple[dict[str, Any], Reasons]:
+    """Returns the fields of a variant that ran, and why ratios are missing."""
+    timing, baseline = timings[profiled.id], references[0]
+    summary = latency_summary(timing.samples_ns)
+    reasons: Reasons = {}
+    itself = Missing(kind="not_applicable", reason=ITSELF)
+    ratio, cpu_ratio = None, None
+    if profiled.id == baseline.id:
+        reasons["ratio"] = reasons["ratio_cpu_time"] = itself
+    else:
+        ratio = ratio_between(timings[baseline.id], timing, baseline.id, config.seed)
+        found = _cpu_ratio(profiled, baseline, timings, config)
+        if isinstance(found, Missing):
+            reasons["ratio_cpu_time"] = found
+        else:
+            cpu_ratio = found
+    fair = [one.id for one in references if one.id in timings and one.kind == profiled.kind]
+    same_precision = None
+    if not fair:
+        kind = f"{profiled.variant.precision} on {profiled.variant.target}"
+        reason = f"there is no ratio within {kind}: the baseline was not given so"
+        reasons["ratio_same_precision"] = Missing(kind="no_counterpart", reason=reason)
+    elif fair[0] == profiled.id:
+        reasons["ratio_same_precision"] = itself
+    else:
+        same_precision = ratio_between(timings[fair[0]], timing, fair[0], config.seed)
+    return {
+        "load_ms": timing.load_ms,
+        "first_ms": timing.first_ms,
+        "latency_ms": summary,
+        "cpu_share": timing.cpu_share,
+        "ratio": ratio,
+        "ratio_same_precision": same_precision,
+        "ratio_cpu_time": cpu_ratio,
+        "predict_ms": timing.predict_ms,
+        "peak_rss_bytes": timing.peak_rss_bytes,
+        "base_rss_bytes": timing.base_rss_bytes,
+        "throughput_per_s": timing.throughput_per_s,
+        "streams": timing.streams,
+        "energy_mj": timing.energy_mj,
+        "stages": None if timing.stages is None else Stages(**timing.stages),
+        "ceiling": _ceiling(timing.ceiling, profiled.variant.macs, summary.p50),
+        "raw_samples": samples_file(profiled.id),
+    }, reasons
+
+
+def _cpu_ratio(
+    profiled: ProfiledVariant,
+    baseline: ProfiledVariant,
+    timings: Mapping[str, RawTiming],
+    config: TimingConfig,
+) -> Ratio | Missing:
+    """Returns the ratio to the baseline by CPU time, which means something for one thread on a processor."""
+    on_gpu = any(needs_gpu(one.variant.target) for one in (profiled, baseline))
+    if on_gpu or config.threads > 1:
+        why = "a process that waits for a GPU" if on_gpu else "several threads"
+        return Missing(kind="not_applicable", reason=f"CPU time tells no speed of {why}")
+    base, timing = timings[baseline.id], timings[profiled.id]
+    if min(*base.cpu_ns, *timing.cpu_ns) <= 0:
+        return Missing(kind="not_supported", reason="this system's clock of CPU time is too coarse")
+    return ratio_interval(
+        _cpu_per_run(base), _cpu_per_run(timing), against=baseline.id, launches=timing.launches or None
+    )
+
+
+def _cpu_per_run(timing: RawTiming) -> list[NDArray[np.float64]]:
+    """Returns, per round, (1,) mean CPU nanoseconds of a run."""
+    return [np.array([cpu / len(b)]) for cpu, b in zip(timing.cpu_ns, timing.blocks_ns, strict=True)]
+
+
+def _ceiling(found: Mapping[str, Any] | None, macs: int, p50_ms: float) -> Ceiling | None:
+    if found is None:
+        return None
+    most = found["gmacs_per_s"]
+    return Ceiling(share=None if most is None else macs / (p50_ms * 1e6) / most, **found)
+
+
+def _accuracy_reasons(
+    profiled: ProfiledVariant, baseline: ProfiledVariant, accuracy: Accuracy | None, data: str | None
+) -> Reasons:
+    if accuracy is not None:
+        reason = f"no drop of UAR: the weights of the baseline {baseline.bundle.name} are random"
+        why = Missing(kind="random_weights", reason=reason)
+        return dict.fromkeys(("accuracy.uar_drop", "accuracy.uar_drop_low", "accuracy.uar_drop_high"), why)
+    if is_random(profiled.bundle):
+        why = Missing(kind="random_weights", reason="accuracy was not measured: the weights are random")
+        return {"accuracy": why}
+    if data is None:
+        return {
+            "accuracy": Missing(kind="not_asked", reason="accuracy was not measured: no --data was given")
+        }
+    return {}
+
+
+def timing_notes(
+    timing: RawTiming, baseline: RawTiming, cpu_ratio: Ratio | None, *, is_alone: bool
+) -> list[str]:
+    """Says what a reader has to know of one variant's results.
 
     Args:
         timing: of the variant.
         baseline: of the baseline; the same object for the baseline itself.
-        target: what the variant runs on.
-        threads: how many it may use.
+        cpu_ratio: times as fast as the baseline by CPU time.
+        is_alone: the variant runs on one thread of the processor, which should have a core of its own.
     """
     summary = latency_summary(timing.samples_ns)
     beyond = math.floor(summary.n * 0.01)
@@ -63,15 +257,14 @@ def timing_notes(timing: RawTiming, baseline: RawTiming, target: str, threads: i
             f"the latency varies by {summary.cv:.1%} (coefficient of variation): above {CV_LIMIT:.1%} the "
             "mean and the tail say as much about the machine as about the model"
         )
-    if threads == 1 and target != "trt" and timing.cpu_share < CPU_SHARE_LIMIT:
+    if is_alone and timing.cpu_share < ALONE_SHARE:
         notes.append(
             f"the process had a core for {timing.cpu_share:.0%} of the timed time: it was not alone on it"
         )
-        if timing is not baseline:
-            ratio = ratio_interval(_cpu_per_run(baseline), _cpu_per_run(timing), against="")
+        if cpu_ratio is not None:
             notes.append(
-                f"by CPU time instead of wall time it is {ratio.median:.2f} [{ratio.low:.2f}, "
-                f"{ratio.high:.2f}] times as fast: on a busy machine, the fairer figure"
+                f"by CPU time instead of wall time it is {cpu_ratio.median:.2f} [{cpu_ratio.low:.2f}, "
+                f"{cpu_ratio.high:.2f}] times as fast: on a busy machine, the fairer number"
             )
     if timing is not baseline and timing.processes == 1:
         correlation = lag_one_correlation(round_ratios(baseline.blocks_ns, timing.blocks_ns))
@@ -84,81 +277,78 @@ def timing_notes(timing: RawTiming, baseline: RawTiming, target: str, threads: i
         notes.append(
             f"a whole predict call takes {timing.predict_ms:.3g} ms at the median, normalising included"
         )
-    if timing.peak_rss_bytes is None:
-        notes.append("peak memory was not measured: this system does not tell it")
-    elif timing.base_rss_bytes is not None:
+    if timing.base_rss_bytes is not None and timing.peak_rss_bytes is not None:
         notes.append(
             f"{timing.base_rss_bytes / 1e6:.0f} MB of the peak memory are Python, numpy and the runtime"
         )
-    if timing.ceiling is not None and timing.ceiling["why"]:
-        notes.append(f"there is no ceiling: {timing.ceiling['why']}")
-    if timing.stages is None:
-        notes.append("stages were not timed")
-    elif timing.stages["flow_ms"] is None:
-        notes.append(
-            "the stages flow and strain were not timed: no OpenCV, or the model takes ready-made flow"
-        )
-    if timing.throughput_per_s is None:
-        notes.append("throughput was not measured: all runs are synchronous")
-    if timing.energy_mj is None and timing.energy_why:
-        notes.append(f"energy was not measured: {timing.energy_why}")
     return notes
 
 
-def _cpu_per_run(timing: RawTiming) -> list[NDArray[np.float64]]:
-    """Per round, (1,) mean CPU nanoseconds of a run."""
-    return [np.array([cpu / len(b)]) for cpu, b in zip(timing.cpu_ns, timing.blocks_ns, strict=True)]
-
-
-def mac_figures(config: ModelConfig, variant: Variant, artifact: Path) -> tuple[dict[str, Any], list[str]]:
-    """The fields of `profile_record.Measured` about multiply-adds, and what is to be said about them.
+def mac_results(
+    config: ModelConfig, variant: Variant, artifact: Path
+) -> tuple[dict[str, Any], Reasons, list[str]]:
+    """Counts multiply-adds: the fields of `schema.Measured` about them, why some are missing, and notes.
 
     Args:
         config: of the model.
         variant: whose manifest holds the count of the exported graph.
-        artifact: what the runtime opens; only ONNX graphs can be counted themselves.
+        artifact: the file that the runtime opens; only ONNX graphs can be counted themselves.
     """
-    graph, notes = graph_count(artifact)
-    eager = eager_count(config, variant.tokens)
+    reasons: Reasons = {}
+    graph, eager = None, None
+    if isinstance(in_graph := graph_count(artifact), Missing):
+        reasons["macs_graph"] = reasons["macs_by_operator"] = in_graph
+    else:
+        graph = in_graph
+    if isinstance(as_written := eager_count(config, variant.tokens), Missing):
+        reasons["macs_eager"] = as_written
+    else:
+        eager = as_written
     uncounted = dict(variant.macs_uncounted)
     for count in (graph, eager):
         uncounted |= {} if count is None else count.uncounted
+    notes = []
     if uncounted:
         met = ", ".join(f"{name} ({times}x)" for name, times in sorted(uncounted.items()))
         notes.append(f"MACs leave out operators without a formula: {met}")
     if graph is not None and graph.total != variant.macs:
         notes.append(f"the artifact's own graph has {graph.total} MACs, its source {variant.macs}")
-    return {
+    fields = {
         "macs": variant.macs,
         "macs_by_operator": None if graph is None else graph.by_operator,
         "macs_eager": None if eager is None else eager.total,
         "macs_graph": None if graph is None else graph.total,
         "macs_uncounted": uncounted,
         "macs_explained": _explained(config, variant, eager),
-    }, notes
+    }
+    return fields, reasons, notes
 
 
-def graph_count(artifact: Path) -> tuple[MacCount | None, list[str]]:
-    """What the graph that runs takes; None and why, where it cannot be counted."""
+def graph_count(artifact: Path) -> MacCount | Missing:
+    """Counts the graph that runs; or says why it cannot be counted."""
     if artifact.suffix != ".onnx":
-        return None, [
-            "the artifact's own graph is not ONNX: its MACs are those of the graph that it was built from"
-        ]
+        return Missing(
+            kind="not_supported",
+            reason="the artifact's own graph is not ONNX: its MACs are those of the graph that it was built from",
+        )
+    not_counted = "MACs by operator were not counted"
     if find_spec("onnx") is None:
-        return None, ["MACs by operator were not counted: the package onnx is not installed"]
+        return Missing(kind="not_installed", reason=f"{not_counted}: the package onnx is not installed")
     from ptsr_edge.models.macs import onnx_macs
 
     try:
-        return onnx_macs(artifact), []
+        return onnx_macs(artifact)
     except InputError:
-        return None, ["MACs by operator were not counted: the artifact is no readable ONNX model"]
+        return Missing(kind="failed", reason=f"{not_counted}: the artifact is no readable ONNX model")
 
 
 @lru_cache(maxsize=64)
-def eager_count(config: ModelConfig, tokens: int) -> MacCount | None:
-    """What the model takes as it is written, by fvcore; None where torch or fvcore is not installed."""
-    if find_spec("torch") is None or find_spec("fvcore") is None:
-        return None
+def eager_count(config: ModelConfig, tokens: int) -> MacCount | Missing:
+    """Counts the model as it is written, by fvcore; or says which package is not installed."""
+    gone = [name for name in ("torch", "fvcore") if find_spec(name) is None]
+    if gone:
+        reason = f"MACs of the model as it is written were not counted: {' and '.join(gone)} not installed"
+        return Missing(kind="not_installed", reason=reason)
     import torch
 
     from ptsr_edge.models.macs import count_macs
@@ -168,7 +358,7 @@ def eager_count(config: ModelConfig, tokens: int) -> MacCount | None:
 
 
 def _explained(config: ModelConfig, variant: Variant, eager: MacCount | None) -> str:
-    """Why the counts differ; where the closed form does not give them, that is said instead."""
+    """Says why the counts differ, or that the closed form does not give them."""
     if find_spec("torch") is None:  # the scores' entries, which the closed form asks, need it
         return "not explained: torch is not installed"
     written = sum(eager_macs(config, variant.tokens).values())
@@ -178,16 +368,13 @@ def _explained(config: ModelConfig, variant: Variant, eager: MacCount | None) ->
     return explain(config, variant.tokens)
 
 
-SAMPLES = "samples"
-
-
 def samples_file(name: str) -> str:
-    """Where a variant's raw samples lie, relative to the profile."""
+    """Returns the place of a variant's raw samples, relative to the profile."""
     return f"{SAMPLES}/{name.replace('/', '--')}.npz"
 
 
 def write_samples(path: Path, timing: RawTiming) -> None:
-    """Writes (n,) `samples_ns` int64, `round` int32 and `launch` int32: which start of the process."""
+    """Writes (n,) `samples_ns` int64, `round` int32 and `launch` int32, the start of the process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         path,
@@ -197,111 +384,8 @@ def write_samples(path: Path, timing: RawTiming) -> None:
     )
 
 
-def measured(
-    entry: Entry,
-    references: Sequence[Entry],
-    timings: Mapping[str, RawTiming],
-    refusals: Mapping[str, str],
-    accuracy: Accuracy | None,
-    data: str | None,
-    setting: TimingConfig,
-) -> Measured:
-    """The row of one variant; what was not measured of it is null, and a note says why.
-
-    Args:
-        entry: the variant.
-        references: the baseline, and after it the ViT's variants in other targets and precisions.
-        timings: by id, of all that ran.
-        refusals: by id, why the others did not.
-        accuracy: through this artifact.
-        data: the name of what accuracy was judged on, None where it was not asked for.
-        setting: of the timing.
-    """
-    variant, reference = entry.variant, references[0]
-    counted, notes = mac_figures(entry.bundle.model, variant, entry.folder / variant.artifact)
-    notes += _accuracy_notes(entry, reference, accuracy, data)
-    figures: dict[str, Any] = {}
-    if entry.id in refusals:
-        told = NOT_RUN if variant.target == "trt" else "could not be run here, so nothing was timed"
-        notes.insert(0, f"{told}: {refusals[entry.id]}")
-    else:
-        timing, base = timings[entry.id], timings[reference.id]
-        summary = latency_summary(timing.samples_ns)
-        figures = {
-            "load_ms": timing.load_ms,
-            "first_ms": timing.first_ms,
-            "latency_ms": summary,
-            "ratio": _ratio(entry, reference, timings, setting.seed),
-            "ratio_same_precision": _ratio(entry, _fair(entry, references, timings), timings, setting.seed),
-            "peak_rss_bytes": timing.peak_rss_bytes,
-            "throughput_per_s": timing.throughput_per_s,
-            "streams": timing.streams,
-            "energy_mj": timing.energy_mj,
-            "stages": None if timing.stages is None else Stages(**timing.stages),
-            "ceiling": _ceiling(timing.ceiling, variant.macs, summary.p50),
-            "raw_samples": samples_file(entry.id),
-        }
-        notes = timing_notes(timing, base, variant.target, setting.threads) + notes
-        if figures["ratio"] is not None and figures["ratio_same_precision"] is None:
-            kind = f"{variant.precision} on {variant.target}"
-            notes.append(f"there is no ratio within {kind}: the baseline was not given so")
-    return Measured(
-        id=entry.id,
-        bundle=entry.shown,
-        target=variant.target,
-        precision=variant.precision,
-        keep_rate=variant.keep_rate,
-        tokens=variant.tokens,
-        parameters=variant.parameters,
-        size_bytes=sum(file.bytes for file in variant.files),
-        accuracy=accuracy,
-        int8_layers=variant.built_with.get("accuracy"),
-        notes=notes,
-        **counted,
-        **figures,
-    )
-
-
-def _fair(entry: Entry, references: Sequence[Entry], timings: Mapping[str, RawTiming]) -> Entry | None:
-    """The ViT in the variant's own target and precision, where it was timed."""
-    kind = (entry.variant.target, entry.variant.precision)
-    alike = [
-        other
-        for other in references
-        if other.id in timings and (other.variant.target, other.variant.precision) == kind
-    ]
-    return alike[0] if alike else None
-
-
-def _ratio(entry: Entry, to: Entry | None, timings: Mapping[str, RawTiming], seed: int) -> Ratio | None:
-    if to is None or to.id == entry.id:
-        return None
-    return ratios_to({to.id: timings[to.id], entry.id: timings[entry.id]}, to.id, seed)[entry.id]
-
-
-def _ceiling(found: Mapping[str, Any] | None, macs: int, p50_ms: float) -> Ceiling | None:
-    if found is None:
-        return None
-    reached = macs / (p50_ms * 1e6)  # 10^9 a second
-    most = found["gmacs_per_s"]
-    return Ceiling(share=None if most is None else reached / most, **found)
-
-
-def _accuracy_notes(entry: Entry, reference: Entry, accuracy: Accuracy | None, data: str | None) -> list[str]:
-    if is_random(entry.bundle):
-        return ["accuracy was not measured: the weights are random"]
-    if data is None:
-        return ["accuracy was not measured: no --data was given"]
-    if accuracy is not None and accuracy.uar_drop is None:
-        return [f"no drop of UAR: the weights of the baseline {reference.bundle.name} are random"]
-    return []
-
-
-# FOLDED from profile.profile_method: How a profile was made: its setting, the method in words, and the command that repeats it.
-
-
-def method_of(setting: TimingConfig, timings: Mapping[str, RawTiming]) -> dict[str, Any]:
-    """How the figures were made, for the record."""
+def method_of(config: TimingConfig, timings: Mapping[str, RawTiming]) -> dict[str, Any]:
+    """Says for the record how the results were measured."""
     some = next(iter(timings.values()))
     return {
         "timed": "Session.infer, synchronous, batch 1: the network alone on a normalised input",
@@ -309,22 +393,22 @@ def method_of(setting: TimingConfig, timings: Mapping[str, RawTiming]) -> dict[s
         "processes": "one for each variant, all loaded, one running at a time; all ended and started again "
         f"until there were {some.processes} of each",
         "interleaving": f"{len(some.blocks_ns)} rounds; in each, every variant runs one block, in an order "
-        f"drawn anew; a block has at least {setting.block} runs and takes the same time for all",
+        f"drawn anew; a block has at least {config.block} runs and takes the same time for all",
         "warm_up": f"at least {WARM_UP_S:g} s and {WARM_UP_RUNS} runs, and "
         f"{SETTLE_RUNS} untimed runs at the start of each block",
-        "least_duration_s": setting.duration_s,
-        "least_runs": setting.min_runs,
-        "threads": setting.threads,
-        "pinned": setting.pin,
-        "seed": setting.seed,
+        "least_duration_s": config.duration_s,
+        "least_runs": config.min_runs,
+        "threads": config.threads,
+        "pinned": config.pin,
+        "seed": config.seed,
         "outliers": "none removed; all samples lie beside this file",
         "ratio": ratio_text(some.processes),
-        "unstable": f"measured again, up to {setting.attempts} times in all, where a ratio was known to less than "
+        "unstable": f"measured again, up to {config.attempts} times in all, where a ratio was known to less than "
         f"{INTERVAL_LIMIT:.0%}, the baseline drifted by more than {DRIFT_LIMIT:.0%} or a core was shared",
-        "throughput": f"{setting.streams} sessions in threads of one process"
-        if setting.streams
+        "throughput": f"{config.streams} sessions in threads of one process"
+        if config.streams
         else "not measured",
-        "energy": some.energy_why or "not measured",
+        "energy": some.energy_from or "not measured",
         "load": "Session.open: manifest, SHA-256 of all files, loading or compiling; the import comes before",
         "memory": "VmHWM of the process that runs one variant, Python and runtime included",
         "macs": "one multiply-add counts as one; matrix products and convolutions only",
@@ -333,7 +417,7 @@ def method_of(setting: TimingConfig, timings: Mapping[str, RawTiming]) -> dict[s
 
 
 def ratio_text(processes: int) -> str:
-    """How a ratio came about."""
+    """Says how a ratio is calculated."""
     inside = "median over rounds of (block median of the baseline / block median of the variant)"
     if processes == 1:
         return f"{inside}, 95 % percentile bootstrap over rounds: how processes differ is not in it"
@@ -343,29 +427,25 @@ def ratio_text(processes: int) -> str:
 def command_of(
     folders: Sequence[Path],
     out: Path,
-    baseline: Path | None,
-    data: str | None,
-    root: Path | None,
-    setting: TimingConfig,
+    config: TimingConfig,
+    *,
+    baseline: Path | None = None,
+    data: str | None = None,
+    root: Path | None = None,
+    checkpoint: Path | None = None,
+    control_seeds: int = 0,
 ) -> str:
-    """What reproduces the run; folders as `shown_path` names them."""
-    words = [word for folder in folders for word in ("--bundle", shown_path(folder))]
-    if baseline is not None:
-        words += ["--baseline", shown_path(baseline)]
-    if data is not None:
-        words += ["--data", data]
-    if root is not None:
-        words += ["--root", shown_path(root)]
-    for name, value in (
-        ("--duration-s", setting.duration_s),
-        ("--min-runs", setting.min_runs),
-        ("--threads", setting.threads),
-        ("--seed", setting.seed),
-    ):
-        words += [name, f"{value:g}"]
-    for name, number in (
-        ("--processes", setting.processes), ("--attempts", setting.attempts), ("--streams", setting.streams),
-    ):  # fmt: skip
-        words += [name, str(number)]
-    words += ["--pin"] if setting.pin else []
-    return shlex.join(["python", "-m", "ptsr_edge.profile", *words, "--out", shown_path(out)])
+    """Returns the command that repeats the run; folders as `shown_path` names them."""
+    places = [("--bundle", folder) for folder in folders] + [("--baseline", baseline)]
+    words = [word for option, place in places if place for word in (option, shown_path(place))]
+    words += ["--data", data] if data is not None else []
+    words += ["--root", shown_path(root)] if root is not None else []
+    for name in ("duration_s", "min_runs", "threads", "seed"):
+        words += [f"--{name.replace('_', '-')}", f"{getattr(config, name):g}"]
+    for name in ("processes", "attempts", "streams"):
+        words += [f"--{name}", str(getattr(config, name))]
+    words += ["--pin"] if config.pin else []
+    words += ["--out", shown_path(out)]
+    words += ["--checkpoint", shown_path(checkpoint)] if checkpoint is not None else []
+    words += ["--control-seeds", str(control_seeds)] if control_seeds and data is not None else []
+    return shlex.join(["python", "-m", "ptsr_edge.profile", *words])

@@ -1,8 +1,11 @@
-"""What this machine can do at all: a plain matrix product in the runtime that a variant runs in.
+"""The limit that a runtime's speed is seen against, and the operators that an inference spends its time on.
 
-A product of (ROWS, WIDTH) with constant weights (WIDTH, WIDTH), as the layers of a transformer are, in the same
-precision and with the same threads. It is no data sheet's peak: it is what the runtime's own kernel reaches on
+The ceiling is a product of (ROWS, WIDTH) with constant weights (WIDTH, WIDTH), as in the layers of a transformer, in
+the variant's runtime, precision and threads. It is no data sheet's peak, but the speed of the runtime's own kernel on
 an easy shape, on this machine, just now. A smaller layer may be faster where its weights stay in the cache.
+
+Operators are timed by the runtime's own profiler. Profiling slows a runtime, by the more the smaller its operators
+are: the times are handed on as shares of their sum, never as a latency.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,19 +39,28 @@ SETTLE = 3
 Run = Callable[[], object]
 
 
+class Untold(NamedTuple):
+    """Why a runtime does not tell a result: `schema.Missing` in a process that does not load that."""
+
+    kind: str
+    reason: str
+
+
 def measure_ceiling(target: str, precision: str, threads: int, duration_s: float) -> dict[str, Any]:
-    """The ceiling of a runtime, a precision and a number of threads.
+    """Measures the ceiling of a runtime, a precision and a number of threads.
 
     Returns:
-        `gmacs_per_s`: 10^9 multiply-adds a second in the fastest run, or None and `why`; `shape`: m, k, n.
+        `gmacs_per_s`: 10^9 multiply-adds a second in the fastest run, or None; `shape`: m, k, n; `why` there is no
+        ceiling, or None; `missing`: by field, `kind` and `reason` of a `schema.Missing`.
     """
-    builders: dict[str, Callable[[str, int], Run | str]] = {"cpu": _onnx_runtime, "openvino": _openvino}
     shape = [ROWS, WIDTH, WIDTH]
-    if target not in builders:
-        return {"gmacs_per_s": None, "shape": shape, "why": f"no ceiling is measured for target {target}"}
-    run = builders[target](precision, threads)
-    if isinstance(run, str):
-        return {"gmacs_per_s": None, "shape": shape, "why": run}
+    run: Run | Untold = Untold("not_supported", f"no ceiling is measured for target {target}")
+    if target in PRODUCTS:
+        run = PRODUCTS[target](precision, threads)
+    if isinstance(run, Untold):
+        why = Untold(run.kind, f"there is no ceiling: {run.reason}")._asdict()
+        missing = {"gmacs_per_s": why, "share": why}
+        return {"gmacs_per_s": None, "shape": shape, "why": run.reason, "missing": missing}
     for _ in range(SETTLE):
         run()
     taken: list[int] = []
@@ -57,14 +69,14 @@ def measure_ceiling(target: str, precision: str, threads: int, duration_s: float
         start = time.perf_counter_ns()
         run()
         taken.append(time.perf_counter_ns() - start)
-    return {"gmacs_per_s": ROWS * WIDTH * WIDTH / min(taken), "shape": shape, "why": None}
+    return {"gmacs_per_s": ROWS * WIDTH * WIDTH / min(taken), "shape": shape, "why": None, "missing": {}}
 
 
-def _onnx_runtime(precision: str, threads: int) -> Run | str:
+def _onnx_runtime_product(precision: str, threads: int) -> Run | Untold:
     if find_spec("onnx") is None:
-        return "the package onnx, which writes the graph, is not installed"
+        return Untold("not_installed", "the package onnx, which writes the graph, is not installed")
     if precision not in ("fp32", "int8"):
-        return f"no matrix product in {precision} is known for ONNX Runtime on a CPU"
+        return Untold("not_supported", f"no matrix product in {precision} is known for ONNX Runtime on a CPU")
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -93,16 +105,19 @@ OPENVINO_TYPES = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
 LEVELS = 255
 
 
-def _openvino(precision: str, threads: int) -> Run | str:
+def _openvino_product(precision: str, threads: int) -> Run | Untold:
     ov = load_openvino()
     ops = ov.opset13
     core = ov.Core()
     kind = OPENVINO_TYPES.get(precision)
     if kind is None:
-        return f"OpenVINO takes a plain matrix product for {' or '.join(OPENVINO_TYPES)}, not for {precision}"
+        known = " or ".join(OPENVINO_TYPES)
+        return Untold(
+            "not_supported", f"OpenVINO takes a plain matrix product for {known}, not for {precision}"
+        )
     quantized = precision == "int8"
     if CAPABILITY[kind] not in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
-        return f"OpenVINO on this CPU offers no {precision}"
+        return Untold("not_supported", f"OpenVINO on this CPU offers no {precision}")
     rng = np.random.default_rng(0)
     rows = ops.parameter([ROWS, WIDTH], np.float32)
     weights = ops.constant(rng.uniform(-1, 1, (WIDTH, WIDTH)).astype(np.float32))
@@ -112,14 +127,14 @@ def _openvino(precision: str, threads: int) -> Run | str:
     product = ops.matmul(*factors, False, False)
     compiled = compile_model(core, ov.Model([product], [rows], "ceiling"), kind, threads, "a matrix product")
     if quantized and (ran := _product_precision(compiled)) not in ("i8", "u8"):
-        return f"OpenVINO on this CPU calculates a quantized matrix product in {ran}"
+        return Untold("not_supported", f"OpenVINO on this CPU calculates a quantized matrix product in {ran}")
     request = compiled.create_infer_request()
     given = rng.uniform(-1, 1, (ROWS, WIDTH)).astype(np.float32)
     return lambda: request.infer([given], share_inputs=True, share_outputs=True)
 
 
 def _product_precision(compiled: Any) -> str:
-    """The type that the compiled graph's product reads, as the runtime tells it."""
+    """Returns the type that the compiled graph's product reads, as the runtime tells it."""
     for operator in compiled.get_runtime_model().get_ops():
         told = operator.get_rt_info()
         if told["layerType"].astype(str) in ("FullyConnected", "MatMul"):
@@ -127,7 +142,11 @@ def _product_precision(compiled: Any) -> str:
     return "an operator that is no matrix product"
 
 
-# FOLDED from profile.operator_times: Where the time of an inference goes, by class of operator, as the runtime's own profiler says. Profiling slows a runtime, by the more the smaller its operators are: its times are handed on as shares of their sum, never as a latency.
+PRODUCTS: dict[str, Callable[[str, int], Run | Untold]] = {
+    "cpu": _onnx_runtime_product,
+    "openvino": _openvino_product,
+}
+"""Builders of the matrix product by target, from precision and threads."""
 
 CLASSES: dict[str, tuple[str, ...]] = {
     "matrix products": (
@@ -168,27 +187,23 @@ _CLASS_OF = {name: kind for kind, names in CLASSES.items() for name in names}
 
 def operator_shares(
     target: str, artifact: Path, threads: int, flow: NDArray[np.float32], runs: int
-) -> tuple[dict[str, float] | None, str | None]:
-    """Shares of the inference's time by class of operator, the largest first; or None and why not.
+) -> dict[str, float] | Untold:
+    """Returns the shares of an inference's time by class of operator, the largest first; or why there are none.
 
     Args:
         target: whose runtime runs the artifact.
         artifact: an ONNX file or an IR.
         threads: of one operator.
         flow: (1, C, S, S) float32.
-        runs: how many inferences are profiled, after one that is not.
+        runs: number of inferences that are profiled, after one that is not.
     """
-    if target == "cpu":
-        times = _operator_times_onnx_runtime(artifact, threads, flow, runs)
-    elif target == "openvino":
-        times = _operator_times_openvino(artifact, threads, flow, runs)
-    else:
-        return None, f"the profiler of target {target} is not read"
-    return shares_of(times), None
+    if target not in OPERATOR_TIMES:
+        return Untold("not_supported", f"the profiler of target {target} is not read")
+    return shares_of(OPERATOR_TIMES[target](artifact, threads, flow, runs))
 
 
 def shares_of(times: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Operators with their times in any unit -> shares by class, the largest first, 1 in all."""
+    """Sums operators' times, in any unit, to shares by class: the largest first, 1 in all."""
     sums: Counter[str] = Counter()
     for name, spent in times:
         sums[_CLASS_OF.get(name, name)] += spent  # type: ignore[assignment]  # a Counter holds floats as well
@@ -196,7 +211,7 @@ def shares_of(times: Iterable[tuple[str, float]]) -> dict[str, float]:
     return {name: spent / total for name, spent in sums.most_common() if spent > 0}
 
 
-def _operator_times_onnx_runtime(
+def _onnx_runtime_times(
     artifact: Path, threads: int, flow: NDArray[np.float32], runs: int
 ) -> list[tuple[str, float]]:
     with TemporaryDirectory(prefix="ptsr-edge-") as scratch:
@@ -212,7 +227,7 @@ def _operator_times_onnx_runtime(
     return kernels[len(kernels) // (runs + 1) :]
 
 
-def _operator_times_openvino(
+def _openvino_times(
     artifact: Path, threads: int, flow: NDArray[np.float32], runs: int
 ) -> list[tuple[str, float]]:
     ov = load_openvino()
@@ -228,3 +243,10 @@ def _operator_times_openvino(
             (str(entry.node_type), entry.real_time.total_seconds()) for entry in request.get_profiling_info()
         ]
     return times
+
+
+OPERATOR_TIMES: dict[str, Callable[[Path, int, NDArray[np.float32], int], list[tuple[str, float]]]] = {
+    "cpu": _onnx_runtime_times,
+    "openvino": _openvino_times,
+}
+"""Readers of the runtime's profiler by target: artifact, threads, flow, runs -> names and times of operators."""

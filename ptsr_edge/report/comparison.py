@@ -1,4 +1,4 @@
-"""Profiles side by side: the rows of a report, under names that tell them apart.
+"""Profiles side by side: the variants of a report, under names that tell them apart, and how numbers are written.
 
 A latency is compared only within the profile it was measured in; an accuracy only with others on the
 same data under the same protocol.
@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.profile.schema import PROFILE, Measured, Profile, read_profile
+from ptsr_edge.profile.schema import PROFILE, Measured, Missing, Profile, read_profile
 from ptsr_edge.stats.classification import uar_half_width, uar_interval
+from ptsr_edge.stats.latency import Ratio
 
 _PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8", "int4")
 
@@ -35,7 +36,7 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class ComparedVariant:
-    """One variant of one profile; `name` tells it from every other row in as few words as will do."""
+    """One variant of one profile; `name` tells it from every other one in as few words as will do."""
 
     name: str
     source: Source
@@ -44,18 +45,24 @@ class ComparedVariant:
 
     @property
     def p50_ms(self) -> float | None:
-        """Median latency, or None where it was not measured."""
+        """The median latency, or None where it was not measured."""
         return self.measured.latency_ms.p50 if self.measured.latency_ms else None
 
     @property
     def uar(self) -> float | None:
-        """Unweighted average recall, or None where it was not measured."""
+        """The unweighted average recall, or None where it was not measured."""
         return self.measured.accuracy.uar if self.measured.accuracy else None
 
     @property
     def uar_drop(self) -> float | None:
         """The baseline's UAR minus this one's, or None where it was not measured."""
         return self.measured.accuracy.uar_drop if self.measured.accuracy else None
+
+    def why_missing(self, field: str) -> Missing | None:
+        """Returns why a field such as `stages.flow_ms` is null: its own entry, or that of what it lies in."""
+        while field and field not in self.measured.missing:
+            field = field.rpartition(".")[0]
+        return self.measured.missing.get(field)
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class Comparison:
         return self.sources[0].profile.labels
 
     def reference(self, row: ComparedVariant) -> ComparedVariant | None:
-        """The full-token baseline that `row` was measured against, if it is among the rows."""
+        """Returns the full-token baseline that `row` was measured against, if it is among the rows."""
         ratio = row.measured.ratio
         wanted = (ratio.against if ratio else None, row.source.profile.baseline)
         near = [other for other in self.rows if other.source is row.source and other.is_baseline]
@@ -87,7 +94,7 @@ class Comparison:
         return near[0] if len(near) == 1 else None
 
     def comparable(self) -> list[ComparedVariant]:
-        """The rows whose accuracy is on the same data under the same protocol: the largest group."""
+        """Returns the rows whose accuracy is on the same data under the same protocol: the largest group."""
         judged = [row for row in self.rows if row.measured.accuracy]
         groups = Counter(accuracy_key(row) for row in judged)
         if not groups:
@@ -133,7 +140,7 @@ def read_sources(folders: Sequence[Path]) -> list[Source]:
 
 
 def _check_numbers(profile: Profile, folder: Path) -> None:
-    """Figures that no measurement can give would make pictures that nobody can trust."""
+    """Refuses values that no measurement can give: they would make charts that nobody can trust."""
     for place, number in _floats(profile.model_dump(mode="python"), ""):
         if not math.isfinite(number):
             raise InputError(f"{folder / PROFILE}: {place} must be a finite number, got {number}")
@@ -205,13 +212,8 @@ def precision_rank(precision: str) -> tuple[int, str]:
     return (_PRECISIONS.index(precision) if known else len(_PRECISIONS), precision)
 
 
-def budget_text(keep_rate: float) -> str:
-    """A keep rate as a share of the tokens: `25 %`."""
-    return f"{round(100 * keep_rate, 1):g} %"
-
-
 def pareto(rows: Iterable[ComparedVariant]) -> list[ComparedVariant]:
-    """The rows that no other row beats in both latency (p50) and UAR, by rising latency."""
+    """Returns the rows that no other row beats in both latency (p50) and UAR, by rising latency."""
     known = [(row.p50_ms, -row.uar, row) for row in rows if row.p50_ms is not None and row.uar is not None]
     front: list[ComparedVariant] = []
     best = float("inf")
@@ -223,7 +225,7 @@ def pareto(rows: Iterable[ComparedVariant]) -> list[ComparedVariant]:
 
 
 def undominated(rows: Sequence[ComparedVariant]) -> list[ComparedVariant]:
-    """The rows that no other is at least as good as in latency (p50), UAR and size, and better in one."""
+    """Returns the rows beside which no other is as good in latency (p50), UAR and size, and better in one."""
 
     def costs(row: ComparedVariant) -> tuple[float, float, float]:
         return (row.p50_ms or 0.0, -(row.uar or 0.0), row.measured.size_bytes)
@@ -235,26 +237,19 @@ def undominated(rows: Sequence[ComparedVariant]) -> list[ComparedVariant]:
     return [row for row in rows if not any(beats(other, row) for other in rows)]
 
 
-def half_interval(row: ComparedVariant) -> float:
-    """Half the 95 % interval of a row's UAR, 0 where there is no confusion matrix."""
-    if row.measured.accuracy is None or not row.measured.accuracy.confusion:
-        return 0.0
-    return uar_half_width([row.measured.accuracy.confusion], added=2)
-
-
 def uar_bounds(row: ComparedVariant) -> tuple[float, float] | None:
-    """The 95 % interval of a row's UAR: over subjects where the answers were recorded, else binomial; or None."""
+    """Returns the 95 % interval of a row's UAR: over subjects where the answers were recorded, else binomial."""
     accuracy, judged = row.measured.accuracy, row.source.profile.judged
     if accuracy is None:
         return None
     if judged is not None and accuracy.predicted is not None:
         return uar_interval(judged.truth, accuracy.predicted, judged.subject)
-    half = half_interval(row)
+    half = uar_half_width([accuracy.confusion], added=2) if accuracy.confusion else 0.0
     return (accuracy.uar - half, accuracy.uar + half) if half else None
 
 
 def raw_samples(row: ComparedVariant) -> tuple[NDArray[np.float64] | None, str]:
-    """The latency samples of a row in milliseconds, or None and the reason why there are none.
+    """Returns the latency samples of a row in milliseconds, or None and the reason why there are none.
 
     Samples whose median is not the recorded p50 (within 2 %) are not those of the record, or are in
     another unit: they are refused.
@@ -278,7 +273,7 @@ def raw_samples(row: ComparedVariant) -> tuple[NDArray[np.float64] | None, str]:
 
 
 def accuracy_key(row: ComparedVariant) -> tuple[str, str] | None:
-    """What an accuracy must share with another to be compared with it: its data and its protocol."""
+    """Returns what an accuracy shares with those that it may be compared with: data and protocol."""
     accuracy = row.measured.accuracy
     return (accuracy.data, accuracy.protocol) if accuracy else None
 
@@ -314,7 +309,7 @@ def _named(rows: list[ComparedVariant]) -> list[ComparedVariant]:
 
 
 def _read_samples(path: Path, variant: str) -> NDArray[np.float64]:
-    """Milliseconds from an array in milliseconds or an archive; there, a name ending in `_ns` tells."""
+    """Reads milliseconds from an array of them or from an archive, where a name ending in `_ns` tells the unit."""
     with path.open("rb") as stream:
         stored = np.load(stream, allow_pickle=False)
         if isinstance(stored, np.ndarray):
@@ -327,58 +322,71 @@ def _read_samples(path: Path, variant: str) -> NDArray[np.float64]:
     return samples / 1e6 if key.endswith("_ns") else samples
 
 
-def ratio_text(median: float, low: float, high: float) -> str:
-    """A ratio with its interval, in as many decimals as its width deserves: `2.6x [2.5, 2.7]`."""
-    places = 1 if median >= 1.5 and high - low >= 0.1 else 2
-    return f"{median:.{places}f}x [{low:.{places}f}, {high:.{places}f}]"
+# ---------------------------------------------------------------------------------------------
+# How numbers are written
 
 
-def _ms(value: float) -> str:
+def budget_text(keep_rate: float) -> str:
+    """Writes a keep rate as a share of the tokens: `25 %`."""
+    return f"{round(100 * keep_rate, 1):g} %"
+
+
+def ratio_text(ratio: Ratio) -> str:
+    """Writes a ratio with its interval, in as many decimals as its width deserves: `2.6x [2.5, 2.7]`."""
+    places = 1 if ratio.median >= 1.5 and ratio.high - ratio.low >= 0.1 else 2
+    return f"{ratio.median:.{places}f}x [{ratio.low:.{places}f}, {ratio.high:.{places}f}]"
+
+
+def three_digits(value: float) -> str:
+    """Writes a number with three digits, all of them: `3.10`, `12.0`, `120`, `1,234`."""
+    places = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:#.3g}" if 0 < value < 0.9995 else f"{value:,.{places}f}"
+
+
+def short_ms(value: float) -> str:
+    """Writes milliseconds for a sentence, where two digits are enough: `0.53`, `3.1`, `120`."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def quantity(count: float) -> str:
-    """A count with three digits and a decimal prefix: `1.23 G`."""
+    """Writes a count with three digits and a decimal prefix: `1.23 G`."""
     for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(count) >= 0.9995 * size:
             return f"{count / size:.3g} {prefix}"
     return f"{count:.3g}"
 
 
-def three_digits(value: float) -> str:
-    """A number with three digits, all of them written: `3.10`, `12.0`, `120`, `1,234`."""
-    places = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:#.3g}" if 0 < value < 0.9995 else f"{value:,.{places}f}"
-
-
-def _percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.0f} %" if whole else "-"
-
-
 def bytes_text(count: float) -> str:
-    """A size with three digits: `10.9 MB`."""
+    """Writes a size with three digits: `10.9 MB`."""
     return f"{quantity(count)}B" if count >= 999.5 else f"{count:g} B"
 
 
-def _three(value: float) -> str:
-    return f"{value:.3f}"
+def percent(share: float, places: int = 0) -> str:
+    """Writes a share: `34 %`."""
+    return f"{100 * share:.{places}f} %"
 
 
 def signed(value: float) -> str:
-    """A difference with three decimals and its sign: `+0.012`, and `0.000` for none."""
+    """Writes a difference with three decimals and its sign: `+0.012`, and `0.000` for none."""
     return f"{value:+.3f}" if round(value, 3) else "0.000"
 
 
-def _per_cent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+def interval_text(low: float, high: float) -> str:
+    """Writes the interval of a difference: `[-0.010, +0.050]`."""
+    return f"[{low:+.3f}, {high:+.3f}]"
+
+
+def difference_text(value: float, low: float, high: float) -> str:
+    """Writes a difference with its interval; called `none` where the interval holds zero."""
+    return f"{'none' if low <= 0 <= high else signed(value)} {interval_text(low, high)}"
 
 
 def rounded_up(value: float) -> str:
-    """A bound is rounded up: the rounded one holds too."""
+    """Writes a bound with three decimals, rounded up: the rounded one holds too."""
     return f"{math.ceil(1000 * value - 1e-9) / 1000:.3f}"
 
 
-def _round_up(count: int) -> int:
-    """To two digits, upwards."""
-    step: int = 10 ** max(0, len(str(count)) - 2)
-    return -(-count // step) * step
+def sentence(text: str) -> str:
+    """Makes a sentence of a clause: a capital letter in front, a full stop behind."""
+    first = text[:1].upper() if text[1:2].islower() else text[:1]
+    return f"{first}{text[1:].removesuffix('.')}."

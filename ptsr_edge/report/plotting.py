@@ -1,31 +1,25 @@
-"""A matplotlib figure measured in pixels, and what its charts share: scales, grid, marks, labels, keys.
+"""Charts as SVG that fits into the page: a canvas measured in pixels, the theme's colours, scales, keys and labels.
 
-A chart is drawn twice, for a desktop and for a phone, because text that shrinks with its drawing cannot
-be read there. Matplotlib is imported when a chart is drawn, not before.
+A chart is painted twice, for a desktop and for a phone, because text that shrinks with its drawing cannot be read
+there. While it is painted, each role of `THEME` has a colour that stands in for it; on the page that is a CSS
+variable, so that one drawing serves the light and the dark theme. Matplotlib is imported when a chart is painted,
+not before.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 import itertools
 import math
 import re
-import struct
 import warnings
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import require
 from ptsr_edge.report.comparison import ComparedVariant, Comparison, precision_rank
-
-# FOLDED from report.svg: Drawings as SVG text that fits into a page: colours follow the page's theme, ids do not collide. A drawing uses one fixed stand-in colour for each role; `page_ready` replaces it by the CSS variable of that role, so that one drawing serves the light and the dark theme. `standalone` adds the values of the variables, for a file that is shown by itself.
 
 WIDE, NARROW = 880, 350
 """Widths in CSS pixels; text is drawn at the size it will be read in."""
@@ -48,233 +42,176 @@ THEME: dict[str, tuple[str, str]] = {
 
 SERIES = ("s1", "s2", "s3", "s4", "s5", "s6")
 
-_STAND_INS = {role: f"#0d0e{place:02x}" for place, role in enumerate(THEME)}
-
-_NARROW_LETTERS = "fijlrtI.,:;|!()[] "
-
-_NARROW_EM, _EM = 0.36, 0.62
-
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
-HALO = ".halo text { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }"
-"""Keeps labels readable where they cross a line of the drawing."""
+SVG_CSS = (
+    "svg text { pointer-events: none; } "
+    ".halo text { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }"
+)
+"""Lets the pointer through to the shape that a text lies on, and keeps labels readable where they cross a line."""
 
+_STAND_INS = {role: f"#0d0e{place:02x}" for place, role in enumerate(THEME)}
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture and its words; one that could not be drawn says in `note` what is missing.
-
-    Attributes:
-        name: also the stem of the file it is saved as.
-        caption: how to read it.
-        words: what can be seen in it, for those who cannot see it.
-        wide: inline SVG element for a desktop.
-        narrow: the same for a phone.
-    """
-
-    name: str
-    title: str
-    caption: str = ""
-    words: str = ""
-    wide: str | None = None
-    narrow: str | None = None
-    note: str = ""
+_SVG = "http://www.w3.org/2000/svg"
+_HREF = "{http://www.w3.org/1999/xlink}href"
+ElementTree.register_namespace("", _SVG)
 
 
 def colour(role: str) -> str:
-    """The stand-in colour of a role of `THEME`."""
+    """Returns the colour that stands in for a role of `THEME` while a chart is painted."""
     return _STAND_INS[role]
 
 
 def theme_css(theme: int) -> str:
-    """The CSS declarations of all roles: theme 0 is light, 1 is dark."""
+    """Returns the CSS declarations of all roles: theme 0 is light, 1 is dark."""
     return " ".join(f"--{role}: {values[theme]};" for role, values in THEME.items())
 
 
-def page_ready(raw: str, name: str, tips: dict[str, str]) -> str:
-    """Turns a drawing into an inline SVG element.
+def role_of(row: ComparedVariant, comparison: Comparison) -> str:
+    """Returns the colour of a variant, the same in every chart: that of its precision; baselines are ink."""
+    if row.is_baseline:
+        return "ink"
+    precisions = sorted({other.measured.precision for other in comparison.rows}, key=precision_rank)
+    return SERIES[precisions.index(row.measured.precision) % len(SERIES)]
+
+
+# ---------------------------------------------------------------------------------------------
+# From a chart's function to SVG
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a chart's function returns: how it is painted, and its words.
+
+    Attributes:
+        paint: draws on the canvas that it is given, once for a desktop and once for a phone.
+        heights: of the wide and of the narrow drawing, in pixels.
+        caption: how to read it.
+        words: what can be seen in it, for those who cannot see it.
+        title: replaces the chart's own where it shows something else than usual.
+    """
+
+    paint: Callable[[Canvas], None]
+    heights: tuple[float, float]
+    caption: str
+    words: str
+    title: str | None = None
+
+
+@dataclass(frozen=True)
+class NotDrawn:
+    """What a chart's function returns where there is nothing to show: what is missing, in a clause."""
+
+    reason: str
+
+
+def render(name: str, drawing: Drawing) -> tuple[str, str]:
+    """Paints a chart for a desktop and for a phone, as inline SVG; the same input gives the same bytes.
+
+    Args:
+        name: of the chart; makes the ids unique on the page.
+        drawing: what is painted.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    matplotlib = require("matplotlib", "report", "drawing a chart")
+    painted = []
+    for width, height in zip((WIDE, NARROW), drawing.heights, strict=True):
+        with matplotlib.rc_context(_style(name)), warnings.catch_warnings():
+            # A glyph that the layout font lacks is drawn with the page's font all the same.
+            warnings.filterwarnings("ignore", message="Glyph .* missing")
+            canvas = Canvas(width, round(height))
+            drawing.paint(canvas)
+            stream = io.StringIO()
+            canvas.figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+        painted.append(page_ready(stream.getvalue(), f"{name}-{width}", canvas.tips))
+    return painted[0], painted[1]
+
+
+def page_ready(raw: str, name: str, tips: Mapping[str, str]) -> str:
+    """Turns a drawing into an inline SVG element: themed, without fonts and sizes, with ids of its own.
 
     Args:
         raw: an SVG document with stand-in colours.
         name: put before every id, so that several drawings fit into one page.
         tips: id of an element -> the text that is shown while the pointer rests on it.
     """
-    result = re.sub(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>", "", raw, flags=re.S)
-    # A style sheet in an inline drawing would hold for the whole page.
-    result = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", result, flags=re.S)
-    result = _strip_size(result)
-    for key, tip in tips.items():
-        result = result.replace(f'<g id="{key}">', f'<g id="{key}"><title>{escape(tip)}</title>')
-    result = re.sub(r'<g id="halo\d*">', '<g class="halo">', result)
+    root = ElementTree.fromstring(raw)
+    for key in ("width", "height", "version"):  # the page decides how large a drawing is
+        root.attrib.pop(key, None)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            # A style sheet in an inline drawing would hold for the whole page.
+            if child.tag == f"{{{_SVG}}}metadata" or child.find(f"{{{_SVG}}}style") is not None:
+                parent.remove(child)
+    for node in list(root.iter()):
+        key = node.get("id", "")
+        if key in tips:
+            tip = ElementTree.Element(f"{{{_SVG}}}title")
+            tip.text = tips[key]
+            node.insert(0, tip)
+        attributes = {entry: _page_value(entry, value, name) for entry, value in node.attrib.items()}
+        node.attrib.clear()
+        node.attrib |= {entry.replace(_HREF, "href"): value for entry, value in attributes.items() if value}
+        if key.startswith("halo"):
+            del node.attrib["id"]
+            node.set("class", "halo")
+        if not (node.text or "").strip():
+            node.text = None
+        node.tail = "\n"
+    # What the style sheet that was dropped said of joints.
+    root.attrib |= {"stroke-linejoin": "round", "stroke-linecap": "butt"}
+    return ElementTree.tostring(root, encoding="unicode").strip()
+
+
+def _page_value(key: str, value: str, name: str) -> str:
+    """Returns an attribute's value as it stands on the page; an empty one is left out."""
+    if key == "id":
+        return f"{name}-{value}"
+    if key == _HREF:
+        return f"#{name}-{value[1:]}" if value.startswith("#") else "".join(value.split())
+    if key in ("d", "x", "y"):  # a hundredth of a pixel is more than anybody sees
+        return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", " ".join(value.split()))
+    if key == "transform" and value.startswith("rotate(-0 "):
+        return ""
+    if key == "style":
+        value = "; ".join(entry for part in value.split(";") if (entry := _page_style(part.strip())))
     for role, stand_in in _STAND_INS.items():
-        result = result.replace(stand_in, f"var(--{role})")
-    # The page's font, not the one of the layout; `font:` is the form of older matplotlibs.
-    result = re.sub(r"font-family: [^;\"]*;? ?", "", result)
-    result = re.sub(r"font: ((?:bold|[1-9]00) )?([\d.]+px) [^;\"]*", _font_without_family, result)
-    result = re.sub(r' transform="rotate\(-0 [^)]*\)"', "", result)
-    result = re.sub(r'\bid="', f'id="{name}-', result)
-    result = re.sub(r"url\(#", f"url(#{name}-", result)
-    result = re.sub(r'href="#', f'href="#{name}-', result)
-    result = re.sub(r'(?<= )(?:d|x|y)="[^"]*"', _rounded, result)
-    return re.sub(r"\s*\n\s*", "\n", result).strip()
+        value = value.replace(stand_in, f"var(--{role})")
+    return value.replace("url(#", f"url(#{name}-")
 
 
-def element(
-    name: str, width: float, height: float, body: list[str], tips: dict[str, str] | None = None
-) -> str:
-    """An inline SVG element from elements that were written by hand."""
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}">'
-    return page_ready("\n".join([head, *body, "</svg>"]), name, tips or {})
-
-
-def text(x: float, y: float, content: str, role: str = "ink", **style: str) -> str:
-    """A line of text; `style` are attributes such as `anchor="middle"`, `size="12"`, `weight="600"`."""
-    return (
-        f'<text x="{x:g}" y="{y:g}" fill="{colour(role)}" font-size="{style.get("size", "12")}" '
-        f'text-anchor="{style.get("anchor", "start")}" font-weight="{style.get("weight", "400")}">'
-        f"{escape(content)}</text>"
-    )
-
-
-def text_width(content: str, size: float = 12, bold: bool = False) -> float:
-    """About how wide a text is, in pixels: generous, since the page chooses the font."""
-    ems = sum(_NARROW_EM if letter in _NARROW_LETTERS else _EM for letter in content)
-    return (1.1 if bold else 1.0) * size * (ems + 0.35 * sum(letter in "mwMW%" for letter in content))
-
-
-def shortened(content: str, width: float, size: float = 12) -> str:
-    """A text cut to what fits into `width` pixels."""
-    if text_width(content, size) <= width:
-        return content
-    most = len(content)
-    while most > 1 and text_width(content[:most] + "…", size) > width:
-        most -= 1
-    return content[:most] + "…"
+def _page_style(declaration: str) -> str:
+    """Returns a CSS declaration without the layout's font: the page has its own; images are drawn smoothly."""
+    key, _, value = declaration.partition(":")
+    if key == "font":  # older matplotlibs write weight, size and family in one
+        weight, size = re.fullmatch(r"\s*((?:bold|[1-9]00)\b)?.*?([\d.]+px).*", value).groups()  # type: ignore[union-attr]
+        return f"font-size: {size}" + (f"; font-weight: {weight}" if weight else "")
+    return "" if key in ("font-family", "image-rendering") else declaration
 
 
 def standalone(inline: str, label: str) -> str:
-    """A file that is shown by itself, light or dark as its viewer prefers, on paper of its own."""
-    style = (
-        f"<style>svg {{ {theme_css(0)} background: var(--paper); font-family: {FONT}; }} {HALO} "
-        f"@media (prefers-color-scheme: dark) {{ svg {{ {theme_css(1)} }} }}</style>"
-    )
-    left, top, width, height = (float(part) for part in _view_box(inline).split())
+    """Returns a file that is shown by itself, light or dark as its viewer prefers, on paper of its own."""
+    root = ElementTree.fromstring(inline)
     margin = 16  # on the page the text around it keeps the distance
+    left, top, width, height = (float(part) for part in root.attrib["viewBox"].split())
     width, height = width + 2 * margin, height + 2 * margin
-    inline = inline.replace(
-        f'viewBox="{_view_box(inline)}"',
-        f'viewBox="{left - margin:g} {top - margin:g} {width:g} {height:g}"',
-        1,
+    root.attrib |= {
+        "viewBox": f"{left - margin:g} {top - margin:g} {width:g} {height:g}",
+        "width": f"{width:g}",
+        "height": f"{height:g}",
+        "role": "img",
+        "aria-label": label,
+    }
+    style = ElementTree.Element(f"{{{_SVG}}}style")
+    style.text = (
+        f"svg {{ {theme_css(0)} background: var(--paper); font-family: {FONT}; }} {SVG_CSS} "
+        f"@media (prefers-color-scheme: dark) {{ svg {{ {theme_css(1)} }} }}"
     )
-    head = f'<svg width="{width:g}" height="{height:g}" role="img" aria-label="{escape(label)}" '
-    body = inline.replace("<svg ", head, 1)
-    end = body.index(">") + 1
-    return f"{body[:end]}\n{style}{body[end:]}\n"
-
-
-def grey_png(image: NDArray[np.uint8]) -> str:
-    """An image (H, W) of grey values as a data address holding a PNG."""
-    height, width = image.shape
-    lines = b"".join(b"\0" + row.tobytes() for row in np.ascontiguousarray(image))
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-    png += chunk(b"IDAT", zlib.compress(lines, 9)) + chunk(b"IEND", b"")
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-
-
-def _view_box(inline: str) -> str:
-    found = re.search(r'viewBox="([^"]*)"', inline)
-    assert found is not None, "every drawing has a viewBox"
-    return found.group(1)
-
-
-def _strip_size(svg: str) -> str:
-    """The page decides how large a drawing is; joints were set by the dropped style sheet."""
-    end = svg.index(">", svg.index("<svg"))
-    head = re.sub(r'\s(width|height|version|xmlns:xlink)="[^"]*"', "", svg[:end])
-    head += ' stroke-linejoin="round" stroke-linecap="butt"'
-    return (head + svg[end:]).replace("xlink:href", "href")
-
-
-def _rounded(attribute: re.Match[str]) -> str:
-    """A hundredth of a pixel is more than anybody sees."""
-    return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", attribute[0])
-
-
-def _font_without_family(found: re.Match[str]) -> str:
-    weight = f"; font-weight: {found.group(1).strip()}" if found.group(1) else ""
-    return f"font-size: {found.group(2)}{weight}"
-
-
-Box = tuple[float, float, float, float]
-"""Left, top, right and bottom edge in pixels from the figure's top left corner."""
-
-
-class Canvas:
-    """A matplotlib figure, with the texts that pop up over its parts."""
-
-    def __init__(self, width: int, height: int) -> None:
-        figure = require("matplotlib.figure", "report", "drawing a figure").Figure
-        self.width, self.height = width, height
-        self.compact = width < WIDE
-        self.figure = figure(figsize=(width / 72, height / 72), dpi=72)
-        self.figure.patch.set_visible(False)
-        self.tips: dict[str, str] = {}
-
-    def axes(self, left: float, right: float, top: float, bottom: float) -> Any:
-        """Axes that leave these margins, in pixels."""
-        across, down = self.width - left - right, self.height - top - bottom
-        box = (left / self.width, bottom / self.height, across / self.width, down / self.height)
-        axes = self.figure.add_axes(box)
-        axes.patch.set_visible(False)
-        return axes
-
-    def write(self, x: float, y: float, content: str, role: str = "muted", **style: Any) -> None:
-        """Text whose baseline starts at (x, y), in pixels from the top left corner."""
-        place = (x / self.width, 1 - y / self.height)
-        text = self.figure.text(*place, content, color=colour(role), va="baseline", **style)
-        text.set_gid("halo")
-
-    def title_axis(self, left: float, content: str) -> None:
-        """What the horizontal axis shows, under its left end."""
-        self.write(min(left, self.width - text_width(content)), self.height - 8, content)
-
-    def tip(self, artist: Any, content: str) -> None:
-        """Shows `content` while the pointer rests on `artist`."""
-        key = f"tip{len(self.tips)}"
-        artist.set_gid(key)
-        self.tips[key] = content
-
-    def pixel(self, axes: Any, x: float, y: float) -> tuple[float, float]:
-        """A point of the axes in pixels from the top left corner."""
-        across, up = axes.transData.transform((x, y))
-        return float(across), self.height - float(up)
-
-
-def render(name: str, heights: tuple[float, float], paint: Callable[[Canvas], None]) -> tuple[str, str]:
-    """Paints a chart for a desktop and for a phone; the same input gives the same bytes.
-
-    Args:
-        name: of the picture; makes the ids unique on the page.
-        heights: of the wide and of the narrow drawing, in pixels.
-        paint: draws on the canvas that it is given.
-    """
-    matplotlib = require("matplotlib", "report", "drawing a figure")
-    drawings = []
-    for width, height in zip((WIDE, NARROW), heights, strict=True):
-        with matplotlib.rc_context(_style(name)), warnings.catch_warnings():
-            # A glyph that the layout font lacks is drawn with the page's font all the same.
-            warnings.filterwarnings("ignore", message="Glyph .* missing")
-            canvas = Canvas(width, round(height))
-            paint(canvas)
-            stream = io.StringIO()
-            canvas.figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-        drawings.append(page_ready(stream.getvalue(), f"{name}-{width}", canvas.tips))
-    return drawings[0], drawings[1]
+    style.tail = "\n"
+    root.insert(0, style)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
 def _style(name: str) -> dict[str, Any]:
@@ -310,16 +247,122 @@ def _style(name: str) -> dict[str, Any]:
     }
 
 
-def role_of(row: ComparedVariant, comparison: Comparison) -> str:
-    """The colour of a row, the same in every picture: that of its precision; baselines are ink."""
-    if row.is_baseline:
-        return "ink"
-    precisions = sorted({other.measured.precision for other in comparison.rows}, key=precision_rank)
-    return SERIES[precisions.index(row.measured.precision) % len(SERIES)]
+# ---------------------------------------------------------------------------------------------
+# What charts are painted on
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom edge in pixels from the top left corner of the canvas."""
+
+
+class Canvas:
+    """A matplotlib figure measured in pixels, with the texts that pop up over its parts."""
+
+    def __init__(self, width: int, height: int) -> None:
+        figure = require("matplotlib.figure", "report", "drawing a chart").Figure
+        self.width, self.height = width, height
+        self.compact = width < WIDE
+        self.figure = figure(figsize=(width / 72, height / 72), dpi=72)
+        self.figure.patch.set_visible(False)
+        self.tips: dict[str, str] = {}
+
+    def axes(self, left: float, right: float, top: float, bottom: float) -> Any:
+        """Adds axes that leave these margins, in pixels."""
+        across, down = self.width - left - right, self.height - top - bottom
+        box = (left / self.width, bottom / self.height, across / self.width, down / self.height)
+        axes = self.figure.add_axes(box)
+        axes.patch.set_visible(False)
+        return axes
+
+    def bar_axes(self, names: Sequence[str], right: float, top: float) -> Any:
+        """Adds axes for one horizontal bar per name, from 0 on, the names at the left."""
+        left = min(12 + max(map(text_width, names)), 0.4 * self.width)
+        axes = self.axes(left, right, top, 4)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xticks([])
+        axes.set_yticks(range(len(names)), [shortened(name, left - 8) for name in names], color=colour("ink"))
+        return axes
+
+    def write(self, x: float, y: float, content: str, role: str = "muted", **style: Any) -> None:
+        """Writes a text whose baseline starts at (x, y), in pixels from the top left corner."""
+        place = (x / self.width, 1 - y / self.height)
+        text = self.figure.text(*place, content, color=colour(role), va="baseline", **style)
+        text.set_gid("halo")
+
+    def title_axis(self, left: float, content: str) -> None:
+        """Says under the left end of the horizontal axis what it shows."""
+        self.write(min(left, self.width - text_width(content)), self.height - 8, content)
+
+    def tip(self, artist: Any, content: str) -> None:
+        """Shows `content` while the pointer rests on `artist`."""
+        key = f"tip{len(self.tips)}"
+        artist.set_gid(key)
+        self.tips[key] = content
+
+    def pixel(self, axes: Any, x: float, y: float) -> tuple[float, float]:
+        """Returns a point of the axes in pixels from the top left corner."""
+        across, up = axes.transData.transform((x, y))
+        return float(across), self.height - float(up)
+
+    def stacked_bar(self, axes: Any, place: int, parts: Iterable[tuple[float, str, str]], total: str) -> None:
+        """Draws a bar of parts, each with its length, role and tip, and writes the total behind it."""
+        start = 0.0
+        for length, role, content in parts:
+            (bar,) = axes.barh([place], [length], left=start, height=0.56, color=colour(role))
+            bar.set_edgecolor(colour("paper"))
+            self.tip(bar, content)
+            start += length
+        axes.annotate(total, (start, place), (7, -4), textcoords="offset points", va="baseline")
+
+    def key(self, roles: Mapping[str, str]) -> None:
+        """Writes each name in the colour of its role, at the top, in as many lines as that takes."""
+        for number, line in enumerate(key_lines(roles, self.width)):
+            x = 4.0
+            for name in line:
+                self.write(x, 16 + KEY_LINE * number, name, roles[name], weight="bold")
+                x += text_width(name, bold=True) + 12
+
+
+KEY_LINE = 18.0
+"""Height of a line of a key in pixels."""
+
+
+def key_lines(names: Iterable[str], width: float) -> list[list[str]]:
+    """Returns the names of a key, line by line, for a drawing of `width` pixels."""
+    lines: list[list[str]] = []
+    x = math.inf
+    for name in names:
+        needed = text_width(name, bold=True) + 12
+        if x + needed > width:
+            lines.append([])
+            x = 4.0
+        lines[-1].append(name)
+        x += needed
+    return lines
+
+
+_NARROW_LETTERS = "fijlrtI.,:;|!()[] "
+
+_NARROW_EM, _EM = 0.36, 0.62
+
+
+def text_width(content: str, size: float = 12, bold: bool = False) -> float:
+    """Returns about how wide a text is, in pixels: generous, since the page chooses the font."""
+    ems = sum(_NARROW_EM if letter in _NARROW_LETTERS else _EM for letter in content)
+    return (1.1 if bold else 1.0) * size * (ems + 0.35 * sum(letter in "mwMW%" for letter in content))
+
+
+def shortened(content: str, width: float, size: float = 12) -> str:
+    """Cuts a text to what fits into `width` pixels, one letter at least."""
+    if text_width(content, size) <= width:
+        return content
+    most = len(content)
+    while most > 1 and text_width(content[:most] + "…", size) > width:
+        most -= 1
+    return content[:most] + "…"
 
 
 def scale_time(axes: Any, values_ms: Sequence[float], logarithmic: bool, room: float = 0.06) -> None:
-    """A time axis: from 0, so that distances are ratios, or by factors with `room` (a share) at its left."""
+    """Scales a time axis: from 0, so that distances are ratios, or by factors with `room` (a share) at its left."""
     low, high = min(values_ms), max(values_ms)
     if not logarithmic:
         axes.set_xlim(0, 1.12 * high)
@@ -341,7 +384,7 @@ def scale_time(axes: Any, values_ms: Sequence[float], logarithmic: bool, room: f
 
 @dataclass(frozen=True)
 class Label:
-    """What stands beside a mark: `lines` of (text, role, bold) around a disc at (x, y), in pixels.
+    """A label beside a mark: `lines` of (text, role, bold) around a disc at (x, y), in pixels.
 
     One that is not needed is left out where it would cover another.
     """
@@ -401,7 +444,7 @@ def place_labels(canvas: Canvas, labels: Sequence[Label], taken: Iterable[Box], 
 
 
 def boxes_along(points: Sequence[tuple[float, float]]) -> list[Box]:
-    """Small boxes along a line through these pixels, for labels to keep off."""
+    """Returns small boxes along a line through these pixels, for labels to keep off."""
     boxes = []
     for (x, y), (to_x, to_y) in itertools.pairwise(points):
         count = max(1, round(math.hypot(to_x - x, to_y - y) / 6))

@@ -1,4 +1,4 @@
-"""Which variant to take under limits on latency and on the drop of UAR, how sure that is, and what is missing."""
+"""Which variant to take: the fastest that loses little, by what was measured or under limits that it surely meets."""
 
 from __future__ import annotations
 
@@ -10,24 +10,22 @@ from pydantic import Field
 
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.records import Record
-from ptsr_edge.profile.schema import NOT_RUN
 from ptsr_edge.report.comparison import (
     ComparedVariant,
     Comparison,
-    _ms,
-    _round_up,
     accuracy_key,
     budget_text,
+    interval_text,
     ratio_text,
     rounded_up,
+    sentence,
+    short_ms,
     three_digits,
 )
 from ptsr_edge.stats.risk_bounds import CONFIDENCE, Paired, Unit, needed_factor, paired, upper_bound
 
-# FOLDED from report.verdict: What the profiles support, in one sentence.
-
 MAX_UAR_DROP = 0.02
-"""The largest loss of UAR against the full-token ViT that the verdict lets through."""
+"""The largest loss of UAR that a variant may have where no other limit was asked for."""
 
 CHANCE_MARGIN = 0.05
 """A baseline whose UAR is less than this above chance has learnt nothing that could be lost."""
@@ -48,7 +46,7 @@ Status = Literal[
 class Recommendation(Record):
     """The sentence, what kind of answer it is, and the variant it is about (null: about none).
 
-    `detail` says how sure a choice is, and what is missing for another one.
+    `detail` says how sure a choice is and what is missing for another one, or why a result is missing.
     """
 
     sentence: str
@@ -58,133 +56,6 @@ class Recommendation(Record):
     id: str | None = None
     profile: str | None = None
     detail: str = ""
-
-
-def decide(comparison: Comparison, max_uar_drop: float = MAX_UAR_DROP) -> Recommendation:
-    """The fastest variant whose UAR is at most `max_uar_drop` below its baseline's, in one sentence.
-
-    Where none qualifies, or latency or accuracy is missing, the sentence says that instead.
-    """
-    candidates = [row for row in comparison.rows if not row.is_baseline]
-    timed = [row for row in candidates if row.p50_ms is not None]
-    judged = [row for row in candidates if row.uar_drop is not None]
-    both = [row for row in timed if row.uar_drop is not None]
-    within = [row for row in both if (row.uar_drop or 0.0) <= max_uar_drop + 1e-9]
-
-    def answer(status: Status, sentence: str, row: ComparedVariant | None = None) -> Recommendation:
-        verdict = Recommendation(sentence=sentence, status=status, max_uar_drop=max_uar_drop)
-        if row is None:
-            return verdict
-        about = {"name": row.name, "id": row.measured.id, "profile": row.source.name}
-        return verdict.model_copy(update=about)
-
-    if not candidates:
-        return answer(
-            "no-variant",
-            "Only the full-token ViT was measured: there is no PTSR variant to set against it.",
-        )
-    if not timed and not judged:
-        text = "Neither latency nor accuracy was measured"
-        unrun = all(row.measured.notes and row.measured.notes[0].startswith(NOT_RUN) for row in candidates)
-        return answer("nothing-measured", f"{text}: every variant was {NOT_RUN}." if unrun else f"{text}.")
-    if not timed:
-        best = min(judged, key=lambda row: row.uar_drop or 0.0)
-        text = f"Latency was not measured; {_lower_first(_where(best, comparison))} PTSR is closest "
-        text += f"to the full-token ViT: {_accuracy_clause(best, comparison)}."
-        return answer("latency-not-measured", text, best)
-    fastest = min(timed, key=lambda row: row.p50_ms or 0.0)
-    speed = _speed_clause(fastest, comparison)
-    if not both:
-        text = f"{speed}; its loss of accuracy was not measured{_why_unjudged(fastest)}, "
-        text += "so what that costs is not known."
-        return answer("accuracy-not-measured", text, fastest)
-    if all(_at_chance(row, comparison) for row in both):
-        chance = 1 / len(comparison.labels)
-        text = f"{speed}; the full-token ViT itself is about as good as guessing (UAR "
-        text += f"{_baseline_uar(both[0], comparison):.3f}, chance {chance:.3f}), so these weights "
-        text += "say nothing about what that costs."
-        return answer("chance", text, fastest)
-    within = [row for row in within if not _at_chance(row, comparison)]
-    if not within:
-        close = min(both, key=lambda row: (row.uar_drop or 0.0, row.p50_ms or 0.0))
-        text = f"No variant stays within {max_uar_drop:g} of the full-token ViT's UAR. The closest: "
-        text += f"{_lower_first(_speed_clause(close, comparison))}, "
-        text += f"but {_accuracy_clause(close, comparison)}."
-        return answer("beyond", text, close)
-    pick = min(within, key=lambda row: row.p50_ms or 0.0)
-    text = f"{_speed_clause(pick, comparison)}, and {_accuracy_clause(pick, comparison)}."
-    if any((row.p50_ms or 0.0) < (pick.p50_ms or 0.0) for row in both):
-        text += f" What is faster loses more than {max_uar_drop:g}."
-    return answer("within", text, pick)
-
-
-def _speed_clause(row: ComparedVariant, comparison: Comparison) -> str:
-    text = f"{_where(row, comparison)} PTSR answers in {_ms(row.p50_ms or 0.0)} ms (p50)"
-    base = comparison.reference(row)
-    full = "the full-token ViT"
-    if base and _build_of(base) != _build_of(row):
-        full += f" in {base.measured.precision} on {base.measured.target}"
-    if base and base.p50_ms is not None:
-        full += f" at {_ms(base.p50_ms)} ms"
-    ratio = row.measured.ratio
-    if ratio is None:
-        known = base is not None and base.p50_ms is not None
-        return f"{text}, beside {full}, a ratio that was not measured" if known else (
-            f"{text}; how that compares with {full} was not measured"
-        )  # fmt: skip
-    times = ratio_text(ratio.median, ratio.low, ratio.high)
-    if ratio.low <= 1 <= ratio.high:
-        return f"{text}, not told apart from {full} ({times} as fast)"
-    return f"{text}, {'which is slower: ' if ratio.high < 1 else ''}{times} as fast as {full}"
-
-
-def _accuracy_clause(row: ComparedVariant, comparison: Comparison) -> str:
-    accuracy = row.measured.accuracy
-    if accuracy is None or accuracy.uar_drop is None:
-        return "its loss of UAR was not measured"
-    drop = round(accuracy.uar_drop, 3)
-    step = "the same" if drop == 0 else f"{abs(drop):.3f} {'lower' if drop > 0 else 'higher'}"
-    base = comparison.reference(row)
-    same = base is not None and base.uar is not None and accuracy_key(base) == accuracy_key(row)
-    against = f" against {base.uar:.3f}" if base is not None and same else ""
-    if accuracy.is_told_apart is False:
-        interval = f"{-(accuracy.uar_drop_high or 0.0):+.3f}, {-(accuracy.uar_drop_low or 0.0):+.3f}"
-        return f"in UAR there is no difference ({accuracy.uar:.3f}{against}, [{interval}], n = {accuracy.n})"
-    return f"its UAR is {step} ({accuracy.uar:.3f}{against}, n = {accuracy.n})"
-
-
-def _why_unjudged(row: ComparedVariant) -> str:
-    reasons = (note.partition("accuracy was not measured: ")[2] for note in row.measured.notes)
-    return next((f" ({reason})" for reason in reasons if reason), "")
-
-
-def _where(row: ComparedVariant, comparison: Comparison) -> str:
-    text = f"At {budget_text(row.measured.keep_rate)} of the tokens"
-    extra = []
-    if len({_build_of(other) for other in comparison.rows}) > 1:
-        extra.append(f"in {row.measured.precision} on {row.measured.target}")
-    if len(comparison.sources) > 1:
-        extra.append(f"in the profile {row.source.name}")
-    return f"{text}, {', '.join(extra)}," if extra else text
-
-
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
-
-
-def _build_of(row: ComparedVariant) -> tuple[str, str]:
-    return row.measured.precision, row.measured.target
-
-
-def _baseline_uar(row: ComparedVariant, comparison: Comparison) -> float:
-    base = comparison.reference(row)
-    if base is not None and base.uar is not None and accuracy_key(base) == accuracy_key(row):
-        return base.uar
-    return (row.uar or 0.0) + (row.uar_drop or 0.0)
-
-
-def _at_chance(row: ComparedVariant, comparison: Comparison) -> bool:
-    return _baseline_uar(row, comparison) < 1 / len(comparison.labels) + CHANCE_MARGIN
 
 
 PERCENTILE = "p95"
@@ -248,7 +119,7 @@ class Decision(Record):
 def check_limits(
     max_latency_ms: float | None, max_uar_drop: float | None, confidence: float, unit: Unit
 ) -> Limits | None:
-    """The limits asked for; None where there is none.
+    """Returns the limits that were asked for; None where there is none.
 
     Raises:
         InputError: one that no variant can be held against.
@@ -264,40 +135,133 @@ def check_limits(
     return Limits(max_latency_ms=max_latency_ms, max_uar_drop=drop, confidence=confidence, unit=unit)
 
 
-def choose(comparison: Comparison, limits: Limits) -> tuple[Recommendation, Decision]:
-    """The fastest variant that meets the limits; of those not told apart in speed, the smallest.
+# ---------------------------------------------------------------------------------------------
+# The choice
 
-    A drop is measured against the fp32 variant of the largest budget in the same profile. Its bound is
-    corrected for the number of variants that meet the limit on latency: among these one is chosen.
+
+def recommend(comparison: Comparison, limits: Limits | None = None) -> tuple[Recommendation, Decision | None]:
+    """Names the fastest variant that loses little, in one sentence.
+
+    Without limits, by what was measured: its UAR is at most `MAX_UAR_DROP` below its baseline's. Where none
+    qualifies, or latency or accuracy is missing, the sentence says that instead.
+
+    With limits, surely: a drop is measured against the fp32 variant of the largest budget in the same profile, and
+    a bound on it, corrected for the number of variants that meet the limit on latency, is held against the limit.
+    Of variants that are not told apart in speed the smallest is taken.
+
+    Returns:
+        The recommendation; how every variant stands against the limits, None without limits.
 
     Raises:
-        InputError: a profile without answers by sample, without its reference, or with too few samples.
+        InputError: there are limits, and a profile without answers by sample, without its reference, or with too
+            few samples.
     """
+    if limits is None:
+        return _by_estimates(comparison), None
+    decision, about, reference = _decide(comparison, limits)
+    status: Status = "none-meets-the-limits" if decision.picked is None else "chosen"
+    told, detail = _words(decision, about, reference)
+    return _recommendation(status, told, about, detail, limits.max_uar_drop), decision
+
+
+def _recommendation(
+    status: Status,
+    told: str,
+    about: ComparedVariant | None = None,
+    detail: str = "",
+    max_uar_drop: float = MAX_UAR_DROP,
+) -> Recommendation:
+    return Recommendation(
+        sentence=told,
+        status=status,
+        max_uar_drop=max_uar_drop,
+        name=about.name if about else None,
+        id=about.measured.id if about else None,
+        profile=about.source.name if about else None,
+        detail=detail,
+    )
+
+
+def _by_estimates(comparison: Comparison) -> Recommendation:
+    variants = [row for row in comparison.rows if not row.is_baseline]
+    timed = [row for row in variants if row.p50_ms is not None]
+    judged = [row for row in variants if row.uar_drop is not None]
+    both = [row for row in timed if row.uar_drop is not None]
+    if not variants:
+        text = "Only the full-token ViT was measured: there is no PTSR variant to set against it."
+        return _recommendation("no-variant", text)
+    if not timed and not judged:
+        reasons = [row.why_missing("latency_ms") for row in variants]
+        unrun = all(reason is not None and reason.kind == "no_device" for reason in reasons)
+        text = "Neither latency nor accuracy was measured"
+        return _recommendation(
+            "nothing-measured", f"{text}: every variant was built, not run here." if unrun else f"{text}."
+        )
+    if not timed:
+        best = min(judged, key=_drop)
+        text = f"Latency was not measured; {_lower_first(_where(best, comparison))} PTSR is closest "
+        text += f"to the full-token ViT: {_accuracy_clause(best, comparison)}."
+        return _recommendation("latency-not-measured", text, best)
+    fastest = min(timed, key=_p50)
+    speed = _speed_clause(fastest, comparison)
+    if not both:
+        text = f"{speed}; its loss of accuracy was not measured, so what that costs is not known."
+        missing = fastest.why_missing("accuracy.uar_drop")
+        detail = "" if missing is None else sentence(missing.reason)
+        return _recommendation("accuracy-not-measured", text, fastest, detail)
+    telling = [row for row in both if not _is_at_chance(row, comparison)]
+    if not telling:
+        chance = 1 / len(comparison.labels)
+        text = f"{speed}; the full-token ViT itself is about as good as guessing (UAR "
+        text += f"{_baseline_uar(both[0], comparison):.3f}, chance {chance:.3f}), so these weights "
+        text += "say nothing about what that costs."
+        return _recommendation("chance", text, fastest)
+    within = [row for row in telling if _drop(row) <= MAX_UAR_DROP + 1e-9]
+    if not within:
+        close = min(both, key=lambda row: (_drop(row), _p50(row)))
+        text = f"No variant stays within {MAX_UAR_DROP:g} of the full-token ViT's UAR. The closest: "
+        text += f"{_lower_first(_speed_clause(close, comparison))}, "
+        text += f"but {_accuracy_clause(close, comparison)}."
+        return _recommendation("beyond", text, close)
+    pick = min(within, key=_p50)
+    text = f"{_speed_clause(pick, comparison)}, and {_accuracy_clause(pick, comparison)}."
+    if any(_p50(row) < _p50(pick) for row in both):
+        text += f" What is faster loses more than {MAX_UAR_DROP:g}."
+    return _recommendation("within", text, pick)
+
+
+def _decide(comparison: Comparison, limits: Limits) -> tuple[Decision, ComparedVariant, ComparedVariant]:
+    """Returns the decision, the variant that it is about (picked or nearest), and what drops are measured against."""
     references = {source.name: _reference(comparison, source.name) for source in comparison.sources}
     rows = [
         row
         for row in comparison.rows
-        if not row.is_baseline and row.measured.latency_ms and _predicted(row) is not None
+        if not row.is_baseline and row.p50_ms is not None and _predicted(row) is not None
     ]
     if not rows:
         raise InputError("no variant was both timed and judged: there is nothing to choose from")
-    fast = [row for row in rows if _meets_latency(row, limits)]
+    fast = [row for row in rows if limits.max_latency_ms is None or _p95(row) <= limits.max_latency_ms]
     tests = max(1, sum(row is not references[row.source.name] for row in fast))
     candidates = {
         row: _candidate(row, references, comparison.reference(row), row in fast, limits, tests)
         for row in rows
     }
+
+    def bound_then_time(row: ComparedVariant) -> tuple[float, float]:
+        return candidates[row].upper or 0.0, _p50(row)
+
     passing = [row for row in fast if (candidates[row].upper or 0.0) <= limits.max_uar_drop]
     picked = _fastest(passing)
-    nearest = None
+    nearest: ComparedVariant | None
     if picked is None:
-        nearest = min(fast, key=lambda row: (candidates[row].upper or 0.0, _p50(row)), default=None)
-        nearest = nearest or min(rows, key=_p95)
-    elif faster := [row for row in fast if row not in passing and _p50(row) < _p50(picked)]:
-        nearest = min(faster, key=lambda row: (candidates[row].upper or 0.0, _p50(row)))
-    if picked is not None:
+        nearest = min(fast, key=bound_then_time, default=None) or min(rows, key=_p95)
+    else:
         candidates[picked] = candidates[picked].model_copy(update={"told": "taken"})
-    reference = references[(picked or nearest or rows[0]).source.name]
+        faster = [row for row in fast if row not in passing and _p50(row) < _p50(picked)]
+        nearest = min(faster, key=bound_then_time, default=None)
+    about = picked or nearest
+    assert about is not None, "there is a nearest where none is picked"
+    reference = references[about.source.name]
     judged = reference.source.profile.judged
     assert judged is not None, "the reference was judged"
     decision = Decision(
@@ -310,22 +274,11 @@ def choose(comparison: Comparison, limits: Limits) -> tuple[Recommendation, Deci
         nearest=nearest.name if nearest else None,
         candidates=list(candidates.values()),
     )
-    about = picked or nearest
-    sentence, detail = _words(decision, {c.name: c for c in candidates.values()}, picked, reference)
-    verdict = Recommendation(
-        sentence=sentence,
-        detail=detail,
-        status="chosen" if picked else "none-meets-the-limits",
-        max_uar_drop=limits.max_uar_drop,
-        name=about.name if about else None,
-        id=about.measured.id if about else None,
-        profile=about.source.name if about else None,
-    )
-    return verdict, decision
+    return decision, about, reference
 
 
 def _reference(comparison: Comparison, source: str) -> ComparedVariant:
-    """The fp32 variant of the largest budget in a profile, on the target of its first variant if there."""
+    """Returns the fp32 variant of the largest budget in a profile, on the target of its first variant if there."""
     rows = [row for row in comparison.rows if row.source.name == source]
     if next(row.source.profile.judged for row in rows) is None:
         raise InputError(
@@ -341,7 +294,8 @@ def _reference(comparison: Comparison, source: str) -> ComparedVariant:
         raise InputError(
             f"the profile {source} holds no fp32 variant that was judged: a drop of UAR is measured against that"
         )
-    found = max(fp32, key=lambda row: (row.measured.tokens, row.measured.target == "cpu"))
+    target = rows[0].source.profile.variants[0].target
+    found = max(fp32, key=lambda row: (row.measured.tokens, row.measured.target == target))
     chance = 1 / len(comparison.labels)
     if (found.uar or 0.0) < chance + CHANCE_MARGIN:
         raise InputError(
@@ -396,7 +350,7 @@ def _candidate(
 
 
 def _fastest(rows: Sequence[ComparedVariant]) -> ComparedVariant | None:
-    """The fastest by its median; of those whose ratio's interval meets the fastest one's, the smallest."""
+    """Returns the fastest by its median; of those whose ratio's interval meets the fastest one's, the smallest."""
     if not rows:
         return None
     first = min(rows, key=_p50)
@@ -409,46 +363,129 @@ def _fastest(rows: Sequence[ComparedVariant]) -> ComparedVariant | None:
     return min(filter(is_tied, rows), key=lambda row: (row.measured.size_bytes, _p50(row)))
 
 
-def _words(
-    decision: Decision,
-    candidates: Mapping[str, Candidate],
-    picked: ComparedVariant | None,
-    reference: ComparedVariant,
-) -> tuple[str, str]:
-    """The verdict in one sentence, and what stands behind it."""
+def _p50(row: ComparedVariant) -> float:
+    assert row.p50_ms is not None, "only timed rows are candidates"
+    return row.p50_ms
+
+
+def _p95(row: ComparedVariant) -> float:
+    assert row.measured.latency_ms is not None, "only timed rows are candidates"
+    return row.measured.latency_ms.p95
+
+
+def _drop(row: ComparedVariant) -> float:
+    assert row.uar_drop is not None, "only judged rows are compared"
+    return row.uar_drop
+
+
+def _predicted(row: ComparedVariant) -> list[int] | None:
+    return row.measured.accuracy.predicted if row.measured.accuracy else None
+
+
+def _baseline_uar(row: ComparedVariant, comparison: Comparison) -> float:
+    base = comparison.reference(row)
+    if base is not None and base.uar is not None and accuracy_key(base) == accuracy_key(row):
+        return base.uar
+    return (row.uar or 0.0) + _drop(row)
+
+
+def _is_at_chance(row: ComparedVariant, comparison: Comparison) -> bool:
+    return _baseline_uar(row, comparison) < 1 / len(comparison.labels) + CHANCE_MARGIN
+
+
+# ---------------------------------------------------------------------------------------------
+# Its words
+
+
+def _speed_clause(row: ComparedVariant, comparison: Comparison) -> str:
+    text = f"{_where(row, comparison)} PTSR answers in {short_ms(row.p50_ms or 0.0)} ms (p50)"
+    base = comparison.reference(row)
+    full = "the full-token ViT"
+    if base and _build_of(base) != _build_of(row):
+        full += f" in {base.measured.precision} on {base.measured.target}"
+    if base and base.p50_ms is not None:
+        full += f" at {short_ms(base.p50_ms)} ms"
+    ratio = row.measured.ratio
+    if ratio is None:
+        known = base is not None and base.p50_ms is not None
+        return f"{text}, beside {full}, a ratio that was not measured" if known else (
+            f"{text}; how that compares with {full} was not measured"
+        )  # fmt: skip
+    times = ratio_text(ratio)
+    if ratio.low <= 1 <= ratio.high:
+        return f"{text}, not told apart from {full} ({times} as fast)"
+    return f"{text}, {'which is slower: ' if ratio.high < 1 else ''}{times} as fast as {full}"
+
+
+def _accuracy_clause(row: ComparedVariant, comparison: Comparison) -> str:
+    accuracy = row.measured.accuracy
+    if accuracy is None or accuracy.uar_drop is None:
+        return "its loss of UAR was not measured"
+    base = comparison.reference(row)
+    same = base is not None and base.uar is not None and accuracy_key(base) == accuracy_key(row)
+    against = f" against {base.uar:.3f}" if base is not None and same else ""
+    if accuracy.is_told_apart is False:
+        gain = interval_text(-(accuracy.uar_drop_high or 0.0), -(accuracy.uar_drop_low or 0.0))
+        return f"in UAR there is no difference ({accuracy.uar:.3f}{against}, {gain}, n = {accuracy.n})"
+    return (
+        f"its UAR is {_step(accuracy.uar_drop, 'the same')} ({accuracy.uar:.3f}{against}, n = {accuracy.n})"
+    )
+
+
+def _where(row: ComparedVariant, comparison: Comparison) -> str:
+    text = f"At {budget_text(row.measured.keep_rate)} of the tokens"
+    extra = []
+    if len({_build_of(other) for other in comparison.rows}) > 1:
+        extra.append(f"in {row.measured.precision} on {row.measured.target}")
+    if len(comparison.sources) > 1:
+        extra.append(f"in the profile {row.source.name}")
+    return f"{text}, {', '.join(extra)}," if extra else text
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _build_of(row: ComparedVariant) -> tuple[str, str]:
+    return row.measured.precision, row.measured.target
+
+
+def _words(decision: Decision, about: ComparedVariant, reference: ComparedVariant) -> tuple[str, str]:
+    """Returns a decision in one sentence, and what stands behind it."""
     limits = decision.limits
+    candidates = {candidate.name: candidate for candidate in decision.candidates}
+    found, close = candidates[about.name], candidates.get(decision.nearest or "")
     asked = f"a loss of UAR of at most {limits.max_uar_drop:g}"
     if limits.max_latency_ms is not None:
         asked = f"{limits.max_latency_ms:g} ms of latency ({PERCENTILE}) with {asked}"
     sure = f"with {100 * limits.confidence:g} % confidence"
-    close = candidates[decision.nearest] if decision.nearest is not None else None
-    if picked is None:
-        assert close is not None, "there is a nearest where none is picked"
-        if close.told == "too slow":
-            took = f"{three_digits(close.p95_ms)} ms ({PERCENTILE})"
-            return f"No variant meets {asked}: the fastest, {close.name}, takes {took}.", ""
-        return f"No variant is shown to meet {asked}.", f"The nearest is {_missing(close, decision, sure)}"
-    found = candidates[picked.name]
+    if decision.picked is None:
+        if found.told == "too slow":
+            took = f"{three_digits(found.p95_ms)} ms ({PERCENTILE})"
+            return f"No variant meets {asked}: the fastest, {found.name}, takes {took}.", ""
+        return f"No variant is shown to meet {asked}.", f"The nearest is {_missing(found, decision, sure)}"
     text = f"Take {found.name}: it answers within {three_digits(found.p95_ms)} ms ({PERCENTILE}) and "
-    if picked is reference:
+    if about is reference:
         text, detail = f"{text}is the reference itself: nothing faster is shown to lose so little.", ""
     else:
         text += f"loses at most {rounded_up(found.upper or 0.0)} of UAR against {reference.name}, {sure}."
-        detail = f"Measured: {_measured(found.drop)}, on {_counted(decision)}."
+        detail = f"Measured: {_step(found.drop)}, on {_counted(decision)}."
     if close is not None:
         detail += f" Faster is {_missing(close, decision, sure)}"
     return text, detail.strip()
 
 
 def _missing(close: Candidate, decision: Decision, sure: str) -> str:
-    """A candidate whose drop is not excluded, and what would exclude it."""
+    """Describes a candidate whose drop is not excluded, and what would exclude it."""
     unit, limit = decision.limits.unit, f"{decision.limits.max_uar_drop:g}"
-    text = f"{close.name} at {three_digits(close.p95_ms)} ms: measured {_measured(close.drop)}, but {sure} all that is "
+    text = f"{close.name} at {three_digits(close.p95_ms)} ms: measured {_step(close.drop)}, but {sure} all that is "
     text += f"excluded is a loss above {rounded_up(close.upper or 0.0)} ({_counted(decision)})"
     if close.needed_units is None:
         return f"{text}; more data of this kind would not show {limit}."
     has = decision.units if unit == "subject" else decision.samples
-    text += f". To show {limit} it needs about {_round_up(close.needed_units):,} {unit}s like these, and has {has:,}"
+    step = 10 ** max(0, len(str(close.needed_units)) - 2)
+    needed = -(-close.needed_units // step) * step  # two digits, rounded up
+    text += f". To show {limit} it needs about {needed:,} {unit}s like these, and has {has:,}"
     if unit == "subject" and close.upper_if_independent is not None:
         text += f"; were all samples independent of one another, the bound would be {rounded_up(close.upper_if_independent)}"
     return text + "."
@@ -460,24 +497,7 @@ def _counted(decision: Decision) -> str:
     return f"{unit}, one of {decision.tests} variants" if decision.tests > 1 else unit
 
 
-def _measured(drop: float) -> str:
+def _step(drop: float, none: str = "no difference") -> str:
+    """Says how a UAR lies to another one, `none` where they are the same."""
     drop = round(drop, 3)
-    return "no difference" if drop == 0 else f"{abs(drop):.3f} {'lower' if drop > 0 else 'higher'}"
-
-
-def _predicted(row: ComparedVariant) -> list[int] | None:
-    return row.measured.accuracy.predicted if row.measured.accuracy else None
-
-
-def _meets_latency(row: ComparedVariant, limits: Limits) -> bool:
-    return limits.max_latency_ms is None or _p95(row) <= limits.max_latency_ms
-
-
-def _p50(row: ComparedVariant) -> float:
-    assert row.measured.latency_ms is not None, "only timed rows are candidates"
-    return row.measured.latency_ms.p50
-
-
-def _p95(row: ComparedVariant) -> float:
-    assert row.measured.latency_ms is not None, "only timed rows are candidates"
-    return row.measured.latency_ms.p95
+    return none if drop == 0 else f"{abs(drop):.3f} {'lower' if drop > 0 else 'higher'}"

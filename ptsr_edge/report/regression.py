@@ -35,7 +35,7 @@ WORSE, BETTER = "worse", "better"
 
 
 class Score(Record):
-    """A figure beside the time that changed: from `old` to `new`, and whether that is `worse` or `better`."""
+    """A result beside the time that changed: from `old` to `new`, and whether that is `worse` or `better`."""
 
     name: str
     old: float
@@ -44,24 +44,24 @@ class Score(Record):
 
 
 class Change(Record):
-    """What became of one variant. `times_as_long` is its new time over its old one, with a 95 % interval."""
+    """The change of one variant. `times_as_long` is its new time over its old one, with a 95 % interval."""
 
     id: str
     time: Verdict
     times_as_long: float | None = None
     low: float | None = None
     high: float | None = None
-    figures: list[Score] = Field(default_factory=list)
+    scores: list[Score] = Field(default_factory=list, alias="figures")
     note: str | None = None
 
     @property
     def is_regression(self) -> bool:
         """Whether anything got worse."""
-        return self.time == "slower" or any(figure.is_ == WORSE for figure in self.figures)
+        return self.time == "slower" or any(score.is_ == WORSE for score in self.scores)
 
 
 class Regression(Record):
-    """Two profiles compared; `conditions` names what else was not the same in the two runs."""
+    """Two profiles compared; `conditions` names the rest that was not the same in the two runs."""
 
     old_created: str
     new_created: str
@@ -77,7 +77,7 @@ class Regression(Record):
 
 
 def compare_profiles(old: Profile, new: Profile) -> Regression:
-    """Variant by variant, by id, what changed from an old profile to a new one.
+    """Returns what changed from an old profile to a new one, variant by variant, which are matched by id.
 
     Raises:
         InputError: the two are of different models, classes or baselines.
@@ -107,7 +107,7 @@ def compare_profiles(old: Profile, new: Profile) -> Regression:
 
 
 def _unstable(old: Profile, new: Profile) -> str | None:
-    """What made a run unstable, so that its times cannot be held against another run's."""
+    """Returns what made a run unstable, so that its times cannot be held against another run's."""
     for when, profile in (("before", old), ("now", new)):
         if profile.attempts and (fault := profile.attempts[-1].unstable):
             return f"the run {when} was unstable: {fault}"
@@ -117,25 +117,26 @@ def _unstable(old: Profile, new: Profile) -> str | None:
 def _change(
     old: Measured, new: Measured, baseline: str, unstable: str | None, judged: Judged | None
 ) -> Change:
-    figures = list(_figures(old, new, judged))
+    scores = list(_scores(old, new, judged))
+
+    def change(time: Verdict, note: str | None, **more: float) -> Change:
+        return Change(id=new.id, time=time, note=note, figures=scores, **more)
+
     if new.id == baseline:
-        why = "all times are relative to it: what changes it moves all the others"
-        return Change(id=new.id, time="not compared", figures=figures, note=why)
+        return change("not compared", "all times are relative to it: what changes it moves all the others")
     if old.ratio is None or new.ratio is None:
-        when = "before" if old.ratio is None else "now"
-        return Change(id=new.id, time="not compared", figures=figures, note=f"it was not timed {when}")
+        return change("not compared", f"it was not timed {'before' if old.ratio is None else 'now'}")
     if min(len(old.ratio.per_process), len(new.ratio.per_process)) < 2:
-        why = "one process of each variant says nothing about the next: profile with --processes 5"
-        return Change(id=new.id, time="unclear", figures=figures, note=why)
+        return change(
+            "unclear", "one process of each variant says nothing about the next: profile with --processes 5"
+        )
     middle, low, high = change_interval(old.ratio.per_process, new.ratio.per_process)
     time = time_verdict(low, high) if unstable is None else "unclear"
-    return Change(
-        id=new.id, time=time, times_as_long=middle, low=low, high=high, figures=figures, note=unstable
-    )
+    return change(time, unstable, times_as_long=middle, low=low, high=high)
 
 
 def time_verdict(low: float, high: float) -> Verdict:
-    """What an interval of new time over old time says."""
+    """Judges an interval of new time over old time."""
     if low > 1 + MARGIN:
         return "slower"
     if high < 1 / (1 + MARGIN):
@@ -143,13 +144,13 @@ def time_verdict(low: float, high: float) -> Verdict:
     return "unclear" if high > 1 + UNCLEAR or low < 1 / (1 + UNCLEAR) else "no change"
 
 
-def _figures(old: Measured, new: Measured, judged: Judged | None) -> Iterator[Score]:
+def _scores(old: Measured, new: Measured, judged: Judged | None) -> Iterator[Score]:
     for name, margin in (("size_bytes", MARGIN), ("macs", MARGIN), ("peak_rss_bytes", MEMORY_MARGIN)):
         before, after = getattr(old, name), getattr(new, name)
         if before and after and abs(math.log(after / before)) > math.log1p(margin):
-            yield _figure(name, before, after, after > before)
+            yield _score(name, before, after, after > before)
     if old.accuracy and new.accuracy and _uar_changed(old.accuracy, new.accuracy, judged):
-        yield _figure("uar", old.accuracy.uar, new.accuracy.uar, new.accuracy.uar < old.accuracy.uar)
+        yield _score("uar", old.accuracy.uar, new.accuracy.uar, new.accuracy.uar < old.accuracy.uar)
 
 
 def _uar_changed(old: Accuracy, new: Accuracy, judged: Judged | None) -> bool:
@@ -163,12 +164,12 @@ def _uar_changed(old: Accuracy, new: Accuracy, judged: Judged | None) -> bool:
     return low > 0 or high < 0
 
 
-def _figure(name: str, old: float, new: float, worse: bool) -> Score:
+def _score(name: str, old: float, new: float, worse: bool) -> Score:
     return Score(name=name, old=old, new=new, **{"is": WORSE if worse else BETTER})
 
 
 def _uar_noise(old: Accuracy, new: Accuracy) -> float | None:
-    """Half-width of the 95 % interval of a difference of two UARs; None where they cannot be compared.
+    """Returns half the 95 % interval of a difference of two UARs; None where they cannot be compared.
 
     For runs that answered other samples, or kept no answers: recalls as independent binomials.
     """
@@ -180,7 +181,7 @@ def _uar_noise(old: Accuracy, new: Accuracy) -> float | None:
 
 
 def _conditions(old: Profile, new: Profile) -> Iterator[str]:
-    """What differs in the machine, its tools and the setting, as far as a time depends on it."""
+    """Yields what differs in the machine, its tools and the setting, as far as a time depends on it."""
     for what, before, after in (
         *_entries("environment", old.environment, new.environment, ("cpu", "gpus", "packages", "kernel")),
         *_entries("method", old.method, new.method, ("threads", "pinned")),
@@ -206,18 +207,18 @@ def _entries(
 
 
 def sentence(change: Change) -> str:
-    """One variant's change in words."""
+    """Tells the change of one variant in words."""
     time: str = change.time
     if change.times_as_long is not None:
         time += f": {change.times_as_long:.3f} times as long [{change.low:.3f}, {change.high:.3f}]"
     parts = [time]
-    parts += [f"{figure.name} {figure.is_}: {figure.old:g} -> {figure.new:g}" for figure in change.figures]
+    parts += [f"{score.name} {score.is_}: {score.old:g} -> {score.new:g}" for score in change.scores]
     parts += [change.note] if change.note else []
     return "; ".join(parts)
 
 
 def summary(regression: Regression) -> list[str]:
-    """What the terminal shows: a line a variant, what came and went, what else differs, and the outcome."""
+    """Returns the terminal's lines: one per variant, then what came and went, what else differs, and the outcome."""
     lines = [f"{change.id:32} {sentence(change)}" for change in regression.changes]
     lines += [f"{name:32} was there before and is gone" for name in regression.only_old]
     lines += [f"{name:32} is new" for name in regression.only_new]
@@ -227,7 +228,7 @@ def summary(regression: Regression) -> list[str]:
 
 
 def changes_words(regression: Regression) -> dict[str, Any]:
-    """What the templates write: `since`, `rows` of a variant and what became of it, and the `rest` in sentences."""
+    """Returns what the templates write: `since`, `rows` of a variant and its change, and the `rest` in sentences."""
     return {
         "since": regression.old_created,
         "rows": [(change.id, sentence(change)) for change in regression.changes],

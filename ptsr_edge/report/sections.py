@@ -1,102 +1,178 @@
-"""What stands behind a verdict, as tables and sentences: bounds, controls of DTSM, dynamic counts, int8 layers."""
+"""The page's sections: which charts stand where, the tables and sentences behind them, and what they do not say.
+
+A further chart is a function, from the compared variants to a `Drawing`, and one entry of `CHARTS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from ptsr_edge.profile.schema import Control, Dynamic
-from ptsr_edge.report.comparison import ComparedVariant, Comparison, budget_text, rounded_up, three_digits
-from ptsr_edge.report.recommendation import Decision
+from ptsr_edge.report import accuracy_charts, cost_charts
+from ptsr_edge.report.comparison import (
+    ComparedVariant,
+    Comparison,
+    budget_text,
+    difference_text,
+    percent,
+    rounded_up,
+    signed,
+    three_digits,
+)
+from ptsr_edge.report.plotting import Drawing, NotDrawn, render
+from ptsr_edge.report.recommendation import Decision, Recommendation
 from ptsr_edge.report.tables import Cell, Line, Table
 from ptsr_edge.stats.latency import CV_LIMIT
 
-Values = Sequence[tuple[str, float | int | str | None]]
+
+@dataclass(frozen=True)
+class Evidence:
+    """What stands below a chart or a heading: sentences, then a table where there is something to list."""
+
+    texts: Sequence[str] = ()
+    table: Table | None = None
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of the report.
+
+    Attributes:
+        name: the stem of its file, and what makes its ids unique.
+        title: its heading.
+        draw: what it shows, or why there is nothing to show.
+        tell: what stands below it.
+    """
+
+    name: str
+    title: str
+    draw: Callable[[Comparison, Recommendation], Drawing | NotDrawn]
+    tell: Callable[[Comparison], Evidence] | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A heading with sentences and a table, and no chart."""
+
+    title: str
+    tell: Callable[[Comparison], Evidence]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A chart as it stands on the page; one that was not drawn has neither SVG, and says in `note` what is missing.
+
+    Attributes:
+        caption: how to read it.
+        words: what can be seen in it, for those who cannot see it.
+        wide: inline SVG element for a desktop; `narrow` is the same for a phone.
+    """
+
+    name: str
+    title: str
+    caption: str = ""
+    words: str = ""
+    wide: str | None = None
+    narrow: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a section shows under one heading."""
+
+    title: str
+    picture: Picture | None
+    evidence: Evidence
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page."""
+
+    title: str
+    blocks: tuple[Block, ...]
+
+
+def draw(chart: Chart, comparison: Comparison, recommendation: Recommendation) -> Picture:
+    """Draws a chart.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    drawn = chart.draw(comparison, recommendation)
+    if isinstance(drawn, NotDrawn):
+        return Picture(chart.name, chart.title, note=f"Not drawn: {drawn.reason}.")
+    wide, narrow = render(chart.name, drawn)
+    return Picture(chart.name, drawn.title or chart.title, drawn.caption, drawn.words, wide, narrow)
+
+
+def build_sections(comparison: Comparison, recommendation: Recommendation) -> list[Section]:
+    """Draws all charts of `CHARTS` and gathers what stands below them.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    sections = []
+    for title, entries in CHARTS:
+        blocks = []
+        for entry in entries:
+            picture = draw(entry, comparison, recommendation) if isinstance(entry, Chart) else None
+            evidence = entry.tell(comparison) if entry.tell is not None else Evidence()
+            blocks.append(Block(entry.title if picture is None else picture.title, picture, evidence))
+        sections.append(Section(title, tuple(blocks)))
+    return sections
+
+
+# ---------------------------------------------------------------------------------------------
+# What stands behind a choice under limits
+
+Cells = Sequence[tuple[str, float | int | str | None]]
 """What is written and by what it is sorted, cell by cell."""
 
-NONE = "none"
-"""What a difference is called whose interval holds zero."""
 
-
-def build_evidence(comparison: Comparison, decision: Decision | None) -> dict[str, Any]:
-    """Tables and sentences by the names that the templates know; a table of null was not to be had."""
-    controls = next((s.profile.controls for s in comparison.sources if s.profile.controls), None)
-    dynamic = next((s.profile.dynamic_counts for s in comparison.sources if s.profile.dynamic_counts), None)
-    int8 = _int8_rows(comparison)
-    return {
-        "decision_table": _decision_table(decision),
-        "decision_text": _decision_text(decision),
-        "controls_table": _controls_table(controls),
-        "controls_text": controls_text(controls),
-        "dynamic_table": _dynamic_table(dynamic, comparison),
-        "dynamic_text": dynamic_text(dynamic),
-        "int8_table": _int8_table(int8),
-        "int8_text": int8_text(int8),
-        "macs_text": macs_text(comparison),
-    }
-
-
-def macs_text(comparison: Comparison) -> list[str]:
-    """The multiply-adds as written, exported and in the file itself, a sentence a budget, and why they differ."""
-    texts: dict[str, None] = {}
-    for row in comparison.rows:
-        found = row.measured
-        if found.macs_eager is None or found.macs_explained is None:
-            continue
-        name = "The full-token ViT" if row.is_baseline else f"At {budget_text(found.keep_rate)}"
-        text = f"{name}: {found.macs_eager:,} multiply-adds as written (fvcore on the eager model), {found.macs:,} exported"
-        if found.macs_graph is not None:
-            alike = "the same" if found.macs_graph == found.macs else f"{found.macs_graph:,}"
-            text += f", {alike} counted on the ONNX file itself"
-        elif any(text in other for other in texts):
-            continue  # the same budget, counted on a file of another target
-        told = found.macs_explained
-        texts[text + ("." if found.macs == found.macs_eager else f": {told}.")] = None
-    return list(texts)
-
-
-def difference_text(value: float, low: float, high: float) -> str:
-    """A difference with its interval; called none where the interval holds zero."""
-    interval = f"[{low:+.3f}, {high:+.3f}]"
-    return f"{NONE} {interval}" if low <= 0 <= high else f"{value:+.3f} {interval}"
-
-
-def _decision_table(decision: Decision | None) -> Table | None:
-    if decision is None:
-        return None
-    rows: list[tuple[str, Values]] = []
-    for entry in decision.candidates:
-        upper = "-" if entry.upper is None else rounded_up(entry.upper)
-        alone = "-" if entry.upper_if_independent is None else rounded_up(entry.upper_if_independent)
-        vit = entry.upper_against_baseline
-        against = "-" if vit is None else rounded_up(vit)
-        needed = "-" if entry.needed_units is None else f"{entry.needed_units:,}"
-        rows.append(
-            (
-                entry.name,
-                (
-                    (entry.told, entry.told),
-                    (three_digits(entry.p95_ms), entry.p95_ms),
-                    (f"{entry.drop:+.3f}" if round(entry.drop, 3) else "0.000", entry.drop),
-                    (upper, entry.upper),
-                    (alone, entry.upper_if_independent),
-                    (needed, entry.needed_units),
-                    (against, entry.upper_against_baseline),
-                ),
-            )
+def _table(
+    name: str,
+    title: str,
+    headings: Sequence[str],
+    rows: Sequence[tuple[str, Cells]],
+    picked: str | None = None,
+) -> Table | None:
+    """Builds a table; None where it has no line."""
+    lines = tuple(
+        Line(
+            label, tuple(Cell(text, sort, not isinstance(sort, str)) for text, sort in cells), label == picked
         )
-    headings = ("Variant", "Stands", f"{decision.percentile}, ms", "UAR lost", "At most", "If independent",
-                f"Needs {decision.limits.unit}s", "At most, ViT")  # fmt: skip
-    return _table("decision", "Held against the limits", headings, rows, decision.picked)
+        for label, cells in rows
+    )
+    return Table(name, title, tuple(headings), lines) if lines else None
 
 
-def _decision_text(decision: Decision | None) -> list[str]:
-    if decision is None:
-        return [
-            "No limits were asked for: --max-latency-ms and --max-uar-drop choose a variant, with a bound on what "
-            "it loses."
-        ]
+def decision_evidence(decision: Decision) -> Evidence:
+    """Tells how each candidate stands against the limits, and what its bound rests on."""
+
+    def bound(value: float | None) -> tuple[str, float | None]:
+        return "-" if value is None else rounded_up(value), value
+
     limits, unit = decision.limits, decision.limits.unit
+    rows: list[tuple[str, Cells]] = [
+        (
+            entry.name,
+            (
+                (entry.told, entry.told),
+                (three_digits(entry.p95_ms), entry.p95_ms),
+                (signed(entry.drop), entry.drop),
+                bound(entry.upper),
+                bound(entry.upper_if_independent),
+                ("-" if entry.needed_units is None else f"{entry.needed_units:,}", entry.needed_units),
+                bound(entry.upper_against_baseline),
+            ),
+        )
+        for entry in decision.candidates
+    ]
+    headings = ("Variant", "Stands", f"{decision.percentile}, ms", "UAR lost", "At most", "If independent",
+                f"Needs {unit}s", "At most, ViT")  # fmt: skip
     together = f" for all {decision.tests} variants at once" if decision.tests > 1 else ""
     dependent = (
         "Assumed: subjects are independent of one another; samples of one subject may depend on each other in any way."
@@ -104,9 +180,9 @@ def _decision_text(decision: Decision | None) -> list[str]:
         else "Assumed: all samples are independent of one another, those of one subject too: --unit subject does not "
         "assume it."
     )
-    return [
-        f"UAR lost: against {decision.reference}, as measured. At most: with {100 * limits.confidence:g} % confidence{together}, the expected "
-        "loss is not above this. The bound assumes no distribution: it is a "
+    texts = [
+        f"UAR lost: against {decision.reference}, as measured. At most: with {100 * limits.confidence:g} % "
+        f"confidence{together}, the expected loss is not above this. The bound assumes no distribution: it is a "
         "test by betting (Waudby-Smith and Ramdas 2023) on paired answers to the same held-out samples.",
         f"{dependent} There are {decision.units:,} subjects with {decision.samples:,} samples. "
         "If independent: the bound, were all samples independent of one another. Needs: how many like these would "
@@ -115,43 +191,59 @@ def _decision_text(decision: Decision | None) -> list[str]:
         f"Latency is held against {decision.percentile}: what 19 of 20 inferences meet. The fastest by its median "
         "is taken; of those whose ratios' intervals overlap, the smallest.",
     ]
+    return Evidence(texts, _table("decision", "Held against the limits", headings, rows, decision.picked))
 
 
-def _controls_table(controls: Sequence[Control] | None) -> Table | None:
+# ---------------------------------------------------------------------------------------------
+# What stands below charts and headings
+
+
+def macs_evidence(comparison: Comparison) -> Evidence:
+    """Tells the multiply-adds as written, exported and in the file itself, one sentence per budget, and why they differ."""
+    rows = [
+        row for row in comparison.rows if row.measured.macs_eager is not None and row.measured.macs_explained
+    ]
+
+    def budget(row: ComparedVariant) -> tuple[object, ...]:
+        return row.is_baseline, row.measured.keep_rate, row.measured.macs_eager, row.measured.macs
+
+    counted = {budget(row) for row in rows if row.measured.macs_graph is not None}
+    texts: dict[str, None] = {}
+    for row in rows:
+        found = row.measured
+        if found.macs_graph is None and budget(row) in counted:
+            continue  # the same budget, counted on a file of another target
+        name = "The full-token ViT" if row.is_baseline else f"At {budget_text(found.keep_rate)}"
+        text = f"{name}: {found.macs_eager:,} multiply-adds as written (fvcore on the eager model), {found.macs:,} exported"
+        if found.macs_graph is not None:
+            alike = "the same" if found.macs_graph == found.macs else f"{found.macs_graph:,}"
+            text += f", {alike} counted on the ONNX file itself"
+        texts[text + ("." if found.macs == found.macs_eager else f": {found.macs_explained}.")] = None
+    return Evidence(list(texts))
+
+
+def controls_evidence(comparison: Comparison) -> Evidence:
+    """Tells what DTSM gains over other ways to select tokens."""
+    controls = next((s.profile.controls for s in comparison.sources if s.profile.controls), None)
     if not controls:
-        return None
-    rows: list[tuple[str, Values]] = []
+        return Evidence(
+            ["DTSM was not set against its controls: that needs --data and the checkpoint of the bundle."]
+        )
+    rows: list[tuple[str, Cells]] = []
+    gains: dict[str, list[str]] = {}
     for entry in controls:
         gain = "-"
         if entry.gain is not None and entry.gain_low is not None and entry.gain_high is not None:
             gain = difference_text(entry.gain, entry.gain_low, entry.gain_high)
-        cells: Values = (
-            (str(entry.tokens), entry.tokens),
-            (str(entry.seeds), entry.seeds),
-            (f"{entry.uar:.3f}", entry.uar),
-            (gain, entry.gain),
-        )
+            gains.setdefault(entry.selection, []).append(f"{gain} at {entry.tokens} tokens")
+        cells = ((str(entry.tokens), entry.tokens), (str(entry.seeds), entry.seeds),
+                 (f"{entry.uar:.3f}", entry.uar), (gain, entry.gain))  # fmt: skip
         rows.append((entry.selection, cells))
-    headings = ("Selection", "Tokens", "Draws", "UAR", "DTSM gains")
-    return _table("controls", "DTSM against its controls", headings, rows, None)
-
-
-def controls_text(controls: Sequence[Control] | None) -> str:
-    """What DTSM gains over its controls, in a sentence a control."""
-    if not controls:
-        return "DTSM was not set against its controls: that needs --data and the checkpoint of the bundle."
-    parts = []
-    for name in dict.fromkeys(entry.selection for entry in controls if entry.gain is not None):
-        gains = [
-            f"{difference_text(entry.gain, entry.gain_low, entry.gain_high)} at {entry.tokens} tokens"
-            for entry in controls
-            if entry.selection == name
-            and entry.gain is not None
-            and entry.gain_low is not None
-            and entry.gain_high is not None
-        ]
-        title = "random selection" if name == "random" else "selection by strain energy"
-        parts.append(f"Over {title} DTSM gains UAR: {', '.join(gains)}.")
+    names = {"random": "random selection", "strain": "selection by strain energy"}
+    parts = [
+        f"Over {names.get(selection, selection)} DTSM gains UAR: {', '.join(told)}."
+        for selection, told in gains.items()
+    ]
     if all(entry.selection != "strain" for entry in controls):
         parts.append("This model's DTSM selects by strain energy itself, so that is no control of it.")
     parts.append(
@@ -159,96 +251,102 @@ def controls_text(controls: Sequence[Control] | None) -> str:
         "over subjects; a difference whose interval holds zero is called none. Weights that were "
         "trained with DTSM's selection favour it."
     )
-    return " ".join(parts)
+    headings = ("Selection", "Tokens", "Draws", "UAR", "DTSM gains")
+    return Evidence([" ".join(parts)], _table("controls", "DTSM against its controls", headings, rows))
 
 
-def _dynamic_table(dynamic: Dynamic | None, comparison: Comparison) -> Table | None:
+def dynamic_evidence(comparison: Comparison) -> Evidence:
+    """Tells where the counts of the dynamic mode come from, and how many samples each static budget truncates."""
+    dynamic = next((s.profile.dynamic_counts for s in comparison.sources if s.profile.dynamic_counts), None)
     if dynamic is None:
-        return None
+        return Evidence(
+            [
+                "Not counted: that needs calibration data (export --budgets auto) or --data, and the bundle's weights."
+            ]
+        )
+    counts = sorted(int(count) for count, n in dynamic.counts.items() for _ in range(n))
+    whose = "calibration samples" if dynamic.on == "calibration" else "judged samples"
+    text = (
+        f"DTSM's dynamic mode keeps the smallest set that holds {dynamic.mass:.0%} of a sample's score: {counts[0]} to "
+        f"{counts[-1]} tokens, {counts[len(counts) // 2]} at the median, over {len(counts):,} {whose} of "
+        f"{dynamic.data}. A static budget truncates a sample that would keep more; what that costs is for the accuracy "
+        "to say."
+    )
     budgets = {row.measured.tokens: row.measured.keep_rate for row in comparison.rows if not row.is_baseline}
-    rows: list[tuple[str, Values]] = []
+    rows: list[tuple[str, Cells]] = []
     for tokens, rate in sorted(budgets.items(), reverse=True):
         share = dynamic.truncated(tokens)
-        rows.append((budget_text(rate), ((str(tokens), tokens), (f"{100 * share:.1f} %", share))))
+        rows.append((budget_text(rate), ((str(tokens), tokens), (percent(share, 1), share))))
     headings = ("Budget", "Tokens", "Samples truncated")
-    return _table("dynamic", "Static budgets against the dynamic mode", headings, rows, None)
+    return Evidence([text], _table("dynamic", "Static budgets against the dynamic mode", headings, rows))
 
 
-def dynamic_text(dynamic: Dynamic | None) -> str:
-    """Where the counts come from and what they say."""
-    if dynamic is None:
-        return "Not counted: that needs calibration data (export --budgets auto) or --data, and the bundle's weights."
-    counts = sorted(int(count) for count, n in dynamic.counts.items() for _ in range(n))
-    middle = counts[len(counts) // 2]
-    whose = "calibration samples" if dynamic.on == "calibration" else "judged samples"
-    return (
-        f"DTSM's dynamic mode keeps the smallest set that holds {dynamic.mass:.0%} of a sample's score: {counts[0]} to "
-        f"{counts[-1]} tokens, {middle} at the median, over {len(counts):,} {whose} of {dynamic.data}. A static "
-        "budget truncates a sample that would keep more; what that costs is for the accuracy to say."
-    )
-
-
-def _int8_rows(comparison: Comparison) -> list[tuple[ComparedVariant, Mapping[str, Any]]]:
-    found: dict[str, tuple[ComparedVariant, Mapping[str, Any]]] = {}
+def int8_evidence(comparison: Comparison) -> Evidence:
+    """Tells which layers an export put back to floating point, one sentence per target."""
+    found: dict[tuple[str, str], tuple[ComparedVariant, Mapping[str, Any]]] = {}
     for row in comparison.rows:
         if row.measured.int8_layers:  # the same for all budgets of a target
-            found.setdefault(f"{row.measured.target} {row.source.name}", (row, row.measured.int8_layers))
-    return list(found.values())
-
-
-def int8_text(rows: Sequence[tuple[ComparedVariant, Mapping[str, Any]]]) -> str:
-    """Which layers the export put back to floating point, a sentence a target."""
-    if not rows:
-        return "No int8 was judged at its export: export --max-uar-drop does that."
+            found.setdefault((row.measured.target, row.source.name), (row, row.measured.int8_layers))
+    if not found:
+        return Evidence(["No int8 was judged at its export: export --max-uar-drop does that."])
     parts = []
-    for row, record in rows:
-        kept = record.get("kept_float") or []
-        text = f"On {row.measured.target}, int8 may lose {record['limit']:g} of UAR at the export; "
+    lines: list[tuple[str, Cells]] = []
+    for row, record in found.values():
+        target, kept = row.measured.target, record.get("kept_float") or []
+        text = f"On {target}, int8 may lose {record['limit']:g} of UAR at the export; "
         text += f"put back to floating point: {', '.join(kept)}" if kept else "no layer had to be put back"
         parts.append(f"{text}.")
-    if not any(record.get("sensitivity") for _, record in rows):
-        parts.append("Layers are ranked by their sensitivity only where one has to be put back.")
-    return " ".join(parts)
-
-
-def _int8_table(rows: Sequence[tuple[ComparedVariant, Mapping[str, Any]]]) -> Table | None:
-    lines: list[tuple[str, Values]] = []
-    for row, record in rows:
         for layer in record.get("sensitivity") or []:
-            kept = "floating point" if layer["layer"] in record["kept_float"] else "int8"
+            built = "floating point" if layer["layer"] in kept else "int8"
             error = float(layer["error"])
-            lines.append(
-                (
-                    layer["layer"],
-                    ((row.measured.target, row.measured.target), (f"{error:.2g}", error), (kept, kept)),
-                )
-            )
+            lines.append((layer["layer"], ((target, target), (f"{error:.2g}", error), (built, built))))
+    if not lines:
+        parts.append("Layers are ranked by their sensitivity only where one has to be put back.")
     headings = ("Layer", "Target", "Error alone in int8", "Built in")
-    return _table("int8", "Sensitivity of layers to int8", headings, lines, None) if lines else None
+    return Evidence([" ".join(parts)], _table("int8", "Sensitivity of layers to int8", headings, lines))
 
 
-def _table(
-    name: str, title: str, headings: Sequence[str], rows: Sequence[tuple[str, Values]], picked: str | None
-) -> Table:
-    lines = tuple(
-        Line(
-            label,
-            tuple(Cell(text, sort, not isinstance(sort, str)) for text, sort in cells),
-            picked is not None and label == picked,
-        )
-        for label, cells in rows
-    )
-    return Table(name, title, tuple(headings), lines, ())
+LEAD = Chart("tradeoff", "Accuracy against latency", accuracy_charts.tradeoff)
+"""The chart that stands below the recommendation."""
+
+CHARTS: list[tuple[str, list[Chart | Finding]]] = [
+    (
+        "Cost",
+        [
+            Chart("latency", "How latency is distributed", cost_charts.latency),
+            Chart("macs", "Where the multiply-adds go", cost_charts.macs, macs_evidence),
+            Chart("stages", "Where the time goes", cost_charts.stages),
+        ],
+    ),
+    (
+        "Accuracy",
+        [
+            Chart("budgets", "Accuracy against budget", accuracy_charts.budgets),
+            Chart("confusion", "What is taken for what", accuracy_charts.confusion),
+        ],
+    ),
+    (
+        "Selection",
+        [
+            Chart("kept", "What the model looks at", accuracy_charts.kept),
+            Chart("dynamic", "What the dynamic mode would keep", cost_charts.dynamic, dynamic_evidence),
+            Finding("DTSM against its controls", controls_evidence),
+            Finding("Layers in int8", int8_evidence),
+        ],
+    ),
+]
+"""The sections of the page with their charts, in the order of reading."""
 
 
-# FOLDED from report.caveats: What the numbers of a report do not say.
+# ---------------------------------------------------------------------------------------------
+# What the numbers do not say
 
 TAIL_SAMPLES = 24_576
 """Samples that MLPerf asks for before it trusts a 90th percentile at 99 % confidence."""
 
 
 def instability(comparison: Comparison) -> list[str]:
-    """A sentence for each profile whose last attempt was unstable: what disturbed it, and how often it was tried."""
+    """Returns a sentence per profile whose last attempt was unstable: what disturbed it, and how often it was tried."""
     texts = []
     for source in comparison.sources:
         attempts = source.profile.attempts
@@ -262,56 +360,58 @@ def instability(comparison: Comparison) -> list[str]:
     return texts
 
 
-def caveats(comparison: Comparison) -> list[str]:
-    """What the numbers do not say, in sentences."""
-    rows = comparison.rows
-    texts = [
+def limitations(comparison: Comparison) -> Iterator[str]:
+    """Yields, in sentences, what the numbers do not say."""
+    yield (
         "The latencies are those of the machine, versions and thread count under Environment, at batch 1. "
-        "Another device needs a profile of its own.",
+        "Another device needs a profile of its own."
+    )
+    yield (
         "What is timed is what Method says; finding the face and measuring the optical flow are not part "
-        "of it unless Method names them.",
-        "One multiply-add counts as one MAC. MACs bound what a budget can gain, they do not promise it.",
-    ]
-    counts = [row.measured.latency_ms.n for row in rows if row.measured.latency_ms]
-    if counts and min(counts) < TAIL_SAMPLES:
-        texts.append(
-            f"The tail percentiles rest on {min(counts):,} samples and more. MLPerf asks for "
+        "of it unless Method names them."
+    )
+    yield "One multiply-add counts as one MAC. MACs bound what a budget can gain, they do not promise it."
+    latencies = [row.measured.latency_ms for row in comparison.rows if row.measured.latency_ms]
+    fewest = min((latency.n for latency in latencies), default=TAIL_SAMPLES)
+    if fewest < TAIL_SAMPLES:
+        yield (
+            f"The tail percentiles rest on {fewest:,} samples and more. MLPerf asks for "
             f"{TAIL_SAMPLES:,} before it trusts a 90th percentile: read p99 as an impression."
         )
-    spreads = [row.measured.latency_ms.cv for row in rows if row.measured.latency_ms]
-    restless = sum(spread > CV_LIMIT for spread in spreads)
+    restless = [latency.cv for latency in latencies if latency.cv > CV_LIMIT]
     if restless:
-        texts.append(
-            f"The latency of {restless} of {len(spreads)} variants varied by more than "
-            f"{100 * CV_LIMIT:g} % (coefficient of variation, up to {100 * max(spreads):.0f} %): the machine "
+        yield (
+            f"The latency of {len(restless)} of {len(latencies)} variants varied by more than "
+            f"{100 * CV_LIMIT:g} % (coefficient of variation, up to {percent(max(restless))}): the machine "
             "was not quiet."
         )
     if len(comparison.sources) > 1:
-        texts.append(
+        yield (
             "The profiles are separate runs. A ratio holds within its own profile, and the dashed line of "
-            "the first picture joins points of one profile only."
+            "the first chart joins points of one profile only."
         )
-    trained = {str(source.profile.method.get("baseline_trained", "")) for source in comparison.sources}
-    texts += [
-        f"The baseline was trained {text}: what its accuracy differs by is not the architecture's alone."
-        for text in sorted(trained)
-        if text.startswith("otherwise")
-    ]
-    data = sorted({row.measured.accuracy.data for row in rows if row.measured.accuracy})
-    if data:
-        texts.append(
+    methods = [source.profile.method for source in comparison.sources]
+    unlike = {
+        method["baseline_trained"] for method in methods if method.get("baseline_trained_alike") is False
+    }
+    for trained in sorted(unlike):
+        yield f"The baseline was trained {trained}: what its accuracy differs by is not the architecture's alone."
+    judged = [row for row in comparison.rows if row.measured.accuracy]
+    if judged:
+        yield (
             "Accuracy is that of one set of weights on one set of samples. Another training seed moves it, "
             "and a difference of a hundredth is not evidence."
         )
-    if "synthetic" in data:
-        texts.append(
+    if any(row.source.profile.is_of_rendered_data for row in judged):
+        yield (
             "Accuracy on synthetic data shows what a smaller budget or precision keeps of what the "
             "checkpoint learnt. It is no evidence about people."
         )
-    texts += [
+    yield (
         "The weights that ship with ptsr-edge were trained on the project's own synthetic data. They are "
-        "for trying the toolkit, not for judging people.",
+        "for trying the toolkit, not for judging people."
+    )
+    yield (
         "PTSR is a documented reconstruction from the publication's abstract and published building "
-        "blocks, not its authors' code. A class is a pattern of movement, not what somebody feels.",
-    ]
-    return texts
+        "blocks, not its authors' code. A class is a pattern of movement, not what somebody feels."
+    )

@@ -1,20 +1,20 @@
-"""The columns of the report's tables: a heading, where a row's value is found, and how it is written."""
+"""The report's tables: columns, cells with the footnotes of what is missing, and tables as plain text."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ptsr_edge.profile.schema import NOT_RUN
+from ptsr_edge.profile.schema import Accuracy
 from ptsr_edge.report.comparison import (
     ComparedVariant,
     Comparison,
-    _per_cent,
-    _three,
     budget_text,
     bytes_text,
+    difference_text,
+    percent,
     quantity,
     ratio_text,
     signed,
@@ -25,127 +25,94 @@ from ptsr_edge.stats.latency import Ratio
 
 Value = float | int | str | None
 
+NOT_MEASURED = "not measured"
+
+NOT_RUN = "built, not run here"
+"""Stands in a cell where the device that runs the artifact is not in the machine."""
+
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, how a row's value is found, and how it is written (None: as it is).
+    """A heading, the field that it shows, and how that is written.
 
     Attributes:
+        field: of `Measured`, such as `latency_ms.p50`; where it is null, its reason is the footnote.
+        write: makes the text of what was found; None: that is a text itself.
+        find: what is shown of a variant where that is not the field itself; None is missing.
+        sort: the number or text that a cell is sorted by, of what was found.
         of_baseline: what is written for baselines, which are not compared with themselves.
-        row_text: how it is written where the value alone does not say it all.
-        topics: words of the notes that say why this figure is missing.
-        is_of_file: whether it is read from the artifact, so that it needs no run.
         is_optional: whether it is left out where no variant has it.
     """
 
     heading: str
-    value: Callable[[ComparedVariant], Value]
+    field: str
     write: Callable[[Any], str] | None = None
+    find: Callable[[ComparedVariant], Any] | None = None
+    sort: Callable[[Any], Value] = lambda found: found
     of_baseline: str | None = None
-    row_text: Callable[[ComparedVariant], str] | None = None
-    topics: tuple[str, ...] = ()
-    is_of_file: bool = False
     is_optional: bool = False
 
-
-def _latency(heading: str, name: str, write: Callable[[Any], str] = three_digits) -> Column:
-    return Column(
-        heading,
-        lambda row: getattr(row.measured.latency_ms, name, None),
-        write,
-        topics=("nothing was timed", "latency was not"),
-    )
+    def found(self, row: ComparedVariant) -> Any:
+        """Returns what is shown of a variant, None where it was not measured."""
+        found: Any = row.measured
+        for name in () if self.find else self.field.split("."):
+            found = getattr(found, name, None)
+        return self.find(row) if self.find else found
 
 
-def _accuracy(
-    heading: str, name: str, write: Callable[[Any], str] | None, of_baseline: str | None = None
-) -> Column:
-    return Column(
-        heading,
-        lambda row: getattr(row.measured.accuracy, name, None),
-        write,
-        of_baseline,
-        topics=("accuracy", "UAR", "could not be run"),
-    )
+def _ratio(heading: str, field: str, **more: Any) -> Column:
+    def middle(ratio: Ratio) -> float:
+        return ratio.median
+
+    return Column(heading, field, ratio_text, sort=middle, **more)
 
 
-def _measured(heading: str, name: str, write: Callable[[Any], str] | None, *topics: str) -> Column:
-    return Column(
-        heading, lambda row: getattr(row.measured, name), write, topics=(*topics, "nothing was timed")
-    )
-
-
-def _ratio(heading: str, name: str, **more: Any) -> Column:
-    """A ratio with its interval, sorted by its middle."""
-
-    def found(row: ComparedVariant) -> Ratio | None:
-        ratio: Ratio | None = getattr(row.measured, name)
-        return ratio
-
-    def write(row: ComparedVariant) -> str:
-        ratio = found(row)
-        assert ratio is not None, "only a ratio that was measured is written"
-        return ratio_text(ratio.median, ratio.low, ratio.high)
-
-    def value(row: ComparedVariant) -> Value:
-        ratio = found(row)
-        return None if ratio is None else ratio.median
-
-    return Column(heading, value, row_text=write, topics=("ratio", "nothing was timed"), **more)
-
-
-def _stage(heading: str, name: str) -> Column:
-    return Column(
-        heading,
-        lambda row: getattr(row.measured.stages, name, None),
-        three_digits,
-        topics=("stages", "nothing was timed"),
-    )
-
-
-def _ceiling(heading: str, name: str, write: Callable[[Any], str]) -> Column:
-    return Column(
-        heading,
-        lambda row: getattr(row.measured.ceiling, name, None),
-        write,
-        topics=("ceiling", "nothing was timed"),
-    )
-
-
-def _reached(row: ComparedVariant) -> Value:
-    """10^9 multiply-adds a second at the median."""
+def _gmacs_per_s(row: ComparedVariant) -> float | None:
+    """Returns 10^9 multiply-adds a second at the median."""
     return None if row.p50_ms is None else row.measured.macs / (row.p50_ms * 1e6)
 
 
-def recall_columns(labels: Sequence[str]) -> tuple[Column, ...]:
-    """A column a class: the share of its samples that were recognised."""
-
-    def of(place: int) -> Callable[[ComparedVariant], Value]:
-        def recall(row: ComparedVariant) -> Value:
-            matrix = row.measured.accuracy.confusion if row.measured.accuracy else None
-            return None if not matrix or not sum(matrix[place]) else matrix[place][place] / sum(matrix[place])
-
-        return recall
-
-    topics = ("accuracy", "could not be run")
-    return tuple(
-        Column(f"Recall, {label}", of(place), _three, topics=topics) for place, label in enumerate(labels)
-    )
+def _share_of_ceiling(row: ComparedVariant) -> float | None:
+    return row.measured.ceiling.share if row.measured.ceiling else None
 
 
-_P50 = _latency("p50, ms", "p50")
+def _judged_against_baseline(row: ComparedVariant) -> Accuracy | None:
+    return None if row.uar_drop is None else row.measured.accuracy
 
-_P99 = _latency("p99, ms", "p99")
 
-UAR = _accuracy("UAR", "uar", _three)
+def _drop_text(accuracy: Accuracy) -> str:
+    drop, low, high = accuracy.uar_drop or 0.0, accuracy.uar_drop_low, accuracy.uar_drop_high
+    return signed(drop) if low is None or high is None else difference_text(drop, low, high)
 
-DROP = _accuracy("UAR lost", "uar_drop", signed, of_baseline="baseline")
 
-_TOKENS = _measured("Tokens", "tokens", str)
+def _recall(label: str, place: int) -> Column:
+    """Returns the column of a class: the share of its samples that were recognised."""
 
-_MACS = _measured("MACs", "macs", quantity)
+    def recall(row: ComparedVariant) -> float | None:
+        matrix = row.measured.accuracy.confusion if row.measured.accuracy else None
+        return matrix[place][place] / sum(matrix[place]) if matrix and sum(matrix[place]) else None
 
-_SIZE = _measured("Size", "size_bytes", bytes_text)
+    return Column(f"Recall, {label}", "accuracy.confusion", "{:.3f}".format, recall)
+
+
+_P50 = Column("p50, ms", "latency_ms.p50", three_digits)
+
+_UAR = Column("UAR", "accuracy.uar", "{:.3f}".format)
+
+_UAR_LOST = Column(
+    "UAR lost",
+    "accuracy.uar_drop",
+    _drop_text,
+    _judged_against_baseline,
+    lambda found: found.uar_drop,
+    "baseline",
+)
+
+_TOKENS = Column("Tokens", "tokens", str)
+
+_MACS = Column("MACs", "macs", quantity)
+
+_SIZE = Column("Size", "size_bytes", bytes_text)
 
 TABLES: tuple[tuple[str, str, tuple[Column, ...]], ...] = (
     (
@@ -155,8 +122,8 @@ TABLES: tuple[tuple[str, str, tuple[Column, ...]], ...] = (
             _TOKENS,
             _P50,
             _ratio("Times as fast", "ratio", of_baseline="baseline"),
-            UAR,
-            DROP,
+            _UAR,
+            _UAR_LOST,
             _MACS,
             _SIZE,
         ),
@@ -166,15 +133,15 @@ TABLES: tuple[tuple[str, str, tuple[Column, ...]], ...] = (
         "Latency in full",
         (
             _P50,
-            _latency("p90, ms", "p90"),
-            _latency("p95, ms", "p95"),
-            _P99,
-            _latency("min, ms", "min"),
-            _latency("mean, ms", "mean"),
-            _latency("CV", "cv", _per_cent),
-            _latency("Samples", "n", "{:,}".format),
-            _measured("Load, ms", "load_ms", three_digits),
-            _measured("First, ms", "first_ms", three_digits),
+            Column("p90, ms", "latency_ms.p90", three_digits),
+            Column("p95, ms", "latency_ms.p95", three_digits),
+            Column("p99, ms", "latency_ms.p99", three_digits),
+            Column("min, ms", "latency_ms.min", three_digits),
+            Column("mean, ms", "latency_ms.mean", three_digits),
+            Column("CV", "latency_ms.cv", lambda cv: percent(cv, 1)),
+            Column("Samples", "latency_ms.n", "{:,}".format),
+            Column("Load, ms", "load_ms", three_digits),
+            Column("First, ms", "first_ms", three_digits),
             _ratio("Times as fast as the ViT alike", "ratio_same_precision", is_optional=True),
         ),
     ),
@@ -182,65 +149,57 @@ TABLES: tuple[tuple[str, str, tuple[Column, ...]], ...] = (
         "stages",
         "Stages in full",
         (
-            _stage("A face found, ms", "face_ms"),
-            _stage("Flow, ms", "flow_ms"),
-            _stage("Strain, ms", "strain_ms"),
-            _stage("Normalise, ms", "normalise_ms"),
-            _stage("Inference, ms", "inference_ms"),
-            _stage("Answer, ms", "postprocess_ms"),
+            Column("A face found, ms", "stages.face_ms", three_digits),
+            Column("Flow, ms", "stages.flow_ms", three_digits),
+            Column("Strain, ms", "stages.strain_ms", three_digits),
+            Column("Normalise, ms", "stages.normalise_ms", three_digits),
+            Column("Inference, ms", "stages.inference_ms", three_digits),
+            Column("Answer, ms", "stages.postprocess_ms", three_digits),
         ),
     ),
     (
         "work",
         "Multiply-adds, and what the machine could do",
         (
-            _measured("As written", "macs_eager", quantity, "fvcore"),
-            _measured("Exported", "macs", quantity),
-            Column(
-                "In the file",
-                lambda row: row.measured.macs_graph,
-                quantity,
-                topics=("own graph", "by operator"),
-                is_of_file=True,
-            ),
-            Column("10⁹ a second", _reached, three_digits, topics=("nothing was timed", "latency was not")),
-            _ceiling("Ceiling", "gmacs_per_s", three_digits),
-            _ceiling("Share of it", "share", _per_cent),
+            Column("As written", "macs_eager", quantity),
+            Column("Exported", "macs", quantity),
+            Column("In the file", "macs_graph", quantity),
+            Column("10⁹ a second", "latency_ms", three_digits, _gmacs_per_s),
+            Column("Ceiling", "ceiling.gmacs_per_s", three_digits),
+            Column("Share of it", "ceiling.gmacs_per_s", lambda share: percent(share, 1), _share_of_ceiling),
         ),
     ),
     (
         "cost",
         "Cost in full",
         (
-            _measured("Target", "target", None),
-            _measured("Precision", "precision", None),
-            Column("Budget", lambda row: row.measured.keep_rate, budget_text),
+            Column("Target", "target"),
+            Column("Precision", "precision"),
+            Column("Budget", "keep_rate", budget_text),
             _TOKENS,
             _MACS,
-            _measured("Parameters", "parameters", quantity),
+            Column("Parameters", "parameters", quantity),
             _SIZE,
-            _measured("Peak memory", "peak_rss_bytes", bytes_text, "memory"),
-            _measured("Per second", "throughput_per_s", three_digits, "throughput"),
-            _measured("Streams", "streams", str, "throughput"),
-            _measured("Energy, mJ", "energy_mj", three_digits, "energy"),
+            Column("Peak memory", "peak_rss_bytes", bytes_text),
+            Column("Per second", "throughput_per_s", three_digits),
+            Column("Streams", "throughput_per_s", str, lambda row: row.measured.streams),
+            Column("Energy, mJ", "energy_mj", three_digits),
         ),
     ),
     (
         "accuracy",
         "Accuracy in full",
         (
-            _accuracy("Data", "data", None),
-            _accuracy("Protocol", "protocol", None),
-            _accuracy("n", "n", "{:,}".format),
-            _accuracy("UF1", "uf1", _three),
-            UAR,
-            DROP,
+            Column("Data", "accuracy.data"),
+            Column("Protocol", "accuracy.protocol"),
+            Column("n", "accuracy.n", "{:,}".format),
+            Column("UF1", "accuracy.uf1", "{:.3f}".format),
+            _UAR,
+            _UAR_LOST,
         ),
     ),
 )
-"""Name, title and columns. A further table is one more entry."""
-
-NOT_MEASURED = "not measured"
+"""Name, title and columns. A further table is one more entry; to the last, each class adds its recall."""
 
 
 @dataclass(frozen=True)
@@ -251,11 +210,7 @@ class Cell:
     sort: Value
     is_number: bool
     notes: tuple[int, ...] = ()
-
-    @property
-    def is_missing(self) -> bool:
-        """Whether the figure was not measured."""
-        return self.text in (NOT_MEASURED, NOT_RUN)
+    is_missing: bool = False
 
 
 @dataclass(frozen=True)
@@ -275,22 +230,26 @@ class Table:
     title: str
     headings: tuple[str, ...]
     lines: tuple[Line, ...]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
-def build_tables(comparison: Comparison, verdict: Recommendation) -> list[Table]:
-    """All tables of the report."""
+def build_tables(comparison: Comparison, recommendation: Recommendation) -> list[Table]:
+    """Builds all tables that have a line per variant."""
     tables = []
     for name, title, known in TABLES:
-        more = recall_columns(comparison.labels) if name == "accuracy" else ()
+        recalls = [_recall(label, place) for place, label in enumerate(comparison.labels)]
         columns = [
             column
-            for column in (*known, *more)
-            if not column.is_optional or any(column.value(row) is not None for row in comparison.rows)
+            for column in (*known, *(recalls if name == "accuracy" else ()))
+            if not column.is_optional or any(column.found(row) is not None for row in comparison.rows)
         ]
         notes: list[str] = []
         lines = tuple(
-            Line(row.name, tuple(_cell(column, row, notes) for column in columns), row.name == verdict.name)
+            Line(
+                row.name,
+                tuple(_cell(column, row, notes) for column in columns),
+                row.name == recommendation.name,
+            )
             for row in comparison.rows
         )
         headings = ("Variant", *(column.heading for column in columns))
@@ -298,49 +257,46 @@ def build_tables(comparison: Comparison, verdict: Recommendation) -> list[Table]
     return tables
 
 
+def _cell(column: Column, row: ComparedVariant, notes: list[str]) -> Cell:
+    found = column.found(row)
+    is_number = column.write is not None
+    if row.is_baseline and column.of_baseline is not None:
+        return Cell(column.of_baseline, 0.0 if found is None else column.sort(found), is_number)
+    if found is not None:
+        return Cell(column.write(found) if column.write else found, column.sort(found), is_number)
+    missing = row.why_missing(column.field)
+    reason = "no reason was recorded" if missing is None else missing.reason
+    if reason not in notes:
+        notes.append(reason)
+    unrun = missing is not None and missing.kind == "no_device"
+    text = NOT_RUN if unrun else NOT_MEASURED
+    return Cell(text, None, is_number, (notes.index(reason) + 1,), is_missing=True)
+
+
 def remarks(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    """What the profile noted: first what holds for every variant, then the rest by variant."""
-    rows = comparison.rows
-    shared = [note for note in rows[0].measured.notes if all(note in row.measured.notes for row in rows)]
-    entries = [("every variant", shared)] if len(rows) > 1 else []
-    for row in rows:
-        own = [note for note in row.measured.notes if len(rows) == 1 or note not in shared]
-        entries.append((row.name, own))
+    """Returns the profiles' notes and reasons: first those of every variant, then the others by variant.
+
+    The reasons in a profile of schema 1 point to its notes, so these stand alone.
+    """
+    told = {}
+    for row in comparison.rows:
+        reasons = [entry.reason for entry in row.measured.missing.values()]
+        reasons = reasons if row.source.profile.schema_ > 1 else []
+        told[row.name] = list(dict.fromkeys([*row.measured.notes, *reasons]))
+    entries = list(told.items())
+    if len(entries) > 1:
+        shared = [note for note in entries[0][1] if all(note in notes for notes in told.values())]
+        own = [(name, [note for note in notes if note not in shared]) for name, notes in entries]
+        entries = [("every variant", shared), *own]
     return [(name, notes) for name, notes in entries if notes]
 
 
-def _cell(column: Column, row: ComparedVariant, notes: list[str]) -> Cell:
-    value = column.value(row)
-    number = column.write is not None or column.row_text is not None
-    if row.is_baseline and column.of_baseline is not None:
-        return Cell(column.of_baseline, value if value is not None else 0.0, number)
-    if value is None:
-        reasons = _reasons(row, column)
-        notes += [reason for reason in reasons if reason not in notes]
-        text = NOT_RUN if any(reason.startswith(NOT_RUN) for reason in reasons) else NOT_MEASURED
-        return Cell(text, None, number, tuple(notes.index(reason) + 1 for reason in reasons))
-    accuracy = row.measured.accuracy
-    if column is DROP and accuracy is not None and accuracy.is_told_apart is not None:
-        interval = f"[{accuracy.uar_drop_low:+.3f}, {accuracy.uar_drop_high:+.3f}]"
-        told = signed(accuracy.uar_drop or 0.0) if accuracy.is_told_apart else "none"
-        return Cell(f"{told} {interval}", value, number)
-    if column.row_text is not None:
-        return Cell(column.row_text(row), value, number)
-    return Cell(column.write(value) if column.write else str(value), value, number)
-
-
-def _reasons(row: ComparedVariant, column: Column) -> list[str]:
-    """The notes that say why a figure is missing; all of the row's where none speaks of it."""
-    notes = row.measured.notes
-    if notes and notes[0].startswith(NOT_RUN) and not column.is_of_file:
-        return notes[:1]
-    negative = [note for note in notes if re.search(r"\b(not|no|nothing)\b", note)]
-    telling = [note for note in negative if any(topic in note for topic in column.topics)]
-    return telling or list(notes) or ["no reason was recorded"]
+# ---------------------------------------------------------------------------------------------
+# As plain text
 
 
 def aligned(table: Table) -> list[str]:
-    """A table as lines of a terminal."""
+    """Returns a table as lines of a terminal."""
     grid = [list(table.headings)]
     grid += [[line.name, *(cell.text for cell in line.cells)] for line in table.lines]
     widths = [max(len(line[column]) for line in grid) for column in range(len(grid[0]))]
@@ -355,7 +311,7 @@ def aligned(table: Table) -> list[str]:
 
 
 def pipe_table(table: Table) -> list[str]:
-    """A table as lines of Markdown; numbers behind a cell point to the notes below it."""
+    """Returns a table as lines of Markdown; numbers behind a cell point to the notes below it."""
     numbers = [False, *(cell.is_number for cell in table.lines[0].cells)]
     written = [
         "| " + " | ".join(table.headings) + " |",
@@ -372,17 +328,14 @@ def pipe_table(table: Table) -> list[str]:
 
 
 def markdown(text: str) -> str:
-    """A text as it is, not as mark-up, in one line of Markdown."""
+    """Escapes a text for Markdown, where it stays in one line."""
     return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(text.split()))
 
 
-# FOLDED from report.facts: Nested records, such as an environment, as pairs of a name and a text.
-
-
-def facts(record: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """A nested record as pairs of a name and a text: `cpu, model` and what it is."""
+def flatten_record(record: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Returns a nested record, such as an environment, as pairs of a name and a text: `cpu, model` and its value."""
     if not isinstance(record, dict):
-        return [(prefix, _fact(prefix, record))]
+        return [(prefix, _value_text(prefix, record))]
     if prefix and record and all(_is_version(value) for value in record.values()):
         return [(prefix, ", ".join(f"{key} {value}" for key, value in record.items()))]
     pairs: list[tuple[str, str]] = []
@@ -390,16 +343,16 @@ def facts(record: Any, prefix: str = "") -> list[tuple[str, str]]:
         name = re.sub(r"_(n?s|ms|px)$", r", \1", str(key).removesuffix("_bytes")).replace("_", " ")
         name = f"{prefix}, {name}" if prefix else name
         if isinstance(value, dict) and value:
-            pairs += facts(value, name)
+            pairs += flatten_record(value, name)
         elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
             for place, entry in enumerate(value, start=1):
-                pairs += facts(entry, f"{name} {place}")
+                pairs += flatten_record(entry, f"{name} {place}")
         else:
-            pairs.append((name, _fact(str(key), value)))
+            pairs.append((name, _value_text(str(key), value)))
     return pairs
 
 
-def _fact(key: str, value: Any) -> str:
+def _value_text(key: str, value: Any) -> str:
     if value is None:
         return "not known"
     if isinstance(value, bool):
@@ -411,7 +364,7 @@ def _fact(key: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple):
-        return ", ".join(_fact("", entry) for entry in value) or "none"
+        return ", ".join(_value_text("", entry) for entry in value) or "none"
     if isinstance(value, dict):
         return ", ".join(f"{name} {entry}" for name, entry in value.items()) or "none"
     return str(value)

@@ -103,7 +103,7 @@ def test_a_touched_frame_is_the_same_and_an_exchanged_one_is_not(tmp_path, measu
 
 def test_a_spoiled_entry_is_made_anew(clips, tmp_path, measured):
     first, _ = measure_clips(clips, PREPROCESS, None, store=FlowCache(tmp_path))
-    path = next(tmp_path.rglob("*.flow"))
+    path = next(tmp_path.rglob("[!.]*.entry"))
     path.write_bytes(path.read_bytes()[:100])
     again, _ = measure_clips(clips, PREPROCESS, None, store=FlowCache(tmp_path))
     assert len(measured) == 6
@@ -151,10 +151,10 @@ def test_a_killed_run_leaves_whole_entries_only(tmp_path, measured):
     kept: list[Path] = []
     while len(kept) < 5 and process.poll() is None:
         time.sleep(0.002)
-        kept = list((tmp_path / "cache" / "flow").rglob("*.flow"))
+        kept = list((tmp_path / "cache" / "flow").rglob("[!.]*.entry"))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = list((tmp_path / "cache" / "flow").rglob("*.flow"))
+    kept = list((tmp_path / "cache" / "flow").rglob("[!.]*.entry"))
     assert len(kept) >= 5
     clips = read_recorded("casme2", tmp_path / "set").clips
     flows, _ = measure_clips(clips, PREPROCESS, None, store=FlowCache(tmp_path / "cache" / "flow"))

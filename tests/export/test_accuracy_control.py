@@ -1,9 +1,10 @@
-"""The layer that int8 hurts most is found, and by how much it hurts is what int8's own definition says."""
+"""The layers that int8 hurts most are found, and never more of them are put back than it takes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,9 +12,22 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper
 from typed_graphs import graph as ptsr_graph
-from typed_graphs import small_graph
+from typed_graphs import saved, small_graph
 
-from ptsr_edge.export.accuracy_control import SAMPLES, layer_of, quantizable_layers, rank_layers
+from ptsr_edge.core.errors import JobError
+from ptsr_edge.export.accuracy_control import (
+    RANKED_SAMPLES,
+    JudgedSamples,
+    LayerSensitivity,
+    build_within,
+    quantizable_layers,
+    rank_layers,
+)
+from ptsr_edge.export.onnx_graph import layer_of
+from ptsr_edge.export.targets.base import Artifact, Graph
+from ptsr_edge.export.targets.onnxruntime import CpuTarget
+from ptsr_edge.runtimes.onnxruntime import OrtRunner
+from ptsr_edge.stats.classification import confusion, uar
 
 pytest.importorskip("onnxruntime")
 
@@ -32,7 +46,7 @@ def weights(outlier: float = OUTLIER) -> dict[str, Array]:
     return made
 
 
-def write(path: Path, values: dict[str, Array]) -> Path:
+def write(path: Path, values: dict[str, Array]) -> Graph:
     """relu(relu(flow @ fc1) @ fc2) @ fc3, and its square products, which no weight takes part in."""
     nodes = [
         helper.make_node("Flatten", ["flow"], ["flat"]),
@@ -43,13 +57,12 @@ def write(path: Path, values: dict[str, Array]) -> Path:
         helper.make_node("MatMul", ["a2", "fc3"], ["logits"], name="head"),
     ]
     constants = {name: value.astype(np.float32) for name, value in values.items()}
-    onnx.save(small_graph(nodes, [1, WIDTH, 1, 1], constants), path)
-    return path
+    return saved(small_graph(nodes, [1, WIDTH, 1, 1], constants), path)
 
 
 @pytest.fixture(scope="module")
 def samples() -> NDArray[np.float32]:
-    return np.random.default_rng(1).normal(size=(SAMPLES, WIDTH, 1, 1)).astype(np.float32)
+    return np.random.default_rng(1).normal(size=(RANKED_SAMPLES, WIDTH, 1, 1)).astype(np.float32)
 
 
 def forward(values: dict[str, Array], rows: Array, quantized: str | None) -> Array:
@@ -84,7 +97,7 @@ def test_errors_are_those_of_int8_by_definition(
 ) -> None:
     values = weights(outlier)
     ranking = rank_layers(write(tmp_path / "graph.onnx", values), samples)
-    rows = samples.reshape(SAMPLES, WIDTH).astype(np.float64)
+    rows = samples.reshape(RANKED_SAMPLES, WIDTH).astype(np.float64)
     exact = forward(values, rows, None)
     found = {one.layer: one.error for one in ranking}
     assert set(found) == {"blocks.0.fc1", "blocks.0.fc2", "head"}
@@ -95,31 +108,17 @@ def test_errors_are_those_of_int8_by_definition(
 
 
 def test_only_the_first_samples_are_looked_at(tmp_path: Path, samples: NDArray[np.float32]) -> None:
-    path = write(tmp_path / "graph.onnx", weights())
+    graph = write(tmp_path / "graph.onnx", weights())
     more = np.concatenate([samples, 1e6 * samples[:3]])
-    assert rank_layers(path, more) == rank_layers(path, samples)
-
-
-def test_progress_sees_every_layer(tmp_path: Path, samples: NDArray[np.float32]) -> None:
-    seen: list[str] = []
-
-    def progress(items: Iterable[str], label: str) -> Iterator[str]:
-        assert label == "layer sensitivity"
-        for item in items:
-            seen.append(item)
-            yield item
-
-    ranking = rank_layers(write(tmp_path / "graph.onnx", weights()), samples[:4], progress)
-    assert seen == ["blocks.0.fc1", "blocks.0.fc2", "head"]
-    assert {one.layer for one in ranking} == set(seen)
+    assert rank_layers(graph, more) == rank_layers(graph, samples)
 
 
 def test_nothing_is_left_beside_the_graph(tmp_path: Path, samples: NDArray[np.float32]) -> None:
-    path = write(tmp_path / "graph.onnx", weights())
-    before = path.read_bytes()
-    rank_layers(path, samples[:2])
+    graph = write(tmp_path / "graph.onnx", weights())
+    before = graph.model.SerializeToString()
+    rank_layers(graph, samples[:2])
     assert [one.name for one in tmp_path.iterdir()] == ["graph.onnx"]
-    assert path.read_bytes() == before
+    assert graph.path.read_bytes() == graph.model.SerializeToString() == before
 
 
 @pytest.mark.parametrize(
@@ -135,12 +134,11 @@ def test_products_by_one_weight_are_one_layer(node: str, layer: str) -> None:
     assert layer_of(node) == layer
 
 
-def test_attention_and_statistics_are_no_candidates(tmp_path: Path) -> None:
+def test_attention_and_statistics_are_no_candidates() -> None:
     """By the model's own linear layers: 2 blocks, of which the first has a second query for the class row."""
-    onnx.save(ptsr_graph(), tmp_path / "ptsr.onnx")
     parts = ("attention.key_value", "attention.query", "attention.proj", "tail.mlp.fc1", "tail.mlp.fc2")
     linear = [f"blocks.{block}.{part}" for block in (0, 1) for part in parts]
-    assert quantizable_layers(tmp_path / "ptsr.onnx") == ["tokenizer.kernel", *linear, "head.global_"]
+    assert quantizable_layers(ptsr_graph()) == ["tokenizer.kernel", *linear, "head.global_"]
 
 
 def test_a_second_product_of_a_layer_is_quantized_with_the_first(
@@ -153,10 +151,156 @@ def test_a_second_product_of_a_layer_is_quantized_with_the_first(
         helper.make_node("Relu", ["h1"], ["a1"]),
         helper.make_node("MatMul", ["a1", "fc1"], ["logits"], name="shared/2"),
     ]
-    path = tmp_path / "twice.onnx"
     constants = {"fc1": values["fc1"].astype(np.float32)}
-    onnx.save(small_graph(nodes, [1, WIDTH, 1, 1], constants), path)
-    assert quantizable_layers(path) == ["shared"]
-    (both,) = rank_layers(path, samples)
+    graph = saved(small_graph(nodes, [1, WIDTH, 1, 1], constants), tmp_path / "twice.onnx")
+    assert quantizable_layers(graph.model) == ["shared"]
+    (both,) = rank_layers(graph, samples)
     assert both.layer == "shared"
     assert both.error > 0
+
+
+pytest.importorskip("onnxruntime")
+
+LAYERS = ["fc1", "proj", "query", "fc2", "key", "head"]
+RANKING = [LayerSensitivity(layer=layer, error=0.5**place) for place, layer in enumerate(LAYERS)]
+JUDGED, CLASSES = 30, 3
+LABELS = np.arange(JUDGED) % CLASSES
+INPUTS = np.eye(CLASSES, dtype=np.float32)[LABELS].reshape(JUDGED, CLASSES, 1, 1)
+"""Each sample shows its class: a graph that multiplies by the identity is always right."""
+
+
+class Builder:
+    """Builds graphs that answer wrongly while one of `faulty` layers is int8.
+
+    A graph at `tokens` mixes up classes 0 and 1 for such a layer, which takes UAR from 1 to 1/3: the
+    recalls become 0, 0 and 1.
+    """
+
+    def __init__(self, folder: Path, faulty: Mapping[int, Sequence[str]]) -> None:
+        self.folder, self.faulty = folder, faulty
+        self.asked: list[list[str]] = []
+
+    def __call__(self, kept: Sequence[str]) -> dict[int, Artifact]:
+        self.asked.append(list(kept))
+        built = {}
+        for tokens, faulty in self.faulty.items():
+            weights = np.eye(CLASSES, dtype=np.float32)
+            if set(faulty) - set(kept):
+                weights = weights[[1, 0, 2]]
+            nodes = [
+                onnx.helper.make_node("Flatten", ["flow"], ["flat"]),
+                onnx.helper.make_node("MatMul", ["flat", "w"], ["logits"]),
+            ]
+            path = self.folder / f"k{tokens}-{len(self.asked)}.onnx"
+            onnx.save(small_graph(nodes, [1, CLASSES, 1, 1], {"w": weights}), path)
+            built[tokens] = Artifact(path, [path], {"keep_float": list(kept)}, {})
+        return built
+
+
+def judged(**expected: float) -> JudgedSamples:
+    """The samples, with the UAR that fp32 is said to reach: `k8=1.0`."""
+    return JudgedSamples(INPUTS, LABELS, CLASSES, {int(name[1:]): value for name, value in expected.items()})
+
+
+def opened(artifact: Artifact) -> OrtRunner:
+    return OrtRunner(artifact.path, threads=1)
+
+
+def counted() -> tuple[Callable[[], list[LayerSensitivity]], list[int]]:
+    calls: list[int] = []
+
+    def rank() -> list[LayerSensitivity]:
+        calls.append(1)
+        return RANKING
+
+    return rank, calls
+
+
+def answers(runner: OrtRunner) -> NDArray[np.intp]:
+    return np.array([runner.run(one[None])[0].argmax() for one in INPUTS])
+
+
+def test_uar_is_that_of_the_artifacts_answers(tmp_path: Path) -> None:
+    wrong = opened(Builder(tmp_path, {4: ["fc1"]})([])[4])
+    assert judged().uar(wrong) == pytest.approx(1 / 3)
+    few = np.array([0, 2, 2, 1])  # all of class 2's right, others wrong: recalls 0, 0, 1 whatever the counts
+    assert JudgedSamples(INPUTS[few], few, CLASSES, {}).uar(wrong) == pytest.approx(1 / 3)
+    assert uar(confusion(LABELS, answers(wrong), CLASSES)) == pytest.approx(1 / 3)
+
+
+def test_what_holds_the_limit_is_left_as_it_is(tmp_path: Path) -> None:
+    build, (rank, ranked) = Builder(tmp_path, {8: [], 4: []}), counted()
+    artifacts, record = build_within(0.0, CpuTarget(), build, judged(k8=1.0, k4=1.0), rank)
+    assert build.asked == [[]]
+    assert not ranked, "ranking takes minutes: only when something has to be repaired"
+    assert list(artifacts) == [8, 4]
+    assert record == {
+        "limit": 0.0,
+        "kept_float": [],
+        "uar": {"8": 1.0, "4": 1.0},
+        "uar_fp32": {"8": 1.0, "4": 1.0},
+        "sensitivity": None,
+        "samples": JUDGED,
+        "through": "artifact",
+    }
+
+
+@pytest.mark.parametrize(
+    ("faulty", "rounds"),
+    [
+        (["fc1"], [0, 1]),
+        (["proj"], [0, 1, 2]),
+        (["fc1", "fc2"], [0, 1, 2, 4]),
+        (["head"], [0, 1, 2, 4, 6]),  # there are six layers: the last step is no doubling
+    ],
+)
+def test_twice_as_many_layers_are_put_back_until_it_holds(
+    tmp_path: Path, faulty: list[str], rounds: list[int]
+) -> None:
+    build, (rank, ranked) = Builder(tmp_path, {8: [], 4: faulty}), counted()
+    artifacts, record = build_within(0.1, CpuTarget(), build, judged(k8=1.0, k4=1.0), rank)
+    assert build.asked == [LAYERS[:count] for count in rounds]
+    assert len(ranked) == 1
+    assert record["kept_float"] == LAYERS[: rounds[-1]]
+    assert record["uar"] == {"8": 1.0, "4": 1.0}
+    assert record["sensitivity"] == [{"layer": one.layer, "error": one.error} for one in RANKING]
+    # The artifacts are those of the last round and not of one before.
+    assert artifacts[4].built_with == {"keep_float": LAYERS[: rounds[-1]]}
+    np.testing.assert_array_equal(answers(opened(artifacts[4])), LABELS)
+
+
+def test_the_loss_is_against_fp32_of_the_same_budget(tmp_path: Path) -> None:
+    # 1/3 is no loss where fp32 itself reaches no more; more than fp32 is none either.
+    build, (rank, _) = Builder(tmp_path, {8: [], 4: ["fc1"]}), counted()
+    _, record = build_within(0.0, CpuTarget(), build, judged(k8=0.9, k4=1 / 3), rank)
+    assert build.asked == [[]]
+    assert record["uar_fp32"] == {"8": 0.9, "4": 0.3333}
+
+
+def test_the_limit_itself_holds(tmp_path: Path) -> None:
+    build, (rank, _) = Builder(tmp_path, {4: ["fc1"]}), counted()
+    build_within(1 - judged().uar(opened(build([])[4])), CpuTarget(), build, judged(k4=1.0), rank)
+    assert build.asked == [[], []]
+
+
+def test_what_cannot_be_repaired_lists_the_layers(tmp_path: Path) -> None:
+    build, (rank, ranked) = Builder(tmp_path, {8: [], 4: ["no layer of the ranking"]}), counted()
+    with pytest.raises(JobError) as caught:
+        build_within(0.05, CpuTarget(), build, judged(k8=1.0, k4=1.0), rank)
+    assert str(caught.value) == (
+        "int8 loses 0.667 UAR (limit 0.05) with every layer put back; the most sensitive: "
+        "fc1 (1), proj (0.5), query (0.25), fc2 (0.12), key (0.062), head (0.031)"
+    )
+    assert [len(kept) for kept in build.asked] == [0, 1, 2, 4, 6]
+    assert len(ranked) == 1
+
+
+def test_what_cannot_run_here_is_not_called_accurate(tmp_path: Path) -> None:
+    class Elsewhere(CpuTarget):
+        def runner(self, artifact: Artifact, threads: int | None) -> Any:
+            return super().runner(artifact, threads) if "k8" in artifact.path.name else None
+
+    build, (rank, ranked) = Builder(tmp_path, {8: [], 4: []}), counted()
+    with pytest.raises(JobError, match="cannot be measured here: the artifact cannot run on this machine"):
+        build_within(1.0, Elsewhere(), build, judged(k8=1.0, k4=1.0), rank)
+    assert (len(build.asked), ranked) == (1, [])

@@ -1,41 +1,23 @@
-"""`profile` on small real graphs: what it records, what it refuses, what it says. No test looks at a time."""
+"""The command `profile` on small real graphs: what it prints, writes and refuses. No test looks at a time."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from bundle_data import PATCHES, SIDE, tiny_flows, write_pair, write_tiny_bundle
+from bundle_data import check_reasons, write_tiny_bundle
 from click.testing import CliRunner, Result
 
-import ptsr_edge.profile.accuracy  # noqa: F401 - before a test replaces data.load, which modules under it take by name
 from ptsr_edge.bundle import read_bundle
-from ptsr_edge.core.errors import JobError
-from ptsr_edge.data.datasets import FlowDataset
-from ptsr_edge.profile import timing as measure
-from ptsr_edge.profile.cli import main
-from ptsr_edge.profile.profiler import profile_bundles, record_text, warn_of_load
-from ptsr_edge.profile.schema import Profile, read_profile
-from ptsr_edge.profile.timing import TimingConfig
+from ptsr_edge.profile.cli import main, table
+from ptsr_edge.profile.profiler import record_text
+from ptsr_edge.profile.schema import Missing, Profile, read_profile
+from ptsr_edge.profile.timing import MIN_ROUNDS
 
-QUICK = TimingConfig(duration_s=0.05, min_runs=20, block=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_runs() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "WARM_UP_S", 0.0)
-        patch.setattr(measure, "MIN_BLOCK_S", 0.001)
-        yield
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return write_pair(tmp_path_factory.mktemp("bundles"))
+pytestmark = pytest.mark.usefixtures("short_runs")
 
 
 def run(*arguments: object) -> Result:
@@ -82,6 +64,16 @@ def test_the_command_prints_a_table_and_the_path(profiled: tuple[Result, Path]) 
     assert (out / "profile.json").is_file()
 
 
+def test_an_engine_that_did_not_run_says_so_in_the_table(profiled: tuple[Result, Path]) -> None:
+    record = read_profile(profiled[1])
+    last = record.variants[-1]
+    why = Missing(kind="no_device", reason="built, not run here: no GPU")
+    gone = last.model_copy(update={"latency_ms": None, "ratio": None, "missing": {"latency_ms": why}})
+    lines = table(record.model_copy(update={"variants": [*record.variants[:-1], gone]}))
+    assert "built, not run here" in lines[-1]
+    assert not any("built" in line for line in lines[:-1])
+
+
 def test_every_variant_stands_beside_the_baseline(
     folders: tuple[Path, Path], profiled: tuple[Result, Path]
 ) -> None:
@@ -106,7 +98,8 @@ def test_every_variant_stands_beside_the_baseline(
             for file in variant.files
         )
         assert row.accuracy is None
-        assert "accuracy was not measured: no --data was given" in row.notes
+        check_reasons(row)
+        assert row.missing["accuracy"].kind == "not_asked"
         assert row.throughput_per_s is not None
         assert row.throughput_per_s > 0
         assert row.streams == 2
@@ -116,7 +109,6 @@ def test_every_variant_stands_beside_the_baseline(
         assert row.ceiling is not None
         assert row.ceiling.share is not None
         assert row.ceiling.share > 0
-        assert (row.energy_mj is None) == any("energy was not measured" in note for note in row.notes)
         assert any("samples beyond it" in note for note in row.notes)
     assert len(record.attempts) == 1
     for row in record.variants[1:]:
@@ -138,7 +130,7 @@ def test_raw_samples_are_those_of_the_record(profiled: tuple[Result, Path]) -> N
         assert np.median(samples) / 1e6 == pytest.approx(row.latency_ms.p50)
         assert samples.min() / 1e6 == pytest.approx(row.latency_ms.min)
         assert (np.diff(rounds) >= 0).all()
-        assert len(np.unique(rounds)) >= measure.MIN_ROUNDS
+        assert len(np.unique(rounds)) >= MIN_ROUNDS
         assert record.method["interleaving"].startswith(f"{rounds[-1] + 1} rounds;")
 
 
@@ -154,69 +146,13 @@ def test_the_record_names_no_machine_and_no_path(
     )
 
 
-def test_accuracy_and_kept_patches_of_held_out_subjects(
-    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundle, baseline = folders
-    asked: list[Any] = []
-
-    def load(name: str, root: Path | None, **more: Any) -> FlowDataset:
-        asked.append((name, root, more))
-        return tiny_flows()
-
-    monkeypatch.setattr("ptsr_edge.data.datasets.load", load)
-    record = profile_bundles([bundle], out=tmp_path / "p", baseline=baseline, data="synthetic", setting=QUICK)
-    # The provenance names who was held out: nobody else is loaded.
-    assert asked == [("synthetic", None, {"image_size": SIDE, "subjects": ["s000", "s001"]})]
-    base = record.variants[0].accuracy
-    assert base is not None
-    for row in record.variants:
-        assert row.accuracy is not None
-        assert row.accuracy.protocol == "held-out subjects"
-        assert row.accuracy.uar_drop == pytest.approx(base.uar - row.accuracy.uar)
-    kept = record.kept_patches
-    assert kept is not None
-    # The first of each class; the graph at half the budget keeps the first half, by construction.
-    assert kept.names == ["clip0", "clip1", "clip2"]
-    assert kept.labels == ["negative", "positive", "surprise"]
-    assert kept.kept == {"ptsr-test-cpu-fp32-k8": [list(range(PATCHES // 2))] * 3}
-    assert np.shape(kept.strain) == (3, SIDE, SIDE)
-
-
-def test_random_weights_have_no_accuracy(tmp_path: Path) -> None:
-    write_tiny_bundle(tmp_path / "ptsr", [0.5], provenance={"kind": "random"})
-    write_tiny_bundle(tmp_path / "vit", [1.0], kind="vit", provenance={"kind": "random"})
-    record = profile_bundles(
-        [tmp_path / "ptsr"], out=tmp_path / "p", baseline=tmp_path / "vit", data="synthetic", setting=QUICK
-    )
-    assert [row.accuracy for row in record.variants] == [None, None]
-    assert all("accuracy was not measured: the weights are random" in row.notes for row in record.variants)
-    assert record.kept_patches is None
-
-
-def test_a_variant_that_cannot_run_here_is_listed_without_figures(tmp_path: Path) -> None:
-    write_tiny_bundle(tmp_path / "ptsr", [1.0, 0.5], broken=[0.5])
-    write_tiny_bundle(tmp_path / "vit", [1.0], kind="vit")
-    record = profile_bundles(
-        [tmp_path / "ptsr"], out=tmp_path / "p", baseline=tmp_path / "vit", setting=QUICK
-    )
-    timed, refused = record.variants[1:]
-    assert timed.latency_ms is not None
-    assert refused.latency_ms is None
-    assert refused.ratio is None
-    assert refused.raw_samples is None
-    assert refused.size_bytes > 0
-    assert refused.notes[0].startswith("could not be run here, so nothing was timed: ONNX Runtime")
-    assert str(tmp_path) not in " ".join(refused.notes)
-    assert not (tmp_path / "p" / "samples" / f"{refused.id}.npz").exists()
-
-
-def test_without_its_baseline_nothing_is_written(tmp_path: Path) -> None:
-    write_tiny_bundle(tmp_path / "ptsr", [1.0])
-    write_tiny_bundle(tmp_path / "vit", [1.0], kind="vit", broken=[1.0])
-    with pytest.raises(JobError, match="vit-test-cpu-fp32-k16: ONNX Runtime"):
-        profile_bundles([tmp_path / "ptsr"], out=tmp_path / "p", baseline=tmp_path / "vit", setting=QUICK)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ptsr", "vit"]
+def test_lists_of_numbers_stand_on_one_line(profiled: tuple[Result, Path]) -> None:
+    record = read_profile(profiled[1])
+    odd = record.model_copy(update={"model_card": 'a "[\n1, 2\n]" in a string', "labels": ["[1, 2]"]})
+    text = record_text(odd)
+    assert Profile.model_validate_json(text) == odd
+    load = json.dumps(record.environment["load_average"], separators=(",", ":"))
+    assert f'"load_average": {load}' in text
 
 
 def test_an_earlier_profile_is_replaced_as_a_whole_and_json_is_the_record(tmp_path: Path) -> None:
@@ -232,28 +168,6 @@ def test_an_earlier_profile_is_replaced_as_a_whole_and_json_is_the_record(tmp_pa
     )  # fmt: skip
     assert Profile.model_validate(json.loads(result.stdout)) == read_profile(earlier)
     assert sorted(path.name for path in earlier.iterdir()) == ["profile.json", "samples"]
-
-
-# ---------------------------------------------------------------------------------------------
-# The command
-
-
-def test_a_busy_machine_is_said_beforehand(capsys: pytest.CaptureFixture[str]) -> None:
-    cpu = {"cores_visible": 4}
-    for load in (None, [1.9, 9.0, 9.0]):
-        warn_of_load({"cpu": cpu, "load_average": load})
-    assert capsys.readouterr().err == ""
-    warn_of_load({"cpu": cpu, "load_average": [2.6, 0.0, 0.0]})
-    assert "busy (load 2.6 on 4 cores)" in capsys.readouterr().err
-
-
-def test_lists_of_numbers_stand_on_one_line(profiled: tuple[Result, Path]) -> None:
-    record = read_profile(profiled[1])
-    odd = record.model_copy(update={"model_card": 'a "[\n1, 2\n]" in a string', "labels": ["[1, 2]"]})
-    text = record_text(odd)
-    assert Profile.model_validate_json(text) == odd
-    load = json.dumps(record.environment["load_average"], separators=(",", ":"))
-    assert f'"load_average": {load}' in text
 
 
 def test_help_has_an_example() -> None:
@@ -316,13 +230,9 @@ def _random_weights_on_unknown_data(place: Path) -> list[object]:
         (_no_baseline, "the baseline of ptsr-test is vit-test, the full-token ViT"),
         (_baseline_labels, "answers a, b, c; ptsr-test answers negative"),
         (lambda place: ["--bundle", place / "ptsr", "--duration-s", 0], "positive number of seconds, got 0"),
-        (lambda place: ["--bundle", place / "ptsr", "--duration-s", -3], "number of seconds, got -3"),
         (lambda place: ["--bundle", place / "ptsr", "--threads", 0], "threads must be at least 1, got 0"),
-        (lambda place: ["--bundle", place / "ptsr", "--min-runs", 0], "min_runs must be at least 1"),
-        (lambda place: ["--bundle", place / "ptsr", "--processes", 0], "processes must be at least 1, got 0"),
-        (lambda place: ["--bundle", place / "ptsr", "--attempts", 0], "attempts must be at least 1, got 0"),
-        (lambda place: ["--bundle", place / "ptsr", "--streams", -1], "streams must be at least 0"),
         (lambda place: ["--bundle", place / "ptsr", "--threads", 999, "--pin"], "cannot pin 999 threads"),
+        (lambda place: ["--bundle", place / "ptsr", "--control-seeds", -1], "number of draws, 0 for no"),
         (_full_out, "holds other files and would be replaced"),
         (
             lambda place: ["--bundle", place / "ptsr", "--baseline", place / "vit", "--data", "synthetik"],
@@ -346,19 +256,3 @@ def test_wrong_calls_give_one_line_and_exit_code_2(tmp_path: Path, prepare: Prep
     assert not (tmp_path / "p").exists()
     if prepare is _full_out:
         assert (tmp_path / "full" / "thesis.tex").read_text() == "years of work"
-
-
-def test_the_default_baseline_is_exported_for_the_run(tmp_path: Path) -> None:
-    from ptsr_edge.export.exporter import export_bundle
-
-    export_bundle(out=tmp_path / "nano", model="ptsr-nano", budgets=[0.25], precisions=["fp32"])
-    record = profile_bundles([tmp_path / "nano"], out=tmp_path / "p", setting=QUICK)
-    base, variant = record.variants
-    assert (base.id, base.bundle) == ("vit-nano-cpu-fp32-k49", None)
-    assert (variant.tokens, variant.bundle) == (13, "nano")
-    assert variant.macs == sum((variant.macs_by_operator or {}).values())
-    assert not any("operators without a formula" in note for row in record.variants for note in row.notes)
-
-
-# ---------------------------------------------------------------------------------------------
-# Notes

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ptsr_edge.profile.energy import Meter, find_meter
+from ptsr_edge.profile.schema import Missing
 
 
 def rapl(root: Path, packages: int = 1) -> list[Path]:
@@ -70,13 +71,18 @@ def test_a_jetson_is_read_by_its_input_channel(tmp_path: Path) -> None:
 
 
 def test_without_a_meter_the_reason_is_told(tmp_path: Path) -> None:
-    reason = find_meter("cpu", tmp_path)
-    assert isinstance(reason, str)
-    assert "no RAPL counter" in reason
-    assert "no INA3221" in reason
+    why = find_meter("cpu", tmp_path)
+    assert isinstance(why, Missing)
+    assert why.kind == "not_supported"
+    assert "no RAPL counter" in why.reason
+    assert "no INA3221" in why.reason
+    assert find_meter("toy", tmp_path) == why
     assert "RAPL" not in str(find_meter("trt", tmp_path))
     if importlib.util.find_spec("pynvml") is None:
-        assert "nvidia-ml-py" in str(find_meter("trt"))
+        why = find_meter("trt")
+        assert isinstance(why, Missing)
+        assert why.kind == "not_installed"
+        assert "nvidia-ml-py" in why.reason
 
 
 def test_a_counter_that_cannot_be_read(tmp_path: Path) -> None:

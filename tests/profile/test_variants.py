@@ -5,29 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from bundle_data import write_pair, write_tiny_bundle
+from bundle_data import write_tiny_bundle
 
 from ptsr_edge.bundle import Bundle, read_bundle
 from ptsr_edge.core.config import MODELS
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.profile import variants as profile_entries
+from ptsr_edge.profile import variants
 from ptsr_edge.profile.results import samples_file
 from ptsr_edge.profile.variants import (
     ALIKE,
     baseline_training,
     check_same_model,
-    entries_of,
     exported_baseline,
     given_baseline,
     read_bundles,
     same_precision_baselines,
     shown_path,
+    variants_of,
 )
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return write_pair(tmp_path_factory.mktemp("bundles"))
 
 
 def test_shown_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,15 +35,15 @@ def test_shown_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_bundles_of_one_model_have_ids_of_their_own(folders: tuple[Path, Path], tmp_path: Path) -> None:
     bundles = {tmp_path / name: write_tiny_bundle(tmp_path / name, [0.5]) for name in ("plain", "other")}
     reference = given_baseline(folders[1], next(iter(bundles.values())))
-    entries = entries_of(bundles, reference)
-    assert [entry.id for entry in entries] == ["plain/ptsr-test-cpu-fp32-k8", "other/ptsr-test-cpu-fp32-k8"]
-    assert [samples_file(entry.id) for entry in entries] == [
+    found = variants_of(bundles, reference)
+    assert [one.id for one in found] == ["plain/ptsr-test-cpu-fp32-k8", "other/ptsr-test-cpu-fp32-k8"]
+    assert [samples_file(one.id) for one in found] == [
         "samples/plain--ptsr-test-cpu-fp32-k8.npz",
         "samples/other--ptsr-test-cpu-fp32-k8.npz",
     ]
     twins = {tmp_path / place / "plain": bundles[tmp_path / "plain"] for place in "ab"}
     with pytest.raises(InputError, match="two bundles of one folder name"):
-        entries_of(twins, reference)
+        variants_of(twins, reference)
 
 
 def test_a_bundle_given_twice_is_refused(folders: tuple[Path, Path]) -> None:
@@ -73,7 +68,7 @@ def test_the_baseline_is_fp32_on_the_bundles_target(folders: tuple[Path, Path]) 
         update={"variants": [first.variants[0].model_copy(update={"precision": p}) for p in ("fp32", "int8")]}
     )
     # The baseline itself is no second reference, and a target that no bundle has is none at all.
-    assert [entry.id for entry in same_precision_baselines(folder, reference, [quantized])] == ["cpu-int8"]
+    assert [one.id for one in same_precision_baselines(folder, reference, [quantized])] == ["cpu-int8"]
     assert same_precision_baselines(folder, reference, [first]) == []
     elsewhere = first.model_copy(update={"target": "openvino"})
     assert given_baseline(folder, elsewhere).id == "openvino-fp32"
@@ -110,5 +105,5 @@ def test_the_baseline_of_engines_runs_on_the_processor_where_there_is_no_gpu(
 ) -> None:
     pytest.importorskip("torch")
     engines = read_bundle(folders[0]).model_copy(update={"target": "trt", "model": MODELS["ptsr-nano"]})
-    monkeypatch.setattr(profile_entries, "describe_gpus", list)
+    monkeypatch.setattr(variants, "describe_gpus", list)
     assert exported_baseline(engines, tmp_path).variant.target == "cpu"

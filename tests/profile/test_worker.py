@@ -10,35 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundle_data import write_tiny_bundle
+from bundle_data import ended, profiled, write_tiny_bundle
 
 from ptsr_edge.core.errors import JobError
 from ptsr_edge.profile.timing import pinned_cpus
-from ptsr_edge.profile.worker import RawTiming, TimedVariant, Worker
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    write_tiny_bundle(folder)
-    return folder
+from ptsr_edge.profile.variants import ProfiledVariant
+from ptsr_edge.profile.worker import RawTiming, Worker
 
 
 @pytest.fixture
-def job(bundle: Path) -> TimedVariant:
-    return TimedVariant("a", bundle, "ptsr-test-cpu-fp32-k16")
+def variant(folders: tuple[Path, Path]) -> ProfiledVariant:
+    return profiled(folders[0])[0]
 
 
-def ended(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
-
-
-def test_a_block_lasts_both_minima(job: TimedVariant) -> None:
-    with Worker(job) as process:
+def test_a_block_lasts_both_minima(variant: ProfiledVariant) -> None:
+    with Worker(variant) as process:
         process.load()
         few, _ = process.block(duration_s=0.0, runs=7)
         started = time.perf_counter()
@@ -47,8 +33,8 @@ def test_a_block_lasts_both_minima(job: TimedVariant) -> None:
     assert len(few) == 7
 
 
-def test_processes_end_with_the_block(job: TimedVariant) -> None:
-    with Worker(job) as process:
+def test_processes_end_with_the_block(variant: ProfiledVariant) -> None:
+    with Worker(variant) as process:
         process.load()
         pid = process.pid
         assert not ended(pid)
@@ -57,11 +43,11 @@ def test_processes_end_with_the_block(job: TimedVariant) -> None:
         process.block(duration_s=0, runs=1)
 
 
-def test_processes_end_when_the_block_raises(job: TimedVariant) -> None:
+def test_processes_end_when_the_block_raises(variant: ProfiledVariant) -> None:
     pids = []
 
     def interrupted() -> None:
-        with Worker(job) as process:
+        with Worker(variant) as process:
             pids.append(process.pid)
             raise KeyboardInterrupt
 
@@ -70,25 +56,29 @@ def test_processes_end_when_the_block_raises(job: TimedVariant) -> None:
     assert ended(pids[0])
 
 
-def test_a_worker_that_dies_gives_one_clear_line(job: TimedVariant) -> None:
-    with Worker(job) as process:
+def test_a_worker_that_dies_gives_one_clear_line(variant: ProfiledVariant) -> None:
+    with Worker(variant) as process:
         process.load()
         os.kill(process.pid, signal.SIGKILL)
         with pytest.raises(JobError) as caught:
             process.block(duration_s=0, runs=1)
-    assert str(caught.value) == ("a: the measuring process was ended by SIGKILL at 'block'; it said nothing")
+    assert str(caught.value) == (
+        "ptsr-test-cpu-fp32-k16: the measuring process was ended by SIGKILL at 'block'; it said nothing"
+    )
 
 
-def test_a_worker_that_crashes_says_its_last_words(job: TimedVariant) -> None:
-    with Worker(job) as process, pytest.raises(JobError) as caught:
+def test_a_worker_that_crashes_says_its_last_words(variant: ProfiledVariant) -> None:
+    with Worker(variant) as process, pytest.raises(JobError) as caught:
         process._ask({"op": "block", "surprise": 1})
     message = str(caught.value)
-    assert message.startswith("a: the measuring process ended with exit code 1 at 'block': TypeError:")
+    assert message.startswith(
+        "ptsr-test-cpu-fp32-k16: the measuring process ended with exit code 1 at 'block': TypeError:"
+    )
     assert "\n" not in message
 
 
-def test_a_worker_that_hangs_is_given_up(job: TimedVariant) -> None:
-    with Worker(job) as process:
+def test_a_worker_that_hangs_is_given_up(variant: ProfiledVariant) -> None:
+    with Worker(variant) as process:
         process.load()
         with pytest.raises(JobError, match=r"gave no answer within 0\.2 s at 'block'"):
             process._ask(
@@ -97,18 +87,18 @@ def test_a_worker_that_hangs_is_given_up(job: TimedVariant) -> None:
 
 
 def test_an_artifact_that_the_runtime_refuses(tmp_path: Path) -> None:
-    bundle = write_tiny_bundle(tmp_path, [1.0], broken=[1.0])
-    with Worker(TimedVariant("a", tmp_path, bundle.variants[0].id)) as process:
-        with pytest.raises(JobError, match=r"a: ONNX Runtime .* cannot load"):
+    write_tiny_bundle(tmp_path, [1.0], broken=[1.0])
+    with Worker(profiled(tmp_path)[0]) as process:
+        with pytest.raises(JobError, match=r"k16: ONNX Runtime .* cannot load"):
             process.load()
         # The process outlives a refusal: it can still tell its memory.
         assert process.peak_rss_bytes() is not None
 
 
-def test_peak_memory_is_the_workers_own(job: TimedVariant) -> None:
+def test_peak_memory_is_the_workers_own(variant: ProfiledVariant) -> None:
     # Linux hands the parent's peak down to `ru_maxrss` of a child; the worker must not report that.
     ballast = np.ones(60_000_000)  # 480 MB, touched
-    with Worker(job) as process:
+    with Worker(variant) as process:
         timing = process.load()
         peak = process.peak_rss_bytes()
     assert peak is not None
@@ -116,9 +106,9 @@ def test_peak_memory_is_the_workers_own(job: TimedVariant) -> None:
     assert timing.base_rss_bytes <= peak < ballast.nbytes / 2
 
 
-def test_pinning_binds_the_process(job: TimedVariant) -> None:
+def test_pinning_binds_the_process(variant: ProfiledVariant) -> None:
     cpus = pinned_cpus(1)
-    with Worker(job, cpus=cpus) as process:
+    with Worker(variant, cpus=cpus) as process:
         process.load()
         assert sorted(os.sched_getaffinity(process.pid)) == cpus
     assert len(os.sched_getaffinity(0)) >= 1

@@ -1,34 +1,26 @@
-"""Pictures of accuracy, and what all pictures have in common."""
+"""Charts of accuracy, and what all charts have in common."""
 
 from __future__ import annotations
 
-import math
+import base64
+import io
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import matplotlib.image
+import numpy as np
 import pytest
 from judged_data import judged_profile
-from report_data import make_profile, without, write_profile
+from report_data import LABELS, compared, drawn, make_profile, without, write_profile
 
-from ptsr_edge.report import plotting as svg
-from ptsr_edge.report.accuracy_charts import budgets, draw_all, tradeoff
-from ptsr_edge.report.comparison import (
-    ComparedVariant,
-    Comparison,
-    compare,
-    half_interval,
-    read_sources,
-    uar_bounds,
-)
-from ptsr_edge.report.plotting import Picture
-from ptsr_edge.report.recommendation import decide
+from ptsr_edge.report.accuracy_charts import FADED, border, shrunk
+from ptsr_edge.report.comparison import uar_bounds
+from ptsr_edge.report.plotting import THEME, text_width
+from ptsr_edge.report.recommendation import recommend
+from ptsr_edge.report.sections import LEAD, Picture, build_sections, draw
 
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-def compared(folder: Path) -> Comparison:
-    return compare(read_sources([folder]))
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +28,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Picture]:
     folder = tmp_path_factory.mktemp("made")
     make_profile(folder / "one", precisions=("fp32", "int8"), targets=("cpu", "openvino"), samples=300)
     comparison = compared(folder / "one")
-    return draw_all(comparison, decide(comparison))
+    recommendation = recommend(comparison)[0]
+    blocks = [block for section in build_sections(comparison, recommendation) for block in section.blocks]
+    found = [draw(LEAD, comparison, recommendation), *(block.picture for block in blocks if block.picture)]
+    return {picture.name: picture for picture in found}
 
 
-def test_all_pictures_are_drawn(pictures: dict[str, Picture]) -> None:
+def test_all_charts_are_drawn(pictures: dict[str, Picture]) -> None:
     assert set(pictures) == {
         "tradeoff",
         "latency",
@@ -56,7 +51,7 @@ def test_all_pictures_are_drawn(pictures: dict[str, Picture]) -> None:
 
 
 @pytest.mark.parametrize("width", ["wide", "narrow"])
-def test_pictures_are_small_well_formed_and_themed(pictures: dict[str, Picture], width: str) -> None:
+def test_charts_are_small_well_formed_and_themed(pictures: dict[str, Picture], width: str) -> None:
     for name, picture in pictures.items():
         drawing = getattr(picture, width)
         root = ElementTree.fromstring(drawing)
@@ -64,7 +59,7 @@ def test_pictures_are_small_well_formed_and_themed(pictures: dict[str, Picture],
         assert len(drawing) < 40_000
         # Only the theme's colours: no fixed one, no stand-in.
         assert not re.search(r"#[0-9a-f]{6}", re.sub(r"base64,[^\"]*", "", drawing)), name
-        assert set(re.findall(r"var\(--(\w+)\)", drawing)) <= set(svg.THEME)
+        assert set(re.findall(r"var\(--(\w+)\)", drawing)) <= set(THEME)
         for forbidden in ("<script", "<style", "font-family", "<metadata", "http://www.w3.org/1999"):
             assert forbidden not in drawing
 
@@ -88,7 +83,7 @@ def test_texts_stay_inside_their_drawing(pictures: dict[str, Picture]) -> None:
                 anchor = text.get("text-anchor") or re.findall(r"text-anchor: (\w+)", text.get("style", ""))
                 anchor = anchor if isinstance(anchor, str) else (anchor or ["start"])[0]
                 x, y = float(text.get("x", 0)), float(text.get("y", 0))
-                reach = 0.9 * svg.text_width(text.text or "")
+                reach = 0.9 * text_width(text.text or "")
                 left = {"start": x, "middle": x - reach / 2, "end": x - reach}[anchor]
                 assert left >= -6, (name, text.text)
                 assert left + reach <= width + 6, (name, text.text)
@@ -103,10 +98,10 @@ def test_every_mark_has_its_values(pictures: dict[str, Picture]) -> None:
     assert "full ViT fp32 cpu: 8.26 ms, UAR 0.883, 10.9 MB, 540 MMAC" in tips
 
 
-def test_marks_lie_where_their_figures_are(tmp_path: Path) -> None:
+def test_marks_lie_where_their_results_are(tmp_path: Path) -> None:
     make_profile(tmp_path / "one", samples=50, kept=False)
     comparison = compared(tmp_path / "one")
-    picture = tradeoff(comparison, decide(comparison))
+    picture = drawn("tradeoff", comparison)
     assert picture.wide is not None
     marks = {
         name: (float(x), float(y))
@@ -131,19 +126,19 @@ def test_without_accuracy_the_budget_takes_its_place(tmp_path: Path) -> None:
     profile = make_profile(tmp_path / "one", samples=50, kept=False)
     write_profile(tmp_path / "one", without(profile, accuracy=None))
     comparison = compared(tmp_path / "one")
-    picture = tradeoff(comparison, decide(comparison))
+    picture = drawn("tradeoff", comparison)
     assert picture.title == "Budget against latency"
     assert "Accuracy was not measured" in picture.caption
     assert picture.wide is not None
     assert "UAR" not in picture.wide
-    assert budgets(comparison, decide(comparison)).note.startswith("Not drawn")
+    assert drawn("budgets", comparison).note.startswith("Not drawn")
 
 
 def test_without_latency_nothing_is_drawn(tmp_path: Path) -> None:
     profile = make_profile(tmp_path / "one", samples=50, raw="none", kept=False)
     write_profile(tmp_path / "one", without(profile, latency_ms=None, ratio=None))
     comparison = compared(tmp_path / "one")
-    assert tradeoff(comparison, decide(comparison)).note == "Not drawn: latency was not measured."
+    assert drawn("tradeoff", comparison).note == "Not drawn: latency was not measured."
 
 
 def test_accuracy_on_other_data_is_left_out_and_counted(tmp_path: Path) -> None:
@@ -151,25 +146,11 @@ def test_accuracy_on_other_data_is_left_out_and_counted(tmp_path: Path) -> None:
     rows = [*profile.variants[:-1], profile.variants[-1].model_copy(update={"accuracy": None})]
     write_profile(tmp_path / "one", profile.model_copy(update={"variants": rows}))
     comparison = compared(tmp_path / "one")
-    caption = tradeoff(comparison, decide(comparison)).caption
+    caption = drawn("tradeoff", comparison).caption
     assert "Not shown, without an accuracy on this data: 1." in caption
 
 
-def test_interval_of_uar_by_hand(tmp_path: Path) -> None:
-    profile = make_profile(tmp_path / "one", samples=50, kept=False)
-    accuracy = profile.variants[0].accuracy
-    assert accuracy is not None
-    matrix = [[8, 2, 0], [0, 20, 0], [5, 0, 35]]
-    changed = accuracy.model_copy(update={"confusion": matrix})
-    write_profile(tmp_path / "one", without(profile, accuracy=changed))
-    row: ComparedVariant = compared(tmp_path / "one").rows[0]
-    # Agresti & Coull: two hits and two misses more; UAR is the mean of three independent recalls.
-    shares = [(10 / 14, 14), (22 / 24, 24), (37 / 44, 44)]
-    by_hand = 1.96 * math.sqrt(sum(share * (1 - share) / count for share, count in shares)) / 3
-    assert half_interval(row) == pytest.approx(by_hand)
-
-
-def test_budget_picture_shows_the_loss_that_is_let_through(pictures: dict[str, Picture]) -> None:
+def test_budget_chart_shows_the_loss_that_is_let_through(pictures: dict[str, Picture]) -> None:
     picture = pictures["budgets"]
     assert "Line: full ViT fp32 cpu; band: at most 0.02 below it." in picture.caption
     assert picture.wide is not None
@@ -181,7 +162,7 @@ def test_budget_intervals_are_over_subjects_and_never_lost(tmp_path: Path) -> No
     worse = {1.0: 0.0, 0.5: 0.0, 0.25: 0.1}
     judged_profile(tmp_path / "one", worse=worse)
     comparison = compared(tmp_path / "one")
-    picture = budgets(comparison, decide(comparison))
+    picture = drawn("budgets", comparison)
     assert "by a bootstrap over subjects" in picture.caption
     row = comparison.rows[-1]
     bounds = uar_bounds(row)
@@ -193,6 +174,115 @@ def test_budget_intervals_are_over_subjects_and_never_lost(tmp_path: Path) -> No
         tmp_path / "many", precisions=("fp32", "fp16", "int8"), targets=("cpu", "openvino"), samples=50
     )
     crowded = compared(tmp_path / "many")
-    picture = budgets(crowded, decide(crowded))
+    picture = drawn("budgets", crowded)
     assert "Intervals on hover" in picture.caption
     assert picture.words.count("[") == len(crowded.rows)
+
+
+def test_the_border_of_one_cell_is_its_four_sides() -> None:
+    cells = np.zeros((3, 3), dtype=bool)
+    cells[1, 2] = True
+    sides = {((2, 1), (2, 2)), ((3, 1), (3, 2)), ((2, 1), (3, 1)), ((2, 2), (3, 2))}
+    assert {tuple(map(tuple, run)) for run in border(cells).astype(int).tolist()} == sides
+
+
+def test_the_border_runs_between_kept_and_dropped_cells_only() -> None:
+    # The border's length: neighbours (the frame counts as dropped) that differ.
+    cells = np.random.default_rng(1).random((7, 7)) < 0.5
+    padded = np.pad(cells, 1).astype(int)
+    length = np.abs(np.diff(padded, axis=0)).sum() + np.abs(np.diff(padded, axis=1)).sum()
+    assert np.abs(np.diff(border(cells), axis=1)).sum() == length
+
+
+def test_images_shrink_by_whole_blocks() -> None:
+    image = np.kron(np.arange(56 * 56).reshape(56, 56) % 32 * 8, np.ones((2, 2), dtype=int))
+    np.testing.assert_array_equal(shrunk(image), image[::2, ::2])
+    assert shrunk(np.full((28, 28), 255)).shape == (28, 28)
+
+
+def test_kept_patches_of_each_budget(tmp_path: Path) -> None:
+    profile = make_profile(tmp_path / "one", samples=50)
+    patches = profile.kept_patches
+    assert patches is not None
+    picture = drawn("kept", compared(tmp_path / "one"))
+    assert picture.wide is not None
+    # A budget that keeps everything has no column.
+    assert "the patches kept at 50 %, 25 % outlined" in picture.words
+    images = re.findall(r'base64,([^"]*)"', picture.wide)
+    assert len(images) == 3
+    read = matplotlib.image.imread(io.BytesIO(base64.b64decode(images[0])))
+    tiles = np.round(read * 255).astype(int)  # (56, 3 tiles and 2 gaps, 4)
+    assert tiles.shape == (56, 3 * 56 + 2 * 4, 4)
+    half = tiles[:, 60:116]
+    np.testing.assert_array_equal(half[..., 0], shrunk(np.asarray(patches.strain[0])))
+    inside = np.isin(np.arange(196), patches.kept["ptsr-k0.5-fp32-cpu"][0]).reshape(14, 14)
+    expected = np.kron(np.where(inside, 255, round(255 * FADED)), np.ones((4, 4)))
+    np.testing.assert_array_equal(half[..., 3], expected)
+    assert set(tiles[:, :56, 3].ravel()) == {255}
+    assert set(tiles[:, 56:60, 3].ravel()) == {0}
+
+
+def test_words_give_the_share_of_strain(tmp_path: Path) -> None:
+    profile = make_profile(tmp_path / "one", samples=50)
+    patches = profile.kept_patches
+    assert patches is not None
+    strain = np.asarray(patches.strain[0], dtype=float)
+    inside = np.kron(
+        np.isin(np.arange(196), patches.kept["ptsr-k0.5-fp32-cpu"][0]).reshape(14, 14), np.ones((8, 8))
+    )
+    share = 100 * (strain * inside).sum() / strain.sum()
+    picture = drawn("kept", compared(tmp_path / "one"))
+    assert f"s01/clip0 (negative) keeps {share:.0f} %" in picture.words
+
+
+def test_charts_of_licensed_data_are_marked(tmp_path: Path) -> None:
+    make_profile(tmp_path / "one", samples=50, data="casme2")
+    picture = drawn("kept", compared(tmp_path / "one"))
+    assert "derived from casme2: its licence says who may see them" in picture.caption
+
+
+def test_without_samples_nothing_is_drawn(tmp_path: Path) -> None:
+    make_profile(tmp_path / "one", samples=50, kept=False)
+    picture = drawn("kept", compared(tmp_path / "one"))
+    assert (picture.wide, picture.narrow) == (None, None)
+    assert picture.note.startswith("Not drawn:")
+
+
+def test_confusion_starts_with_the_baseline_and_the_recommended_variant(tmp_path: Path) -> None:
+    make_profile(tmp_path / "one", samples=50, precisions=("fp32", "int8"), kept=False)
+    comparison = compared(tmp_path / "one")
+    picture = drawn("confusion", comparison)
+    assert picture.wide is not None
+    titles = re.findall(r"font-weight: (?:bold|700)[^>]*>([^<]*(?:ViT|%)[^<]*)<", picture.wide)
+    assert titles[:2] == ["full ViT int8", "25 % int8"]
+    assert len(titles) == 6
+    assert "2 more are in report.json" in picture.caption
+
+
+def test_confusion_shows_counts_and_recalls(tmp_path: Path) -> None:
+    profile = make_profile(tmp_path / "one", samples=50, kept=False)
+    row = profile.variants[0]
+    assert row.accuracy is not None
+    assert row.accuracy.confusion is not None
+    comparison = compared(tmp_path / "one")
+    picture = drawn("confusion", comparison)
+    assert picture.wide is not None
+    for true, label in enumerate(LABELS):
+        total = sum(row.accuracy.confusion[true])
+        assert f"{label} {100 * row.accuracy.confusion[true][true] / total:.0f} %" in picture.words
+        for answer, other in enumerate(LABELS):
+            count = row.accuracy.confusion[true][answer]
+            assert f"full ViT: {count} of {total} {label} samples answered {other}" in picture.wide
+
+
+@pytest.mark.parametrize("matrix", [None, [[0, 0, 0], [0, 0, 0], [0, 0, 1]]], ids=["none", "empty class"])
+def test_confusion_of_little(tmp_path: Path, matrix: list[list[int]] | None) -> None:
+    profile = make_profile(tmp_path / "one", samples=50, kept=False)
+    accuracy = profile.variants[0].accuracy
+    assert accuracy is not None
+    write_profile(
+        tmp_path / "one", without(profile, accuracy=accuracy.model_copy(update={"confusion": matrix}))
+    )
+    comparison = compared(tmp_path / "one")
+    picture = drawn("confusion", comparison)
+    assert (picture.wide is None) == (matrix is None)

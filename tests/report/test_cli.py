@@ -10,14 +10,17 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jinja2
 import pytest
 from click.testing import CliRunner, Result
-from report_data import make_profile, without, write_profile
+from judged_data import judged_profile
+from report_data import lacking, make_profile, write_profile
 
 from ptsr_edge.core.errors import InputError, MissingExtraError
 from ptsr_edge.core.records import read_record
-from ptsr_edge.profile.schema import Profile
-from ptsr_edge.report.cli import Report, main, write_report
+from ptsr_edge.profile.schema import Attempt, Measured, Profile
+from ptsr_edge.report import cli as module
+from ptsr_edge.report.cli import Report, json_text, main, render, unbroken, write_report
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -60,7 +63,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the profile `one` and its report in `out`."""
     folder = tmp_path_factory.mktemp("made")
     make_profile(folder / "one", precisions=("fp32", "int8"), samples=300)
-    assert write_report([folder / "one"], folder / "out") == folder / "out" / "report.html"
+    assert write_report([folder / "one"], folder / "out").page == folder / "out" / "report.html"
     return folder
 
 
@@ -93,9 +96,9 @@ def test_the_page_needs_nothing_else(made: Path, page: Page) -> None:
     assert len(text) < 500_000
 
 
-def test_the_verdict_comes_first(page: Page, record: Report) -> None:
+def test_the_recommendation_comes_first(page: Page, record: Report) -> None:
     text = page.text()
-    assert record.verdict.sentence in text
+    assert record.recommendation.sentence in text
     for later in (
         "Every variant",
         "Cost",
@@ -104,7 +107,7 @@ def test_the_verdict_comes_first(page: Page, record: Report) -> None:
         "Environment",
         "What these numbers do not say",
     ):
-        assert text.index(record.verdict.sentence) < text.index(later)
+        assert text.index(record.recommendation.sentence) < text.index(later)
 
 
 def test_the_page_works_without_script_and_for_everybody(page: Page) -> None:
@@ -136,15 +139,15 @@ def test_limits_are_told(page: Page) -> None:
     assert "documented reconstruction" in text
 
 
-def test_every_figure_stands_in_page_and_markdown(made: Path, page: Page, record: Report) -> None:
+def test_every_result_stands_in_page_and_markdown(made: Path, page: Page, record: Report) -> None:
     markdown = (made / "out" / "report.md").read_text(encoding="utf-8")
     text = page.text()
     for row in record.profiles[0].profile.variants:
         assert row.latency_ms is not None
         assert row.accuracy is not None
-        for figure in (f"{row.accuracy.uar:.3f}", f"{row.accuracy.uf1:.3f}", f"{row.latency_ms.n:,}"):
-            assert figure in text
-            assert figure in markdown
+        for result in (f"{row.accuracy.uar:.3f}", f"{row.accuracy.uf1:.3f}", f"{row.latency_ms.n:,}"):
+            assert result in text
+            assert result in markdown
     assert record.command in text
     assert record.command in markdown
     assert record.profiles[0].profile.command in text
@@ -152,7 +155,7 @@ def test_every_figure_stands_in_page_and_markdown(made: Path, page: Page, record
     assert "Test CPU 3000" in markdown
 
 
-def test_markdown_points_to_the_pictures(made: Path) -> None:
+def test_markdown_points_to_the_charts(made: Path) -> None:
     markdown = (made / "out" / "report.md").read_text(encoding="utf-8")
     files = re.findall(r"\]\((figures/[^)]*)\)", markdown)
     assert len(files) == 8
@@ -164,7 +167,7 @@ def test_markdown_points_to_the_pictures(made: Path) -> None:
 
 def test_the_record_holds_the_profile_unchanged(made: Path, record: Report) -> None:
     assert record.profiles[0].profile == read_record(Profile, made / "one" / "profile.json")
-    assert {figure.file for figure in record.figures} == {
+    assert {chart.file for chart in record.charts} == {
         f"figures/{path.name}" for path in (made / "out" / "figures").iterdir()
     }
 
@@ -176,19 +179,19 @@ def test_the_same_profile_gives_the_same_bytes(made: Path) -> None:
         assert path.read_bytes() == content
 
 
-def test_missing_figures_are_called_missing(tmp_path: Path) -> None:
+def test_missing_results_are_called_missing(tmp_path: Path) -> None:
     profile = make_profile(tmp_path / "one", raw="none", kept=False)
-    nothing = {
-        name: None
-        for name, field in type(profile.variants[0]).model_fields.items()
-        if field.default is None and name != "raw_samples"
-    }
-    write_profile(tmp_path / "one", without(profile, notes=["this was not measured: a test"], **nothing))
+    fields = {name for name, field in Measured.model_fields.items() if field.default is None}
+    rows = [
+        lacking(row, "failed", "this was not measured: a test", *(fields - {"bundle"}))
+        for row in profile.variants
+    ]
+    write_profile(tmp_path / "one", profile.model_copy(update={"variants": rows}))
     out = tmp_path / "out"
     (out / "figures").mkdir(parents=True)
     (out / "figures" / "kept.svg").write_text("of an earlier report")
     (out / "figures" / "other.svg").write_text("somebody else's")
-    text = Page(write_report([tmp_path / "one"], out).read_text(encoding="utf-8")).text()
+    text = Page(write_report([tmp_path / "one"], out).page.read_text(encoding="utf-8")).text()
     markdown = (out / "report.md").read_text(encoding="utf-8")
     assert "Neither latency nor accuracy was measured." in text
     for written in (text, markdown):
@@ -196,9 +199,33 @@ def test_missing_figures_are_called_missing(tmp_path: Path) -> None:
         assert "his was not measured: a test" in written
         assert not re.search(r"\b(None|nan|null)\b", written)
     assert sorted(path.name for path in (out / "figures").iterdir()) == ["macs.svg", "other.svg"]
-    drawn = {figure.name: figure.file for figure in read_record(Report, out / "report.json").figures}
+    drawn = {chart.name: chart.file for chart in read_record(Report, out / "report.json").charts}
     assert drawn["kept"] is None
     assert drawn["macs"] == "figures/macs.svg"
+
+
+def test_an_unstable_run_is_named_on_the_page_and_in_markdown(tmp_path: Path) -> None:
+    make_profile(tmp_path / "p", samples=50, attempts=[Attempt(unstable="a neighbour")])
+    page = write_report([tmp_path / "p"], tmp_path / "r").page
+    for path in (page, page.with_suffix(".md")):
+        assert "This profile is unstable: a neighbour. It was measured once" in path.read_text(
+            encoding="utf-8"
+        )
+
+
+def test_a_target_that_nobody_knows_gives_a_page(tmp_path: Path) -> None:
+    make_profile(tmp_path / "one", samples=50, targets=("cpu", "toy"))
+    page = write_report([tmp_path / "one"], tmp_path / "out").page.read_text(encoding="utf-8")
+    assert "Shape: circle cpu, diamond toy." in Page(page).text()
+
+
+@pytest.mark.parametrize("name", ["ptsr-tiny", "ptsr-small"])
+def test_a_committed_profile_gives_a_page(tmp_path: Path, name: str) -> None:
+    folder = Path(__file__).parents[2] / "profiles" / "intel-xeon-2-cores" / name
+    page = write_report([folder], tmp_path).page.read_text(encoding="utf-8")
+    for row in read_record(Profile, folder / "profile.json").variants:
+        for note in row.notes:
+            assert note[1:].rstrip(".") in Page(page).text()
 
 
 def test_what_a_profile_says_is_text_not_markup(tmp_path: Path) -> None:
@@ -209,7 +236,7 @@ def test_what_a_profile_says_is_text_not_markup(tmp_path: Path) -> None:
     rows = [row.model_copy(update={"bundle": f"b/{evil}{place}" if place else None, "notes": [evil]})
             for place, row in enumerate(profile.variants)]  # fmt: skip
     write_profile(tmp_path / "one", profile.model_copy(update={"variants": rows}))
-    written = write_report([tmp_path / "one"], tmp_path / "out").read_text(encoding="utf-8")
+    written = write_report([tmp_path / "one"], tmp_path / "out").page.read_text(encoding="utf-8")
     assert written.count("<script>") == 1
     Page(written)
     assert "<script>" not in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
@@ -220,7 +247,7 @@ def test_what_a_profile_says_is_text_not_markup(tmp_path: Path) -> None:
 def test_two_profiles_stand_side_by_side(tmp_path: Path) -> None:
     make_profile(tmp_path / "desk", samples=60)
     make_profile(tmp_path / "board", samples=60, scale=9, kept=False)
-    path = write_report([tmp_path / "desk", tmp_path / "board"], tmp_path / "out")
+    path = write_report([tmp_path / "desk", tmp_path / "board"], tmp_path / "out").page
     text = Page(path.read_text(encoding="utf-8")).text()
     for name in ("full ViT desk", "full ViT board", "25 % desk", "25 % board"):
         assert name in text
@@ -315,7 +342,7 @@ def test_compare_refuses_what_cannot_be_compared(made: Path, tmp_path: Path) -> 
     make_profile(tmp_path / "other", model="ptsr-small", samples=20, raw="none", kept=False)
     record = json.loads((tmp_path / "other" / "profile.json").read_text(encoding="utf-8"))
     (tmp_path / "later").mkdir()
-    (tmp_path / "later" / "profile.json").write_text(json.dumps(record | {"schema": 2}), encoding="utf-8")
+    (tmp_path / "later" / "profile.json").write_text(json.dumps(record | {"schema": 3}), encoding="utf-8")
     one = ["--profile", str(made / "one")]
     for call, said in (
         (
@@ -332,3 +359,70 @@ def test_compare_refuses_what_cannot_be_compared(made: Path, tmp_path: Path) -> 
         assert said in result.stderr
         assert len(result.stderr.splitlines()) == 1
         assert not out.exists()
+
+
+EQUAL = {1.0: 0.0, 0.5: 0.0, 0.25: 0.0}
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in arguments], prog_name="ptsr-edge report")
+
+
+def test_the_command_chooses_and_says_how(tmp_path: Path) -> None:
+    judged_profile(tmp_path / "p", worse=EQUAL)
+    result = run(
+        "--profile", tmp_path / "p", "--out", tmp_path / "r", "--max-latency-ms", 8, "--max-uar-drop", 0.05
+    )
+    assert result.exit_code == 0, result.output
+    record = read_record(Report, tmp_path / "r" / "report.json")
+    assert record.decision is not None
+    assert record.decision.picked == "25 %"
+    assert "--max-latency-ms 8 --max-uar-drop 0.05 --confidence 0.95 --unit subject" in record.command
+    assert record.recommendation.sentence in result.stdout
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / "r" / name).read_text().replace("\u00a0", " ")
+        assert text.index("Take 25 %") < text.index("Held against the limits")
+
+
+def test_none_is_exit_code_1_with_one_line_and_a_report(tmp_path: Path) -> None:
+    judged_profile(tmp_path / "p", worse=EQUAL)
+    result = run("--profile", tmp_path / "p", "--out", tmp_path / "r", "--max-latency-ms", 0.1)
+    assert result.exit_code == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert "No variant meets 0.1 ms" in line
+    assert (tmp_path / "r" / "report.html").is_file()
+
+
+def test_a_limit_that_is_none_is_a_wrong_call(made: Path, tmp_path: Path) -> None:
+    result = run("--profile", made / "one", "--out", tmp_path / "r", "--max-latency-ms", "-8")
+    assert result.exit_code == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert "--max-latency-ms is a time above 0, got -8" in line
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.fixture
+def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "page.html.jinja").write_text("<p>{{ words }}</p>")
+    (tmp_path / "page.md.jinja").write_text("{{ words | sentence }}")
+    monkeypatch.setattr(module, "TEMPLATES", tmp_path)
+
+
+@pytest.mark.usefixtures("templates")
+def test_only_html_is_escaped_and_an_unknown_word_is_an_error() -> None:
+    assert render("page.html.jinja", {"words": "a < b"}) == "<p>a &lt; b</p>"
+    assert render("page.md.jinja", {"words": "a < b."}) == "a < b."
+    with pytest.raises(jinja2.UndefinedError):
+        render("page.md.jinja", {})
+
+
+def test_a_number_stays_with_its_unit_and_its_interval() -> None:
+    text = "2.6x [2.5, 2.7] as fast as the full-token ViT at 8.1 ms, 25 % of n = 768"
+    kept = "2.6x\u00a0[2.5,\u00a02.7] as fast as the full\u2011token ViT at 8.1\u00a0ms, 25\u00a0% of n\u00a0=\u00a0768"
+    assert unbroken(text) == kept
+
+
+def test_lists_of_numbers_stand_on_one_line() -> None:
+    text = json_text({"confusion": [[1, 2], [3, 4]], "name": "x"})
+    assert "[1, 2]" in text
+    assert json.loads(text) == {"confusion": [[1, 2], [3, 4]], "name": "x"}

@@ -1,22 +1,35 @@
-"""Rows, names, raw samples and what stands in no report."""
+"""Variants side by side: names, raw samples, what stands in no report, and how numbers are written."""
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from report_data import LABELS, make_profile, without, write_profile
+from report_data import LABELS, compared, make_profile, without, write_profile
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.report.comparison import Comparison, compare, pareto, raw_samples, read_sources, undominated
-
-
-def compared(*folders: Path) -> Comparison:
-    return compare(read_sources(folders))
+from ptsr_edge.report.comparison import (
+    ComparedVariant,
+    bytes_text,
+    difference_text,
+    pareto,
+    quantity,
+    ratio_text,
+    raw_samples,
+    read_sources,
+    rounded_up,
+    sentence,
+    signed,
+    three_digits,
+    uar_bounds,
+    undominated,
+)
+from ptsr_edge.stats.latency import Ratio
 
 
 def test_names_hold_only_what_differs(tmp_path: Path) -> None:
@@ -156,7 +169,7 @@ def change(**changes: Any) -> Any:
     [
         (lambda folder: (folder / "profile.json").unlink(), "does not exist"),
         (lambda folder: (folder / "profile.json").write_text("{"), "not a readable JSON"),
-        (change(schema=2), "schema: Input should be 1"),
+        (change(schema=3), "schema: Input should be 1 or 2"),
         (change(modle="x"), "the nearest known key is 'model'"),
         (change(variants=[]), "variants"),
         (change(variants__1__latency_ms__p50=float("nan")), "must be a finite number"),
@@ -189,3 +202,90 @@ def test_profiles_that_do_not_belong_together(tmp_path: Path) -> None:
         read_sources([one, other])
     with pytest.raises(InputError, match="surprise, positive, negative"):
         read_sources([one, classes])
+
+
+def test_interval_of_uar_by_hand(tmp_path: Path) -> None:
+    profile = make_profile(tmp_path / "one", samples=50, kept=False)
+    accuracy = profile.variants[0].accuracy
+    assert accuracy is not None
+    matrix = [[8, 2, 0], [0, 20, 0], [5, 0, 35]]
+    changed = accuracy.model_copy(update={"confusion": matrix})
+    write_profile(tmp_path / "one", without(profile, accuracy=changed))
+    row: ComparedVariant = compared(tmp_path / "one").rows[0]
+    # Agresti & Coull: two hits and two misses more; UAR is the mean of three independent recalls.
+    shares = [(10 / 14, 14), (22 / 24, 24), (37 / 44, 44)]
+    by_hand = 1.96 * math.sqrt(sum(share * (1 - share) / count for share, count in shares)) / 3
+    assert uar_bounds(row) == pytest.approx((accuracy.uar - by_hand, accuracy.uar + by_hand))
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(0, "0"), (999, "999"), (1234, "1.23 k"), (999_600, "1 M"), (540_000_000, "540 M"), (1.234e9, "1.23 G")],
+)
+def test_quantity(count: float, expected: str) -> None:
+    assert quantity(count) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.0536, "0.0536"), (0.79, "0.790"), (3.1, "3.10"), (9.996, "10.0"), (99.96, "100"), (1234.5, "1,234")],
+)
+def test_three_digits(value: float, expected: str) -> None:
+    assert three_digits(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"),
+    [
+        ((2.61, 2.5, 2.7), "2.6x [2.5, 2.7]"),
+        ((1.02, 0.99, 1.05), "1.02x [0.99, 1.05]"),
+        ((2.61, 2.60, 2.62), "2.61x [2.60, 2.62]"),
+    ],
+)
+def test_ratio_text_has_the_digits_that_its_interval_deserves(
+    ratio: tuple[float, float, float], expected: str
+) -> None:
+    median, low, high = ratio
+    assert ratio_text(Ratio(against="", median=median, low=low, high=high)) == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(0, "0 B"), (512, "512 B"), (1000, "1 kB"), (10_900_000, "10.9 MB"), (999_999_999, "1 GB")],
+)
+def test_bytes_text(count: int, expected: str) -> None:
+    assert bytes_text(count) == expected
+
+
+def test_signed() -> None:
+    assert [signed(value) for value in (0.0124, -0.02, 0.0004)] == ["+0.012", "-0.020", "0.000"]
+
+
+@pytest.mark.parametrize(
+    ("figures", "text"),
+    [
+        ((0.02, -0.01, 0.05), "none [-0.010, +0.050]"),
+        ((0.02, 0.0, 0.05), "none [+0.000, +0.050]"),
+        ((0.02, 0.01, 0.03), "+0.020 [+0.010, +0.030]"),
+        ((-0.02, -0.03, -0.01), "-0.020 [-0.030, -0.010]"),
+    ],
+)
+def test_a_difference_whose_interval_holds_zero_is_called_none(
+    figures: tuple[float, float, float], text: str
+) -> None:
+    assert difference_text(*figures) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0301, "0.031"), (0.03, "0.030"), (0.0, "0.000"), (np.nextafter(0.03, 0), "0.030")]
+)
+def test_a_bound_is_rounded_upwards(value: float, text: str) -> None:
+    assert rounded_up(value) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("no clause", "No clause."), ("MACs leave out", "MACs leave out."), ("no sentence.", "No sentence.")],
+)
+def test_a_clause_becomes_a_sentence(text: str, expected: str) -> None:
+    assert sentence(text) == expected

@@ -1,4 +1,4 @@
-"""Pictures of latency and multiply-adds."""
+"""Charts of latency, multiply-adds, stages and the dynamic mode's counts."""
 
 from __future__ import annotations
 
@@ -7,37 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_data import make_profile, without, write_profile
+from report_data import compared, drawn, make_profile, without, write_profile
 
-from ptsr_edge.report.comparison import Comparison, compare, quantity, read_sources, three_digits
-from ptsr_edge.report.cost_charts import MOST_OPERATORS, MOST_ROWS, latency, macs
-from ptsr_edge.report.recommendation import decide
-
-
-def compared(folder: Path) -> Comparison:
-    return compare(read_sources([folder]))
-
-
-@pytest.mark.parametrize(
-    ("count", "expected"),
-    [(0, "0"), (999, "999"), (1234, "1.23 k"), (999_600, "1 M"), (540_000_000, "540 M"), (1.234e9, "1.23 G")],
-)
-def test_quantity(count: float, expected: str) -> None:
-    assert quantity(count) == expected
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [(0.0536, "0.0536"), (0.79, "0.790"), (3.1, "3.10"), (9.996, "10.0"), (99.96, "100"), (1234.5, "1,234")],
-)
-def test_three_digits(value: float, expected: str) -> None:
-    assert three_digits(value) == expected
+from ptsr_edge.profile.schema import Stages
+from ptsr_edge.report.cost_charts import MOST_DISTRIBUTIONS, MOST_OPERATORS, stages_ms
+from ptsr_edge.report.recommendation import recommend
 
 
 def test_latency_shows_the_raw_samples(tmp_path: Path) -> None:
     make_profile(tmp_path / "one", samples=400, kept=False)
     comparison = compared(tmp_path / "one")
-    picture = latency(comparison, decide(comparison))
+    picture = drawn("latency", comparison)
     assert picture.wide is not None
     assert "All raw samples, 400 a variant" in picture.caption
     for row in comparison.rows:
@@ -51,7 +31,7 @@ def test_latency_shows_the_raw_samples(tmp_path: Path) -> None:
 def test_latency_without_samples_says_so(tmp_path: Path) -> None:
     make_profile(tmp_path / "one", raw="none", kept=False)
     comparison = compared(tmp_path / "one")
-    picture = latency(comparison, decide(comparison))
+    picture = drawn("latency", comparison)
     assert picture.wide is None
     assert picture.note == "Not drawn: no raw samples were recorded."
 
@@ -60,26 +40,26 @@ def test_latency_names_the_one_that_is_missing(tmp_path: Path) -> None:
     profile = make_profile(tmp_path / "one", samples=100, kept=False)
     (tmp_path / "one" / (profile.variants[1].raw_samples or "")).unlink()
     comparison = compared(tmp_path / "one")
-    picture = latency(comparison, decide(comparison))
+    picture = drawn("latency", comparison)
     assert "Not drawn: 100 % (samples/ptsr-k1-fp32-cpu.npz is not beside profile.json)" in picture.caption
 
 
-def test_latency_of_many_keeps_the_verdict_and_its_baseline(tmp_path: Path) -> None:
+def test_latency_of_many_keeps_the_recommended_variant_and_its_baseline(tmp_path: Path) -> None:
     rates = tuple(place / 20 for place in range(1, 21))
     made = {rate: 0.88 - 0.05 * (1 - rate) for rate in rates}
     make_profile(tmp_path / "one", rates=rates, uars=made, samples=60, kept=False)
     comparison = compared(tmp_path / "one")
-    verdict = decide(comparison)
-    picture = latency(comparison, verdict)
-    assert f"{len(comparison.rows) - MOST_ROWS} slower ones are left out" in picture.caption
-    assert f"{verdict.name}: p50" in picture.words
+    recommendation = recommend(comparison)[0]
+    picture = drawn("latency", comparison)
+    assert f"{len(comparison.rows) - MOST_DISTRIBUTIONS} slower ones are left out" in picture.caption
+    assert f"{recommendation.name}: p50" in picture.words
     assert "full ViT: p50" in picture.words
 
 
 def test_bars_are_as_long_as_their_counts(tmp_path: Path) -> None:
     make_profile(tmp_path / "one", samples=50, kept=False)
     comparison = compared(tmp_path / "one")
-    picture = macs(comparison, decide(comparison))
+    picture = drawn("macs", comparison)
     assert picture.wide is not None
     # Lengths are read back from the drawn paths, counts from the profile.
     bars = re.findall(
@@ -100,7 +80,7 @@ def test_bars_are_as_long_as_their_counts(tmp_path: Path) -> None:
 def test_one_bar_for_all_precisions_of_a_budget(tmp_path: Path) -> None:
     make_profile(tmp_path / "one", precisions=("fp32", "int8"), samples=50, kept=False)
     comparison = compared(tmp_path / "one")
-    assert macs(comparison, decide(comparison)).words.count(";") == 3
+    assert drawn("macs", comparison).words.count(";") == 3
 
 
 def test_operators_beyond_the_colours_are_one(tmp_path: Path) -> None:
@@ -108,7 +88,7 @@ def test_operators_beyond_the_colours_are_one(tmp_path: Path) -> None:
     split = {f"op{place}": 10**6 for place in range(MOST_OPERATORS + 3)}
     write_profile(tmp_path / "one", without(profile, macs_by_operator=split, macs=sum(split.values())))
     comparison = compared(tmp_path / "one")
-    picture = macs(comparison, decide(comparison))
+    picture = drawn("macs", comparison)
     assert picture.wide is not None
     assert "full ViT, other: 3 MMAC" in picture.wide
 
@@ -117,4 +97,64 @@ def test_a_split_that_was_not_recorded_is_said(tmp_path: Path) -> None:
     profile = make_profile(tmp_path / "one", samples=50, kept=False)
     write_profile(tmp_path / "one", without(profile, macs_by_operator=None))
     comparison = compared(tmp_path / "one")
-    assert "The split by operator was not recorded." in macs(comparison, decide(comparison)).caption
+    assert "The split by operator was not recorded." in drawn("macs", comparison).caption
+
+
+def test_parts_add_up_to_the_time_of_a_sample() -> None:
+    record = Stages(
+        flow_ms=2.0, strain_ms=0.5, normalise_ms=0.1, inference_ms=4.0, postprocess_ms=0.2,
+        operators={"selection": 0.25, "matrix products": 0.75}, operators_why=None,
+    )  # fmt: skip
+    parts = stages_ms(record)
+    assert parts == pytest.approx(
+        {"flow and strain": 2.5, "matrix products": 3.0, "selection": 1.0, "before and after": 0.3}
+    )
+    assert list(parts)[1] == "matrix products"
+    whole = stages_ms(record.model_copy(update={"operators": None, "flow_ms": None, "strain_ms": None}))
+    assert whole == pytest.approx({"inference": 4.0, "before and after": 0.3})
+
+
+def test_every_variant_has_its_bar_and_small_classes_share_one(tmp_path: Path) -> None:
+    profile = make_profile(tmp_path)
+    picture = drawn("stages", compared(tmp_path))
+    assert picture.wide is not None
+    assert picture.narrow is not None
+    # Flow, three classes of operators, the others together, before and after.
+    assert picture.wide.count("<title>") == 6 * len(profile.variants)
+    assert picture.words.count("matrix products") == len(profile.variants)
+    assert "other operators: " in picture.wide
+
+
+def test_what_was_not_split_and_what_was_not_timed_is_said(tmp_path: Path) -> None:
+    profile = make_profile(tmp_path)
+    first = profile.variants[0]
+    assert first.stages is not None
+    unsplit = first.stages.model_copy(update={"operators": None, "operators_why": "no profiler"})
+    write_profile(tmp_path, without(profile, stages=unsplit))
+    assert (
+        f"{len(profile.variants)} of these could not be split" in drawn("stages", compared(tmp_path)).caption
+    )
+    write_profile(tmp_path, without(profile, stages=None))
+    assert drawn("stages", compared(tmp_path)).note == "Not drawn: stages were not timed."
+
+
+def test_bars_hold_every_sample_and_lines_their_shares(tmp_path: Path) -> None:
+    make_profile(tmp_path, samples=50)
+    comparison = compared(tmp_path)
+    picture = drawn("dynamic", comparison)
+    assert picture.wide is not None
+    assert picture.narrow is not None
+    # 196 tokens over at most 40 bars: 5 tokens a bar, from 1.
+    for tip in ("36 to 40 tokens: 5 samples", "56 to 60 tokens: 10 samples", "96 to 100 tokens: 4 samples"):
+        assert f"<title>{tip}</title>" in picture.wide
+    assert "25 % (49 tokens) truncates 75 %" in picture.wide
+    assert "25 % truncates 75 %; 50 % truncates 5 %; 100 % truncates 0 %" in picture.words
+    assert "20 calibration samples" in picture.caption
+
+
+def test_without_counts_it_says_so(tmp_path: Path) -> None:
+    make_profile(tmp_path, kept=False)
+    comparison = compared(tmp_path)
+    picture = drawn("dynamic", comparison)
+    assert picture.wide is None
+    assert picture.note.startswith("Not drawn:")

@@ -1,21 +1,191 @@
-"""The choice under limits: what is taken, what is not, and what would have to be there."""
+"""The recommendation: each case with results that were put in by hand, and the choice under limits."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from judged_data import judged_profile
-from report_data import make_profile, write_profile
+from report_data import compared, lacking, make_profile, write_profile
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.records import read_record
-from ptsr_edge.report.cli import Report, main
-from ptsr_edge.report.comparison import compare, read_sources, rounded_up
-from ptsr_edge.report.recommendation import Decision, Recommendation, check_limits, choose
+from ptsr_edge.profile.schema import Measured, Profile
+from ptsr_edge.report.comparison import rounded_up
+from ptsr_edge.report.recommendation import Decision, Recommendation, check_limits, recommend
+from ptsr_edge.stats.latency import Ratio
 from ptsr_edge.stats.risk_bounds import paired, upper_bound
+
+
+def exact(profile: Profile, change: Callable[[Measured], Measured] = lambda row: row) -> Profile:
+    """Puts round figures into a profile of a full ViT and budgets of 100, 50 and 25 %."""
+    times = {"vit-k1-fp32-cpu": 8.1, "ptsr-k1-fp32-cpu": 8.0, "ptsr-k0.5-fp32-cpu": 5.0}
+    rows = []
+    for row in profile.variants:
+        assert row.latency_ms is not None
+        p50 = times.get(row.id, 3.1)
+        ratio = Ratio(against="vit-k1-fp32-cpu", median=8.1 / p50, low=8.1 / p50 - 0.1, high=8.1 / p50 + 0.1)
+        figures = {
+            "latency_ms": row.latency_ms.model_copy(update={"p50": p50}),
+            "ratio": ratio if row.id.startswith("ptsr") else None,
+        }
+        rows.append(change(row.model_copy(update=figures)))
+    return profile.model_copy(update={"variants": rows})
+
+
+@pytest.fixture
+def recommended(tmp_path: Path) -> Callable[..., Recommendation]:
+    def decided(change: Callable[[Measured], Measured] = lambda row: row, **made: object) -> Recommendation:
+        profile = make_profile(tmp_path / "one", samples=50, raw="none", kept=False, **made)  # type: ignore[arg-type]
+        write_profile(tmp_path / "one", exact(profile, change))
+        return recommend(compared(tmp_path / "one"))[0]
+
+    return decided
+
+
+def dropping(**figures: object) -> Callable[[Measured], Measured]:
+    return lambda row: row.model_copy(update=figures)
+
+
+def test_fastest_within_the_limit(recommended: Callable[..., Recommendation]) -> None:
+    found = recommended()
+    assert found.sentence == (
+        "At 25 % of the tokens PTSR answers in 3.1 ms (p50), 2.6x [2.5, 2.7] as fast as the full-token ViT "
+        "at 8.1 ms, and its UAR is 0.012 lower (0.871 against 0.883, n = 768)."
+    )
+    assert (found.status, found.name, found.id) == ("within", "25 %", "ptsr-k0.25-fp32-cpu")
+
+
+def test_a_faster_one_beyond_the_limit_is_passed_over_and_mentioned(
+    recommended: Callable[..., Recommendation],
+) -> None:
+    found = recommended(uars={1.0: 0.885, 0.5: 0.8631, 0.25: 0.8629})
+    assert found.name == "50 %"
+    assert found.sentence.endswith("What is faster loses more than 0.02.")
+
+
+def test_the_limit_itself_qualifies(recommended: Callable[..., Recommendation]) -> None:
+    assert recommended(uars={1.0: 0.883, 0.5: 0.863, 0.25: 0.863}).name == "25 %"
+
+
+@pytest.mark.parametrize(
+    ("uar", "words"),
+    [
+        (0.890, "its UAR is 0.007 higher (0.890 against 0.883, n = 768)"),
+        (0.8833, "its UAR is the same (0.883 against 0.883, n = 768)"),
+    ],
+)
+def test_gain_and_tie(recommended: Callable[..., Recommendation], uar: float, words: str) -> None:
+    assert words in recommended(uars={1.0: 0.880, 0.5: 0.880, 0.25: uar}).sentence
+
+
+def test_none_qualifies(recommended: Callable[..., Recommendation]) -> None:
+    found = recommended(uars={1.0: 0.80, 0.5: 0.85, 0.25: 0.70})
+    assert found.status == "beyond"
+    assert found.sentence == (
+        "No variant stays within 0.02 of the full-token ViT's UAR. The closest: at 50 % of the tokens PTSR "
+        "answers in 5.0 ms (p50), 1.6x [1.5, 1.7] as fast as the full-token ViT at 8.1 ms, but its UAR is "
+        "0.033 lower (0.850 against 0.883, n = 768)."
+    )
+
+
+def test_accuracy_missing(recommended: Callable[..., Recommendation]) -> None:
+    found = recommended(
+        lambda row: lacking(
+            row, "random_weights", "accuracy was not measured: the weights are random", "accuracy"
+        )
+    )
+    assert found.status == "accuracy-not-measured"
+    assert found.sentence == (
+        "At 25 % of the tokens PTSR answers in 3.1 ms (p50), 2.6x [2.5, 2.7] as fast as the full-token ViT "
+        "at 8.1 ms; its loss of accuracy was not measured, so what that costs is not known."
+    )
+    assert found.detail == "Accuracy was not measured: the weights are random."
+
+
+def test_latency_missing(recommended: Callable[..., Recommendation]) -> None:
+    found = recommended(dropping(latency_ms=None, ratio=None))
+    assert found.status == "latency-not-measured"
+    assert found.sentence == (
+        "Latency was not measured; at 100 % of the tokens PTSR is closest to the full-token ViT: its UAR is "
+        "0.003 lower (0.880 against 0.883, n = 768)."
+    )
+
+
+def test_nothing_measured(recommended: Callable[..., Recommendation]) -> None:
+    found = recommended(dropping(latency_ms=None, ratio=None, accuracy=None))
+    assert (found.status, found.id) == ("nothing-measured", None)
+
+
+def test_interval_missing(recommended: Callable[..., Recommendation]) -> None:
+    sentence = recommended(dropping(ratio=None)).sentence
+    assert "3.1 ms (p50), beside the full-token ViT at 8.1 ms, a ratio that was not measured, and" in sentence
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        ((1.01, 0.97, 1.04), "not told apart from the full-token ViT at 8.1 ms (1.01x [0.97, 1.04] as fast)"),
+        ((0.81, 0.79, 0.83), "which is slower: 0.81x [0.79, 0.83] as fast as the full-token ViT at 8.1 ms"),
+    ],
+    ids=["level", "slower"],
+)
+def test_no_gain_is_called_none(
+    recommended: Callable[..., Recommendation], ratio: tuple[float, float, float], words: str
+) -> None:
+    median, low, high = ratio
+    against = Ratio(against="vit-k1-fp32-cpu", median=median, low=low, high=high)
+    assert words in recommended(dropping(ratio=against)).sentence
+
+
+def test_a_baseline_at_chance_proves_nothing(recommended: Callable[..., Recommendation]) -> None:
+    found = recommended(baseline_uar=0.35, uars={1.0: 0.34, 0.5: 0.34, 0.25: 0.34})
+    assert found.status == "chance"
+    assert "about as good as guessing (UAR 0.350, chance 0.333)" in found.sentence
+
+
+def test_another_precision_is_said(tmp_path: Path) -> None:
+    profile = make_profile(tmp_path / "one", samples=50, raw="none", kept=False)
+    rows = list(profile.variants)
+    rows[-1] = rows[-1].model_copy(update={"precision": "int8", "target": "openvino"})
+    write_profile(tmp_path / "one", profile.model_copy(update={"variants": rows}))
+    sentence = recommend(compared(tmp_path / "one"))[0].sentence
+    assert sentence.startswith("At 25 % of the tokens, in int8 on openvino, PTSR answers")
+    assert "as fast as the full-token ViT in fp32 on cpu at" in sentence
+
+
+def test_two_profiles_are_told_apart(tmp_path: Path) -> None:
+    make_profile(tmp_path / "desk", samples=50)
+    make_profile(tmp_path / "board", samples=50, scale=9)
+    found = recommend(compared(tmp_path / "board", tmp_path / "desk"))[0]
+    assert found.profile == "desk"
+    assert "in the profile desk" in found.sentence
+
+
+def test_only_the_baseline(tmp_path: Path) -> None:
+    make_profile(tmp_path / "one", samples=50, rates=(), kept=False)
+    assert recommend(compared(tmp_path / "one"))[0].status == "no-variant"
+
+
+def test_engines_that_were_not_run_are_said_to_be_built(recommended: Callable[..., Recommendation]) -> None:
+    def unrun(row: Measured) -> Measured:
+        return lacking(row, "no_device", "no GPU", "latency_ms", "ratio", "accuracy")
+
+    found = recommended(lambda row: unrun(row) if row.bundle else row)
+    assert (
+        found.sentence == "Neither latency nor accuracy was measured: every variant was built, not run here."
+    )
+    assert found.status == "nothing-measured"
+
+
+def test_no_difference_is_called_none(tmp_path: Path) -> None:
+    judged_profile(tmp_path, worse={1.0: 0.0, 0.5: 0.0, 0.25: 0.01})  # every interval holds zero
+    sentence = recommend(compared(tmp_path))[0].sentence
+    assert "in UAR there is no difference" in sentence
+    assert "lower" not in sentence
+
 
 EQUAL = {1.0: 0.0, 0.5: 0.0, 0.25: 0.0}
 
@@ -25,18 +195,16 @@ def chosen(
 ) -> tuple[Recommendation, Decision]:
     limits = check_limits(latency, drop, 0.95, unit)  # type: ignore[arg-type]
     assert limits is not None
-    return choose(compare(read_sources([folder])), limits)
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in arguments], prog_name="ptsr-edge report")
+    found, decision = recommend(compared(folder), limits)
+    assert decision is not None
+    return found, decision
 
 
 def test_the_fastest_that_meets_both_is_taken(tmp_path: Path) -> None:
     profile = judged_profile(tmp_path, worse=EQUAL)
-    verdict, decision = chosen(tmp_path, 20, 0.05)
-    assert verdict.id == "ptsr-k0.25-fp32-cpu"
-    assert decision.picked == verdict.name == "25 %"
+    found, decision = chosen(tmp_path, 20, 0.05)
+    assert found.id == "ptsr-k0.25-fp32-cpu"
+    assert decision.picked == found.name == "25 %"
     # The bound is that of the paired answers, for the two variants beside the reference.
     assert profile.judged is not None
     answers = [row.accuracy.predicted for row in profile.variants if row.accuracy]
@@ -47,17 +215,17 @@ def test_the_fastest_that_meets_both_is_taken(tmp_path: Path) -> None:
         taken.upper == taken.upper_against_baseline == expected
     )  # the baseline of this profile answers alike
     assert (
-        f"loses at most {rounded_up(expected)} of UAR against 100 %, with 95 % confidence" in verdict.sentence
+        f"loses at most {rounded_up(expected)} of UAR against 100 %, with 95 % confidence" in found.sentence
     )
-    assert "900 samples of 300 subjects, subjects taken as the unit, one of 2 variants" in verdict.detail
+    assert "900 samples of 300 subjects, subjects taken as the unit, one of 2 variants" in found.detail
 
 
 def test_a_faster_one_that_loses_is_passed_over(tmp_path: Path) -> None:
     judged_profile(tmp_path, worse={1.0: 0.0, 0.5: 0.0, 0.25: 0.10})
-    verdict, decision = chosen(tmp_path, None, 0.05)
+    found, decision = chosen(tmp_path, None, 0.05)
     assert decision.picked == "50 %"
     assert decision.nearest == "25 %"
-    assert "more data of this kind would not show 0.05" in verdict.detail
+    assert "more data of this kind would not show 0.05" in found.detail
     assert {c.name: c.told for c in decision.candidates}["25 %"] == "drop too large"
 
 
@@ -67,22 +235,22 @@ def test_a_point_estimate_within_the_limit_is_not_enough(tmp_path: Path) -> None
     small, large = profile.variants[3].latency_ms, profile.variants[2].latency_ms
     assert small is not None
     assert large is not None
-    verdict, decision = chosen(tmp_path, large.p95, 0.02)
-    assert (decision.picked, verdict.status) == (None, "none-meets-the-limits")
+    found, decision = chosen(tmp_path, large.p95, 0.02)
+    assert (decision.picked, found.status) == (None, "none-meets-the-limits")
     close = next(c for c in decision.candidates if c.name == decision.nearest)
     assert close.drop < 0.02 < (close.upper or 0)
     assert close.needed_units is not None
     assert close.needed_units > 300
     assert close.needed_samples == pytest.approx(3 * close.needed_units, rel=0.01)
-    assert "subjects like these, and has 300" in verdict.detail
+    assert "subjects like these, and has 300" in found.detail
 
 
 def test_too_slow_names_the_fastest(tmp_path: Path) -> None:
     judged_profile(tmp_path, worse=EQUAL)
-    verdict, decision = chosen(tmp_path, 0.1, 0.05)
+    found, decision = chosen(tmp_path, 0.1, 0.05)
     assert decision.picked is None
-    assert verdict.sentence.startswith("No variant meets 0.1 ms of latency (p95)")
-    assert "the fastest, 25 %, takes" in verdict.sentence
+    assert found.sentence.startswith("No variant meets 0.1 ms of latency (p95)")
+    assert "the fastest, 25 %, takes" in found.sentence
     assert all(c.upper is None and c.told == "too slow" for c in decision.candidates)
 
 
@@ -105,70 +273,21 @@ def test_independent_samples_are_an_assumption_that_is_asked_for(tmp_path: Path)
     assert "taken as independent" in by_sample[0].detail
 
 
-def test_the_command_chooses_and_says_how(tmp_path: Path) -> None:
-    judged_profile(tmp_path / "p", worse=EQUAL)
-    call = [
-        "--profile",
-        tmp_path / "p",
-        "--out",
-        tmp_path / "r",
-        "--max-latency-ms",
-        8,
-        "--max-uar-drop",
-        0.05,
-    ]
-    result = run(*call)
-    assert result.exit_code == 0, result.output
-    record = read_record(Report, tmp_path / "r" / "report.json")
-    assert record.decision is not None
-    assert record.decision.picked == "25 %"
-    assert "--max-latency-ms 8 --max-uar-drop 0.05 --confidence 0.95 --unit subject" in record.command
-    assert record.verdict.sentence in result.stdout
-    for name in ("report.html", "report.md"):
-        text = (tmp_path / "r" / name).read_text().replace("\u00a0", " ")
-        assert text.index("Take 25 %") < text.index("Held against the limits")
-
-
-def test_none_is_exit_code_1_with_one_line_and_a_report(tmp_path: Path) -> None:
-    judged_profile(tmp_path / "p", worse=EQUAL)
-    result = run("--profile", tmp_path / "p", "--out", tmp_path / "r", "--max-latency-ms", 0.1)
-    assert result.exit_code == 1
-    (line,) = result.stderr.strip().splitlines()
-    assert "No variant meets 0.1 ms" in line
-    assert (tmp_path / "r" / "report.html").is_file()
-
-
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("latency", "drop", "confidence", "said"),
     [
-        (["--max-latency-ms", "-8"], "--max-latency-ms is a time above 0, got -8"),
-        (["--max-latency-ms", "nan"], "--max-latency-ms is a time above 0, got nan"),
-        (["--max-uar-drop", "-0.01"], "--max-uar-drop is a share above 0 and below 1, got -0.01"),
-        (["--max-uar-drop", "1"], "--max-uar-drop is a share above 0 and below 1, got 1"),
-        (
-            ["--max-uar-drop", "0.01", "--confidence", "95"],
-            "--confidence is a share above 0 and below 1, got 95",
-        ),
+        (-8, None, 0.95, "--max-latency-ms is a time above 0, got -8"),
+        (math.nan, None, 0.95, "--max-latency-ms is a time above 0, got nan"),
+        (None, -0.01, 0.95, "--max-uar-drop is a share above 0 and below 1, got -0.01"),
+        (None, 1.0, 0.95, "--max-uar-drop is a share above 0 and below 1, got 1"),
+        (None, 0.01, 95.0, "--confidence is a share above 0 and below 1, got 95"),
     ],
 )
-def test_a_limit_that_is_none_is_refused(tmp_path: Path, options: list[str], said: str) -> None:
-    judged_profile(tmp_path / "p", worse=EQUAL)
-    result = run("--profile", tmp_path / "p", "--out", tmp_path / "r", *options)
-    assert result.exit_code == 2
-    (line,) = result.stderr.strip().splitlines()
-    assert said in line
-    assert not (tmp_path / "r").exists()
-
-
-def test_a_profile_of_another_schema_is_refused(tmp_path: Path) -> None:
-    judged_profile(tmp_path / "p", worse=EQUAL)
-    path = tmp_path / "p" / "profile.json"
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 9', 1))
-    result = run("--profile", tmp_path / "p", "--out", tmp_path / "r", "--max-uar-drop", 0.05)
-    assert result.exit_code == 2
-    (line,) = result.stderr.strip().splitlines()
-    assert "schema" in line
-    assert "9" in line
+def test_a_limit_that_is_none_is_refused(
+    latency: float | None, drop: float | None, confidence: float, said: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        check_limits(latency, drop, confidence, "subject")
 
 
 def test_data_that_cannot_bear_a_bound_are_refused(tmp_path: Path) -> None:
@@ -186,10 +305,3 @@ def test_data_that_cannot_bear_a_bound_are_refused(tmp_path: Path) -> None:
     write_profile(tmp_path / "int8", profile.model_copy(update={"variants": rows}))
     with pytest.raises(InputError, match="holds no fp32 variant that was judged"):
         chosen(tmp_path / "int8", None, 0.05)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.0301, "0.031"), (0.03, "0.030"), (0.0, "0.000"), (np.nextafter(0.03, 0), "0.030")]
-)
-def test_a_bound_is_rounded_upwards(value: float, text: str) -> None:
-    assert rounded_up(value) == text

@@ -92,20 +92,20 @@ def test_one_process_each_leaves_it_open(profile: Profile) -> None:
     assert found.regressions == []
 
 
-def figures(profile: Profile, **fields: Any) -> list[tuple[str, str]]:
+def scores(profile: Profile, **fields: Any) -> list[tuple[str, str]]:
     change = compare_profiles(profile, changed(profile, **fields)).changes[1]
-    assert change.is_regression == any(figure.is_ == "worse" for figure in change.figures)
-    return [(figure.name, figure.is_) for figure in change.figures]
+    assert change.is_regression == any(score.is_ == "worse" for score in change.scores)
+    return [(score.name, score.is_) for score in change.scores]
 
 
-def test_figures_beyond_their_margins(profile: Profile) -> None:
+def test_results_beyond_their_margins(profile: Profile) -> None:
     row: Measured = profile.variants[1]
     assert row.peak_rss_bytes is not None
-    assert figures(profile, size_bytes=round(row.size_bytes * 1.01)) == []
-    assert figures(profile, size_bytes=round(row.size_bytes * 1.5)) == [("size_bytes", "worse")]
-    assert figures(profile, macs=round(row.macs * 0.5)) == [("macs", "better")]
-    assert figures(profile, peak_rss_bytes=round(row.peak_rss_bytes * 1.04)) == []
-    assert figures(profile, peak_rss_bytes=round(row.peak_rss_bytes * 1.10)) == [("peak_rss_bytes", "worse")]
+    assert scores(profile, size_bytes=round(row.size_bytes * 1.01)) == []
+    assert scores(profile, size_bytes=round(row.size_bytes * 1.5)) == [("size_bytes", "worse")]
+    assert scores(profile, macs=round(row.macs * 0.5)) == [("macs", "better")]
+    assert scores(profile, peak_rss_bytes=round(row.peak_rss_bytes * 1.04)) == []
+    assert scores(profile, peak_rss_bytes=round(row.peak_rss_bytes * 1.10)) == [("peak_rss_bytes", "worse")]
 
 
 def test_accuracy_beyond_its_interval(profile: Profile) -> None:
@@ -115,9 +115,9 @@ def test_accuracy_beyond_its_interval(profile: Profile) -> None:
     # 768 samples at .88: standard errors near .013 each, so .037 for the difference.
     for drop, expected in ((0.02, []), (0.2, [("uar", "worse")]), (-0.1, [("uar", "better")])):
         other = accuracy.model_copy(update={"uar": accuracy.uar - drop})
-        assert figures(profile, accuracy=other) == expected
+        assert scores(profile, accuracy=other) == expected
     elsewhere = accuracy.model_copy(update={"uar": 0.3, "data": "megc-flow"})
-    assert figures(profile, accuracy=elsewhere) == []
+    assert scores(profile, accuracy=elsewhere) == []
 
 
 def test_answers_to_the_same_samples_are_paired(tmp_path: Path) -> None:
@@ -125,13 +125,13 @@ def test_answers_to_the_same_samples_are_paired(tmp_path: Path) -> None:
     # of .03 lies inside the interval of two independent UARs (.033); paired, it is a loss and nothing else.
     old = judged_profile(tmp_path / "old", worse={1.0: 0.0, 0.5: 0.0, 0.25: 0.0})
     new = judged_profile(tmp_path / "new", worse={1.0: 0.0, 0.5: 0.0, 0.25: 0.03})
-    found = {change.id: change.figures for change in compare_profiles(old, new).changes}
-    (figure,) = found["ptsr-k0.25-fp32-cpu"]
-    assert (figure.name, figure.is_) == ("uar", "worse")
-    assert 0.02 < figure.old - figure.new < 0.033
-    assert all(not figures for name, figures in found.items() if name != "ptsr-k0.25-fp32-cpu")
+    found = {change.id: change.scores for change in compare_profiles(old, new).changes}
+    (score,) = found["ptsr-k0.25-fp32-cpu"]
+    assert (score.name, score.is_) == ("uar", "worse")
+    assert 0.02 < score.old - score.new < 0.033
+    assert all(not scores for name, scores in found.items() if name != "ptsr-k0.25-fp32-cpu")
     unpaired = compare_profiles(old.model_copy(update={"judged": None}), new)
-    assert all(not change.figures for change in unpaired.changes)
+    assert all(not change.scores for change in unpaired.changes)
 
 
 def test_what_came_and_went_and_what_else_differs(profile: Profile) -> None:

@@ -49,7 +49,6 @@ class ToyRunner:
 '''
 
 BUILDER = '''
-import onnx
 from toy_runner import ToyRunner
 
 from ptsr_edge.export.targets.base import Artifact, TargetOptions, read_options, variant_id
@@ -69,7 +68,7 @@ class ToyTarget:
         built = {}
         for tokens, graph in request.graphs.items():
             path = request.folder / f"{variant_id(request.name, self.name, request.precision, tokens)}.toy"
-            path.write_bytes(onnx.load(getattr(graph, "path", graph)).SerializeToString())
+            path.write_bytes(graph.model.SerializeToString())
             built[tokens] = Artifact(path, [path], {"greeting": options.greeting}, {"runtime": "toy", "device": "any"})
         return built
 

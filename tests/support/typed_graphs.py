@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from ptsr_edge.core.config import ModelConfig, Preprocess
 from ptsr_edge.export.onnx_graph import trace
 from ptsr_edge.export.static_model import to_static
-from ptsr_edge.export.targets.base import BuildRequest
+from ptsr_edge.export.targets.base import BuildRequest, Graph
 from ptsr_edge.models.ptsr import build_model
 
 CONFIG = ModelConfig(
@@ -43,13 +43,17 @@ def flows(count: int = 4, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+def saved(model: ModelProto, path: Path) -> Graph:
+    """The graph as builders get it, its file with the weights inside."""
+    onnx.save(model, path)
+    return Graph(path, model)
+
+
 def request(folder: Path, precision: str, **options: object) -> BuildRequest:
     """A request to build the graph of `TOKENS` tokens into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = folder.parent / f"{CONFIG.name}.onnx"
-    onnx.save(graph(), source)
     return BuildRequest(
-        name=CONFIG.name, graphs={TOKENS: source}, precision=precision, folder=folder,
+        name=CONFIG.name, graphs={TOKENS: saved(graph(), folder.parent / f"{CONFIG.name}.onnx")}, precision=precision, folder=folder,
         labels=["negative", "positive", "surprise"], preprocess=Preprocess(image_size=CONFIG.image_size),
         calibration=flows(), options=options,
     )  # fmt: skip

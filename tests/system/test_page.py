@@ -10,9 +10,9 @@ import pytest
 from browser import Browser, chromium
 from judged_data import judged_profile
 
-from ptsr_edge.report.accuracy_charts import PICTURES
 from ptsr_edge.report.cli import write_report
 from ptsr_edge.report.recommendation import Limits
+from ptsr_edge.report.sections import CHARTS, Chart
 
 FOUND = chromium()
 pytestmark = pytest.mark.skipif(FOUND is None, reason="no chromium here: apt-get install chromium")
@@ -25,7 +25,7 @@ HIDDEN = """
   return drawn.length !== 1 || drawn[0].getBoundingClientRect().width < 200;
 }).map(image => image.getAttribute('aria-label'))
 """
-"""Pictures of which not exactly one drawing, the wide or the narrow one, can be seen."""
+"""Charts of which not exactly one drawing, the wide or the narrow one, can be seen."""
 
 OVERFLOWING = """
 [...document.querySelectorAll('main *')].filter(part => !part.closest('.scroll') && !part.closest('svg') &&
@@ -42,7 +42,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     worse = {1.0: 0.0, 0.5: 0.0, 0.25: 0.1}
     judged_profile(folder / "p", worse=worse, precisions=("fp32", "int8"))
-    return write_report([folder / "p"], folder / "r", Limits(max_latency_ms=8, max_uar_drop=0.05))
+    return write_report([folder / "p"], folder / "r", Limits(max_latency_ms=8, max_uar_drop=0.05)).page
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,9 @@ def test_it_opens_without_complaint_and_fits(browser: Browser, page: Path, width
     browser.open(page, width, dark=dark)
     assert browser.complaints() == []
     assert browser.requested() == [page.resolve().as_uri()]
-    assert browser.run("document.querySelectorAll('[role=img]').length") == len(PICTURES)
+    assert browser.run("document.querySelectorAll('[role=img]').length") == 1 + sum(
+        isinstance(entry, Chart) for _, entries in CHARTS for entry in entries
+    )
     assert browser.run(HIDDEN) == []
     assert browser.run("document.documentElement.scrollWidth <= innerWidth")
     assert browser.run(OVERFLOWING) == []
@@ -79,12 +81,12 @@ def test_complaints_and_requests_would_be_seen(browser: Browser, page: Path, tmp
     assert "Content Security Policy" in told
 
 
-def test_the_verdict_is_seen_first_with_its_picture(browser: Browser, page: Path) -> None:
+def test_the_recommendation_is_seen_first_with_its_chart(browser: Browser, page: Path) -> None:
     for width in WIDTHS:
         browser.open(page, width)
-        place = "document.querySelector('.verdict').getBoundingClientRect().top"
-        figure = "document.querySelector('figure').getBoundingClientRect().top"
-        assert 0 < browser.run(place) < browser.run(figure) < 900
+        place = "document.querySelector('.recommendation').getBoundingClientRect().top"
+        chart = "document.querySelector('figure').getBoundingClientRect().top"
+        assert 0 < browser.run(place) < browser.run(chart) < 900
 
 
 def test_the_table_sorts_by_click_and_by_key(browser: Browser, page: Path) -> None:
@@ -109,7 +111,7 @@ def test_values_are_shown_on_hover(browser: Browser, page: Path) -> None:
     assert any(re.fullmatch(r"25 % int8, p50, ms: \d\.\d+", title) for title in titles)
 
 
-def test_every_picture_has_words(browser: Browser, page: Path) -> None:
+def test_every_chart_has_words(browser: Browser, page: Path) -> None:
     browser.open(page, 1280)
     labels = browser.run(
         "[...document.querySelectorAll('[role=img]')].map(i => i.getAttribute('aria-label'))"

@@ -9,15 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ptsr_edge.bundle import Through
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.records import Record, parse
 from ptsr_edge.runtimes.base import Runner, find_runtime, load_part
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,25 @@ class TargetOptions(Record):
 
 
 @dataclass(frozen=True)
+class Graph:
+    """An fp32 ONNX graph at one budget: opset 20, batch 1.
+
+    Attributes:
+        path: of its file, with its weights in a file beside it.
+        model: the same in memory, weights inside. All builders read it: none may change it.
+    """
+
+    path: Path
+    model: ModelProto
+
+
+@dataclass(frozen=True)
 class BuildRequest:
     """One precision of one model, at all of its budgets.
 
     Attributes:
         name: the model's name; artifacts are named `variant_id(name, target, precision, tokens)`.
-        graphs: fp32 ONNX graphs by token count, opset 20, batch 1, their weights in a file beside them.
+        graphs: by token count.
         precision: one that the target has.
         folder: where the artifacts go.
         labels: of the classes, in order.
@@ -63,7 +80,7 @@ class BuildRequest:
     """
 
     name: str
-    graphs: Mapping[int, Path]
+    graphs: Mapping[int, Graph]
     precision: str
     folder: Path
     labels: list[str]
@@ -81,12 +98,14 @@ class Artifact:
         files: every file that belongs to it, `path` among them; files may be shared between artifacts.
         built_with: tool versions and build settings.
         runs_on: what the artifact needs (runtime, its version, device class).
+        not_built: why this is less than was asked for, such as a graph in place of an engine; empty where it is not.
     """
 
     path: Path
     files: list[Path]
     built_with: dict[str, Any]
     runs_on: dict[str, Any]
+    not_built: str = ""
 
 
 class Target(Protocol):
@@ -157,9 +176,13 @@ THROUGH_GRAPH = "typed graph computed on the CPU"
 by the graph that it was built from."""
 
 
-def open_built(target: Target, artifact: Artifact) -> tuple[Runner | None, str]:
-    """Loads an artifact, or the graph that it was built from where it cannot run here; says which of the two."""
+def open_built(target: Target, artifact: Artifact) -> tuple[Runner | None, Through]:
+    """Loads an artifact, or the graph that it was built from where the artifact cannot run here.
+
+    Returns:
+        What runs, None where neither does; and which of the two it is.
+    """
     runner = target.runner(artifact, threads=1)
     if runner is None and isinstance(target, GraphTarget):
-        return target.graph_runner(artifact), THROUGH_GRAPH
-    return runner, THROUGH_ARTIFACT
+        return target.graph_runner(artifact), "graph"
+    return runner, "artifact"

@@ -13,7 +13,6 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from ptsr_edge.core.errors import JobError
 from ptsr_edge.export.onnx_graph import OPSET, write_sharing_weights
 from ptsr_edge.export.targets.base import (
     Artifact,
@@ -24,7 +23,6 @@ from ptsr_edge.export.targets.base import (
     variant_id,
 )
 from ptsr_edge.export.targets.quantization import (
-    load_inferred,
     products_kept_float,
     quantize_dynamic_int8,
     quantize_static_qdq,
@@ -62,13 +60,13 @@ class CpuTarget:
 
         Raises:
             InputError: an option or precision is not known, or there are no calibration samples for static int8.
-            JobError: a graph cannot be read, or ONNX Runtime cannot quantize it.
+            JobError: ONNX Runtime cannot quantize it.
         """
         options = read_options(self, CpuOptions, request)
         built_with: dict[str, Any] = {"opset": OPSET}
         built_with |= {package: version(package) for package in ("onnx", "onnxruntime")}
         if request.precision == "fp32":
-            graphs = {tokens: _load(path) for tokens, path in request.graphs.items()}
+            graphs = {tokens: graph.model for tokens, graph in request.graphs.items()}
             return self._write(request, graphs, built_with)
         scheme: str = options.int8_scheme
         with TemporaryDirectory(prefix="ptsr-edge-") as scratch:
@@ -77,9 +75,9 @@ class CpuTarget:
                 scheme, built_with["int8_choice"] = choice["chosen"], choice
             graphs = {
                 tokens: onnx.load(
-                    _quantized(request, options, path, scheme, Path(scratch) / f"{tokens}.onnx")
+                    _quantized(request, options, graph.model, scheme, Path(scratch) / f"{tokens}.onnx")
                 )
-                for tokens, path in request.graphs.items()
+                for tokens, graph in request.graphs.items()
             }
         built_with |= {"int8_scheme": scheme, "keep_float": list(options.keep_float)}
         return self._write(request, graphs, built_with)
@@ -104,19 +102,11 @@ class CpuTarget:
         }
 
 
-def _load(path: Path) -> ModelProto:
-    try:
-        return onnx.load(path)
-    except Exception as error:  # whatever protobuf's implementation raises
-        raise JobError(f"{path} is no readable ONNX graph: {error}") from error
-
-
 def _quantized(
-    request: BuildRequest, options: CpuOptions, source: Path, scheme: str, destination: Path
+    request: BuildRequest, options: CpuOptions, source: ModelProto, scheme: str, destination: Path
 ) -> Path:
-    model = load_inferred(source)
-    kept = [node.name for node in model.graph.node if node.name.partition("/")[0] in options.keep_float]
-    exclude = [*products_kept_float(model), *kept]
+    kept = [node.name for node in source.graph.node if node.name.partition("/")[0] in options.keep_float]
+    exclude = [*products_kept_float(source), *kept]
     if scheme == "dynamic":
         quantize_dynamic_int8(source, destination, exclude=exclude)
     else:
@@ -135,11 +125,13 @@ def measure_schemes(request: BuildRequest, options: CpuOptions, scratch: Path) -
         one with the smaller product of time and error: twice the error must buy twice the speed.
     """
     source = request.graphs[min(request.graphs)]
-    exact = OrtRunner(source, threads=1)
+    exact = OrtRunner(source.path, threads=1)
     judged = request.calibration[:JUDGED]
     expected = _logits(exact, judged)
     runners = {
-        scheme: OrtRunner(_quantized(request, options, source, scheme, scratch / f"{scheme}.onnx"), threads=1)
+        scheme: OrtRunner(
+            _quantized(request, options, source.model, scheme, scratch / f"{scheme}.onnx"), threads=1
+        )
         for scheme in SCHEMES
     }
     times: dict[str, list[float]] = {scheme: [] for scheme in SCHEMES}

@@ -28,8 +28,8 @@ from onnx import ModelProto, numpy_helper
 
 from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.core.files import write_whole
+from ptsr_edge.export.onnx_graph import PRODUCTS
 
-QUANTIZED = ("MatMul", "Gemm", "Conv")
 NARROW = 16
 """Products over so few inputs are statistics of a window's cells: nothing to gain, and their error is
 divided by a standard deviation."""
@@ -38,7 +38,7 @@ Method = Literal["minmax", "percentile", "entropy"]
 
 
 def quantize_static_qdq(
-    source: Path,
+    source: ModelProto,
     destination: Path,
     calibration: NDArray[np.float32],
     *,
@@ -49,7 +49,7 @@ def quantize_static_qdq(
     """Writes a graph whose products have Q/DQ pairs around their inputs; weights per output channel.
 
     Args:
-        source: fp32 ONNX graph, its weights in it or beside it.
+        source: fp32 ONNX graph, its weights in it; it is not changed.
         destination: one file, weights inside.
         calibration: (n, C, S, S) normalised inputs, n >= 1.
         symmetric_activations: S8 with zero point 0 (TensorRT); otherwise U8 with a zero point (ONNX Runtime).
@@ -59,12 +59,12 @@ def quantize_static_qdq(
     Raises:
         InputError: no calibration sample, or a name in `exclude` that the graph does not have.
         MissingExtraError: onnxruntime is not installed.
-        JobError: ONNX Runtime cannot read or quantize the graph.
+        JobError: ONNX Runtime cannot quantize the graph.
     """
     if calibration.ndim != 4 or not len(calibration):
         raise InputError(f"calibration must be (n, C, S, S) with n >= 1, got {calibration.shape}")
     quantization = require("onnxruntime.quantization", "ort", "quantizing to int8")
-    model = load_inferred(source)
+    model = infer_shapes(source)
     _require_names(model, exclude)
     activations = quantization.QuantType.QInt8 if symmetric_activations else quantization.QuantType.QUInt8
     methods = quantization.CalibrationMethod
@@ -74,18 +74,18 @@ def quantize_static_qdq(
     with _written(destination, "quantize") as target:
         quantization.quantize_static(
             model, target, _Samples(calibration),
-            quant_format=quantization.QuantFormat.QDQ, op_types_to_quantize=list(QUANTIZED), per_channel=True,
+            quant_format=quantization.QuantFormat.QDQ, op_types_to_quantize=list(PRODUCTS), per_channel=True,
             activation_type=activations, weight_type=quantization.QuantType.QInt8,
             reduce_range=not symmetric_activations,
             nodes_to_exclude=list(exclude), calibrate_method=chosen,
             extra_options={
                 "ActivationSymmetric": symmetric_activations, "WeightSymmetric": True, "QuantizeBias": False,
-                "OpTypesToExcludeOutputQuantization": list(QUANTIZED),
+                "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
             },
         )  # fmt: skip
 
 
-def quantize_dynamic_int8(source: Path, destination: Path, *, exclude: Sequence[str]) -> None:
+def quantize_dynamic_int8(source: ModelProto, destination: Path, *, exclude: Sequence[str]) -> None:
     """Writes a graph with S8 weights per channel whose activations' ranges are taken at run time.
 
     Needs no calibration; only ONNX Runtime runs it.
@@ -93,10 +93,10 @@ def quantize_dynamic_int8(source: Path, destination: Path, *, exclude: Sequence[
     Raises:
         InputError: a name in `exclude` that the graph does not have.
         MissingExtraError: onnxruntime is not installed.
-        JobError: ONNX Runtime cannot read or quantize the graph.
+        JobError: ONNX Runtime cannot quantize the graph.
     """
     quantization = require("onnxruntime.quantization", "ort", "quantizing to int8")
-    model = load_inferred(source)
+    model = infer_shapes(source)
     _require_names(model, exclude)
     with _written(destination, "quantize") as target:
         quantization.quantize_dynamic(
@@ -139,13 +139,13 @@ def keep_biases_apart(model: ModelProto, exclude: Sequence[str]) -> None:
 
 
 def attention_products(model: ModelProto) -> list[str]:
-    """Names of the MatMuls whose right-hand side is no constant: attention, and the positional read-out."""
+    """Returns the names of the MatMuls whose right-hand side is no constant: attention, and the positional read-out."""
     constants = {tensor.name for tensor in model.graph.initializer}
     return [n.name for n in model.graph.node if n.op_type == "MatMul" and n.input[1] not in constants]
 
 
 def statistics_products(model: ModelProto) -> list[str]:
-    """Names of the MatMuls by a constant of at most `NARROW` rows: statistics of a window's cells."""
+    """Returns the names of the MatMuls by a constant of at most `NARROW` rows: statistics of a window's cells."""
     rows = {tensor.name: tensor.dims[-2] for tensor in model.graph.initializer if len(tensor.dims) >= 2}
     return [
         node.name
@@ -155,7 +155,7 @@ def statistics_products(model: ModelProto) -> list[str]:
 
 
 def first_products(model: ModelProto) -> list[str]:
-    """Names of the products that read the input before any other does: the tokenizer's.
+    """Returns the names of the products that read the input before any other does: the tokenizer's.
 
     A window's values are divided by their standard deviation behind this product, so that one int8 step for
     all windows is too coarse for the faint ones: on a trained nano PTSR with symmetric int8, 25 of 49 tokens,
@@ -169,7 +169,7 @@ def first_products(model: ModelProto) -> list[str]:
         computed = [name for name in node.input if name and name not in constants]
         if not computed or not early.issuperset(computed):
             continue
-        if node.op_type in QUANTIZED and node.name not in statistics:
+        if node.op_type in PRODUCTS and node.name not in statistics:
             found.append(node.name)
         else:
             early.update(node.output)
@@ -177,7 +177,7 @@ def first_products(model: ModelProto) -> list[str]:
 
 
 def means_products(model: ModelProto) -> list[str]:
-    """Names of the products that read patches' means: one row each, so that int8 saves nothing and costs logits.
+    """Returns the names of the products that read patches' means: one row each, so that int8 saves nothing and costs logits.
 
     On a trained nano PTSR the largest error of a logit in OpenVINO's int8 is 0.15 with them and 0.02 without.
     """
@@ -189,24 +189,24 @@ def means_products(model: ModelProto) -> list[str]:
             node = made.get(node.input[0])
         return node is not None and node.op_type == "AveragePool"
 
-    return [node.name for node in model.graph.node if node.op_type in QUANTIZED and averaged(node.input[0])]
+    return [node.name for node in model.graph.node if node.op_type in PRODUCTS and averaged(node.input[0])]
 
 
 def products_kept_float(model: ModelProto) -> list[str]:
-    """What int8 leaves in floating point in every case: attention, read-outs and statistics."""
+    """Returns the names of what int8 always leaves in floating point: attention, read-outs and statistics."""
     return [*attention_products(model), *statistics_products(model), *means_products(model)]
 
 
-def load_inferred(source: Path) -> ModelProto:
-    """A graph with its weights in memory and the shape of every value inferred.
+def infer_shapes(source: ModelProto) -> ModelProto:
+    """Returns a copy of a graph with the shape of every value inferred.
 
     Raises:
-        JobError: the file or its weights cannot be read, or it is no valid ONNX graph.
+        JobError: it is no valid ONNX graph.
     """
     try:
-        return onnx.shape_inference.infer_shapes(onnx.load(source), strict_mode=True)
-    except Exception as error:
-        raise JobError(f"{source} is no readable ONNX graph: {error or type(error).__name__}") from error
+        return onnx.shape_inference.infer_shapes(source, strict_mode=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise JobError(f"no valid ONNX graph: {error}") from error
 
 
 def _require_names(model: ModelProto, names: Sequence[str]) -> None:

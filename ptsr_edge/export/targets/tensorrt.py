@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +32,7 @@ from ptsr_edge.export.targets.base import (
     Artifact,
     BuildRequest,
     Flag,
+    Graph,
     TargetOptions,
     read_options,
     variant_id,
@@ -38,7 +40,7 @@ from ptsr_edge.export.targets.base import (
 from ptsr_edge.export.targets.quantization import (
     Method,
     first_products,
-    load_inferred,
+    infer_shapes,
     products_kept_float,
     quantize_static_qdq,
 )
@@ -98,14 +100,6 @@ class TrtOptions(TargetOptions):
                 choose_capabilities(self.flavour or "tensorrt-rtx", precision, self.compute_capabilities)
 
 
-class NoEngineError(JobError):
-    """No engine was built; `artifacts` are the typed graphs, complete with settings and script."""
-
-    def __init__(self, message: str, artifacts: dict[int, Artifact]) -> None:
-        super().__init__(message)
-        self.artifacts = artifacts
-
-
 class TrtTarget:
     """Plans for TensorRT and TensorRT-RTX; the budgets of a precision share one weights file."""
 
@@ -116,9 +110,11 @@ class TrtTarget:
     def build(self, request: BuildRequest) -> dict[int, Artifact]:
         """See `Target.build`; the artifact is the plan, or with `onnx_only` the typed graph.
 
+        Where nothing here can build engines, the artifacts are the typed graphs, complete with settings and script,
+        and say so by `not_built`.
+
         Raises:
             InputError: an option is not known, or not to be had.
-            NoEngineError: nothing here can build; the typed graphs are written and in `artifacts`.
             JobError: TensorRT refuses a graph, crashes, or built another precision than was asked for.
         """
         options = read_options(self, TrtOptions, request)
@@ -127,14 +123,15 @@ class TrtTarget:
         capabilities = choose_capabilities(version.flavour, request.precision, asked) if version else []
         graphs = write_graphs(request, options)
         if version is None:
-            artifacts = {tokens: _artifact(path) for tokens, path in graphs.items()}
-            if options.onnx_only:
-                return artifacts
-            raise NoEngineError(
-                f"no engine was built, only typed ONNX graphs and {SCRIPT}: {hindrance}; "
-                "run the script on the device, or ask for --onnx-only",
-                artifacts,
+            reason = (
+                ""
+                if options.onnx_only
+                else (
+                    f"no engine was built, only typed ONNX graphs and {SCRIPT}: {hindrance}; "
+                    "run the script on the device, or ask for --onnx-only"
+                )
             )
+            return {tokens: replace(_artifact(path), not_built=reason) for tokens, path in graphs.items()}
         built = {}
         for tokens, path in progress(list(graphs.items()), f"building {request.precision} engines"):
             run_builder(path, version, capabilities)
@@ -170,7 +167,7 @@ def write_graphs(request: BuildRequest, options: TrtOptions) -> dict[int, Path]:
 
     Raises:
         InputError: int8 without calibration samples, or a layer to keep that none of the graphs has.
-        JobError: a graph cannot be read or typed, or a file cannot be written.
+        JobError: a graph cannot be typed, or a file cannot be written.
     """
     typed: dict[Path, ModelProto] = {}
     paths: dict[int, Path] = {}
@@ -180,7 +177,7 @@ def write_graphs(request: BuildRequest, options: TrtOptions) -> dict[int, Path]:
         name = variant_id(request.name, TrtTarget.name, request.precision, tokens)
         path = request.folder / f"{name}.onnx"
         typed[path], products = typed_graph(
-            source, request.precision, request.calibration, options.keep_float, options.method
+            source.model, request.precision, request.calibration, options.keep_float, options.method
         )
         paths[tokens] = path
         settings[path] = {"precision": request.precision, "tf32": options.tf32, "products": products}
@@ -203,11 +200,11 @@ def write_graphs(request: BuildRequest, options: TrtOptions) -> dict[int, Path]:
     return paths
 
 
-def _check_layers(layers: Iterable[str], graphs: Iterable[Path]) -> None:
-    """Raises InputError for a layer that none of the graphs has a product of."""
+def _check_layers(layers: Iterable[str], graphs: Iterable[Graph]) -> None:
+    """Refuses a layer that none of the graphs has a product of."""
     known: set[str] = set()
-    for path in graphs if layers else ():
-        nodes = load_inferred(path).graph.node
+    for graph in graphs:
+        nodes = graph.model.graph.node
         known.update(node.name.partition("/")[0] for node in nodes if node.op_type in PRODUCTS)
     for layer in layers:
         if layer not in known:
@@ -215,13 +212,13 @@ def _check_layers(layers: Iterable[str], graphs: Iterable[Path]) -> None:
 
 
 def typed_graph(
-    source: Path,
+    source: ModelProto,
     precision: str,
     calibration: NDArray[np.float32],
     keep_float: Collection[str] = (),
     method: Method = "minmax",
 ) -> tuple[ModelProto, dict[str, int]]:
-    """A strongly typed graph, and how many of its products compute in which type.
+    """Returns a strongly typed graph, and how many of its products compute in which type.
 
     Args:
         source: fp32 graph, opset 20.
@@ -231,9 +228,9 @@ def typed_graph(
 
     Raises:
         InputError: no calibration sample.
-        JobError: the graph cannot be read, quantized or typed.
+        JobError: the graph cannot be quantized or typed.
     """
-    model = load_inferred(source)
+    model = infer_shapes(source)
     if precision == "fp32":
         model = inline_constants(model)
         return model, dict(require_types(model, precision))
@@ -243,7 +240,7 @@ def typed_graph(
     named = [node.name for node in model.graph.node if node.name.partition("/")[0] in keep_float]
     kept = list(dict.fromkeys([*products_kept_float(model), *first_products(model), *named]))
     with tempfile.TemporaryDirectory(prefix="ptsr-trt-") as folder:
-        quantized = Path(folder) / source.name
+        quantized = Path(folder) / "int8.onnx"
         quantize_static_qdq(
             source, quantized, calibration, symmetric_activations=True, exclude=kept, method=method
         )

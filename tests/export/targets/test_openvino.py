@@ -19,7 +19,7 @@ from openvino_models import TOKENS, request_for, samples, write_graphs
 import ptsr_edge
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.export.targets.base import Artifact
+from ptsr_edge.export.targets.base import Artifact, Graph
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 
 ov = pytest.importorskip("openvino", reason="openvino is missing: pip install 'ptsr-edge[openvino]'")
@@ -50,13 +50,13 @@ print(json.dumps([runner.run(one[None])[0].tolist() for one in np.load(sys.argv[
 
 
 @pytest.fixture(scope="module")
-def graphs(ptsr_config, randomised, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def graphs(ptsr_config, randomised, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Graph]:
     return write_graphs(tmp_path_factory.mktemp("ov") / "graphs", randomised(ptsr_config(score="strain")))
 
 
 @pytest.fixture(scope="module")
 def built(
-    graphs: dict[int, Path], tmp_path_factory: pytest.TempPathFactory
+    graphs: dict[int, Graph], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[int, Artifact]]:
     """Artifacts by precision and token count."""
     folder = tmp_path_factory.mktemp("ov") / "out"
@@ -71,14 +71,14 @@ def built(
     ("precision", "limit"), [("fp32", 1e-4), ("fp16", 0.1), ("bf16", 0.6), ("int8", 1.5)]
 )
 def test_every_precision_answers_as_fp32_does(
-    graphs: dict[int, Path], built: dict[str, dict[int, Artifact]], precision: str, limit: float
+    graphs: dict[int, Graph], built: dict[str, dict[int, Artifact]], precision: str, limit: float
 ) -> None:
     assert set(built[precision]) == set(TOKENS)
     for tokens, artifact in built[precision].items():
         runner = TARGET.runner(artifact, threads=1)
         if runner is None:
             pytest.skip(f"this CPU cannot calculate in {artifact.runs_on['inference_precision']}")
-        exact = OrtRunner(graphs[tokens], threads=1)
+        exact = OrtRunner(graphs[tokens].path, threads=1)
         for one in samples(4):
             logits, kept = runner.run(one[None])
             expected, chosen = exact.run(one[None])
@@ -112,7 +112,7 @@ def test_what_it_runs_in_is_recorded(
 
 
 def test_budgets_share_one_weights_file(
-    graphs: dict[int, Path], built: dict[str, dict[int, Artifact]], tmp_path: Path
+    graphs: dict[int, Graph], built: dict[str, dict[int, Artifact]], tmp_path: Path
 ) -> None:
     (weights,) = {
         path for artifact in built["fp32"].values() for path in artifact.files if path.suffix == ".bin"
@@ -136,7 +136,7 @@ def test_a_build_leaves_nothing_else_behind(built: dict[str, dict[int, Artifact]
 
 
 def test_a_build_can_be_repeated_byte_for_byte(
-    graphs: dict[int, Path], built: dict[str, dict[int, Artifact]], tmp_path: Path
+    graphs: dict[int, Graph], built: dict[str, dict[int, Artifact]], tmp_path: Path
 ) -> None:
     for precision in ("fp16", "int8"):
         for artifact in TARGET.build(request_for(tmp_path / "again", graphs, precision)).values():
@@ -172,7 +172,7 @@ def test_bf16_holds_where_only_the_class_token_is_read(ptsr_config, randomised, 
         pytest.skip("this CPU cannot calculate in bf16")
     graphs = write_graphs(tmp_path / "graphs", randomised(ptsr_config(score="strain", local_readout=False)))
     for tokens, artifact in TARGET.build(request_for(tmp_path / "out", graphs, "bf16")).items():
-        runner, exact = TARGET.runner(artifact, threads=1), OrtRunner(graphs[tokens], threads=1)
+        runner, exact = TARGET.runner(artifact, threads=1), OrtRunner(graphs[tokens].path, threads=1)
         assert runner is not None
         pairs = [(runner.run(one[None])[0], exact.run(one[None])[0]) for one in samples(8)]
         found, expected = (np.array(side) for side in zip(*pairs, strict=True))
@@ -231,7 +231,7 @@ def test_weights_that_do_not_hold_a_constant_are_refused(
         WeightsPool().move_constants(xml)
 
 
-def test_wrong_requests(graphs: dict[int, Path], tmp_path: Path) -> None:
+def test_wrong_requests(graphs: dict[int, Graph], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no precision 'int4'; it has: fp32, fp16, bf16, int8"):
         TARGET.build(request_for(tmp_path / "a", graphs, "int4"))
     with pytest.raises(
@@ -245,21 +245,21 @@ def test_wrong_requests(graphs: dict[int, Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no graph")
     with pytest.raises(JobError, match="cannot read broken"):
-        TARGET.build(request_for(tmp_path / "d", {4: broken}, "fp32"))
+        TARGET.build(request_for(tmp_path / "d", {4: Graph(broken, graphs[8].model)}, "fp32"))
     assert not list((tmp_path / "d").iterdir())
 
 
-def test_an_ir_that_cannot_be_written_is_one_line(graphs: dict[int, Path], tmp_path: Path) -> None:
-    model = read_onnx(ov, graphs[8])
+def test_an_ir_that_cannot_be_written_is_one_line(graphs: dict[int, Graph], tmp_path: Path) -> None:
+    model = read_onnx(ov, graphs[8].path)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(JobError, match=r"cannot write .*file/model\.xml: .*; is there room\?") as caught:
         save(ov, model, tmp_path / "file" / "model.xml", "fp32")
     assert "\n" not in str(caught.value)
 
 
-def test_an_ir_that_is_cut_short_is_not_taken_over(graphs: dict[int, Path], tmp_path: Path) -> None:
+def test_an_ir_that_is_cut_short_is_not_taken_over(graphs: dict[int, Graph], tmp_path: Path) -> None:
     path = tmp_path / "model.xml"
-    save(ov, read_onnx(ov, graphs[8]), path, "fp32")
+    save(ov, read_onnx(ov, graphs[8].path), path, "fp32")
     WeightsPool().move_constants(path)
     text, weights = path.read_bytes(), path.with_suffix(".bin")
     path.write_bytes(text[: len(text) // 2])
@@ -272,7 +272,7 @@ def test_an_ir_that_is_cut_short_is_not_taken_over(graphs: dict[int, Path], tmp_
 
 
 def test_layers_that_are_named_stay_in_float(
-    graphs: dict[int, Path], built: dict[str, dict[int, Artifact]], tmp_path: Path
+    graphs: dict[int, Graph], built: dict[str, dict[int, Artifact]], tmp_path: Path
 ) -> None:
     kept = TARGET.build(request_for(tmp_path / "kept", graphs, "int8", keep_float=["blocks.0.tail.mlp.fc1"]))
     counts = [each[8].path.read_text().count('type="FakeQuantize"') for each in (built["int8"], kept)]
@@ -280,8 +280,8 @@ def test_layers_that_are_named_stay_in_float(
     assert kept[8].built_with["keep_float"] == ["blocks.0.tail.mlp.fc1"]
 
 
-def test_what_stays_in_float_without_being_named(graphs: dict[int, Path]) -> None:
-    model = read_onnx(ov, graphs[8])
+def test_what_stays_in_float_without_being_named(graphs: dict[int, Graph]) -> None:
+    model = read_onnx(ov, graphs[8].path)
     types = {
         operation.get_friendly_name(): operation.get_type_name() for operation in model.get_ordered_ops()
     }
@@ -294,9 +294,9 @@ def test_what_stays_in_float_without_being_named(graphs: dict[int, Path]) -> Non
 def test_the_read_out_of_the_means_stays_in_float(ptsr_config, randomised, tmp_path: Path) -> None:
     config = ptsr_config(score="strain", mean_readout=True)
     means = write_graphs(tmp_path / "graphs", randomised(config))
-    assert {name.partition("/")[0] for name in reads_means(read_onnx(ov, means[8]))} == {"means.linear"}
+    assert {name.partition("/")[0] for name in reads_means(read_onnx(ov, means[8].path))} == {"means.linear"}
     plain = write_graphs(tmp_path / "plain", randomised(config.model_copy(update={"mean_readout": False})))
-    assert reads_means(read_onnx(ov, plain[8])) == set()
+    assert reads_means(read_onnx(ov, plain[8].path)) == set()
 
 
 @pytest.mark.skipif(
