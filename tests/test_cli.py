@@ -90,7 +90,7 @@ def test_a_missing_package_is_one_line_with_the_install_command(name: str) -> No
     assert done.stderr.endswith("pip install 'ptsr-edge[train]'\n")
 
 
-@pytest.mark.parametrize(("module", "said"), [("evaluate", "evaluate"), ("demo", "the demo")])
+@pytest.mark.parametrize(("module", "said"), [("export", "export"), ("demo", "the demo")])
 def test_a_module_run_without_its_packages_is_one_line_as_well(
     module: str, said: str, tmp_path: Path
 ) -> None:

@@ -46,7 +46,7 @@ def table(profile: Profile) -> list[str]:
 @click.option("--data", help="Judge accuracy on this data; default: not measured.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the data; synthetic needs none.")
 @click.option("--checkpoint", type=click.Path(path_type=Path),
-              help="What the bundles were exported from, for the controls; default: the embedded weights.")  # fmt: skip
+              help="What the bundles were exported from, to compare selections; default: the embedded weights.")  # fmt: skip
 @click.option("--control-seeds", type=int, default=3, show_default=True,
               help="With --data: draws of random selection beside DTSM; 0 for none.")  # fmt: skip
 @click.option("--duration-s", type=float, default=5.0, show_default=True,

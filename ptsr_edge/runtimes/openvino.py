@@ -147,7 +147,7 @@ class OpenVinoRunner:
 
 
 def weights_of(artifact: Path) -> Path:
-    """The weights of an IR: under its own name beside it, or what all budgets of its precision share.
+    """Returns the weights of an IR: under its own name beside it, or what all budgets of its precision share.
 
     `m-openvino-int8-k49.xml` reads `m-openvino-int8.bin` unless there is a `m-openvino-int8-k49.bin`.
     """
@@ -205,7 +205,7 @@ def can_calculate(wanted: Sequence[str]) -> bool:
 
 
 def choose_precision(wanted: Sequence[str], available: Sequence[str], name: str) -> str:
-    """The first of the wanted types that the device can calculate in.
+    """Returns the first of the wanted types that the device can calculate in.
 
     Raises:
         JobError: it can do none of them.
@@ -257,7 +257,7 @@ def compile_model(core: Any, model: Any, precision: str, threads: int | None, na
 
 
 def matrix_products(compiled: Any) -> dict[str, int]:
-    """How many matrix products of a compiled model take activations of which type: {"u8": 48, "f32": 3}.
+    """Counts the matrix products of a compiled model by the type of their activations: {"u8": 48, "f32": 3}.
 
     The activations tell: weights may be kept in a smaller type and widened on the way, which OpenVINO then
     gives as the `runtimePrecision`. Products that the runtime fused with what surrounds them are not counted.
@@ -295,6 +295,6 @@ def check_precision(
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of OpenVINO's message: the first ones name its own source files."""
+    """Returns the last line of OpenVINO's message: the first ones name its own source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

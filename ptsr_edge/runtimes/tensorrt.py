@@ -114,7 +114,7 @@ def choose_capabilities(flavour: str, precision: str, asked: Sequence[str] | Non
 
 
 def read_capability(text: str) -> str:
-    """A compute capability as TensorRT writes it: `8.6`, `86` or `sm_86` -> `SM86`.
+    """Reads a compute capability as TensorRT writes it: `8.6`, `86` or `sm_86` -> `SM86`.
 
     Raises:
         InputError: not one of `CAPABILITIES`.
@@ -128,7 +128,7 @@ def read_capability(text: str) -> str:
 
 
 def dotted(capability: str) -> str:
-    """A compute capability as NVIDIA's tables write it: `SM86` -> `8.6`."""
+    """Writes a compute capability as NVIDIA's tables do: `SM86` -> `8.6`."""
     return f"{capability[2:-1]}.{capability[-1]}"
 
 
@@ -216,12 +216,12 @@ def require_capability(plan: TensorRtPlan, gpu: dict[str, str]) -> None:
 
 
 def rebuild_line(plan: TensorRtPlan) -> str:
-    """The command that builds a plan anew where it is to run."""
+    """Returns the command that builds a plan anew where it is to run."""
     return f"run `python3 build_on_device.py` in {plan.path.parent}"
 
 
 def _record(path: Path) -> tuple[int | None, tuple[str, ...]]:
-    """A plan's length and compute capabilities, as far as the record of its build tells."""
+    """Returns a plan's length and compute capabilities, as far as the record of its build tells."""
     side = path.with_suffix(".build.json")
     if not side.is_file():
         return None, ()
@@ -239,7 +239,7 @@ TYPES: dict[str, np.dtype[Any]] = {"FLOAT": np.dtype(np.float32), "INT64": np.dt
 
 
 def check_plan(path: Path) -> tuple[TensorRtPlan, ModuleType]:
-    """A plan that can be loaded here, and the TensorRT that loads it.
+    """Reads a plan that can be loaded here; returns it and the TensorRT that loads it.
 
     Raises:
         JobError: it is damaged, of another TensorRT version, for another GPU, or there is no GPU.
@@ -359,7 +359,7 @@ class TrtRunner:
         return buffers
 
     def _enqueue(self) -> None:
-        """Copies in, network, copies out, all on the stream."""
+        """Puts copies in, network and copies out on the stream."""
         kinds = self._cuda.runtime.cudaMemcpyKind
         for buffer in self._buffers.values():
             if buffer.is_input:
@@ -377,7 +377,7 @@ class TrtRunner:
         self._cuda.call("cudaMemcpyAsync", to, source, size, kind, self._stream)
 
     def _capture(self) -> Any:
-        """The whole inference as an executable CUDA graph; None where this engine cannot be captured."""
+        """Captures the whole inference as an executable CUDA graph; None where this engine cannot be captured."""
         # Thread-local: other sessions may allocate in their threads meanwhile.
         mode = self._cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._cuda.call("cudaStreamBeginCapture", self._stream, mode)

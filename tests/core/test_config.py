@@ -28,7 +28,6 @@ GOOD: dict[str, Any] = dict(
         ({"classes": 1}, "classes: Input should be greater than or equal to 2 (found 1)"),
         ({"dim": "wide"}, "found 'wide'"),
         ({"dropout": 1.0}, "dropout: Input should be less than 1 (found 1.0)"),
-        ({"score": "entropy"}, "score: Input should be 'class-attention', 'rollout', 'strain' or 'random'"),
         ({"patchsize": 8}, "unknown key 'patchsize'; the nearest known key is 'patch_size'"),
         ({"selectblock": 1}, "unknown key 'selectblock'; the nearest known key is 'select_block'"),
     ],

@@ -413,6 +413,18 @@ def test_equal_seeds_give_equal_weights(ptsr_config: Any) -> None:
     assert not torch.equal(first["head.local"], other["head.local"])
 
 
+def test_weights_begin_as_narrow_as_they_are_said_to() -> None:
+    state = build_model(named_model("ptsr-nano"), seed=0).state_dict()
+    assert not any(state[name].any() for name in state if name.startswith("means."))
+    assert not any(state[name].any() for name in state if name.endswith("bias"))
+    # A truncated normal of width .02, cut at two of them: its standard deviation is .88 of that.
+    weight = state["tokenizer.project.weight"]
+    assert weight.abs().max() <= 0.04
+    assert float(weight.std()) == pytest.approx(0.88 * 0.02, rel=0.05)
+    # The local read-out of N d = 49 x 24 products: half of 1 / sqrt(N d).
+    assert float(state["head.local"].std()) == pytest.approx(0.5 / (49 * 24) ** 0.5, rel=0.05)
+
+
 def test_parameters_by_hand() -> None:
     # vit-nano: patches 24 x 48 + 24; class and positions 24 + 50 x 24; a block: qkv 72 x 25, projection
     # 24 x 25, MLP 2 x 24 x 25, two norms and two layer scales; last norm; head 3 x 25.

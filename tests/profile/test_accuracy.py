@@ -11,7 +11,7 @@ import torch
 from bundle_data import PATCH, SIDE, profiled, tiny_flows, write_tiny_bundle
 
 from ptsr_edge.bundle import read_bundle
-from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess, Score
+from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import sha256_of
 from ptsr_edge.models.checkpoint import CheckpointInfo, predict_logits, save_checkpoint
@@ -128,7 +128,7 @@ def test_a_comparison_of_selections_needs_the_weights(
     assert "DTSM is not compared with random and strain selection" in capsys.readouterr().err
 
 
-def model_of(score: Score) -> Ptsr:
+def model_of(score: str) -> Ptsr:
     config = ModelConfig(
         name="ptsr-test", kind="ptsr", image_size=SIDE, patch_size=PATCH, dim=8, depth=2, heads=2, score=score
     )

@@ -33,7 +33,7 @@ def test_accuracy_and_kept_patches_of_held_out_subjects(
         asked.append((name, root, more))
         return tiny_flows()
 
-    monkeypatch.setattr("ptsr_edge.data.datasets.load", load)
+    monkeypatch.setattr("ptsr_edge.evaluate.evaluation.load", load)
     record = profile_bundles([bundle], out=tmp_path / "p", baseline=baseline, data="synthetic", timing=QUICK)
     # The provenance names who was held out: nobody else is loaded.
     assert asked == [("synthetic", None, {"image_size": SIDE, "subjects": ["s000", "s001"]})]
@@ -58,7 +58,7 @@ def test_accuracy_and_kept_patches_of_held_out_subjects(
 def test_random_weights_have_no_accuracy(
     random: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ptsr_edge.data.datasets.load", lambda *_, **__: tiny_flows())
+    monkeypatch.setattr("ptsr_edge.evaluate.evaluation.load", lambda *_, **__: tiny_flows())
     split = TRAINED | {"held_out_subjects": ["s000"]}
     ours, its = ({"kind": "random"} if random in ("both", one) else split for one in ("model", "baseline"))
     write_tiny_bundle(tmp_path / "ptsr", [0.5], provenance=ours)

@@ -205,7 +205,7 @@ def quantize(model: Any, request: BuildRequest, options: OpenVinoOptions) -> tup
 
 
 def selection_only(model: Any) -> set[str]:
-    """Names of the operations whose results reach the outputs through the selection (`TopK`) alone."""
+    """Returns the names of the operations whose results reach the outputs through the selection (`TopK`) alone."""
     names: set[str] = set()
     for operation in reversed(model.get_ordered_ops()):
         readers = [port.get_node() for output in operation.outputs() for port in output.get_target_inputs()]
@@ -221,7 +221,7 @@ def selection_only(model: Any) -> set[str]:
 
 
 def without_weight_matrix(model: Any) -> set[str]:
-    """Names of the matrix products of which neither operand is a constant matrix."""
+    """Returns the names of the matrix products of which neither operand is a constant matrix."""
     return {
         operation.get_friendly_name()
         for operation in model.get_ordered_ops()
@@ -231,7 +231,7 @@ def without_weight_matrix(model: Any) -> set[str]:
 
 
 def reads_means(model: Any) -> set[str]:
-    """Names of the matrix products that read patches' means; see `quantization.means_products`."""
+    """Returns the names of the matrix products that read patches' means; see `quantization.means_products`."""
     names: set[str] = set()
     for operation in model.get_ordered_ops():
         if operation.get_type_name() == "MatMul":
@@ -248,7 +248,7 @@ def _is_weight_matrix(operand: Any) -> bool:
 
 
 def named_operations(model: Any, layers: Sequence[str]) -> set[str]:
-    """The operations of some layers: `NAME`, and `NAME/PART` where there are several."""
+    """Returns the names of the operations of some layers: `NAME`, and `NAME/PART` where there are several."""
     return {
         operation.get_friendly_name()
         for operation in model.get_ordered_ops()
@@ -273,7 +273,7 @@ class WeightsPool:
         self._places: dict[str, int] = {}
 
     def move_constants(self, xml: Path, precise: Collection[str] = ()) -> str:
-        """Takes over the constants of an IR; the text of the IR with their offsets in the pool.
+        """Takes over the constants of an IR; returns the text of the IR with their offsets in the pool.
 
         An IR's `Const` layers name their constant by `offset` and `size` in the weights file.
 
@@ -383,7 +383,7 @@ def annotate(ov: ModuleType, model: Any, request: BuildRequest, ident: str) -> N
 
 
 def model_info(labels: Sequence[str], preprocess: Preprocess) -> dict[str, str]:
-    """The section of that name as OpenVINO's Model API and DL Streamer read it.
+    """Returns the section of that name as OpenVINO's Model API and DL Streamer read it.
 
     Both part labels by blanks. Neither knows a normalisation by median and deviation: they are told to pass
     float32 samples (S, S, 3) as they come, and `preprocess` says how such a sample is made.

@@ -28,8 +28,8 @@ from onnx import ModelProto, numpy_helper
 
 from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.core.files import write_whole
+from ptsr_edge.export.onnx_graph import PRODUCTS
 
-QUANTIZED = ("MatMul", "Gemm", "Conv")
 NARROW = 16
 """Products over so few inputs are statistics of a window's cells: nothing to gain, and their error is
 divided by a standard deviation."""
@@ -74,13 +74,13 @@ def quantize_static_qdq(
     with _written(destination, "quantize") as target:
         quantization.quantize_static(
             model, target, _Samples(calibration),
-            quant_format=quantization.QuantFormat.QDQ, op_types_to_quantize=list(QUANTIZED), per_channel=True,
+            quant_format=quantization.QuantFormat.QDQ, op_types_to_quantize=list(PRODUCTS), per_channel=True,
             activation_type=activations, weight_type=quantization.QuantType.QInt8,
             reduce_range=not symmetric_activations,
             nodes_to_exclude=list(exclude), calibrate_method=chosen,
             extra_options={
                 "ActivationSymmetric": symmetric_activations, "WeightSymmetric": True, "QuantizeBias": False,
-                "OpTypesToExcludeOutputQuantization": list(QUANTIZED),
+                "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
             },
         )  # fmt: skip
 
@@ -139,13 +139,13 @@ def keep_biases_apart(model: ModelProto, exclude: Sequence[str]) -> None:
 
 
 def attention_products(model: ModelProto) -> list[str]:
-    """Names of the MatMuls whose right-hand side is no constant: attention, and the positional read-out."""
+    """Returns the names of the MatMuls whose right-hand side is no constant: attention, and the positional read-out."""
     constants = {tensor.name for tensor in model.graph.initializer}
     return [n.name for n in model.graph.node if n.op_type == "MatMul" and n.input[1] not in constants]
 
 
 def statistics_products(model: ModelProto) -> list[str]:
-    """Names of the MatMuls by a constant of at most `NARROW` rows: statistics of a window's cells."""
+    """Returns the names of the MatMuls by a constant of at most `NARROW` rows: statistics of a window's cells."""
     rows = {tensor.name: tensor.dims[-2] for tensor in model.graph.initializer if len(tensor.dims) >= 2}
     return [
         node.name
@@ -155,7 +155,7 @@ def statistics_products(model: ModelProto) -> list[str]:
 
 
 def first_products(model: ModelProto) -> list[str]:
-    """Names of the products that read the input before any other does: the tokenizer's.
+    """Returns the names of the products that read the input before any other does: the tokenizer's.
 
     A window's values are divided by their standard deviation behind this product, so that one int8 step for
     all windows is too coarse for the faint ones: on a trained nano PTSR with symmetric int8, 25 of 49 tokens,
@@ -169,7 +169,7 @@ def first_products(model: ModelProto) -> list[str]:
         computed = [name for name in node.input if name and name not in constants]
         if not computed or not early.issuperset(computed):
             continue
-        if node.op_type in QUANTIZED and node.name not in statistics:
+        if node.op_type in PRODUCTS and node.name not in statistics:
             found.append(node.name)
         else:
             early.update(node.output)
@@ -177,7 +177,7 @@ def first_products(model: ModelProto) -> list[str]:
 
 
 def means_products(model: ModelProto) -> list[str]:
-    """Names of the products that read patches' means: one row each, so that int8 saves nothing and costs logits.
+    """Returns the names of the products that read patches' means: one row each, so that int8 saves nothing and costs logits.
 
     On a trained nano PTSR the largest error of a logit in OpenVINO's int8 is 0.15 with them and 0.02 without.
     """
@@ -189,11 +189,11 @@ def means_products(model: ModelProto) -> list[str]:
             node = made.get(node.input[0])
         return node is not None and node.op_type == "AveragePool"
 
-    return [node.name for node in model.graph.node if node.op_type in QUANTIZED and averaged(node.input[0])]
+    return [node.name for node in model.graph.node if node.op_type in PRODUCTS and averaged(node.input[0])]
 
 
 def products_kept_float(model: ModelProto) -> list[str]:
-    """What int8 leaves in floating point in every case: attention, read-outs and statistics."""
+    """Returns the names of what int8 always leaves in floating point: attention, read-outs and statistics."""
     return [*attention_products(model), *statistics_products(model), *means_products(model)]
 
 

@@ -201,7 +201,7 @@ def write_graphs(request: BuildRequest, options: TrtOptions) -> dict[int, Path]:
 
 
 def _check_layers(layers: Iterable[str], graphs: Iterable[Graph]) -> None:
-    """Raises InputError for a layer that none of the graphs has a product of."""
+    """Refuses a layer that none of the graphs has a product of."""
     known: set[str] = set()
     for graph in graphs:
         nodes = graph.model.graph.node
@@ -218,7 +218,7 @@ def typed_graph(
     keep_float: Collection[str] = (),
     method: Method = "minmax",
 ) -> tuple[ModelProto, dict[str, int]]:
-    """A strongly typed graph, and how many of its products compute in which type.
+    """Returns a strongly typed graph, and how many of its products compute in which type.
 
     Args:
         source: fp32 graph, opset 20.

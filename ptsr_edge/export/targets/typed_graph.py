@@ -1,4 +1,4 @@
-"""fp32 ONNX graphs rewritten so that every type stands in the graph: strongly typed fp16.
+"""fp32 ONNX graphs rewritten so that every type stands in the graph, and such graphs computed on the CPU.
 
 TensorRT 11 and TensorRT-RTX know no other way to a precision: what the graph says is what is computed.
 
@@ -41,15 +41,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.export.onnx_graph import PRODUCTS
 
-PRODUCTS = ("MatMul", "Gemm", "Conv")
-"""Operators that are matrix products: where the time goes, and what a precision is about."""
+Array = NDArray[Any]
 
 NAMES: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 
 
 def to_strong_fp16(model: ModelProto) -> ModelProto:
-    """A graph of the same inputs and outputs whose products are fp16; Q/DQ pairs keep their int8.
+    """Returns a graph of the same inputs and outputs whose products are fp16; Q/DQ pairs keep their int8.
 
     Raises:
         InputError: the graph has an operator with a graph of its own, or a weight beyond fp16's range.
@@ -68,7 +68,7 @@ def to_strong_fp16(model: ModelProto) -> ModelProto:
 
 
 def value_types(model: ModelProto) -> dict[str, int]:
-    """The element type of every value and constant by name, by ONNX's own strict inference.
+    """Returns the element type of every value and constant by name, by ONNX's own strict inference.
 
     Raises:
         JobError: the graph is no valid ONNX graph, or the types of a node's inputs contradict each other.
@@ -149,7 +149,7 @@ def columns_to_sums(graph: GraphProto) -> None:
 
 
 def nodes_kept_fp32(graph: GraphProto, floats: set[str]) -> set[str]:
-    """Outputs (each node's first) of the nodes before, after and beside the products, as told above."""
+    """Returns the outputs (each node's first) of the nodes before, after and beside the products, as told above."""
     constants = {tensor.name for tensor in graph.initializer}
     early = {value.name for value in graph.input if value.name in floats}
     kept: set[str] = set()
@@ -250,7 +250,7 @@ class _Emitter:
 
 
 def as_half(values: NDArray[np.float32], name: str) -> NDArray[np.float16]:
-    """Values rounded to fp16.
+    """Rounds values to fp16.
 
     Raises:
         InputError: one lies beyond fp16's range.
@@ -262,7 +262,7 @@ def as_half(values: NDArray[np.float32], name: str) -> NDArray[np.float16]:
 
 
 def product_types(model: ModelProto) -> dict[str, str]:
-    """The type that each product computes in, by node name: fp32, fp16, or int8 between Q/DQ pairs."""
+    """Returns the type that each product computes in, by node name: fp32, fp16, or int8 between Q/DQ pairs."""
     types = value_types(model)
     producers = {name: node for node in model.graph.node for name in node.output}
     result = {}
@@ -294,11 +294,15 @@ def require_types(model: ModelProto, precision: str, kept_float: Iterable[str] =
     return Counter(found.values())
 
 
-Array = NDArray[Any]
-
-
 class TypedGraphRunner:
-    """One typed graph: `run` takes (1, C, S, S) float32, gives logits (k,) and kept patches or None."""
+    """A typed graph computed on the CPU with the rounding that its types mean.
+
+    ONNX Runtime on a CPU computes an fp16 graph in fp32 and drops the roundings in between, which flatters it. Here
+    ONNX's reference evaluator rounds every value to its type. Inside of an operator that adds up many values
+    (products, normalisation, softmax) or has a function of its own (GELU) it is computed in fp32 and rounded once,
+    as TensorRT's kernels do. It shows what a GPU's arithmetic will cost, not how fast it is, and it is no proof of an
+    engine. `run` takes (1, C, S, S) float32, gives logits (k,) and kept patches or None.
+    """
 
     def __init__(self, artifact: Path) -> None:
         """Loads an ONNX file with its weights.
