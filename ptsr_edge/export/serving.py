@@ -29,6 +29,7 @@ from ptsr_edge.bundle import Bundle, Variant, check_files, read_bundle
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_place, staged_folder, write_json, write_whole
 from ptsr_edge.core.records import nearest
+from ptsr_edge.runtimes.base import find_runtime
 
 log = logging.getLogger("ptsr_edge")
 
@@ -260,7 +261,7 @@ def _refusal(folder: Path, variant: Variant, layout: str) -> str | None:
     form = FORMATS.get(artifact.suffix)
     if form is None:
         return f"no server takes {variant.artifact}; known: {', '.join(FORMATS)}"
-    if variant.target == "trt" and form is not PLAN:
+    if find_runtime(variant.target).needs_gpu and form is not PLAN:
         return "its engine is still to be built on the device"
     if form is PLAN and layout == "ovms":
         return "OpenVINO Model Server takes IR and ONNX, no TensorRT engines"
