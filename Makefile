@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# Processes of the tests.
+# Processes of the quick tests.
 JOBS ?= 2
 # More for pip, such as the address of an index with CPU builds of torch.
 PIP_ARGS ?=
@@ -31,7 +31,7 @@ demo: setup  ## Export, judge, profile and report on synthetic data, into out/de
 
 test: lint  ## All checks: lint, types, tests
 	@echo "test: pytest"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	@$(BIN)/python -m pytest
 
 test-quick: setup  ## While working: the tests that need no tool chain, server or browser
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"

@@ -35,6 +35,8 @@ from ptsr_edge.doctor import (
 from ptsr_edge.models import checkpoint
 from ptsr_edge.runtimes.base import RUNTIMES
 
+pytestmark = pytest.mark.slow
+
 GPU = {"name": "A", "capability": "SM86"}
 HOPPER = {"name": "H", "capability": "SM90"}
 

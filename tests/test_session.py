@@ -23,6 +23,8 @@ from ptsr_edge.models.checkpoint import load_checkpoint, predict_logits
 from ptsr_edge.runtimes.tensorrt import TrtRunner
 from ptsr_edge.vision.flow import to_input
 
+pytestmark = pytest.mark.slow
+
 BUDGETS = {1.0: 16, 0.5: 8, 0.25: 4}
 
 

@@ -23,6 +23,8 @@ from ptsr_edge.camera import Event
 from ptsr_edge.camera.cli import choose_face, main, read_budget, read_size
 from ptsr_edge.core.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnxruntime")
 
 Places = tuple[Path, Path]

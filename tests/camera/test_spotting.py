@@ -21,6 +21,8 @@ from ptsr_edge.camera.spotting import (
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.synthetic_video import Script, draw_script, film
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("cv2")
 
 SECONDS = 16.0

@@ -12,6 +12,8 @@ from click.testing import CliRunner
 
 from ptsr_edge.evaluate.cli import main
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_command_says_what_no_engine_ran_for(
     graphs_only: Path, megc_folder: Path, tmp_path: Path

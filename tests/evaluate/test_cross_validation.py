@@ -30,6 +30,8 @@ from ptsr_edge.models.checkpoint import predict_logits
 from ptsr_edge.models.ptsr import Model, build_model
 from ptsr_edge.train.trainer import fit
 
+pytestmark = pytest.mark.slow
+
 DATA = composite()
 
 

@@ -21,6 +21,8 @@ from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.evaluate import executor
 from ptsr_edge.evaluate.executor import Arrays, check_engine, run_tasks
 
+pytestmark = pytest.mark.slow
+
 
 def products(results: list[Arrays]) -> list[bytes]:
     return [result["products"].tobytes() for result in results]

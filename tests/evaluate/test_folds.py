@@ -25,6 +25,8 @@ from ptsr_edge.evaluate.folds import (
 )
 from ptsr_edge.train.trainer import train_config_for
 
+pytestmark = pytest.mark.slow
+
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU here")
 
 

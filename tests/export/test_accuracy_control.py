@@ -29,6 +29,8 @@ from ptsr_edge.export.targets.onnxruntime import CpuTarget
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.stats.classification import confusion, uar
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnxruntime")
 
 WIDTH = 32

@@ -35,6 +35,8 @@ from ptsr_edge.models.checkpoint import CheckpointInfo, read_info, save_checkpoi
 from ptsr_edge.models.macs import count_macs
 from ptsr_edge.models.ptsr import count_parameters
 
+pytestmark = pytest.mark.slow
+
 
 def assert_one_line(result: Result, exit_code: int, says: str) -> None:
     assert result.exit_code == exit_code, result.stderr

@@ -21,6 +21,8 @@ from ptsr_edge.export.config import ExportConfig, check_out, rates_of, read_reci
 from ptsr_edge.export.targets.base import find_target
 from ptsr_edge.models.checkpoint import CheckpointInfo, save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[2] / "export"
 RECIPES = sorted(FOLDER.glob("*.toml"))
 

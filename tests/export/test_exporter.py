@@ -58,6 +58,8 @@ from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.stats.classification import confusion, uar
 from ptsr_edge.vision.flow import to_input
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnxruntime")
 
 SIDE = 16

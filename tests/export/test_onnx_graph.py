@@ -36,6 +36,8 @@ from ptsr_edge.export.static_model import to_static
 from ptsr_edge.models.ptsr import Output, build_model
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 
+pytestmark = pytest.mark.slow
+
 Graph = tuple[Path, Variant, onnx.ModelProto]
 
 

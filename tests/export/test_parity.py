@@ -46,6 +46,8 @@ from ptsr_edge.models.checkpoint import load_checkpoint
 from ptsr_edge.models.ptsr import Model, Ptsr
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 
+pytestmark = pytest.mark.slow
+
 Answer = tuple[NDArray[np.float32], NDArray[np.int64] | None]
 Run = Callable[[NDArray[np.float32]], Answer]
 

@@ -34,6 +34,8 @@ from ptsr_edge.export.serving import (
 from ptsr_edge.runtimes.openvino import load_openvino
 from ptsr_edge.vision.flow import to_input
 
+pytestmark = pytest.mark.slow
+
 INTEGER, TEXT, FLAG = "integer", "string", "bool"
 
 DATA_TYPES = {"TYPE_BOOL", "TYPE_UINT8", "TYPE_UINT16", "TYPE_UINT32", "TYPE_UINT64", "TYPE_INT8",

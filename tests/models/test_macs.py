@@ -38,6 +38,8 @@ from ptsr_edge.models.macs import (
 )
 from ptsr_edge.models.ptsr import SCORES, Vit, build_model
 
+pytestmark = pytest.mark.slow
+
 
 class Call(nn.Module):
     """A function of tensors as a module."""

@@ -31,6 +31,8 @@ from ptsr_edge.session import Session
 from ptsr_edge.stats.classification import confusion, paired_bootstrap, uar, uf1
 from ptsr_edge.vision.flow import to_input
 
+pytestmark = pytest.mark.slow
+
 
 def test_accuracy_is_the_artifacts_own(folders: tuple[Path, Path]) -> None:
     bundle, _ = folders

@@ -18,6 +18,8 @@ from ptsr_edge.profile.roofline import (
     shares_of,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("target", "precision"),

@@ -27,6 +27,8 @@ from ptsr_edge.profile.variants import ProfiledVariant
 from ptsr_edge.profile.worker import RawTiming, Worker
 from ptsr_edge.stats.latency import Ratio, ratio_interval
 
+pytestmark = pytest.mark.slow
+
 
 def named(folder: Path, **tokens: int) -> list[ProfiledVariant]:
     """Variants of the PTSR bundle by their tokens, under ids of their own."""

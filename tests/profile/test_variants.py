@@ -24,6 +24,8 @@ from ptsr_edge.profile.variants import (
     variants_of,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def test_shown_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -17,6 +17,8 @@ from ptsr_edge.profile.timing import pinned_cpus
 from ptsr_edge.profile.variants import ProfiledVariant
 from ptsr_edge.profile.worker import RawTiming, Worker
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def variant(folders: tuple[Path, Path]) -> ProfiledVariant:

@@ -29,6 +29,8 @@ from ptsr_edge.profile.worker_process import (
 )
 from ptsr_edge.vision.flow import optical_flow, to_input
 
+pytestmark = pytest.mark.slow
+
 
 def answers(*requests: dict[str, Any]) -> list[dict[str, Any]]:
     said = io.StringIO()

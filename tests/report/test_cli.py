@@ -22,6 +22,8 @@ from ptsr_edge.profile.schema import Attempt, Measured, Profile
 from ptsr_edge.report import cli as module
 from ptsr_edge.report.cli import Report, json_text, main, render, unbroken, write_report
 
+pytestmark = pytest.mark.slow
+
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 

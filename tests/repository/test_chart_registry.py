@@ -16,6 +16,8 @@ from ptsr_edge.report.plotting import Canvas, Drawing, colour
 from ptsr_edge.report.recommendation import Recommendation
 from ptsr_edge.report.sections import CHARTS, Chart
 
+pytestmark = pytest.mark.slow
+
 
 def toy(comparison: Comparison, _: Recommendation) -> Drawing:
     """Draws the size of each variant."""

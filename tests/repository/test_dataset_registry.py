@@ -16,6 +16,8 @@ from ptsr_edge.data.datasets import data_names, dataset_origin, known_dataset, l
 from ptsr_edge.export.exporter import data_fingerprint
 from ptsr_edge.models.checkpoint import read_info
 
+pytestmark = pytest.mark.slow
+
 MODULE = '''\
 """What somebody else writes to add a data set: a loader and an entry."""
 import numpy as np

@@ -21,6 +21,8 @@ from ptsr_edge.bundle import describe_file, write_bundle
 from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.export.targets.openvino import model_info
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnxruntime")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

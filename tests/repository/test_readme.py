@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from readme import Block, run_block, runnable_blocks
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = runnable_blocks(README)

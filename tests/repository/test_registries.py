@@ -20,6 +20,8 @@ from ptsr_edge.export.config import ExportConfig
 from ptsr_edge.export.exporter import export_bundle
 from ptsr_edge.runtimes.base import RUNTIMES, find_runtime, target_names
 
+pytestmark = pytest.mark.slow
+
 TOY = """
 from ptsr_edge.runtimes.base import Runtime
 

@@ -30,6 +30,8 @@ from ptsr_edge.profile.accuracy import compare_selections
 from ptsr_edge.session import Session
 from ptsr_edge.train.trainer import TrainConfig, fit
 
+pytestmark = pytest.mark.slow
+
 
 def centre_scores(model: Scoring, flow: torch.Tensor) -> torch.Tensor:
     """Nearness of each patch to the middle, weighed by its mean motion: a product of (C) with (C, N)."""

@@ -40,6 +40,8 @@ from ptsr_edge.runtimes.openvino import (  # noqa: E402
     weights_of,
 )
 
+pytestmark = pytest.mark.slow
+
 CAPABILITIES = ov.Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
 OPEN = """
 import sys, pathlib

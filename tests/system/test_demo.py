@@ -13,6 +13,8 @@ from ptsr_edge.core.config import DEFAULT_MODEL, named_model
 from ptsr_edge.demo import BUDGETS, main
 from ptsr_edge.profile.schema import read_profile
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 SMALLEST = "ptsr-nano"

@@ -12,6 +12,8 @@ from no_network import FILTERED, NO_FILTER, run_watched
 
 from ptsr_edge.bundle import read_bundle
 
+pytestmark = pytest.mark.slow
+
 CONNECT = "import socket; socket.create_connection(('127.0.0.1', 9), 1)"
 """Port 9 of this machine, which nobody serves: should a test fail to stop it, nothing leaves."""
 

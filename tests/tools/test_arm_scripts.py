@@ -21,6 +21,8 @@ from ptsr_edge.bundle import add_verification, read_bundle
 from ptsr_edge.core.errors import JobError
 from ptsr_edge.models.ptsr import strain_scores as selected_by
 
+pytestmark = pytest.mark.slow
+
 HERE = {"logits": [[0.0, 1.0, 2.0], [3.0, 1.0, 2.0]], "kept": [[0, 2], [1, 3]]}
 SAME = Difference(samples=2, max_abs=0.0, top1_agreement=1.0, kept_agreement=1.0, tied=0)
 

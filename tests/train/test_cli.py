@@ -23,6 +23,8 @@ from ptsr_edge.stats.classification import confusion, uar, uf1
 from ptsr_edge.train.cli import held_out_scores, main
 from ptsr_edge.train.trainer import PRETRAINING, digest_weights, fit, train_config_for
 
+pytestmark = pytest.mark.slow
+
 
 def train(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="ptsr-edge train")

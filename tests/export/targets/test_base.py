@@ -13,6 +13,8 @@ from ptsr_edge.core.errors import InputError
 from ptsr_edge.export.targets.base import BuildRequest, Target, find_target, read_options, variant_id
 from ptsr_edge.runtimes.base import RUNTIMES, Runner, RunnerClass, find_runner
 
+pytestmark = pytest.mark.slow
+
 
 def test_no_two_variants_have_one_name() -> None:
     assert variant_id("ptsr-tiny", "cpu", "int8", 49) == "ptsr-tiny-cpu-int8-k49"

@@ -19,6 +19,8 @@ from ptsr_edge.export.onnx_graph import write_sharing_weights
 from ptsr_edge.export.targets.base import BuildRequest, Graph
 from ptsr_edge.export.targets.onnxruntime import SCHEMES, CpuOptions, CpuTarget, measure_schemes
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnxruntime")
 
 BUDGETS = (PATCHES, PATCHES // 2)

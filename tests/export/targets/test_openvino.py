@@ -38,6 +38,8 @@ from ptsr_edge.export.targets.openvino import (  # noqa: E402
 )
 from ptsr_edge.runtimes.openvino import can_calculate, compile_model, read_ir  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 TARGET = OpenVinoTarget()
 EMULATOR = "qemu-x86_64-static"
 ANSWERS = """

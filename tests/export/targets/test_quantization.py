@@ -34,6 +34,8 @@ from ptsr_edge.export.targets.quantization import (
 )
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 
+pytestmark = pytest.mark.slow
+
 EMULATOR = "qemu-x86_64-static"
 ANSWERS = """
 import json, sys, numpy as np

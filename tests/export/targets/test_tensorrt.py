@@ -26,6 +26,8 @@ from ptsr_edge.runtimes import build_on_device
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.runtimes.tensorrt import TensorRtVersion, choose_version
 
+pytestmark = pytest.mark.slow
+
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
     reason="tensorrt-rtx is missing: pip install 'ptsr-edge[trt]'",

@@ -27,6 +27,8 @@ from ptsr_edge.export.targets.typed_graph import (
 )
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 
+pytestmark = pytest.mark.slow
+
 
 def run(
     model: onnx.ModelProto, folder: Path, flow: NDArray[np.float32]
