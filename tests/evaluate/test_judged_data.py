@@ -25,7 +25,7 @@ def test_subjects_seen_in_training_are_not_judged(
         update={"provenance": TRAINED | {"train_subjects": ["s0", "s2"]}}
     )
     other = read_bundle(folders[1]).model_copy(update={"provenance": TRAINED | {"train_subjects": ["s1"]}})
-    monkeypatch.setattr("ptsr_edge.data.datasets.load", lambda *_, **__: tiny_flows())
+    monkeypatch.setattr("ptsr_edge.evaluate.evaluation.load", lambda *_, **__: tiny_flows())
     data, protocol = judged_data("synthetic", None, [seen, other])
     assert data.subject_names == ["s3"]
     assert protocol == "held-out subjects"
@@ -38,7 +38,7 @@ def test_data_with_other_classes_is_refused(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     odd = dataclasses.replace(tiny_flows(), label_names=("a", "b", "c"))
-    monkeypatch.setattr("ptsr_edge.data.datasets.load", lambda *_, **__: odd)
+    monkeypatch.setattr("ptsr_edge.evaluate.evaluation.load", lambda *_, **__: odd)
     with pytest.raises(InputError, match="data synthetic has the classes a, b, c"):
         judged_data("synthetic", None, [read_bundle(folders[0])])
 

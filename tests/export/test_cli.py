@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -393,23 +392,18 @@ def test_an_interrupt_leaves_nothing_half_written(
 
     def interrupted(target: CpuTarget, request: BuildRequest) -> dict[int, Artifact]:
         """The user presses Ctrl-C when half of the artifacts are there."""
-        built = build(target, request)
+        build(target, request)
         assert any(path.name.startswith(".bundle.") for path in tmp_path.iterdir())
-        signal.raise_signal(signal.SIGINT)
-        return built
+        # What Python makes of SIGINT. A real signal ends in a segmentation fault once OpenVINO has computed in this process.
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(CpuTarget, "build", interrupted)
     out = tmp_path / "bundle"
     if older:
         shutil.copytree(tiny_bundle, out)
     before = digest_of(tmp_path)
-    # A shell starts what runs in its background with the signal ignored.
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        result = export("--checkpoint", pocket, "--calibration", megc_folder, "--budgets", "1", "--no-cache",
-                        "--calibration-samples", "6", "--out", out)  # fmt: skip
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    result = export("--checkpoint", pocket, "--calibration", megc_folder, "--budgets", "1", "--no-cache",
+                    "--calibration-samples", "6", "--out", out)  # fmt: skip
     assert result.exit_code == 1
     assert (result.stdout, result.stderr.split()) == ("", ["Aborted!"])
     assert digest_of(tmp_path) == before
