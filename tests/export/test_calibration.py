@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -122,7 +121,6 @@ def test_samples_stay_in_the_order_of_the_data(uneven: FlowDataset) -> None:
 
 
 def test_fewer_than_asked_for_is_said(uneven: FlowDataset, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING, logger="ptsr_edge")  # whatever an earlier test made of it
     chosen, record = draw(uneven, 100)
     assert [entry.getMessage() for entry in caplog.records] == [
         "calibration: 100 samples asked for, toy has 29"
