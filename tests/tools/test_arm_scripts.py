@@ -240,7 +240,7 @@ def test_the_machine_gets_python_and_libraries_for_its_own_architecture_only() -
 def test_a_device_gets_what_the_package_asks_for_and_a_runtime() -> None:
     text = (machine.REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     names = [rule.partition(">")[0] for rule in machine.device_requirements(text)]
-    assert names == ["numpy", "pydantic", "click", "onnxruntime"]
+    assert names == ["numpy", "pydantic", "click", "packaging", "onnxruntime"]
 
 
 def test_constraints_keep_all_pins_but_the_runtime_s() -> None:
