@@ -2,8 +2,9 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# Processes of the quick tests.
+# Processes that the tests are spread over, and how: a file stays in one; one that crashes ends the run.
 JOBS ?= 2
+SPREAD := -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 # More for pip, such as the address of an index with CPU builds of torch.
 PIP_ARGS ?=
 
@@ -31,10 +32,10 @@ demo: setup  ## Export, judge, profile and report on synthetic data, into out/de
 
 test: lint  ## All checks: lint, types, tests
 	@echo "test: pytest"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(SPREAD)
 
 test-quick: setup  ## While working: the tests that need no tool chain, server or browser
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+	@$(BIN)/python -m pytest $(SPREAD) -m "not slow"
 
 test-arm: setup  ## Exported bundles on emulated ARM processors; needs apt. ARM_ARGS=--help lists what may be set
 	@echo "test-arm: aarch64 answers against those of this machine"

@@ -34,7 +34,7 @@ from ptsr_edge.models.ptsr import Model
 from ptsr_edge.profile.profiler import profile_bundles
 from ptsr_edge.profile.timing import TimingConfig, measure_interleaved
 from ptsr_edge.profile.variants import ProfiledVariant
-from ptsr_edge.runtimes.build_on_device import describe_gpus
+from ptsr_edge.runtimes.build_on_device import cuda_devices
 from ptsr_edge.session import open_artifact, why_not_here
 from ptsr_edge.stats.latency import Ratio, ratio_interval
 
@@ -128,7 +128,7 @@ def accuracy_claims(
     """
     export_bundle(
         out=folder, checkpoint=checkpoint, target=TARGETS, precisions=("fp32", "int8"), budgets=BUDGETS,
-        calibration=root, calibration_data=data, options={} if describe_gpus() else {"onnx_only": True},
+        calibration=root, calibration_data=data, options={} if cuda_devices() else {"onnx_only": True},
     )  # fmt: skip
     model, info, _ = resolve(checkpoint, None if checkpoint else "ptsr-tiny")
     held = info.provenance["held_out_subjects"]

@@ -216,11 +216,11 @@ def probe(module: str, facts: str = "[]", limit_s: float = LIMIT_S) -> Probe:
     return Probe("works", ", ".join(json.loads(said)))
 
 
-_GPUS = "import json, runpy, sys; print(json.dumps(runpy.run_path(sys.argv[1])['describe_gpus']()))"
+_GPUS = "import json, runpy, sys; print(json.dumps(runpy.run_path(sys.argv[1])['cuda_devices']()))"
 
 
 def find_gpus(limit_s: float = LIMIT_S) -> list[dict[str, str]]:
-    """Returns what `build_on_device.describe_gpus` finds, from a process of its own: a driver can hang, too."""
+    """Returns what `build_on_device.cuda_devices` finds, from a process of its own: a driver can hang, too."""
     code, said = _python(_GPUS, [build_on_device.__file__], limit_s)
     found: list[dict[str, str]] = [] if code else json.loads(said)
     return found

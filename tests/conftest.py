@@ -6,7 +6,6 @@ weights would not show. `randomised` redraws everything.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,16 +31,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PTSR_EDGE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
-
-
-@pytest.fixture(autouse=True)
-def own_logging() -> None:
-    """Gives each test the levels of a fresh process, whatever an earlier test or a library made of them."""
-    logging.disable(logging.NOTSET)
-    logging.getLogger().setLevel(logging.WARNING)
-    log = logging.getLogger("ptsr_edge")
-    log.setLevel(logging.NOTSET)
-    log.disabled, log.propagate = False, True
 
 
 @pytest.fixture(scope="session")

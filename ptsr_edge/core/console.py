@@ -26,7 +26,7 @@ VERBS = {
     "evaluate": "Judge a bundle's artifacts, a checkpoint, or a model trained afresh in each fold.",
     "export": "Turn a checkpoint into a bundle of proven, static token-budget variants.",
     "profile": "Measure MACs, latency, memory, size and accuracy of every variant beside the full-token ViT.",
-    "report": "Turns profiles into a page, a Markdown file, a JSON record and charts, and chooses a variant.",
+    "report": "Turn profiles into a page, a Markdown file, a JSON record and charts, and chooses a variant.",
     "camera": "Turn frames of cameras or files into events, one JSON line each.",
     "doctor": "Say what is installed, and which targets can be built and run here.",
 }

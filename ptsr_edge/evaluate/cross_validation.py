@@ -29,7 +29,7 @@ from ptsr_edge.core.files import sha256_of
 from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.evaluate.evaluation import GROUPS, THROUGH, Fold, folds
 from ptsr_edge.evaluate.executor import Arrays, Task, run_tasks
-from ptsr_edge.export.onnx_graph import Template, export_template
+from ptsr_edge.export.onnx_graph import GraphTemplate, export_template
 from ptsr_edge.export.parity import eager_reference, measure_parity, require_parity
 from ptsr_edge.models.checkpoint import predict_logits, starting_checkpoint
 from ptsr_edge.models.ptsr import Model, random_tokens
@@ -246,7 +246,7 @@ class ModelLearner:
     recipe: TrainConfig
     keep_rates: tuple[float, ...]
     oracle: bool = False
-    templates: tuple[Template, ...] = ()
+    templates: tuple[GraphTemplate, ...] = ()
     device: str = "cpu"
     label: str = ""
     initial: Model | None = None
@@ -321,7 +321,7 @@ class ModelLearner:
         return [self.config.tokens_at(rate) for rate in self.keep_rates]
 
 
-def artifact_logits(model: Model, template: Template, data: FlowDataset) -> NDArray[np.float32]:
+def artifact_logits(model: Model, template: GraphTemplate, data: FlowDataset) -> NDArray[np.float32]:
     """Logits (n, k) of the artifact that holds a model's weights, one sample at a time, as a camera runs it.
 
     Raises:

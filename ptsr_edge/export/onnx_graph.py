@@ -1,6 +1,6 @@
 """ONNX graphs of fixed shapes, opset 20: traced, written with shared weights, or kept as templates without any.
 
-A `Template` is a graph that is exported once, and whose weights file is written anew for each model of its geometry:
+A `GraphTemplate` is a graph that is exported once, and whose weights file is written anew for each model of its geometry:
 cross-validation has hundreds of them. The rewrites of `static_model` change weights (norms and temperatures are folded
 in), and torch's exporter moves them: it transposes products' weights, merges equal tensors, renames. So a template is
 traced with *numbered* weights: every value of every parameter of the static module is a different float, whose bits
@@ -208,7 +208,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Template:
+class GraphTemplate:
     """A graph at one budget without its weights.
 
     Attributes:
@@ -235,7 +235,7 @@ class Template:
         return path
 
 
-def export_template(config: ModelConfig, tokens: int) -> Template:
+def export_template(config: ModelConfig, tokens: int) -> GraphTemplate:
     """Exports the graph of one budget, without weights.
 
     Raises:
@@ -256,7 +256,7 @@ def export_template(config: ModelConfig, tokens: int) -> Template:
         _point_at(tensor, weights, offset, source.nbytes)
         offset += -(-source.nbytes // ALIGNMENT) * ALIGNMENT
     _check_complete(slots, graph, config, count)
-    return Template(tokens, graph.SerializeToString(), weights, tuple(slots))
+    return GraphTemplate(tokens, graph.SerializeToString(), weights, tuple(slots))
 
 
 def number_weights(static: nn.Module) -> None:

@@ -10,9 +10,9 @@ from ptsr_edge.bundle import Bundle, Variant, read_bundle
 from ptsr_edge.core.config import baseline_of
 from ptsr_edge.core.console import say
 from ptsr_edge.core.errors import InputError, require
-from ptsr_edge.core.system import describe_gpus
 from ptsr_edge.profile.schema import needs_gpu
 from ptsr_edge.runtimes.base import RUNTIMES
+from ptsr_edge.runtimes.build_on_device import cuda_devices
 
 GEOMETRY = ("image_size", "patch_size", "channels", "dim", "depth", "heads", "mlp_ratio", "classes")
 """Fields of the configuration that a baseline has in common with its model."""
@@ -173,7 +173,7 @@ def exported_baseline(first: Bundle, folder: Path) -> ProfiledVariant:
 
     name = baseline_of(first.model).name
     target = first.target
-    if needs_gpu(target) and not describe_gpus():
+    if needs_gpu(target) and not cuda_devices():
         target = next(known for known in RUNTIMES if not needs_gpu(known))
     say(f"exporting the baseline {name} for {target}")
     bundle = export_bundle(out=folder / name, model=name, target=target, budgets=[1.0], precisions=["fp32"])

@@ -300,7 +300,7 @@ def main(
     profiles: tuple[Path, ...], out: Path, max_latency_ms: float | None, max_uar_drop: float | None,
     confidence: float, unit: Unit, old: Path | None, strict: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Turns profiles into a page, a Markdown file, a JSON record and charts, and chooses a variant."""
+    """Turn profiles into a page, a Markdown file, a JSON record and charts, and chooses a variant."""
     if strict and old is None:
         raise InputError("--fail-on-regression needs --compare DIR, the profile to compare with")
     limits = check_limits(max_latency_ms, max_uar_drop, confidence, unit)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ptsr_edge.profile.schema import Accuracy
+from ptsr_edge.profile.schema import NOT_RUN, Accuracy
 from ptsr_edge.report.comparison import (
     ComparedVariant,
     Comparison,
@@ -26,9 +26,6 @@ from ptsr_edge.stats.latency import Ratio
 Value = float | int | str | None
 
 NOT_MEASURED = "not measured"
-
-NOT_RUN = "built, not run here"
-"""Stands in a cell where the device that runs the artifact is not in the machine."""
 
 
 @dataclass(frozen=True)

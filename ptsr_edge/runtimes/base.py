@@ -68,7 +68,7 @@ class Runtime:
         comes_with_system: what to say where the registry has no package for a machine and the system brings one, so
             that the extra is not needed; empty: the packages come from the registry only.
         hindrances: `module:function` that judges this machine beyond what is installed: names of the packages that
-            work and GPUs as of `build_on_device.describe_gpus` -> why nothing can be built and why nothing can be run,
+            work and GPUs as of `build_on_device.cuda_devices` -> why nothing can be built and why nothing can be run,
             each empty where nothing is in the way. Empty: every machine will do.
         is_threaded: artifacts run on processor threads, whose number can be set.
         needs_gpu: artifacts run on a GPU, and may be built where they cannot run.

@@ -56,7 +56,7 @@ class BuildError(Exception):
     """TensorRT is missing, refuses a graph, or built something else; one line says what."""
 
 
-def describe_gpus() -> list[dict[str, str]]:
+def cuda_devices() -> list[dict[str, str]]:
     """Name and compute capability (as `SM87`) of each GPU, by the CUDA driver; empty without one."""
     try:
         cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
@@ -212,7 +212,7 @@ def build_plan(
         raise BuildError(f"{describe_version(trt)} cannot build {onnx_path.name}: {last_error(log)}")
     record = {
         "flavour": flavour, "version": trt.__version__, "capabilities": capabilities,
-        "gpu": None if capabilities else next(iter(describe_gpus()), None),
+        "gpu": None if capabilities else next(iter(cuda_devices()), None),
         "build_s": round(time.perf_counter() - started, 3),
         "build_cpu_s": round(time.process_time() - started_cpu, 3),
         "products": dict(products), "read_back_from": "parsed network",
@@ -297,7 +297,7 @@ def build_with_trtexec(onnx_path: Path, plan_path: Path, settings: dict[str, Any
     version = ".".join(str(part) for part in plan_path.read_bytes()[24:28])
     return {
         "flavour": "tensorrt", "version": version, "capabilities": [],
-        "gpu": next(iter(describe_gpus()), None), "build_s": round(time.perf_counter() - started, 3),
+        "gpu": next(iter(cuda_devices()), None), "build_s": round(time.perf_counter() - started, 3),
         "build_cpu_s": None, "products": None, "read_back_from": "nothing", **told,
     }  # fmt: skip
 

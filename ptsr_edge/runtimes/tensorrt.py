@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
-from ptsr_edge.runtimes.build_on_device import MODULES, BuildError, describe_gpus, load_tensorrt, shared_log
+from ptsr_edge.runtimes.build_on_device import MODULES, BuildError, cuda_devices, load_tensorrt, shared_log
 
 CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
 """What tensorrt-rtx builds for: Turing, A100, RTX 30, RTX 40, RTX 50, GB10."""
@@ -64,7 +64,7 @@ def find_version(flavour: str) -> TensorRtVersion:
     if int(version.split(".")[0]) not in MAJORS[flavour]:
         wanted = " or ".join(f"{known}.x" for known in MAJORS[flavour])
         hindrance = f"version {version} is installed, {wanted} is needed"
-    elif flavour == "tensorrt" and not describe_gpus():
+    elif flavour == "tensorrt" and not cuda_devices():
         hindrance = "it builds on the GPU itself, and no NVIDIA GPU is here"
     return TensorRtVersion(flavour, version, hindrance)
 
@@ -254,7 +254,7 @@ def check_plan(path: Path) -> tuple[TensorRtPlan, ModuleType]:
             f"{INSTALL[plan.flavour]}"
         ) from error
     require_version(plan, trt.__version__)
-    gpus = describe_gpus()
+    gpus = cuda_devices()
     if not gpus:
         wanted = ", ".join(plan.capabilities) or "the kind that it was built on"
         raise JobError(f"{path.name} needs an NVIDIA GPU ({wanted}) and its driver; none was found here")

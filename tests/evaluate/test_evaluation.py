@@ -25,7 +25,7 @@ from ptsr_edge.evaluate.evaluation import (
     unseen_subjects,
 )
 from ptsr_edge.models.checkpoint import load_checkpoint, predict_logits
-from ptsr_edge.runtimes.build_on_device import describe_gpus
+from ptsr_edge.runtimes.build_on_device import cuda_devices
 
 
 def toy_data(subjects: int = 6, clips: int = 3) -> FlowDataset:
@@ -145,7 +145,7 @@ def test_typed_graphs_stand_for_engines_and_that_is_said(
     importlib.util.find_spec("tensorrt_rtx") is None,
     reason="tensorrt-rtx is missing: pip install 'ptsr-edge[trt]'",
 )
-@pytest.mark.skipif(bool(describe_gpus()), reason="a GPU is here, which runs the engine itself")
+@pytest.mark.skipif(bool(cuda_devices()), reason="a GPU is here, which runs the engine itself")
 def test_a_plan_is_judged_through_the_graph_beside_it(
     graphs_only: Path, typed_bundle: Callable[..., Path], clips: FlowDataset, tmp_path: Path
 ) -> None:

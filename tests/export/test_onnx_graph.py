@@ -23,7 +23,7 @@ from ptsr_edge.export import onnx_graph as refill
 from ptsr_edge.export.onnx_graph import (
     ALIGNMENT,
     OPSET,
-    Template,
+    GraphTemplate,
     add_metadata,
     export_template,
     flat_weights,
@@ -290,7 +290,7 @@ def numbered() -> onnx.ModelProto:
     return trace(static, CONFIG)
 
 
-def template_of(graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> Template:
+def template_of(graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> GraphTemplate:
     monkeypatch.setattr(refill, "trace", lambda *_: copy.deepcopy(graph))
     return export_template(CONFIG, 4)
 

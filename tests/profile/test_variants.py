@@ -107,5 +107,5 @@ def test_the_baseline_of_engines_runs_on_the_processor_where_there_is_no_gpu(
 ) -> None:
     pytest.importorskip("torch")
     engines = read_bundle(folders[0]).model_copy(update={"target": "trt", "model": MODELS["ptsr-nano"]})
-    monkeypatch.setattr(variants, "describe_gpus", list)
+    monkeypatch.setattr(variants, "cuda_devices", list)
     assert exported_baseline(engines, tmp_path).variant.target == "cpu"

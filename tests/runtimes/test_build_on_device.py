@@ -30,7 +30,7 @@ from ptsr_edge.runtimes.build_on_device import (
     build_plan,
     build_with_trtexec,
     count_products,
-    describe_gpus,
+    cuda_devices,
     judge_layers,
     load_tensorrt,
     main,
@@ -127,7 +127,7 @@ def test_turing_refuses_fp32_products(rtx: ModuleType, tmp_path: Path) -> None:
         build_plan("tensorrt-rtx", rtx, saved(graph(), tmp_path), {"precision": "fp32"}, ["SM75"])
 
 
-@pytest.mark.skipif(bool(describe_gpus()), reason="a GPU is here")
+@pytest.mark.skipif(bool(cuda_devices()), reason="a GPU is here")
 def test_the_gpu_of_a_machine_without_one_is_refused(rtx: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"cannot build graph.onnx: .*CUDA"):
         build_plan("tensorrt-rtx", rtx, saved(to_strong_fp16(graph()), tmp_path), FP16, [])

@@ -15,7 +15,7 @@ from typed_graphs import CONFIG, TOKENS, flows, request
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 from ptsr_edge.export.targets.tensorrt import TrtTarget
 from ptsr_edge.export.targets.typed_graph import TypedGraphRunner
-from ptsr_edge.runtimes.build_on_device import describe_gpus
+from ptsr_edge.runtimes.build_on_device import cuda_devices
 from ptsr_edge.runtimes.tensorrt import (
     CAPABILITIES,
     Cuda,
@@ -36,7 +36,7 @@ needs_rtx = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None,
     reason="tensorrt-rtx is missing: pip install 'ptsr-edge[trt]'",
 )
-no_gpu = pytest.mark.skipif(bool(describe_gpus()), reason="a GPU is here")
+no_gpu = pytest.mark.skipif(bool(cuda_devices()), reason="a GPU is here")
 ORIN = {"name": "Orin", "capability": "SM87"}
 
 
@@ -235,7 +235,7 @@ def test_a_plan_of_another_version_is_refused(plan: Path, tmp_path: Path) -> Non
 
 @needs_rtx
 def test_a_plan_for_another_gpu_is_refused(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ptsr_edge.runtimes.tensorrt.describe_gpus", lambda: [ORIN])
+    monkeypatch.setattr("ptsr_edge.runtimes.tensorrt.cuda_devices", lambda: [ORIN])
     with pytest.raises(JobError, match=r"built for SM86, SM89, the GPU here is Orin \(SM87\): run `python3"):
         check_plan(plan)
 
@@ -269,7 +269,7 @@ def test_missing_cuda_bindings_are_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @needs_rtx
-@pytest.mark.skipif(not describe_gpus(), reason="running an engine needs an NVIDIA GPU; none is here")
+@pytest.mark.skipif(not cuda_devices(), reason="running an engine needs an NVIDIA GPU; none is here")
 def test_an_engine_answers_as_its_typed_graph(plan: Path) -> None:
     typed = TypedGraphRunner(plan.with_suffix(".onnx"))
     with TrtRunner(plan) as runner, TrtRunner(plan) as plain:

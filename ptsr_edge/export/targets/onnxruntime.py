@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from ptsr_edge.export.onnx_graph import OPSET, write_sharing_weights
+from ptsr_edge.export.onnx_graph import OPSET, layer_of, write_sharing_weights
 from ptsr_edge.export.targets.base import (
     Artifact,
     BuildRequest,
@@ -105,7 +105,7 @@ class CpuTarget:
 def _quantized(
     request: BuildRequest, options: CpuOptions, source: ModelProto, scheme: str, destination: Path
 ) -> Path:
-    kept = [node.name for node in source.graph.node if node.name.partition("/")[0] in options.keep_float]
+    kept = [node.name for node in source.graph.node if layer_of(node.name) in options.keep_float]
     exclude = [*products_kept_float(source), *kept]
     if scheme == "dynamic":
         quantize_dynamic_int8(source, destination, exclude=exclude)

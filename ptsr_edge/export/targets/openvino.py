@@ -36,6 +36,7 @@ from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import write_whole
+from ptsr_edge.export.onnx_graph import layer_of
 from ptsr_edge.export.targets.base import (
     Artifact,
     BuildRequest,
@@ -175,7 +176,7 @@ def quantize(model: Any, request: BuildRequest, options: OpenVinoOptions) -> tup
         | reads_means(model)
     )
     samples: list[NDArray[np.float32]] = [sample[None] for sample in request.calibration]
-    with _quiet(nncf):
+    with _quiet():
         try:
             quantized = nncf.quantize(
                 model,
@@ -252,17 +253,25 @@ def named_operations(model: Any, layers: Sequence[str]) -> set[str]:
     return {
         operation.get_friendly_name()
         for operation in model.get_ordered_ops()
-        if operation.get_friendly_name().partition("/")[0] in layers
+        if layer_of(operation.get_friendly_name()) in layers
     }
 
 
 @contextlib.contextmanager
-def _quiet(nncf: ModuleType) -> Iterator[None]:
-    """Keeps NNCF's log and progress bars out of standard output, which is for results."""
-    nncf.set_log_level(logging.ERROR)
+def _quiet() -> Iterator[None]:
+    """Keeps NNCF's log and progress bars out of standard output, which is for results.
+
+    `nncf.set_log_level` would also set the handlers that others have added to its logger, and for good.
+    """
+    log = logging.getLogger("nncf")
+    level = log.level
+    log.setLevel(logging.ERROR)
     stream = sys.stderr if sys.stderr.isatty() else io.StringIO()
-    with contextlib.redirect_stdout(stream):
-        yield
+    try:
+        with contextlib.redirect_stdout(stream):
+            yield
+    finally:
+        log.setLevel(level)
 
 
 class WeightsPool:

@@ -27,7 +27,7 @@ from pydantic import field_validator
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import sha256_of, write_json, write_whole
-from ptsr_edge.export.onnx_graph import OPSET, PRODUCTS, write_sharing_weights
+from ptsr_edge.export.onnx_graph import OPSET, PRODUCTS, layer_of, write_sharing_weights
 from ptsr_edge.export.targets.base import (
     Artifact,
     BuildRequest,
@@ -205,7 +205,7 @@ def _check_layers(layers: Iterable[str], graphs: Iterable[Graph]) -> None:
     known: set[str] = set()
     for graph in graphs:
         nodes = graph.model.graph.node
-        known.update(node.name.partition("/")[0] for node in nodes if node.op_type in PRODUCTS)
+        known.update(layer_of(node.name) for node in nodes if node.op_type in PRODUCTS)
     for layer in layers:
         if layer not in known:
             raise InputError(f"keep_float names {layer!r}, which is a layer of none of the graphs")
@@ -237,7 +237,7 @@ def typed_graph(
     if precision == "fp16":
         model = to_strong_fp16(model)
         return model, dict(require_types(model, precision))
-    named = [node.name for node in model.graph.node if node.name.partition("/")[0] in keep_float]
+    named = [node.name for node in model.graph.node if layer_of(node.name) in keep_float]
     kept = list(dict.fromkeys([*products_kept_float(model), *first_products(model), *named]))
     with tempfile.TemporaryDirectory(prefix="ptsr-trt-") as folder:
         quantized = Path(folder) / "int8.onnx"
