@@ -11,7 +11,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/setup.stamp
 
-.PHONY: help setup demo test test-quick test-arm lint bench clean
+.PHONY: help setup demo test test-quick test-arm lint bench docs clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -52,6 +52,10 @@ lint: setup  ## Format, style and types
 bench: setup  ## Benchmarks of the project's own code
 	@echo "bench: pytest-benchmark"
 	@$(BIN)/python -m pytest benchmarks --benchmark-only
+
+docs: setup  ## The pages of docs/ as a site, into out/docs
+	@$(BIN)/sphinx-build -q -W --keep-going -b html docs out/docs
+	@echo out/docs/index.html
 
 clean:  ## Remove what was made, .venv included
 	@echo "clean: $(VENV) out caches"

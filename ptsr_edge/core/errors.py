@@ -1,4 +1,4 @@
-"""Everything that ptsr-edge raises on purpose.
+"""Everything that ptsr-edge raises on purpose::
 
     PtsrError
     ├── InputError      the call, or something handed in, is not acceptable (exit code 2)
