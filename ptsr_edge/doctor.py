@@ -285,7 +285,7 @@ def judge_target(
 def _hindrances(
     name: str, runtime: Runtime, works: Sequence[str], gpus: Sequence[Mapping[str, str]]
 ) -> tuple[str, str]:
-    """Why a target whose packages work can still not be built and not be run; empty where it can."""
+    """Returns why a target whose packages work can still not be built and not be run; empty where it can."""
     try:
         load_part(name, runtime.runner)
         no_build, no_run = (

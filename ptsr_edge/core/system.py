@@ -104,7 +104,7 @@ def describe_cpu(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def describe_gpus() -> list[dict[str, str]]:
-    """What `nvidia-smi` says of each GPU: name, driver, compute capability, clocks, power limit."""
+    """Returns, by `nvidia-smi`, of each GPU: name, driver, compute capability, clocks, power limit."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []

@@ -253,7 +253,7 @@ class ModelLearner:
 
     @property
     def name(self) -> str:
-        """What results call it."""
+        """The name that results have for it."""
         return self.label or self.config.name
 
     @property

@@ -228,7 +228,7 @@ def evaluate_checkpoint(model: Model, data: FlowDataset, rates: Sequence[float])
 
 
 def is_random(bundle: Bundle) -> bool:
-    """Whether a bundle's weights were never trained: its answers mean nothing."""
+    """Tells whether a bundle's weights were never trained, so that its answers mean nothing."""
     return bundle.provenance.get("kind") == "random"
 
 

@@ -49,7 +49,7 @@ def target_flags(command: F) -> F:
 
 
 def _click_kind(field: FieldInfo, flag: Flag) -> dict[str, Any]:
-    """How click reads a field: a switch, one of some words, or a list of words."""
+    """Returns the kind of option that click makes of a field: a switch, one of some words, or a list of words."""
     if field.annotation is bool:
         return {"is_flag": True, "default": None}
     for kind in (field.annotation, *get_args(field.annotation)):

@@ -121,7 +121,7 @@ def layer_of(product: str) -> str:
 
 
 def _content(array: NDArray[np.floating]) -> bytes:
-    """What tells two weights apart: shape and values."""
+    """Returns a key of shape and values, the same for equal weights."""
     return repr(array.shape).encode() + hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
 
 

@@ -432,7 +432,7 @@ def explain(config: ModelConfig, tokens: int) -> str:
 
 
 def _selection(config: ModelConfig, tokens: int) -> tuple[bool | None, int]:
-    """Whether tokens are dropped before the embedding, None where none are, and the score's multiply-adds."""
+    """Returns whether tokens are dropped before the embedding, None where none are, and the score's multiply-adds."""
     if tokens == config.patches:
         return None, 0
     require("torch", "train", "counting MACs")  # which a device that reads a profile's bundle need not have

@@ -197,7 +197,7 @@ def find_score(name: str) -> Score:
 
 
 def selects_before_embedding(config: ModelConfig) -> bool:
-    """Whether the tokens that are dropped are dropped before they are embedded."""
+    """True where tokens are dropped before they are embedded."""
     return isinstance(find_score(config.score), InputScore)
 
 

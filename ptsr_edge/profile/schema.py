@@ -63,7 +63,7 @@ class Accuracy(Record):
 
     @property
     def is_told_apart(self) -> bool | None:
-        """Whether the interval of the drop leaves out zero; None where there is no interval."""
+        """True where the interval of the drop leaves out zero; None where there is no interval."""
         if self.uar_drop_low is None or self.uar_drop_high is None:
             return None
         return not self.uar_drop_low <= 0 <= self.uar_drop_high
@@ -255,7 +255,7 @@ class Profile(Record):
 
     @property
     def is_of_rendered_data(self) -> bool:
-        """Whether a program made the samples; schema 1 does not say it, and knew only one such data set."""
+        """True where a program made the samples; schema 1 does not say it, and knew only one such data set."""
         if self.schema_ > 1:
             return bool(self.data_is_rendered)
         names = {row.accuracy.data for row in self.variants if row.accuracy}

@@ -56,7 +56,7 @@ class Change(Record):
 
     @property
     def is_regression(self) -> bool:
-        """Whether anything got worse."""
+        """True where anything got worse."""
         return self.time == "slower" or any(score.is_ == WORSE for score in self.scores)
 
 
@@ -154,7 +154,7 @@ def _scores(old: Measured, new: Measured, judged: Judged | None) -> Iterator[Sco
 
 
 def _uar_changed(old: Accuracy, new: Accuracy, judged: Judged | None) -> bool:
-    """Whether a UAR changed beyond its 95 % interval: paired where both runs answered the same samples."""
+    """Tells whether a UAR changed beyond its 95 % interval: paired where both runs answered the same samples."""
     if judged is None or old.predicted is None or new.predicted is None:
         limit = _uar_noise(old, new)
         return limit is not None and abs(new.uar - old.uar) > limit

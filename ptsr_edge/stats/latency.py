@@ -119,7 +119,7 @@ def ratio_interval(
     seed: int = 0,
     resamples: int = 4000,
 ) -> Ratio:
-    """How many times as fast as the baseline, with its 95 % interval.
+    """Returns how many times as fast as the baseline something is, with the 95 % interval.
 
     Of one process each: the median over rounds, with the percentile bootstrap over rounds (Efron & Tibshirani
     1993, chapter 13). On simulated drifting, auto-correlated timings it held the truth in 94.7 % of the cases
@@ -175,7 +175,7 @@ def process_interval(
 def change_interval(
     old: Sequence[float], new: Sequence[float], *, seed: int = 0, resamples: int = 4000
 ) -> tuple[float, float, float]:
-    """How many times as long a variant takes as it did, from the ratios of two runs: (mean, low, high).
+    """Returns how many times as long a variant takes as it did, from the ratios of two runs: (mean, low, high).
 
     Args:
         old: per process, how many times as fast as the baseline of its run it was.

@@ -154,7 +154,7 @@ def upper_bound(answers: Paired, *, confidence: float = CONFIDENCE, tests: int =
 def needed_factor(
     answers: Paired, limit: float, *, confidence: float = CONFIDENCE, tests: int = 1
 ) -> float | None:
-    """How many times as much data of the same kind would bring the bound down to `limit`.
+    """Returns how many times as much data of the same kind would bring the bound down to `limit`.
 
     Data r times as many, with the same shares of answers, has each unit's share divided by r, and its capital
     to the power of r: the smallest r is found by bisection.
