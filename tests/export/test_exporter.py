@@ -397,6 +397,33 @@ def test_a_layer_that_the_selection_comes_from_is_named_before_it(
     assert str(caught.value).endswith(", and with it the selection")
 
 
+def test_of_a_model_that_selects_nothing_the_layer_is_named_alone(
+    ptsr_config: Any, randomised: Any, stage: Path
+) -> None:
+    """A full-token ViT has no `kept`: nothing is said of a selection, and no layer is left out behind one."""
+    vit = randomised(ptsr_config(kind="vit", image_size=SIDE, depth=2))
+    job = ExportJob(
+        model=vit,
+        info=CheckpointInfo(
+            schema=1,
+            model=vit.config,
+            preprocess=Preprocess(image_size=SIDE),
+            labels=list(LABELS),
+            provenance={},
+        ),
+        rates=(1.0,),
+        calibration=samples_of(vit, 8, seed=0),
+        judged=samples_of(vit, 8, seed=1),
+        options={"onnx_only": True},
+    )
+    layer = "blocks.1.mlp.fc2"
+    with pytest.raises(ParityError) as caught:
+        prove(job, trace_budgets(job, stage), stage, "fp32", Damaging(scaled(layer, 1.01)))
+    assert re.search(
+        rf"; the first layer to depart is {layer} \(by 0\.01, limit [\d.]+\)$", str(caught.value)
+    )
+
+
 def test_int8_for_an_engine_that_cannot_run_here_is_judged_through_its_typed_graph(
     attentive: ExportJob, attentive_graphs: Traced, stage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
