@@ -631,6 +631,26 @@ def test_a_stored_bundle_comes_back_byte_for_byte(tmp_path: Path, made: Path) ->
     assert len(kept(tmp_path / "cache")) == 1
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_files_that_are_one_are_kept_once_and_come_back_as_one(
+    tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    (made / "a.bin").write_bytes(bytes(1_000_000))
+    (made / "b.bin").hardlink_to(made / "a.bin")
+    store_bundle(KEY, made)
+    (entry,) = kept(tmp_path / "cache")
+    assert entry.stat().st_size < 1_500_000
+    if not links:
+        monkeypatch.setattr("os.link", no_links)
+    assert fetch_bundle(KEY, tmp_path / "out") == read_bundle(made)
+    assert content(tmp_path / "out") == content(made)
+    assert (tmp_path / "out" / "a.bin").samefile(tmp_path / "out" / "b.bin") == links
+
+
+def no_links(*_: object) -> None:
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
 def changed_graph(folder: Path) -> None:
     path = next(folder.glob("*.onnx"))
     data = bytearray(path.read_bytes())

@@ -330,6 +330,22 @@ def test_triton_gets_an_ir_under_the_names_that_its_backend_looks_for(
     np.testing.assert_allclose(compiled([flow])["logits"], expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_that_irs_share_are_one_file_in_a_repository_and_none_of_the_bundles(
+    tmp_path: Path, openvino: Path, layout: str
+) -> None:
+    models = write_layout(openvino, layout, tmp_path / "repository")
+    fp32, fp16, bf16 = ((model / "1" / "model.bin").stat() for model in models)
+    assert fp16.st_ino == bf16.st_ino != fp32.st_ino
+    assert fp32.st_nlink == 1
+    assert (openvino / "ptsr-test-openvino-fp16.bin").stat().st_nlink == 1
+
+
+def test_weights_of_onnx_files_stay_copies(tmp_path: Path, cpu: Path) -> None:
+    for model in write_layout(cpu, "ovms", tmp_path / "repository"):
+        assert (model / "1" / "weights-shared.bin").stat().st_nlink == 1
+
+
 def test_triton_is_asked_for_bfloat16_and_where_it_cannot_be_told_otherwise_that_is_said(
     tmp_path: Path, openvino: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
