@@ -652,6 +652,20 @@ def test_an_onnx_file_says_what_goes_in_and_out(tmp_path: Path, bundle: Bundle) 
     assert model.files == {"model.onnx": tmp_path / bundle.variants[1].artifact}
 
 
+def test_the_manifest_says_what_the_graphs_take_and_give(tiny_bundle: Path) -> None:
+    made = read_bundle(tiny_bundle)
+    assert made.io is not None
+    for variant in made.variants:
+        model = describe(tiny_bundle, made, variant)
+        for tensors, said in ((model.inputs, made.io.inputs), (model.outputs, made.io.outputs)):
+            shapes = [tuple(variant.tokens if n == "tokens" else n for n in spec.shape) for spec in said]
+            types = [{"float32": "TYPE_FP32", "int64": "TYPE_INT64"}[spec.type] for spec in said]
+            assert [(t.name, t.type, t.shape) for t in tensors] == [
+                (spec.name, kind, shape) for spec, kind, shape in zip(said, types, shapes, strict=True)
+            ]
+            assert all(len(spec.layout) == len(spec.shape) for spec in said)
+
+
 def test_types_are_those_of_the_graph_and_not_those_that_were_expected(
     tmp_path: Path, bundle: Bundle
 ) -> None:
