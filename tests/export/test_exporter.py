@@ -11,6 +11,7 @@ import inspect
 import io
 import os
 import re
+import subprocess
 import sys
 import tarfile
 from collections import Counter
@@ -840,3 +841,30 @@ def test_the_surroundings_are_in_the_key_of_an_export_and_do_not_change_by_thems
     before = key_of()
     monkeypatch.setattr(exporter, "surroundings", lambda: parts | {"code": "another"})
     assert key_of() != before
+
+
+EXPORT = """
+import sys
+from pathlib import Path
+from ptsr_edge.export.exporter import export_bundle
+out, checkpoint, calibration = map(Path, sys.argv[1:])
+export_bundle(out=out, checkpoint=checkpoint, calibration=calibration, target=("cpu", "openvino"),
+              precisions=("fp32", "int8"), budgets=(1.0, 0.25))
+"""
+
+
+def test_the_same_inputs_give_the_same_bytes_in_another_process(
+    tmp_path: Path, tiny_checkpoint: Path, megc_folder: Path
+) -> None:
+    """Each process draws another seed for its hashes, and OpenVINO counts its names from another number."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("nncf", reason="nncf is missing: pip install 'ptsr-edge[openvino]'")
+    for name in ("first", "second"):
+        call = [sys.executable, "-c", EXPORT, str(tmp_path / name), str(tiny_checkpoint), str(megc_folder)]
+        environment = os.environ | {"PYTHONHASHSEED": str(len(name))}
+        done = subprocess.run(call, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+    first, second = content(tmp_path / "first"), content(tmp_path / "second")
+    assert len(first) == 1 + 2 * 2 + 2 + 2 * 2 * 2  # the manifest; ONNX files, their weights; IRs with theirs
+    assert [name for name in first if first[name] != second[name]] == []
+    assert first.keys() == second.keys()
