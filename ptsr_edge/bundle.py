@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ptsr_edge.core.config import ModelConfig, Preprocess
+from ptsr_edge.core.config import FLAT, ModelConfig, Preprocess
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import sha256_of, write_json
 from ptsr_edge.core.records import Record, read_record
@@ -149,10 +149,113 @@ class Cascade(Record):
     sha256: str
 
 
+class TensorSpec(Record):
+    """An array that goes into a model or comes out of it.
+
+    Attributes:
+        name: of the graph's input or output.
+        shape: of every variant; "tokens" stands for the variant's number of that name.
+        layout: a letter an axis: N batch, C channels or classes, H rows, W columns, K kept patches.
+        type: of an element.
+        meaning: of the values, in a sentence.
+    """
+
+    name: str
+    shape: list[int | Literal["tokens"]]
+    layout: str
+    type: Literal["float32", "int64"]
+    meaning: str
+
+
+class Normalisation(Record):
+    """How a flow sample becomes the input of the network, each image by itself, in float64.
+
+    Attributes:
+        method: its name in `preprocess`.
+        formula: each channel of the input, in order, as an expression of the sample's channels. `median`, `var`
+            and `std` are over all pixels of the channel; `var` and `std` divide by their number.
+        constants: numbers that the expressions name.
+    """
+
+    method: str
+    formula: dict[str, str]
+    constants: dict[str, float]
+
+
+class BundleIO(Record):
+    """What every variant of a bundle takes and gives, for those who run the artifacts without this package.
+
+    Attributes:
+        sample: what `preprocess` makes of two frames, before normalisation.
+        normalisation: from the sample to the input.
+        inputs, outputs: of the graph.
+    """
+
+    sample: TensorSpec
+    normalisation: Normalisation
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+
+
+def describe_io(model: ModelConfig, preprocess: Preprocess) -> BundleIO:
+    """Returns what the variants of a model take and give."""
+    side = preprocess.image_size
+    outputs = [
+        TensorSpec(
+            name="logits",
+            shape=[1, model.classes],
+            layout="NC",
+            type="float32",
+            meaning="one a class, in the order of `labels`; their softmax gives the probabilities",
+        )
+    ]
+    if model.kind == "ptsr":
+        outputs.append(
+            TensorSpec(
+                name="kept",
+                shape=[1, "tokens"],
+                layout="NK",
+                type="int64",
+                meaning=f"the patches that the answer was read from: row * {model.grid} + column of a patch of "
+                f"{model.patch_size} x {model.patch_size} pixels, both from 0 at the top left; their order means nothing",
+            )
+        )
+    spread = "sqrt((var(u) + var(v)) / 2)"
+    return BundleIO(
+        sample=TensorSpec(
+            name="flow sample",
+            shape=[side, side, 3],
+            layout="HWC",
+            type="float32",
+            meaning="u, v: the motion from onset to apex in pixels of the frames, +x to the right and +y down; strain: "
+            "sqrt(ux^2 + vy^2 + (uy + vx)^2 / 2) of it",
+        ),
+        normalisation=Normalisation(
+            method=preprocess.normalise,
+            formula={
+                "u": f"where({spread} > flat, (u - median(u)) / {spread}, 0)",
+                "v": f"where({spread} > flat, (v - median(v)) / {spread}, 0)",
+                "strain": "where(std(strain) > flat, strain / std(strain), 0)",
+            },
+            constants={"flat": FLAT},
+        ),
+        inputs=[
+            TensorSpec(
+                name="flow",
+                shape=[1, *model.input_shape],
+                layout="NCHW",
+                type="float32",
+                meaning="the normalised sample, its channels first",
+            )
+        ],
+        outputs=outputs,
+    )
+
+
 class Bundle(Record):
     """The manifest of a bundle; `target` is the first target it was exported for.
 
-    `cascades` has one for each target and precision that it was calibrated for; usually it is empty.
+    `io` is null in a bundle of an older version. `cascades` has one for each target and precision that it was calibrated for; usually it is empty.
     """
 
     schema_: Literal[1] = Field(default=1, alias="schema")
@@ -161,6 +264,7 @@ class Bundle(Record):
     model: ModelConfig
     labels: list[str]
     preprocess: Preprocess
+    io: BundleIO | None = None
     provenance: dict[str, Any]
     variants: list[Variant] = Field(min_length=1)
     cascades: list[Cascade] = Field(default_factory=list)

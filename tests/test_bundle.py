@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ptsr_edge.bundle import (
@@ -21,6 +22,7 @@ from ptsr_edge.bundle import (
     bundle_card,
     check_files,
     describe_file,
+    describe_io,
     read_bundle,
     write_bundle,
 )
@@ -29,6 +31,7 @@ from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import sha256_of
 from ptsr_edge.core.records import parse
 from ptsr_edge.data.datasets import DATASETS
+from ptsr_edge.vision.flow import to_input
 
 
 @pytest.fixture
@@ -58,6 +61,7 @@ def bundle(tmp_path: Path) -> Bundle:
         model=named_model("ptsr-nano"),
         labels=list(LABELS),
         preprocess=Preprocess(image_size=28),
+        io=describe_io(named_model("ptsr-nano"), Preprocess(image_size=28)),
         provenance={"kind": "random"},
         variants=[variant],
     )
@@ -80,7 +84,7 @@ def test_it_reads_back_what_it_wrote(tmp_path: Path, bundle: Bundle) -> None:
     record = json.loads((tmp_path / MANIFEST).read_text(encoding="utf-8"))
     # The names that the contract fixes.
     assert set(record) == {
-        "schema", "name", "target", "model", "labels", "preprocess", "provenance", "variants",
+        "schema", "name", "target", "model", "labels", "preprocess", "io", "provenance", "variants",
         "cascades",
     }  # fmt: skip
     fixed = {"id", "keep_rate", "tokens", "precision", "artifact", "files", "macs", "parameters", "parity",
@@ -89,6 +93,44 @@ def test_it_reads_back_what_it_wrote(tmp_path: Path, bundle: Bundle) -> None:
     assert set(record["variants"][0]["files"][0]) == {"path", "bytes", "sha256"}
     parity = {"reference", "samples", "max_abs", "top1_agreement", "limit"}
     assert parity <= set(record["variants"][0]["parity"])
+
+
+@pytest.mark.parametrize("flat", ["", "motion", "strain"])
+def test_the_formula_of_the_manifest_is_what_is_computed(flat: str) -> None:
+    """Its text, read by numpy, against `to_input`; the median lies apart from the mean, and the spreads differ."""
+    rng = np.random.default_rng(0)
+    sample = (rng.exponential(size=(28, 28, 3)) * [1.0, 5.0, 0.1]).astype(np.float32)
+    if flat:
+        sample[..., slice(0, 2) if flat == "motion" else 2] = 3.0
+    io = describe_io(named_model("ptsr-nano"), Preprocess(image_size=28))
+    words = {name: getattr(np, name) for name in ("median", "var", "std", "sqrt", "where")}
+    channels = dict(zip(("u", "v", "strain"), np.moveaxis(sample.astype(np.float64), -1, 0), strict=True))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = [
+            eval(text, {"__builtins__": {}}, words | channels | io.normalisation.constants)
+            for text in io.normalisation.formula.values()
+        ]
+    expected = to_input(sample)
+    assert expected.shape == tuple(io.inputs[0].shape)
+    assert sample.shape == tuple(io.sample.shape)
+    # float64 rounded to float32 once; the last bit may differ with the order of the products.
+    np.testing.assert_allclose(np.stack(found)[None], expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_baseline_keeps_nothing() -> None:
+    outputs = [
+        describe_io(named_model(name), Preprocess(image_size=28)).outputs
+        for name in ("ptsr-nano", "vit-nano")
+    ]
+    assert [[output.name for output in each] for each in outputs] == [["logits", "kept"], ["logits"]]
+
+
+@pytest.mark.usefixtures("bundle")
+def test_a_bundle_of_an_older_version_says_nothing_of_its_arrays(tmp_path: Path) -> None:
+    record = json.loads((tmp_path / MANIFEST).read_text(encoding="utf-8"))
+    del record["io"]
+    (tmp_path / MANIFEST).write_text(json.dumps(record), encoding="utf-8")
+    assert read_bundle(tmp_path).io is None
 
 
 def test_a_file_is_described_by_what_it_is(tmp_path: Path, bundle: Bundle) -> None:

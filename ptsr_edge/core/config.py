@@ -108,6 +108,10 @@ class ModelConfig(Record):
         return tokens
 
 
+FLAT = 1e-6
+"""Spread up to which a channel of a flow sample is taken for flat, and becomes zero when it is normalised."""
+
+
 class Preprocess(Record):
     """The way from two frames to the input of a model; travels with every checkpoint and bundle.
 

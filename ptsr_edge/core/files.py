@@ -97,6 +97,19 @@ def staged_file(path: Path, suffix: str | None = None) -> Iterator[Path]:
         stage.unlink(missing_ok=True)
 
 
+def link_file(source: Path, target: Path) -> None:
+    """Gives a file a second name, which takes no room on the disk; where the file system has no links, copies it.
+
+    Raises:
+        JobError: neither can be written (no room, no permission); what stood at `target` is untouched.
+    """
+    with staged_file(target, suffix=".part") as stage:
+        try:
+            os.link(source, stage)
+        except OSError:
+            shutil.copyfile(source, stage)
+
+
 def json_text(record: Any) -> str:
     """Returns a record as indented JSON with a line break at its end; raises ValueError for NaN and infinity."""
     return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

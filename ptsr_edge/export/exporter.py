@@ -28,6 +28,7 @@ from ptsr_edge.bundle import (
     bundle_card,
     check_files,
     describe_file,
+    describe_io,
     read_bundle,
     write_bundle,
 )
@@ -159,6 +160,7 @@ def export_bundle(
             model=info.model,
             labels=info.labels,
             preprocess=info.preprocess,
+            io=describe_io(info.model, info.preprocess),
             provenance={"checkpoint_sha256": digest, **info.provenance, "model_card": card, **said},
             variants=variants,
             cascades=[]

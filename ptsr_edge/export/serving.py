@@ -1,6 +1,7 @@
 """A bundle as the model repositories that Triton and OpenVINO Model Server (OVMS) take.
 
-For those who outgrow one device: the same artifacts, byte for byte, in the folders that the servers expect.
+For those who outgrow one device: the same artifacts, byte for byte, in the folders that the servers expect. A repository
+shares no file with the bundle; within it, the weights that several IRs read are one file where there are hard links.
 
     Triton   ID/config.pbtxt, ID/labels.txt, ID/1/model.onnx or model.xml + model.bin or model.plan
     OVMS     config.json, ID/1/model.onnx or model.xml + model.bin
@@ -27,7 +28,7 @@ import onnx
 
 from ptsr_edge.bundle import Bundle, Variant, check_files, read_bundle
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.files import check_place, staged_folder, write_json, write_whole
+from ptsr_edge.core.files import check_place, link_file, staged_folder, write_json, write_whole
 from ptsr_edge.core.records import nearest
 from ptsr_edge.runtimes.base import find_runtime
 
@@ -77,8 +78,9 @@ def write_layout(bundle_folder: Path, layout: str, out: Path) -> list[Path]:
     check_repository(out, layout)
     models = [describe(bundle_folder, bundle, variant) for variant in variants]
     with staged_folder(out) as stage:
+        written: dict[str, Path] = {}
         for model in models:
-            _write_model(stage / model.variant.id, layout, bundle, model)
+            _write_model(stage / model.variant.id, layout, bundle, model, written)
         if layout == "ovms":
             write_json(stage / CONFIG[layout], ovms_config(models))
     return [out / variant.id for variant in variants]
@@ -107,8 +109,12 @@ def check_repository(out: Path, layout: str) -> None:
         )
 
 
-def _write_model(folder: Path, layout: str, bundle: Bundle, model: ServedModel) -> None:
+def _write_model(
+    folder: Path, layout: str, bundle: Bundle, model: ServedModel, written: dict[str, Path]
+) -> None:
+    """Writes a model's folder; `written` has the weights of IRs by their SHA-256, and gets those of this one."""
     version = folder / VERSION
+    hashes = {Path(entry.path).name: entry.sha256 for entry in model.variant.files}
     if layout == "triton":
         write_whole(folder / CONFIG[layout], triton_config(bundle, model))
         write_whole(folder / LABELS_FILE, "".join(f"{label}\n" for label in bundle.labels))
@@ -116,9 +122,14 @@ def _write_model(folder: Path, layout: str, bundle: Bundle, model: ServedModel) 
             # "An ONNX model composed from multiple files must be contained in a directory", here model.onnx.
             version /= model.format.file
     for name, source in model.files.items():
-        # Copies, not links: ONNX's own loader refuses weights that have a second name.
-        (version / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, version / name)
+        target = version / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Of ONNX always copies: its own loader refuses weights that have a second name.
+        first = written.setdefault(hashes[source.name], target) if model.format is IR else target
+        if first == target:
+            shutil.copyfile(source, target)
+        else:
+            link_file(first, target)
 
 
 def triton_config(bundle: Bundle, model: ServedModel) -> str:
@@ -207,9 +218,11 @@ class Format:
 
 PLAN = Format("tensorrt", "model.plan", "KIND_GPU")
 
+IR = Format("openvino", "model.xml", "KIND_CPU")
+
 FORMATS = {
     ".onnx": Format("onnxruntime", "model.onnx", "KIND_CPU"),
-    ".xml": Format("openvino", "model.xml", "KIND_CPU"),
+    ".xml": IR,
     ".plan": PLAN,
     ".engine": PLAN,
 }

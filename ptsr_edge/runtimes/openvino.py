@@ -147,13 +147,14 @@ class OpenVinoRunner:
 
 
 def weights_of(artifact: Path) -> Path:
-    """Returns the weights of an IR: under its own name beside it, or what all budgets of its precision share.
+    """Returns the weights of an IR: under its own name beside it.
 
-    `m-openvino-int8-k49.xml` reads `m-openvino-int8.bin` unless there is a `m-openvino-int8-k49.bin`.
+    Bundles of older versions have them once for all budgets of a precision: of `m-openvino-int8-k49.xml` in
+    `m-openvino-int8.bin`.
     """
     own = artifact.with_suffix(".bin")
     shared = artifact.with_name(re.sub(r"-k\d+$", "", artifact.stem) + ".bin")
-    return own if own.is_file() else shared
+    return shared if shared.is_file() and not own.is_file() else own
 
 
 def read_ir(core: Any, artifact: Path) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptsr_edge.core.config import FLAT
 from ptsr_edge.core.errors import InputError, require
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ The head's own motion is read outside of them."""
 
 _GRID = 16
 _INLIER_PX_PER_SIDE = 0.25 / 112
-_FLAT = 1e-6
 
 
 def opencv() -> Any:
@@ -257,4 +257,4 @@ def _stable_points(height: int, width: int) -> Float:
 
 def _divide(values: NDArray[np.float64], spread: NDArray[np.float64]) -> None:
     """Divides in place; values without spread become zero."""
-    values *= np.where(spread > _FLAT, 1 / np.maximum(spread, _FLAT), 0.0)
+    values *= np.where(spread > FLAT, 1 / np.maximum(spread, FLAT), 0.0)

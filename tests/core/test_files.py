@@ -14,6 +14,7 @@ from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import (
     check_file,
     check_place,
+    link_file,
     sha256_of,
     staged_file,
     staged_folder,
@@ -50,6 +51,31 @@ def test_an_older_file_is_replaced(tmp_path: Path) -> None:
     write_whole(path, b"new")
     assert path.read_bytes() == b"new"
     assert names(tmp_path) == ["c.bin"]
+
+
+def test_a_second_name_is_the_same_file_however_often_it_is_given(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"a")
+    (tmp_path / "b").write_bytes(b"old")
+    for _ in range(2):
+        link_file(tmp_path / "a", tmp_path / "b")
+        assert (tmp_path / "b").samefile(tmp_path / "a")
+        assert names(tmp_path) == ["a", "b"]
+
+
+def test_a_second_name_is_a_copy_where_there_are_no_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"a")
+    monkeypatch.setattr("os.link", no_room)
+    link_file(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"a"
+    assert not (tmp_path / "b").samefile(tmp_path / "a")
+    (tmp_path / "c").write_bytes(b"old")
+    monkeypatch.setattr("shutil.copyfile", no_room)
+    with pytest.raises(JobError, match=r"cannot write .*/c: No space left on device"):
+        link_file(tmp_path / "a", tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == b"old"
+    assert names(tmp_path) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(("place", "broken"), [(os, "fsync"), (Path, "open")])

@@ -52,6 +52,18 @@ def test_there_is_a_recipe_for_every_target_and_for_devices_that_people_have() -
         assert read_recipe(FOLDER / f"{target}.toml").target == (target,)
 
 
+def test_a_recipe_for_a_device_leaves_nothing_to_the_machine_that_exports() -> None:
+    for path in RECIPES:
+        recipe = read_recipe(path)
+        if path.stem in PRECISIONS or "int8" not in (recipe.precisions or ()):
+            continue
+        options = {name for target in recipe.target for name in find_target(target).options.model_fields}
+        if "int8_scheme" in options:
+            assert recipe.options.get("int8_scheme") in ("static", "dynamic"), path.name
+        if "trt" in recipe.target:
+            assert {"compute_capabilities", "onnx_only"} & recipe.options.keys(), path.name
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_every_recipe_asks_for_what_its_target_has(path: Path) -> None:
     recipe = read_recipe(path)

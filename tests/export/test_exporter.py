@@ -11,6 +11,7 @@ import inspect
 import io
 import os
 import re
+import subprocess
 import sys
 import tarfile
 from collections import Counter
@@ -658,6 +659,26 @@ def test_a_stored_bundle_comes_back_byte_for_byte(tmp_path: Path, made: Path) ->
     assert len(kept(tmp_path / "cache")) == 1
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_files_that_are_one_are_kept_once_and_come_back_as_one(
+    tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    (made / "a.bin").write_bytes(bytes(1_000_000))
+    (made / "b.bin").hardlink_to(made / "a.bin")
+    store_bundle(KEY, made)
+    (entry,) = kept(tmp_path / "cache")
+    assert entry.stat().st_size < 1_500_000
+    if not links:
+        monkeypatch.setattr("os.link", no_links)
+    assert fetch_bundle(KEY, tmp_path / "out") == read_bundle(made)
+    assert content(tmp_path / "out") == content(made)
+    assert (tmp_path / "out" / "a.bin").samefile(tmp_path / "out" / "b.bin") == links
+
+
+def no_links(*_: object) -> None:
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
 def changed_graph(folder: Path) -> None:
     path = next(folder.glob("*.onnx"))
     data = bytearray(path.read_bytes())
@@ -847,3 +868,30 @@ def test_the_surroundings_are_in_the_key_of_an_export_and_do_not_change_by_thems
     before = key_of()
     monkeypatch.setattr(exporter, "surroundings", lambda: parts | {"code": "another"})
     assert key_of() != before
+
+
+EXPORT = """
+import sys
+from pathlib import Path
+from ptsr_edge.export.exporter import export_bundle
+out, checkpoint, calibration = map(Path, sys.argv[1:])
+export_bundle(out=out, checkpoint=checkpoint, calibration=calibration, target=("cpu", "openvino"),
+              precisions=("fp32", "int8"), budgets=(1.0, 0.25))
+"""
+
+
+def test_the_same_inputs_give_the_same_bytes_in_another_process(
+    tmp_path: Path, tiny_checkpoint: Path, megc_folder: Path
+) -> None:
+    """Each process draws another seed for its hashes, and OpenVINO counts its names from another number."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("nncf", reason="nncf is missing: pip install 'ptsr-edge[openvino]'")
+    for name in ("first", "second"):
+        call = [sys.executable, "-c", EXPORT, str(tmp_path / name), str(tiny_checkpoint), str(megc_folder)]
+        environment = os.environ | {"PYTHONHASHSEED": str(len(name))}
+        done = subprocess.run(call, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+    first, second = content(tmp_path / "first"), content(tmp_path / "second")
+    assert len(first) == 1 + 2 * 2 + 2 + 2 * 2 * 2  # the manifest; ONNX files, their weights; IRs with theirs
+    assert [name for name in first if first[name] != second[name]] == []
+    assert first.keys() == second.keys()

@@ -330,6 +330,22 @@ def test_triton_gets_an_ir_under_the_names_that_its_backend_looks_for(
     np.testing.assert_allclose(compiled([flow])["logits"], expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_that_irs_share_are_one_file_in_a_repository_and_none_of_the_bundles(
+    tmp_path: Path, openvino: Path, layout: str
+) -> None:
+    models = write_layout(openvino, layout, tmp_path / "repository")
+    fp32, fp16, bf16 = ((model / "1" / "model.bin").stat() for model in models)
+    assert fp16.st_ino == bf16.st_ino != fp32.st_ino
+    assert fp32.st_nlink == 1
+    assert (openvino / "ptsr-test-openvino-fp16.bin").stat().st_nlink == 1
+
+
+def test_weights_of_onnx_files_stay_copies(tmp_path: Path, cpu: Path) -> None:
+    for model in write_layout(cpu, "ovms", tmp_path / "repository"):
+        assert (model / "1" / "weights-shared.bin").stat().st_nlink == 1
+
+
 def test_triton_is_asked_for_bfloat16_and_where_it_cannot_be_told_otherwise_that_is_said(
     tmp_path: Path, openvino: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -634,6 +650,20 @@ def test_an_onnx_file_says_what_goes_in_and_out(tmp_path: Path, bundle: Bundle) 
     assert model.inputs == (FLOW,)
     assert model.outputs == (LOGITS, Tensor("kept", "TYPE_INT64", (1, 8)))
     assert model.files == {"model.onnx": tmp_path / bundle.variants[1].artifact}
+
+
+def test_the_manifest_says_what_the_graphs_take_and_give(tiny_bundle: Path) -> None:
+    made = read_bundle(tiny_bundle)
+    assert made.io is not None
+    for variant in made.variants:
+        model = describe(tiny_bundle, made, variant)
+        for tensors, said in ((model.inputs, made.io.inputs), (model.outputs, made.io.outputs)):
+            shapes = [tuple(variant.tokens if n == "tokens" else n for n in spec.shape) for spec in said]
+            types = [{"float32": "TYPE_FP32", "int64": "TYPE_INT64"}[spec.type] for spec in said]
+            assert [(t.name, t.type, t.shape) for t in tensors] == [
+                (spec.name, kind, shape) for spec, kind, shape in zip(said, types, shapes, strict=True)
+            ]
+            assert all(len(spec.layout) == len(spec.shape) for spec in said)
 
 
 def test_types_are_those_of_the_graph_and_not_those_that_were_expected(

@@ -144,10 +144,20 @@ def test_bf16_is_refused_where_the_instructions_are_missing(
 
 def test_weights_are_found_beside_the_ir(tmp_path: Path) -> None:
     xml = tmp_path / "m-openvino-int8-k49.xml"
+    assert weights_of(xml) == tmp_path / "m-openvino-int8-k49.bin"
+    (tmp_path / "m-openvino-int8.bin").touch()  # as in bundles of older versions
     assert weights_of(xml) == tmp_path / "m-openvino-int8.bin"
     (tmp_path / "m-openvino-int8-k49.bin").touch()
     assert weights_of(xml) == tmp_path / "m-openvino-int8-k49.bin"
     assert weights_of(tmp_path / "model.xml") == tmp_path / "model.bin"
+
+
+def test_a_bundle_of_an_older_version_is_read(artifact: Path, tmp_path: Path) -> None:
+    expected, _ = OpenVinoRunner(artifact, threads=1).run(samples(1))
+    shutil.copy(artifact, tmp_path)
+    shutil.copy(artifact.with_suffix(".bin"), tmp_path / "ptsr-test-openvino-fp32.bin")
+    found, _ = OpenVinoRunner(tmp_path / artifact.name, threads=1).run(samples(1))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_corrupt_ir_is_refused(artifact: Path, tmp_path: Path) -> None:
@@ -166,7 +176,7 @@ def test_truncated_and_missing_weights_are_refused(artifact: Path, tmp_path: Pat
     with pytest.raises(JobError, match=f"OpenVINO cannot read {artifact.name}"):
         OpenVinoRunner(folder / artifact.name, threads=1)
     weights.unlink()
-    with pytest.raises(JobError, match=r"openvino-fp32\.bin is missing: export the bundle again"):
+    with pytest.raises(JobError, match=r"openvino-fp32-k8\.bin is missing: export the bundle again"):
         OpenVinoRunner(folder / artifact.name, threads=1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,18 +35,25 @@ ROUNDS = 15
 RUNS = 3
 JUDGED = 32
 
+TIE = 0.25
+"""Dynamic must be cheaper than static by this share. On one machine the product of time and error moves by less from
+run to run; so what is chosen there is chosen again."""
+
 
 class CpuOptions(TargetOptions):
     """Options of target `cpu`.
 
     Attributes:
         int8_scheme: "static": U8 activations x S8 weights from calibration samples; "dynamic": ranges taken at run
-            time; "auto": both are built and measured at the smallest budget.
+            time; "auto": both are built and measured at the smallest budget, for a machine that exports for itself.
+            The default measures nothing: what is built for a device must not hang on who else used the machine
+            that exported it.
     """
 
-    int8_scheme: Annotated[Literal["auto", "static", "dynamic"], Flag("--int8-scheme", "Of target cpu.")] = (
-        "auto"
-    )
+    int8_scheme: Annotated[
+        Literal["auto", "static", "dynamic"],
+        Flag("--int8-scheme", "Of target cpu; auto measures both on this machine."),
+    ] = "static"
 
 
 class CpuTarget:
@@ -121,8 +129,9 @@ def measure_schemes(request: BuildRequest, options: CpuOptions, scratch: Path) -
 
     Returns:
         `chosen`, `why`, and per scheme `median_ms` (one thread, interleaved with the other) and `error`
-        (mean absolute difference of the logits from fp32 over some calibration samples). Chosen is the
-        one with the smaller product of time and error: twice the error must buy twice the speed.
+        (mean absolute difference of the logits from fp32 over some calibration samples). Chosen is "dynamic"
+        where its product of time and error is smaller by more than `TIE` (twice the error must buy twice the
+        speed), else "static".
     """
     source = request.graphs[min(request.graphs)]
     exact = OrtRunner(source.path, threads=1)
@@ -148,8 +157,17 @@ def measure_schemes(request: BuildRequest, options: CpuOptions, scratch: Path) -
         scheme: {"median_ms": round(float(np.median(times[scheme])), 4), "error": round(errors[scheme], 6)}
         for scheme in SCHEMES
     }
-    chosen = min(SCHEMES, key=lambda scheme: found[scheme]["median_ms"] * found[scheme]["error"])
-    return {"chosen": chosen, "why": "smaller product of median_ms and error", **found}
+    return {**choose_scheme(found), **found}
+
+
+def choose_scheme(found: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """Returns `chosen` and `why` of what was measured; see `measure_schemes`."""
+    cost = {scheme: found[scheme]["median_ms"] * found[scheme]["error"] for scheme in SCHEMES}
+    if cost["dynamic"] < (1 - TIE) * cost["static"]:
+        return {"chosen": "dynamic", "why": "smaller product of median_ms and error"}
+    if cost["static"] < (1 - TIE) * cost["dynamic"]:
+        return {"chosen": "static", "why": "smaller product of median_ms and error"}
+    return {"chosen": "static", "why": f"products of median_ms and error within {TIE:.0%}: the default"}
 
 
 def _logits(runner: OrtRunner, samples: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -11,7 +11,14 @@ In every precision what only serves the scores that tokens are selected by is ca
 or 8 bits, close scores change their order, and a token in another's place moves the logits more than all other
 rounding does.
 
-The IRs of one precision read their constants from one weights file, each distinct constant once.
+The IRs of one precision read their constants from one weights file, each distinct constant once. Each IR has that file
+beside it under its own name, as every tool of OpenVINO looks for it; the names are hard links where the file system
+has them. fp16 and bf16 have the same weights, and so the same file.
+
+No IR can say what it is to be calculated in: left alone, OpenVINO (2026.4) takes bfloat16 on a CPU that has it, for
+float32 weights too, and float32 elsewhere; it reads no such entry of `rt_info`, and layers marked `precise` run in
+bfloat16 all the same where they are large products. So an artifact's `runs_on` has under `config` what
+`Core.compile_model`, Model API and servers are to be told.
 """
 
 from __future__ import annotations
@@ -35,7 +42,7 @@ from numpy.typing import NDArray
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.core.files import write_whole
+from ptsr_edge.core.files import link_file, write_whole
 from ptsr_edge.export.onnx_graph import layer_of
 from ptsr_edge.export.targets.base import (
     Artifact,
@@ -82,7 +89,7 @@ class OpenVinoTarget:
     options: type[TargetOptions] = OpenVinoOptions
 
     def build(self, request: BuildRequest) -> dict[int, Artifact]:
-        """See `Target.build`: an IR per token count, and one weights file for all.
+        """See `Target.build`: an IR per token count, and one weights file for all, under the name of each.
 
         Raises:
             InputError: an option or precision is not known, no calibration samples for int8, or an unknown layer.
@@ -115,10 +122,9 @@ class OpenVinoTarget:
             raise InputError(
                 f"keep_float names {sorted(unknown)[0]!r}, which is a layer of none of the graphs"
             )
-        weights = request.folder / f"{request.name}-{self.name}-{request.precision}.bin"
-        write_whole(weights, bytes(pool.content))
+        write_weights(bytes(pool.content), list(paths.values()), f"{request.name}-{self.name}-*.bin")
         built_with = {"openvino": _version(ov), **settings}
-        return {tokens: self._describe(path, weights, request, built_with) for tokens, path in paths.items()}
+        return {tokens: self._describe(path, request, built_with) for tokens, path in paths.items()}
 
     def runner(self, artifact: Artifact, threads: int | None) -> OpenVinoRunner | None:
         """See `Target.runner`: None where this CPU cannot calculate in the artifact's precision."""
@@ -126,9 +132,7 @@ class OpenVinoTarget:
             return None
         return OpenVinoRunner(artifact.path, threads)
 
-    def _describe(
-        self, path: Path, weights: Path, request: BuildRequest, built_with: Mapping[str, Any]
-    ) -> Artifact:
+    def _describe(self, path: Path, request: BuildRequest, built_with: Mapping[str, Any]) -> Artifact:
         wanted = INFERENCE_PRECISION[request.precision]
         ran: dict[str, Any] | None = None
         if can_calculate(wanted.split()):
@@ -139,10 +143,39 @@ class OpenVinoTarget:
             }
         return Artifact(
             path=path,
-            files=[path, weights],
+            files=[path, path.with_suffix(".bin")],
             built_with={**built_with, "weights": _weights_type(request.precision), "read_back": ran},
-            runs_on={"runtime": "openvino", "device": "CPU", "inference_precision": wanted},
+            runs_on={
+                "runtime": "openvino",
+                "device": "CPU",
+                "inference_precision": wanted,
+                # Of several types the last one is what every CPU has.
+                "config": {"INFERENCE_PRECISION_HINT": wanted.split()[-1]},
+            },
         )
+
+
+def write_weights(content: bytes, irs: Sequence[Path], others: str) -> None:
+    """Writes the weights of some IRs beside each under its name: one file on the disk where there are hard links.
+
+    Args:
+        content: of the file.
+        irs: which read it.
+        others: pattern of files in the same folder; one that has the same content already is linked to.
+
+    Raises:
+        JobError: a file cannot be written.
+    """
+    folder = irs[0].parent
+    there = [path for path in sorted(folder.glob(others)) if path.stat().st_size == len(content)]
+    first = next((path for path in there if path.read_bytes() == content), None)
+    for ir in irs:
+        path = ir.with_suffix(".bin")
+        if first is None:
+            write_whole(path, content)
+            first = path
+        elif path != first:
+            link_file(first, path)
 
 
 def quantize(model: Any, request: BuildRequest, options: OpenVinoOptions) -> tuple[Any, dict[str, Any]]:

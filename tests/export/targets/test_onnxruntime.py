@@ -17,7 +17,13 @@ from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.export.onnx_graph import write_sharing_weights
 from ptsr_edge.export.targets.base import BuildRequest, Graph
-from ptsr_edge.export.targets.onnxruntime import SCHEMES, CpuOptions, CpuTarget, measure_schemes
+from ptsr_edge.export.targets.onnxruntime import (
+    SCHEMES,
+    CpuOptions,
+    CpuTarget,
+    choose_scheme,
+    measure_schemes,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -148,13 +154,39 @@ def test_a_layer_that_is_kept_stays_float(
 def test_auto_measures_both_schemes_and_takes_the_smaller_product_of_time_and_error(
     tmp_path: Path, graphs: dict[int, Graph], samples: NDArray[np.float32]
 ) -> None:
-    built = CpuTarget().build(request_for(tmp_path / "out", graphs, samples, "int8"))
+    built = CpuTarget().build(request_for(tmp_path / "out", graphs, samples, "int8", int8_scheme="auto"))
     choice = built[8].built_with["int8_choice"]
     assert built[8].built_with["int8_scheme"] == choice["chosen"]
     assert built[16].built_with["int8_choice"] == choice, "one scheme for all budgets"
-    cost = {scheme: choice[scheme]["median_ms"] * choice[scheme]["error"] for scheme in SCHEMES}
-    assert cost[choice["chosen"]] == min(cost.values())
+    assert choice["chosen"] == choose_scheme(choice)["chosen"]
     assert all(choice[scheme]["error"] > 0 and choice[scheme]["median_ms"] > 0 for scheme in SCHEMES)
+
+
+@pytest.mark.parametrize(
+    ("static", "dynamic", "chosen"),
+    [
+        ((2.0, 0.1), (1.0, 0.1), "dynamic"),
+        ((2.0, 0.1), (2.0, 0.05), "dynamic"),
+        ((1.0, 0.1), (2.0, 0.1), "static"),
+        ((2.0, 0.1), (1.6, 0.1), "static"),
+        ((1.6, 0.1), (2.0, 0.1), "static"),
+        ((0.0, 0.0), (0.0, 0.0), "static"),
+    ],
+)
+def test_ties_take_static(static: tuple[float, float], dynamic: tuple[float, float], chosen: str) -> None:
+    found = {
+        scheme: dict(zip(("median_ms", "error"), values, strict=True))
+        for scheme, values in (("static", static), ("dynamic", dynamic))
+    }
+    assert choose_scheme(found)["chosen"] == chosen
+
+
+def test_the_default_measures_nothing(
+    tmp_path: Path, graphs: dict[int, Graph], samples: NDArray[np.float32]
+) -> None:
+    built = CpuTarget().build(request_for(tmp_path, graphs, samples, "int8"))
+    assert built[8].built_with["int8_scheme"] == "static"
+    assert "int8_choice" not in built[8].built_with
 
 
 def test_the_schemes_are_measured_against_fp32(

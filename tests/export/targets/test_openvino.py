@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -36,7 +37,13 @@ from ptsr_edge.export.targets.openvino import (  # noqa: E402
     selection_only,
     without_weight_matrix,
 )
-from ptsr_edge.runtimes.openvino import can_calculate, compile_model, read_ir  # noqa: E402
+from ptsr_edge.runtimes.openvino import (  # noqa: E402
+    OpenVinoRunner,
+    can_calculate,
+    compile_model,
+    matrix_products,
+    read_ir,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -116,9 +123,10 @@ def test_what_it_runs_in_is_recorded(
 def test_budgets_share_one_weights_file(
     graphs: dict[int, Graph], built: dict[str, dict[int, Artifact]], tmp_path: Path
 ) -> None:
-    (weights,) = {
-        path for artifact in built["fp32"].values() for path in artifact.files if path.suffix == ".bin"
-    }
+    names = [path for each in built["fp32"].values() for path in each.files if path.suffix == ".bin"]
+    assert len(names) == len(TOKENS)
+    assert len({path.stat().st_ino for path in names}) == 1
+    weights = names[0]
     alone = [
         TARGET.build(request_for(tmp_path / str(tokens), {tokens: graph}, "fp32"))[tokens].files[1]
         for tokens, graph in graphs.items()
@@ -126,6 +134,82 @@ def test_budgets_share_one_weights_file(
     sizes = [path.stat().st_size for path in alone]
     # All but the masks and index tables, which depend on the budget, is there once.
     assert weights.stat().st_size < 1.2 * max(sizes)
+
+
+def test_half_precisions_share_their_weights(built: dict[str, dict[int, Artifact]]) -> None:
+    assert len({each[8].files[1].stat().st_ino for each in (built["fp16"], built["bf16"])}) == 1
+    assert len({each[8].files[1].stat().st_ino for each in built.values()}) == 3
+
+
+def test_weights_are_copied_where_there_are_no_links(
+    graphs: dict[int, Graph], built: dict[str, dict[int, Artifact]], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr("os.link", no_links)
+    for tokens, artifact in TARGET.build(request_for(tmp_path, graphs, "fp32")).items():
+        assert artifact.files[1].read_bytes() == built["fp32"][tokens].files[1].read_bytes()
+        assert artifact.files[1].stat().st_nlink == 1
+
+
+def test_a_second_build_replaces_the_weights_of_all_budgets(graphs: dict[int, Graph], tmp_path: Path) -> None:
+    TARGET.build(request_for(tmp_path, graphs, "fp32"))
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for path in tmp_path.glob("*.bin"):
+        path.unlink()
+        path.write_bytes(b"of an earlier build")
+    TARGET.build(request_for(tmp_path, graphs, "fp32"))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
+
+
+@pytest.mark.parametrize("precision", TARGET.precisions)
+def test_plain_openvino_opens_an_ir_and_with_its_configuration_answers_as_the_runner_does(
+    built: dict[str, dict[int, Artifact]], precision: str
+) -> None:
+    """What no IR can say, `runs_on` does: left alone, OpenVINO picks the arithmetic by the CPU, for every IR alike."""
+    artifact = built[precision][8]
+    config = artifact.runs_on["config"]
+    if not can_calculate([config["INFERENCE_PRECISION_HINT"]]):
+        pytest.skip(f"this CPU cannot calculate in {config['INFERENCE_PRECISION_HINT']}")
+    core = ov.Core()
+    compiled = core.compile_model(core.read_model(artifact.path), "CPU", config)
+    assert set(matrix_products(compiled)) <= {INFERENCE_PRECISION[precision].split()[-1], "f32", "i8", "u8"}
+    runner = OpenVinoRunner(artifact.path, threads=1)
+    for one in samples(4):
+        expected, kept = runner.run(one[None])
+        answer = compiled([one[None]])
+        # The same kernels; a CPU that has float16 gives the runner 11 bits where plain OpenVINO is told 24.
+        np.testing.assert_allclose(
+            answer["logits"][0], expected, rtol=0, atol=0.1 if precision == "fp16" else 1e-5
+        )
+        np.testing.assert_array_equal(answer["kept"][0], kept)
+
+
+def test_plain_openvino_without_a_configuration_runs_the_bf16_ir_in_bf16(
+    built: dict[str, dict[int, Artifact]],
+) -> None:
+    if not can_calculate(["bf16"]):
+        pytest.skip("this CPU cannot calculate in bf16")
+    core = ov.Core()
+    products = matrix_products(core.compile_model(core.read_model(built["bf16"][8].path), "CPU"))
+    assert set(products) <= {"bf16", "f32"}
+    assert products["bf16"] >= 15  # five in each of three blocks
+
+
+def test_benchmark_app_opens_every_ir(built: dict[str, dict[int, Artifact]]) -> None:
+    program = shutil.which("benchmark_app", path=sysconfig.get_path("scripts"))
+    if program is None:
+        pytest.skip("benchmark_app is missing: it comes with openvino")
+    silenced = "import sys; sys.modules['openvino_telemetry'] = None; import runpy; sys.argv = sys.argv[1:]; "
+    silenced += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    for artifacts in built.values():
+        call = [sys.executable, "-c", silenced, program, "-m", str(artifacts[8].path), "-d", "CPU"]
+        call += ["-niter", "2", "-nireq", "1", "-nstreams", "1", "-hint", "none"]
+        done = subprocess.run(call, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Count:            2 iterations" in done.stdout
 
 
 def test_a_build_leaves_nothing_else_behind(built: dict[str, dict[int, Artifact]]) -> None:
