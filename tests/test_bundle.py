@@ -81,7 +81,7 @@ def test_it_reads_back_what_it_wrote(tmp_path: Path, bundle: Bundle) -> None:
     # The names that the contract fixes.
     assert set(record) == {
         "schema", "name", "target", "model", "labels", "preprocess", "provenance", "variants",
-        "cascades",
+        "cascades", "recommended",
     }  # fmt: skip
     fixed = {"id", "keep_rate", "tokens", "precision", "artifact", "files", "macs", "parameters", "parity",
              "built_with", "runs_on"}  # fmt: skip

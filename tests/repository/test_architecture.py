@@ -34,7 +34,7 @@ FLOORS = (
     {"evaluate"},
     {"profile"},
     {"report"},
-    {"demo", "doctor", "cli"},
+    {"demo", "doctor", "info", "predict", "cli"},
 )
 """The packages, and the root's own modules, from the ground up: one imports only what stands on a lower floor."""
 

@@ -69,6 +69,7 @@ def test_names_are_those_that_are_accepted(line: str, names: tuple[str, ...]) ->
                 manifest.Parity,
                 manifest.VerifiedOn,
                 manifest.Cascade,
+                manifest.RecommendedVariant,
                 Preprocess,
             ],
         ),
