@@ -315,7 +315,7 @@ def calibrate(variants: Sequence[Variant], folder: Path, samples: FlowDataset, l
             continue
         quick, thorough = (_logits(variant, folder, inputs) for variant in (small, full))
         chosen = choose_margin(samples.labels, samples.subjects, quick, thorough, limit)
-        useless = _why_useless(small, full, chosen.escalated)
+        useless = _why_useless(small, full, chosen)
         if useless:
             say(f"no cascade for {target} {precision}: {useless}")
             continue
@@ -323,8 +323,11 @@ def calibrate(variants: Sequence[Variant], folder: Path, samples: FlowDataset, l
     return rules
 
 
-def _why_useless(small: Variant, full: Variant, escalated: float) -> str:
+def _why_useless(small: Variant, full: Variant, chosen: Chosen) -> str:
     """Returns why a cascade gains nothing over one of its two budgets; empty where it gains something."""
+    escalated = chosen.escalated
+    if chosen.margin == MARGINS[0]:
+        return "the full budget would have to be asked always"
     if escalated == 0:
         return f"it would never ask the full budget; the budget {small.keep_rate:g} alone is within the limit, take that"
     if small.macs + escalated * full.macs >= full.macs:
