@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ptsr_edge.bundle import read_bundle
+from ptsr_edge.bundle import find_variant, read_bundle
 from ptsr_edge.profile.timing import TimingConfig, measure_interleaved
 from ptsr_edge.profile.variants import ProfiledVariant
-from ptsr_edge.session import find_variant
 from ptsr_edge.stats.latency import ratio_interval
 
 

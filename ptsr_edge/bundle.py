@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -252,10 +253,30 @@ def describe_io(model: ModelConfig, preprocess: Preprocess) -> BundleIO:
     )
 
 
+RecommendedBy = Literal["measured", "judged", "unjudged"]
+"""How a recommended variant was found: chosen from a profile under limits; judged at the export; or nothing could be
+judged there, and it is the largest budget."""
+
+
+class RecommendedVariant(Record):
+    """The variant that a session takes where nothing else is asked for.
+
+    Attributes:
+        variant: its id in the bundle.
+        kind: how it was found, for programs.
+        reason: the same in one sentence, for people.
+    """
+
+    variant: str
+    kind: RecommendedBy
+    reason: str
+
+
 class Bundle(Record):
     """The manifest of a bundle; `target` is the first target it was exported for.
 
-    `io` is null in a bundle of an older version. `cascades` has one for each target and precision that it was calibrated for; usually it is empty.
+    `cascades` has one for each target and precision that it was calibrated for; usually it is empty. `io` and
+    `recommended` are null in bundles of older versions.
     """
 
     schema_: Literal[1] = Field(default=1, alias="schema")
@@ -268,6 +289,16 @@ class Bundle(Record):
     provenance: dict[str, Any]
     variants: list[Variant] = Field(min_length=1)
     cascades: list[Cascade] = Field(default_factory=list)
+    recommended: RecommendedVariant | None = None
+
+    @model_validator(mode="after")
+    def _recommends_what_it_has(self) -> Bundle:
+        ids = [variant.id for variant in self.variants]
+        if self.recommended is not None and self.recommended.variant not in ids:
+            raise ValueError(
+                f"recommended.variant must be one of {', '.join(ids)}, got {self.recommended.variant!r}"
+            )
+        return self
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -296,11 +327,8 @@ def add_verification(folder: Path, variant_id: str, record: VerifiedOn) -> None:
         JobError: the manifest cannot be written; the old one stays.
     """
     bundle = read_bundle(folder)
-    names = [variant.id for variant in bundle.variants]
-    if variant_id not in names:
-        raise InputError(f"{folder} has no variant {variant_id!r}; it has {', '.join(names)}")
-    place = names.index(variant_id)
-    variant = bundle.variants[place]
+    variant = find_variant(bundle, variant_id)
+    place = bundle.variants.index(variant)
     check_files(folder, variant)
     others = [
         earlier
@@ -310,6 +338,37 @@ def add_verification(folder: Path, variant_id: str, record: VerifiedOn) -> None:
     variants = list(bundle.variants)
     variants[place] = variant.model_copy(update={"verified_on": [*others, record]})
     write_bundle(folder, bundle.model_copy(update={"variants": variants}))
+
+
+def write_recommended(folder: Path, choice: RecommendedVariant) -> None:
+    """Writes which variant of the bundle at `folder` is recommended; it replaces an earlier choice.
+
+    Raises:
+        InputError: there is no such bundle or variant, or its files are not the ones that were exported.
+        JobError: the manifest cannot be written; the old one stays.
+    """
+    bundle = read_bundle(folder)
+    check_files(folder, find_variant(bundle, choice.variant))
+    write_bundle(folder, bundle.model_copy(update={"recommended": choice}))
+
+
+def find_variant(bundle: Bundle, name: str) -> Variant:
+    """Returns a bundle's variant by its id.
+
+    Raises:
+        InputError: there is none of that id; the message lists those that there are.
+    """
+    for variant in bundle.variants:
+        if variant.id == name:
+            return variant
+    have = ", ".join(variant.id for variant in bundle.variants)
+    raise InputError(f"{bundle.name} has no variant {name!r}; it has {have}")
+
+
+def files_digest(variant: Variant) -> str:
+    """Returns one SHA-256 over the paths and hashes of a variant's files: equal for equal artifacts only."""
+    lines = sorted(f"{entry.path}\0{entry.sha256}\n" for entry in variant.files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def describe_file(folder: Path, path: Path) -> BundleFile:

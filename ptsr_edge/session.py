@@ -1,25 +1,32 @@
 """What an application calls: a bundle in, predictions out. Needs numpy and one runtime.
 
-session = Session.open("bundle", budget=0.25)
-prediction = session.predict(flow)
+session = Session.open("bundle")
+prediction = session.predict(flow)  # or predict_frames(onset, apex), which needs OpenCV as well
 """
 
 from __future__ import annotations
 
+import io
+import logging
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.bundle import Bundle, Variant, check_files, read_bundle
-from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.runtimes.base import RUNTIMES, Runner, find_runner
-from ptsr_edge.vision.flow import check_flow, to_input
+from ptsr_edge.bundle import Bundle, Variant, check_files, find_variant, read_bundle
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, PtsrError, require
+from ptsr_edge.runtimes.base import RUNTIMES, Runner, find_runner, find_runtime
+from ptsr_edge.vision.face_tracking import Region, crop_side, cut
+from ptsr_edge.vision.flow import check_flow, check_frame, flow_sample, to_input
+
+log = logging.getLogger("ptsr_edge")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """The answer for one flow sample.
 
@@ -29,6 +36,9 @@ class Prediction:
         kept_tokens: (K,) row-major indices of the patches that the answer was read from.
         logits: (k,) float32.
         budget: keep rate of the variant that answered.
+        grid: patches along one side of the input.
+        flow: (S, S, 3) float32: u, v in pixels and strain, that was classified; None where only the network was run.
+        apex: (H, W) uint8, gray: the crop of the apex frame; None where no frames were given.
     """
 
     label: str
@@ -36,6 +46,45 @@ class Prediction:
     kept_tokens: NDArray[np.int64]
     logits: NDArray[np.float32]
     budget: float
+    grid: int
+    flow: NDArray[np.float32] | None = None
+    apex: NDArray[np.uint8] | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"Prediction({self.label} {self.probabilities[self.label]:.1%}, budget {self.budget:g}, "
+            f"{len(self.kept_tokens)} of {self.grid**2} tokens kept)"
+        )
+
+    def plot(self) -> Any:
+        """Draws the kept patches on the apex frame, flow and strain, and the probabilities.
+
+        What the prediction does not hold, frames or flow, is left out.
+
+        Returns:
+            A `matplotlib.figure.Figure`, which no window shows: save it with its `savefig`.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        return _draw(self)
+
+    def to_png(self) -> bytes:
+        """Returns the picture of `plot` as the bytes of a PNG file.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        content = io.BytesIO()
+        self.plot().savefig(content, format="png", dpi=120)
+        return content.getvalue()
+
+    def _repr_png_(self) -> bytes | None:
+        """Shows the picture in a notebook; its text where matplotlib is not installed."""
+        try:
+            return self.to_png()
+        except MissingExtraError:
+            return None
 
 
 class Session:
@@ -56,6 +105,36 @@ class Session:
         self.variant = variant
         self.switch(variant.keep_rate)
 
+    def __repr__(self) -> str:
+        variant = self.variant
+        return (
+            f"Session({self.bundle.name}, {variant.target}/{variant.precision}, budget {self.budget:g}: "
+            f"{variant.tokens} of {self.bundle.model.patches} tokens, {', '.join(self.labels)})"
+        )
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes, in the order of the logits."""
+        return list(self.bundle.labels)
+
+    @property
+    def budget(self) -> float:
+        """Keep rate of the variant that answers."""
+        return self.variant.keep_rate
+
+    @property
+    def precision(self) -> str:
+        """Precision of the variant that answers."""
+        return self.variant.precision
+
+    @property
+    def runtime(self) -> str:
+        """Name and version of the package that runs the variant."""
+        for name in find_runtime(self.variant.target).packages:
+            if (module := sys.modules.get(name)) is not None:
+                return f"{name} {getattr(module, '__version__', '')}".strip()
+        return self.variant.target
+
     @classmethod
     def open(
         cls,
@@ -67,11 +146,14 @@ class Session:
         threads: int | None = None,
         share_weights: bool = False,
     ) -> Session:
-        """Opens a bundle's variant.
+        """Opens a bundle's variant; the log (`ptsr_edge`, INFO) says which, where something was left open.
+
+        The variant that the manifest recommends is taken wherever it is one of those asked for and can run here.
+        Else what was left open is:
 
         Args:
             bundle: a folder that `ptsr-edge export` made.
-            budget: keep rate; by default the largest there is.
+            budget: keep rate; by default the recommended variant's, or the largest where none is recommended.
             target: by default the last of `runtimes.base.RUNTIMES` that can run here.
             precision: by default int8 where its accuracy was judged at the export (`--max-uar-drop`), else
                 the first that the bundle has for the target.
@@ -89,7 +171,22 @@ class Session:
         folder = Path(bundle)
         manifest = read_bundle(folder)
         variant = choose_variant(manifest, folder, budget, target, precision)
-        return cls(manifest, folder, variant, threads, share_weights)
+        session = cls(manifest, folder, variant, threads, share_weights)
+        if None in (budget, target, precision):
+            log.info("%s", session._chosen())
+        return session
+
+    def _chosen(self) -> str:
+        """Says in one line what runs, and why that."""
+        choice = self.bundle.recommended
+        why = ""
+        if choice is not None and choice.variant == self.variant.id:
+            why = f": {choice.reason}"
+        elif choice is not None:
+            wanted = find_variant(self.bundle, choice.variant)
+            reason = _hindrance(wanted, self._folder) or "something else was asked for"
+            why = f"; {choice.variant} is recommended ({reason})"
+        return f"{self.variant.id} runs on {self.runtime}{why}"
 
     def switch(self, budget: float) -> None:
         """Answers at another budget from now on, in the same target and precision.
@@ -131,7 +228,30 @@ class Session:
             JobError: the runtime gave an answer that is not finite.
         """
         check_flow(flow, self.bundle.preprocess.image_size)
-        return self.answer(*self.infer(to_input(flow)))
+        return replace(self.answer(*self.infer(to_input(flow))), flow=flow)
+
+    def predict_frames(self, onset: NDArray[np.uint8], apex: NDArray[np.uint8]) -> Prediction:
+        """Classifies what moved between two pictures of a face, with the preprocessing of training and camera.
+
+        Args:
+            onset: (H, W, 3) uint8 BGR or (H, W) uint8 gray, a face crop, before the movement.
+            apex: where it is strongest; cropped alike, of the same size.
+
+        Raises:
+            InputError: no two such frames, or the model was trained on flow fields that came ready-made.
+            MissingExtraError: OpenCV is not installed.
+            JobError: the runtime gave an answer that is not finite.
+        """
+        first, second = check_frame(onset), check_frame(apex)
+        if first.shape[:2] != second.shape[:2]:
+            raise InputError(
+                f"onset and apex must be of one size; found {first.shape[:2]} and {second.shape[:2]}"
+            )
+        height, width = first.shape[:2]
+        preprocess = self.bundle.preprocess
+        whole, side = Region(0, 0, width, height), crop_side(preprocess)
+        crops = cut(first, whole, side), cut(second, whole, side)
+        return replace(self.predict(flow_sample(*crops, preprocess)), apex=crops[1])
 
     def answer(self, logits: NDArray[np.float32], kept: NDArray[np.int64]) -> Prediction:
         """Makes a prediction of what `infer` found: logits (k,), kept patches (K,).
@@ -150,6 +270,7 @@ class Session:
             kept_tokens=kept,
             logits=logits,
             budget=self.variant.keep_rate,
+            grid=self.bundle.model.grid,
         )
 
     def infer(self, flow: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -204,40 +325,48 @@ def choose_variant(
         asked = f"target {target or 'any'}, precision {precision or 'any'}, budget {budget or 'any'}"
         have = ", ".join(f"{v.target}/{v.precision}/{v.keep_rate:g}" for v in bundle.variants)
         raise InputError(f"the bundle has no variant with {asked}; it has {have}")
-    order = [*reversed(RUNTIMES)]
-    targets = sorted(
-        {v.target: None for v in fits}, key=lambda name: order.index(name) if name in order else len(order)
-    )
-    best = [_preferred([v for v in fits if v.target == name]) for name in targets]
+    if len(fits) == 1:
+        return fits[0]
+    if bundle.recommended is not None:
+        wanted = find_variant(bundle, bundle.recommended.variant)
+        if wanted in fits and not _hindrance(wanted, folder):
+            return wanted
+        if budget is None:
+            fits = [variant for variant in fits if variant.tokens == wanted.tokens] or fits
+    best = [default_variant([v for v in fits if v.target == name]) for name in preferred_targets(fits)]
     if len(best) == 1:
         return best[0]
     reasons = []
     for variant in best:
-        reason = why_not_here(variant, folder)
+        reason = _hindrance(variant, folder)
         if not reason:
             return variant
         reasons.append(f"{variant.target}: {reason}")
     raise JobError(f"nothing of the bundle can run here: {'; '.join(reasons)}")
 
 
-def _preferred(variants: Sequence[Variant]) -> Variant:
+def _hindrance(variant: Variant, folder: Path) -> str:
+    """Returns what `why_not_here` says; of a target that is not known here or is broken, that."""
+    try:
+        return why_not_here(variant, folder)
+    except PtsrError as error:
+        return str(error)
+
+
+def preferred_targets(variants: Sequence[Variant]) -> list[str]:
+    """Returns the targets of some variants in the order in which they are tried; those of other packages come last."""
+    order = [*reversed(RUNTIMES)]
+    return sorted(
+        {v.target: None for v in variants},
+        key=lambda name: order.index(name) if name in order else len(order),
+    )
+
+
+def default_variant(variants: Sequence[Variant]) -> Variant:
     """Returns the largest budget in the default precision of one target's variants."""
     judged = any(v.precision == "int8" and "accuracy" in v.built_with for v in variants)
     precision = "int8" if judged else variants[0].precision
     return max((v for v in variants if v.precision == precision), key=lambda v: v.tokens)
-
-
-def find_variant(bundle: Bundle, name: str) -> Variant:
-    """Returns a bundle's variant by its id.
-
-    Raises:
-        InputError: there is none of that id; the message lists those that there are.
-    """
-    for variant in bundle.variants:
-        if variant.id == name:
-            return variant
-    have = ", ".join(variant.id for variant in bundle.variants)
-    raise InputError(f"{bundle.name} has no variant {name!r}; it has {have}")
 
 
 def open_variant(folder: Path, variant: Variant, threads: int) -> Session:
@@ -260,3 +389,75 @@ def open_variant(folder: Path, variant: Variant, threads: int) -> Session:
             "of one target, precision and budget"
         )
     return session
+
+
+_INK, _KEPT = "#1f2937", "#2563eb"
+
+_ARROWS = 14
+"""Arrows of the flow along one side."""
+
+
+def _draw(prediction: Prediction) -> Any:
+    """Draws a prediction: up to three panels side by side."""
+    figure_class = require("matplotlib.figure", "report", "drawing a prediction").Figure
+    picture: NDArray[Any] | None = prediction.apex
+    if picture is None and prediction.flow is not None:
+        picture = prediction.flow[..., 2]
+    panels = 1 + (picture is not None) + (prediction.flow is not None)
+    figure = figure_class(figsize=(3.4 * panels, 3.6), layout="constrained")
+    axes = list(np.atleast_1d(figure.subplots(1, panels)))
+    figure.suptitle(repr(prediction)[len("Prediction(") : -1], color=_INK, fontsize=11)
+    if picture is not None:
+        panel = axes.pop(0)
+        _draw_kept(panel, picture, prediction)
+        panel.set_title("apex frame" if prediction.apex is not None else "strain", fontsize=9)
+        panel.set_xlabel("blue: kept patches", fontsize=8)
+    if prediction.flow is not None:
+        _draw_flow(axes.pop(0), prediction.flow)
+    bars = axes.pop(0)
+    labels = list(prediction.probabilities)
+    shares = [prediction.probabilities[label] for label in labels]
+    drawn = bars.barh(
+        labels, shares, color=[_KEPT if one == prediction.label else "#cbd5e1" for one in labels]
+    )
+    bars.bar_label(drawn, [f"{share:.1%}" for share in shares], padding=3, fontsize=8)
+    bars.invert_yaxis()
+    bars.set(xlim=(0, 1.25), xticks=[0, 0.5, 1])
+    bars.set_title("probability", fontsize=9)
+    bars.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _draw_kept(axes: Any, picture: NDArray[Any], prediction: Prediction) -> None:
+    """Draws a picture (H, W) whose dropped patches are dimmed and whose kept patches have a frame."""
+    grid = prediction.grid
+    kept = np.zeros(grid * grid, dtype=bool)
+    kept[prediction.kept_tokens] = True
+    extent = (0, grid, grid, 0)  # in patches: the same for pictures of any size
+    axes.imshow(picture, cmap="gray", extent=extent)
+    dimmed = np.zeros((grid, grid, 4))
+    dimmed[..., 3] = np.where(kept.reshape(grid, grid), 0, 0.6)
+    axes.imshow(dimmed, extent=extent, interpolation="nearest")
+    rows, columns = np.divmod(np.flatnonzero(kept), grid)
+    for row, column in zip(rows, columns, strict=True):
+        corners = [column, column + 1, column + 1, column, column], [row, row, row + 1, row + 1, row]
+        axes.plot(*corners, color=_KEPT, linewidth=0.8)
+    axes.set(xticks=[], yticks=[])
+
+
+def _draw_flow(axes: Any, flow: NDArray[np.float32]) -> None:
+    """Draws strain as brightness and flow as arrows; the longest is two steps of their grid long."""
+    side = flow.shape[0]
+    axes.imshow(flow[..., 2], cmap="magma")
+    step = max(1, side // _ARROWS)
+    places = np.arange(step // 2, side, step)
+    u, v = (flow[np.ix_(places, places)][..., channel] for channel in (0, 1))
+    longest = float(np.hypot(u, v).max())
+    if longest > 0:
+        axes.quiver(
+            places, places, u, v, color="white", width=0.006, angles="xy", scale_units="xy",
+            scale=longest / (2 * step),
+        )  # fmt: skip
+    axes.set(xticks=[], yticks=[], xlim=(-0.5, side - 0.5), ylim=(side - 0.5, -0.5))
+    axes.set_title("flow on strain", fontsize=9)
+    axes.set_xlabel(f"longest arrow: {longest:.2f} pixels", fontsize=8)

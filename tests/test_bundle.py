@@ -16,6 +16,7 @@ from ptsr_edge.bundle import (
     Bundle,
     BundleFile,
     Parity,
+    RecommendedVariant,
     Variant,
     VerifiedOn,
     add_verification,
@@ -23,8 +24,10 @@ from ptsr_edge.bundle import (
     check_files,
     describe_file,
     describe_io,
+    files_digest,
     read_bundle,
     write_bundle,
+    write_recommended,
 )
 from ptsr_edge.core.config import LABELS, Preprocess, named_model
 from ptsr_edge.core.errors import InputError
@@ -85,7 +88,7 @@ def test_it_reads_back_what_it_wrote(tmp_path: Path, bundle: Bundle) -> None:
     # The names that the contract fixes.
     assert set(record) == {
         "schema", "name", "target", "model", "labels", "preprocess", "io", "provenance", "variants",
-        "cascades",
+        "cascades", "recommended",
     }  # fmt: skip
     fixed = {"id", "keep_rate", "tokens", "precision", "artifact", "files", "macs", "parameters", "parity",
              "built_with", "runs_on"}  # fmt: skip
@@ -270,3 +273,55 @@ def test_a_card_says_training_use_and_law() -> None:
         assert part in card
     assert "\n" not in card
     assert bundle_card(None).startswith("training unknown. ")
+
+
+def recommending(bundle: Bundle, kind: str = "measured") -> dict[str, str]:
+    return {"variant": bundle.variants[0].id, "kind": kind, "reason": "a test says so"}
+
+
+def test_a_recommendation_is_written_and_nothing_else_changes(tmp_path: Path, bundle: Bundle) -> None:
+    assert bundle.recommended is None
+    choice = parse(RecommendedVariant, recommending(bundle))
+    write_recommended(tmp_path, choice)
+    found = read_bundle(tmp_path)
+    assert found.recommended == choice
+    assert found.model_copy(update={"recommended": None}) == bundle
+
+
+@pytest.mark.usefixtures("bundle")
+def test_a_bundle_of_before_there_were_recommendations_is_read(tmp_path: Path) -> None:
+    record = json.loads((tmp_path / MANIFEST).read_text(encoding="utf-8"))
+    del record["recommended"]
+    (tmp_path / MANIFEST).write_text(json.dumps(record), encoding="utf-8")
+    assert read_bundle(tmp_path).recommended is None
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"variant": "other"}, "recommended.variant must be one of ptsr-nano-cpu-fp32-k49, got 'other'"),
+        ({"kind": "guessed"}, "recommended.kind: Input should be 'measured', 'judged' or 'unjudged'"),
+    ],
+)
+def test_a_recommendation_of_nothing_that_is_there_is_refused(
+    tmp_path: Path, bundle: Bundle, change: dict[str, str], says: str
+) -> None:
+    edited(tmp_path, "recommended", value=recommending(bundle) | change)
+    with pytest.raises(InputError) as caught:
+        read_bundle(tmp_path)
+    assert says in str(caught.value)
+
+
+def test_a_recommendation_of_changed_files_is_refused(tmp_path: Path, bundle: Bundle) -> None:
+    before = (tmp_path / MANIFEST).read_bytes()
+    (tmp_path / "graph.onnx").write_bytes(b"other")
+    with pytest.raises(InputError, match=r"graph\.onnx has changed since it was exported"):
+        write_recommended(tmp_path, parse(RecommendedVariant, recommending(bundle)))
+    assert (tmp_path / MANIFEST).read_bytes() == before
+
+
+def test_files_have_one_digest_whatever_their_order(bundle: Bundle) -> None:
+    variant = bundle.variants[0]
+    turned = variant.model_copy(update={"files": variant.files[::-1]})
+    other = variant.model_copy(update={"files": variant.files[:1]})
+    assert files_digest(turned) == files_digest(variant) != files_digest(other)

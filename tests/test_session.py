@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import math
+import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +19,17 @@ import pytest
 import torch
 
 from ptsr_edge import Session
-from ptsr_edge.bundle import MANIFEST, describe_file, read_bundle, write_bundle
+from ptsr_edge.bundle import (
+    MANIFEST,
+    RecommendedVariant,
+    describe_file,
+    find_variant,
+    read_bundle,
+    write_bundle,
+    write_recommended,
+)
 from ptsr_edge.core.config import LABELS
-from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 from ptsr_edge.export.exporter import export_bundle
 from ptsr_edge.models.checkpoint import load_checkpoint, predict_logits
 from ptsr_edge.runtimes.tensorrt import TrtRunner
@@ -95,6 +107,90 @@ def test_defaults_are_the_largest_budget_and_the_first_precision(tiny_bundle: Pa
     assert Session.open(tiny_bundle, budget=0.24).variant.tokens == 4
 
 
+def recommend(folder: Path, tokens: int, **kind: str) -> str:
+    """Has a bundle recommend its variant with so many tokens and, where given, of a target and precision."""
+    chosen = next(
+        variant.id
+        for variant in read_bundle(folder).variants
+        if variant.tokens == tokens and all(getattr(variant, key) == value for key, value in kind.items())
+    )
+    write_recommended(folder, RecommendedVariant(variant=chosen, kind="measured", reason="it is quick"))
+    return chosen
+
+
+def test_the_recommended_variant_is_taken_where_nothing_else_is_asked_for(
+    own_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "ptsr_edge")
+    chosen = recommend(own_bundle, 8)
+    session = Session.open(own_bundle)
+    assert session.variant.id == chosen
+    (line,) = caplog.messages
+    assert line == f"{chosen} runs on onnxruntime {version('onnxruntime')}: it is quick"
+    assert session.runtime == f"onnxruntime {version('onnxruntime')}"
+    assert Session.open(own_bundle, target="cpu").variant.id == chosen
+    assert Session.open(own_bundle, precision="fp32", threads=1).variant.id == chosen
+    caplog.clear()
+    assert Session.open(own_bundle, budget=1.0).variant.tokens == 16
+    assert caplog.messages[0].endswith(f"; {chosen} is recommended (something else was asked for)")
+    caplog.clear()
+    Session.open(own_bundle, budget=1.0, target="cpu", precision="fp32")
+    assert caplog.messages == [], "nothing was left open, and nothing was chosen"
+
+
+def test_a_session_says_what_it_is(own_bundle: Path) -> None:
+    session = Session.open(own_bundle, budget=0.25)
+    assert (session.budget, session.precision, session.labels) == (0.25, "fp32", list(LABELS))
+    assert repr(session) == (
+        "Session(ptsr-test, cpu/fp32, budget 0.25: 4 of 16 tokens, negative, positive, surprise)"
+    )
+
+
+def test_a_prediction_says_what_it_is_and_holds_what_was_classified(
+    tiny_bundle: Path, random_flows: Any
+) -> None:
+    flow = random_flows(1)[0]
+    prediction = Session.open(tiny_bundle, budget=0.25).predict(flow)
+    share = prediction.probabilities[prediction.label]
+    assert repr(prediction) == f"Prediction({prediction.label} {share:.1%}, budget 0.25, 4 of 16 tokens kept)"
+    assert prediction.flow is flow
+    assert (prediction.grid, prediction.apex) == (4, None)
+
+
+def test_a_prediction_draws_what_it_holds(tiny_bundle: Path, random_flows: Any) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is missing")
+    session = Session.open(tiny_bundle, budget=0.25)
+    bare = session.answer(*session.infer(to_input(random_flows(1)[0])))
+    whole = session.predict(random_flows(1)[0])
+    framed = dataclasses.replace(whole, apex=np.zeros((112, 112), np.uint8))
+    titles = [[axes.get_title() for axes in one.plot().axes] for one in (bare, whole, framed)]
+    assert titles == [
+        ["probability"],
+        ["strain", "flow on strain", "probability"],
+        ["apex frame", "flow on strain", "probability"],
+    ]
+    kept = framed.plot().axes[0]
+    squares = {(round(min(line.get_xdata())), round(min(line.get_ydata()))) for line in kept.lines}
+    assert squares == {(token % 4, token // 4) for token in framed.kept_tokens.tolist()}
+    bars = [bar.get_width() for bar in framed.plot().axes[2].patches]
+    assert bars == pytest.approx(list(framed.probabilities.values()))
+    still = session.predict(np.zeros((32, 32, 3), np.float32))
+    for drawn in (whole._repr_png_(), still.to_png()):
+        assert drawn is not None
+        assert drawn.startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_a_prediction_says_how_to_get_it(
+    tiny_bundle: Path, random_flows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prediction = Session.open(tiny_bundle).predict(random_flows(1)[0])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtraError, match="drawing a prediction needs the package 'matplotlib'"):
+        prediction.plot()
+    assert prediction._repr_png_() is None, "a notebook shows the text"
+
+
 @pytest.fixture(scope="module")
 def every_target(tiny_checkpoint: Path, megc_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model for all three targets; what is built for `trt` is an engine for a GPU that is not here."""
@@ -143,6 +239,22 @@ def test_a_flow_has_the_same_class_through_the_eager_model_and_both_runtimes_of_
     for target in ("cpu", "openvino"):
         session = Session.open(every_target, budget=budget, target=target, precision="fp32", threads=1)
         assert [int(session.predict(flow).logits.argmax()) for flow in flows] == classes
+
+
+def test_where_the_recommended_variant_cannot_run_its_budget_is_taken(
+    every_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "ptsr_edge")
+    own = Path(shutil.copytree(every_target, tmp_path / "bundle"))
+    chosen = recommend(own, 8, target="openvino", precision="fp32")
+    assert Session.open(own).variant.id == chosen
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    caplog.clear()
+    taken = Session.open(own).variant
+    assert (taken.target, taken.tokens) == ("cpu", 8)
+    (line,) = caplog.messages
+    assert re.search(rf"; {chosen} is recommended \(.*'openvino', which is not installed", line)
+    assert find_variant(read_bundle(own), chosen).precision == "fp32"
 
 
 def test_int8_is_taken_by_default_where_its_accuracy_was_judged(every_target: Path, tmp_path: Path) -> None:

@@ -188,13 +188,18 @@ def summary_lines(counters: Mapping[str, StreamCounters], wall_s: float) -> list
     "--budget",
     default="auto",
     show_default=True,
-    help="auto: the largest that holds the deadline; cascade; or a keep rate.",
+    help="auto: the recommended one, or the largest below it that holds the deadline; cascade; or a keep rate.",
 )
 @click.option(
     "--deadline-ms", type=float, default=33.0, show_default=True, help="How long one frame may take."
 )
-@click.option("--target", help="cpu, openvino or trt; by default the first that can run here.")
-@click.option("--precision", help="By default int8 where its accuracy was judged at the export.")
+@click.option(
+    "--target", help="cpu, openvino or trt; by default the recommended one, else the first that can run here."
+)
+@click.option(
+    "--precision",
+    help="By default the recommended one, else int8 where its accuracy was judged at the export.",
+)
 @click.option(
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of an inference."
 )

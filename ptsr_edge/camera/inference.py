@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.bundle import Bundle, Cascade
+from ptsr_edge.bundle import Bundle, Cascade, find_variant
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.session import Prediction, Session
 from ptsr_edge.vision.flow import check_flow, to_input
@@ -82,6 +82,15 @@ class SharedSession:
     def bundle(self) -> Bundle:
         """The manifest of the bundle."""
         return self._session.bundle
+
+    @property
+    def ladder(self) -> dict[float, float]:
+        """Milliseconds of an inference by keep rate, of the budgets that `auto` moves among: none above the recommended
+        one, as more patches would cost more and are not known to give more.
+        """
+        choice = self.bundle.recommended
+        top = 1.0 if choice is None else find_variant(self.bundle, choice.variant).keep_rate
+        return {rate: took for rate, took in self.inference_ms.items() if rate <= top} or self.inference_ms
 
     @property
     def artifact(self) -> str:

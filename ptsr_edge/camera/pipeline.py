@@ -28,12 +28,12 @@ from ptsr_edge.bundle import bundle_card
 from ptsr_edge.camera.inference import BudgetController, SharedSession
 from ptsr_edge.camera.metrics import StageTimes, StreamStats
 from ptsr_edge.camera.spotting import Spotter
-from ptsr_edge.camera.stream import CameraStream, OnlineSpotter, Sighting, check_frame, check_pts
+from ptsr_edge.camera.stream import CameraStream, OnlineSpotter, Sighting, check_pts
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.records import Record
 from ptsr_edge.vision.face_detection import Face, FaceOption, open_detector
-from ptsr_edge.vision.face_tracking import DETECT_EVERY_S, Region
-from ptsr_edge.vision.flow import flow_sample
+from ptsr_edge.vision.face_tracking import DETECT_EVERY_S, Region, crop_side
+from ptsr_edge.vision.flow import check_frame, flow_sample
 
 
 class Box(Record):
@@ -114,9 +114,6 @@ class Event(Record):
         return f'{content[:-1]},"wait_ms":{self.wait_ms:.3f},"latency_ms":{self.latency_ms:.3f}}}'
 
 
-CROP_SIDE = 112
-"""Least side of the crops that flow is measured in: smaller faces show no flow of half a pixel. As in training."""
-
 MAX_STREAMS = 64
 
 
@@ -141,7 +138,7 @@ class Pipeline:
 
         Args:
             bundle: a folder that `ptsr-edge export` made, of a model whose flow is measured from frames.
-            budget: "auto" (the largest that holds the deadline, moved while running), "cascade" (the small one
+            budget: "auto" (the recommended one, or the largest below it that holds the deadline; moved while running), "cascade" (the small one
                 first, the full one where that is close; calibrated at export), or a keep rate.
             deadline_ms: time that one push may take; "auto" holds it, and every budget counts misses.
             face: how faces are found; see `face_detection.open_detector`.
@@ -164,7 +161,7 @@ class Pipeline:
         self._deadline_ms = deadline_ms
         self._detect_every_s = float(detect_every_s)
         self._make_spotter = spotter
-        self._side = max(CROP_SIDE, self._session.bundle.preprocess.image_size)
+        self._side = crop_side(self._session.bundle.preprocess)
         self._lock = threading.Lock()
         self._streams: dict[str, _StreamState] = {}
         self._closed = False
@@ -260,9 +257,9 @@ class Pipeline:
 
     def _controller(self) -> BudgetController:
         """Makes a controller: for "auto" over the whole ladder, else with a single step, which only counts misses."""
-        costs = self._session.inference_ms
+        costs = self._session.ladder
         if isinstance(self._budget, float):
-            costs = {self._budget: costs[self._budget]}
+            costs = {self._budget: self._session.inference_ms[self._budget]}
         return BudgetController(costs, self._deadline_ms)
 
     def _state(self, name: str) -> _StreamState:

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ptsr_edge.camera.metrics import StreamStats
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.vision.face_detection import Detector, Face, FixedCrop, Frame
 from ptsr_edge.vision.face_tracking import DETECT_EVERY_S, CropRing, FaceTracker, Gray, Region, StableCrop
-from ptsr_edge.vision.flow import MIN_FRAME
 
 MAX_GAP_S = 0.5
 """Longest time between two frames; more is a jump, as a micro-expression would fit in between."""
@@ -189,25 +187,6 @@ class CameraStream:
                 continue
             found.append(Sighting(motion, onset, apex, self._face, self._window.region, truncated))
         return found
-
-
-def check_frame(frame: Any) -> NDArray[np.uint8]:
-    """Returns a frame that can be processed; (H, W, 1) comes back as (H, W).
-
-    Raises:
-        InputError: it is neither an (H, W, 3) uint8 BGR nor an (H, W) uint8 gray image of at least 16 pixels a side.
-    """
-    if isinstance(frame, np.ndarray) and frame.dtype == np.uint8:
-        if frame.ndim == 3 and frame.shape[2] == 1:
-            frame = frame[..., 0]
-        coloured = frame.ndim == 3 and frame.shape[2] == 3
-        if (coloured or frame.ndim == 2) and min(frame.shape[:2]) >= MIN_FRAME:
-            taken: NDArray[np.uint8] = frame
-            return taken
-    found = f"{frame.shape} {frame.dtype}" if isinstance(frame, np.ndarray) else type(frame).__name__
-    raise InputError(
-        f"a frame must be (H, W, 3) uint8 BGR or (H, W) uint8 gray, at least {MIN_FRAME} pixels a side; found {found}"
-    )
 
 
 def check_pts(pts_ns: Any) -> int:

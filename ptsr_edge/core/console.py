@@ -25,6 +25,8 @@ VERBS = {
     "train": "Train PTSR or its full-token baseline and write a checkpoint.",
     "evaluate": "Judge a bundle's artifacts, a checkpoint, or a model trained afresh in each fold.",
     "export": "Turn a checkpoint into a bundle of proven, static token-budget variants.",
+    "info": "Say what a bundle holds, what of it runs here and is taken by default, and what it was trained on.",
+    "predict": "Classify what moved between two pictures of a face, or two moments of a clip.",
     "profile": "Measure MACs, latency, memory, size and accuracy of every variant beside the full-token ViT.",
     "report": "Turn profiles into a page, a Markdown file, a JSON record and charts, and chooses a variant.",
     "camera": "Turn frames of cameras or files into events, one JSON line each.",
@@ -150,7 +152,7 @@ def load_verb(name: str) -> click.Command:
     """
     if name not in VERBS:
         raise InputError(f"unknown verb {name!r}; nearest: {nearest(name, VERBS)}; known: {', '.join(VERBS)}")
-    module = "ptsr_edge.doctor" if name == "doctor" else f"ptsr_edge.{name}.cli"
+    module = f"ptsr_edge.{name}" if name in ("doctor", "info", "predict") else f"ptsr_edge.{name}.cli"
     with explained_imports(name):
         command: click.Command = importlib.import_module(module).main
     return command

@@ -1,4 +1,4 @@
-"""What an export takes from data: calibration samples, budgets, and the margins of cascades.
+"""What an export takes from data: calibration samples, budgets, the margins of cascades, and the recommended variant.
 
 Samples are stratified, seeded, from the training side, and never from those that accuracy is reported on.
 
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ptsr_edge.bundle import Cascade, Variant
+from ptsr_edge.bundle import Cascade, RecommendedVariant, Variant
 from ptsr_edge.core.console import progress, say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.records import Record
@@ -37,7 +37,8 @@ from ptsr_edge.data.datasets import (
 )
 from ptsr_edge.models.checkpoint import CheckpointInfo
 from ptsr_edge.models.ptsr import Model, Ptsr, dynamic_counts
-from ptsr_edge.session import open_artifact, why_not_here
+from ptsr_edge.session import default_variant, open_artifact, preferred_targets, why_not_here
+from ptsr_edge.stats.classification import confusion, uar
 from ptsr_edge.stats.risk_bounds import CONFIDENCE, Bound, paired, upper_bound
 from ptsr_edge.vision.flow import MIN_FRAME, to_input
 
@@ -296,7 +297,8 @@ def cascade_samples(side: FlowDataset, used: Sequence[str], image_size: int) -> 
 def calibrate(variants: Sequence[Variant], folder: Path, samples: FlowDataset, limit: float) -> list[Cascade]:
     """Makes a rule for each target and precision that has two budgets and runs here, through the artifacts themselves.
 
-    What cannot run here, or gains nothing because the full budget would always be asked, is said and left out.
+    What cannot run here, or gains nothing, is said and left out: a rule that would never ask the full budget, where the
+    small one alone does as well, or would ask it so often that the full one alone costs no more.
 
     Raises:
         InputError: as `choose_margin`.
@@ -313,11 +315,24 @@ def calibrate(variants: Sequence[Variant], folder: Path, samples: FlowDataset, l
             continue
         quick, thorough = (_logits(variant, folder, inputs) for variant in (small, full))
         chosen = choose_margin(samples.labels, samples.subjects, quick, thorough, limit)
-        if chosen.margin == MARGINS[0]:
-            say(f"no cascade for {target} {precision}: the full budget would have to be asked always")
+        useless = _why_useless(small, full, chosen)
+        if useless:
+            say(f"no cascade for {target} {precision}: {useless}")
             continue
         rules.append(_record(small, full, chosen, limit, samples))
     return rules
+
+
+def _why_useless(small: Variant, full: Variant, chosen: Chosen) -> str:
+    """Returns why a cascade gains nothing over one of its two budgets; empty where it gains something."""
+    escalated = chosen.escalated
+    if chosen.margin == MARGINS[0]:
+        return "the full budget would have to be asked always"
+    if escalated == 0:
+        return f"it would never ask the full budget; the budget {small.keep_rate:g} alone is within the limit, take that"
+    if small.macs + escalated * full.macs >= full.macs:
+        return f"it would ask the full budget for {escalated:.0%} of the samples, which costs as much as asking it alone"
+    return ""
 
 
 def _record(small: Variant, full: Variant, chosen: Chosen, limit: float, samples: FlowDataset) -> Cascade:
@@ -346,9 +361,112 @@ def _record(small: Variant, full: Variant, chosen: Chosen, limit: float, samples
     )
 
 
-def _logits(variant: Variant, folder: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+def _logits(
+    variant: Variant, folder: Path, inputs: NDArray[np.float32], purpose: str = "cascade"
+) -> NDArray[np.float32]:
     runner = open_artifact(variant, folder, threads=1)
-    return np.stack([runner.run(one[None])[0] for one in progress(inputs, f"cascade {variant.id}")])
+    return np.stack([runner.run(one[None])[0] for one in progress(inputs, f"{purpose} {variant.id}")])
+
+
+MOST_LOSS = 0.02
+"""Of UAR, that a recommended variant may have against fp32 at full budget, as measured."""
+
+FEWEST_JUDGED = 100
+"""Samples below which a loss of `MOST_LOSS` is not told from none: one answer more or less is half of it or more."""
+
+MOST_JUDGED = 480
+
+CHANCE_MARGIN = 0.05
+"""A model whose UAR is less than this above chance has learnt nothing that a small budget could lose."""
+
+JUDGED_SEED = 2
+"""Of the synthetic people that budgets are judged on: no model is trained, calibrated or reported on these."""
+
+JUDGED_CLIPS = 3
+"""Of each of them."""
+
+
+def judging_samples(side: FlowDataset, used: Sequence[str], image_size: int) -> FlowDataset:
+    """Returns samples to judge budgets on: of rendered data new people, else what the training side has left.
+
+    Args:
+        side: the calibration side; see `calibration_side`.
+        used: names of its samples that were calibrated or proven on.
+        image_size: S.
+    """
+    entry = known_dataset(side.source)
+    if entry is not None and entry.is_rendered:
+        return load(side.source, image_size=image_size, seed=JUDGED_SEED, limit=JUDGED_CLIPS)
+    left = side.subset(~np.isin(side.names, list(used)))
+    return draw(left, min(MOST_JUDGED, len(left)))[0] if len(left) else left
+
+
+def recommend(
+    variants: Sequence[Variant], folder: Path, samples: FlowDataset | None, why_not: str = ""
+) -> RecommendedVariant:
+    """Chooses the variant that a session takes where nothing is asked for, through the artifacts themselves.
+
+    Of the first target in the order of a session that runs here: the variant with the fewest multiply-adds, and of equal
+    ones with the smallest files, that loses at most `MOST_LOSS` of UAR against fp32 at full budget. The loss is an
+    estimate without a bound; what a device measures may replace the choice. Where a target that comes before it in the
+    session's order does not run here, its own variant of the same budget is recommended: all are proven to compute
+    alike, and the device may well run it.
+
+    Args:
+        variants: of the bundle at `folder`.
+        folder: where their files lie.
+        samples: to judge on; None: nothing is judged, and `why_not` says why.
+        why_not: a clause.
+    """
+    targets = preferred_targets(variants)
+    of_first = [variant for variant in variants if variant.target == targets[0]]
+    running = [variant for variant in variants if not why_not_here(variant, folder)]
+    if samples is not None and len(samples) < FEWEST_JUDGED:
+        why_not = f"{len(samples)} samples are left to judge budgets on, fewer than {FEWEST_JUDGED}"
+    elif samples is not None and not running:
+        why_not = "none of the variants can run on the machine that exported them"
+    if samples is None or why_not:
+        return _unjudged(of_first, why_not)
+    judging = preferred_targets(running)[0]
+    judged = [variant for variant in running if variant.target == judging]
+    truth, classes, inputs = samples.labels, len(samples.label_names), to_input(samples.flows)
+
+    def uar_of(variant: Variant) -> float:
+        answers = _logits(variant, folder, inputs, "judging").argmax(axis=1)
+        return uar(confusion(truth, answers, classes))
+
+    reference = max(judged, key=lambda variant: (variant.tokens, variant.precision == "fp32"))
+    expected = uar_of(reference)
+    if expected < 1 / classes + CHANCE_MARGIN:
+        return _unjudged(
+            of_first,
+            f"{reference.id} is about as good as guessing (UAR {expected:.3f}), so there is nothing to lose",
+        )
+    by_cost = sorted(judged, key=lambda variant: (variant.macs, sum(entry.bytes for entry in variant.files)))
+    found = {reference.id: expected}
+    for variant in by_cost:
+        if variant is not reference:
+            found[variant.id] = uar_of(variant)
+        if expected - found[variant.id] <= MOST_LOSS + 1e-9:
+            break
+    reason = (
+        f"the cheapest that loses at most {MOST_LOSS:g} of UAR as measured at the export: {found[variant.id]:.3f}, "
+        f"{reference.id} {expected:.3f}, on {len(samples)} samples of {len(samples.subject_names)} people ({samples.source})"
+    )
+    if judging == targets[0]:
+        return RecommendedVariant(variant=variant.id, kind="judged", reason=reason)
+    alike = default_variant([other for other in of_first if other.tokens == variant.tokens])
+    return RecommendedVariant(
+        variant=alike.id, kind="judged", reason=f"its budget was judged through {variant.id}: {reason}"
+    )
+
+
+def _unjudged(variants: Sequence[Variant], why: str) -> RecommendedVariant:
+    return RecommendedVariant(
+        variant=default_variant(variants).id,
+        kind="unjudged",
+        reason=f"the largest budget, as none was judged: {why}",
+    )
 
 
 def _softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:

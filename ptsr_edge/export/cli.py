@@ -118,6 +118,8 @@ def main(
         cascade_loss=cascade_loss, threads=threads, options=options, cache=not no_cache,
     )  # fmt: skip
     say(f"{bundle.name}: {bundle.provenance.get('card', 'trained weights')}")
+    if bundle.recommended is not None:
+        say(f"recommended: {bundle.recommended.variant}: {bundle.recommended.reason}")
     lines = [*summary(bundle), str(out)]
     if layout != "bundle":
         write_layout(out, layout, _repository(out, layout))

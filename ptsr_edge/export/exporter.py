@@ -1,8 +1,8 @@
 """A checkpoint becomes a bundle: static token-budget variants, each proven before it is written.
 
 The stages: resolve the model, draw calibration samples, choose budgets, trace one graph per budget, build
-each precision of each target, prove every variant against the eager model, write the bundle. The same export
-again is a copy out of the cache.
+each precision of each target, prove every variant against the eager model, recommend one of them, write the bundle.
+The same export again is a copy out of the cache.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ from ptsr_edge.export.calibration import (
     cascade_samples,
     check_reach,
     draw,
+    judging_samples,
+    recommend,
 )
 from ptsr_edge.export.config import ExportConfig, Rates, check_out, rates_of
 from ptsr_edge.export.onnx_graph import add_metadata, trace, write_sharing_weights
@@ -154,6 +156,7 @@ def export_bundle(
                 artifacts, accuracy = build(job, builder, precision, traced, stage)
                 variants += prove_all(job, builder, precision, traced, artifacts, accuracy, stage, threads)
                 not_built = not_built or next(iter(artifacts.values())).not_built
+        chosen = recommend(variants, stage, *_to_judge(variants, job, side, aside))
         bundle = Bundle(
             name=info.model.name,
             target=plan[0][0].name,
@@ -166,6 +169,7 @@ def export_bundle(
             cascades=[]
             if aside is None or cascade_loss is None
             else calibrate(variants, stage, aside, cascade_loss),
+            recommended=chosen,
         )
         write_bundle(stage, bundle)
     if not_built:
@@ -243,6 +247,20 @@ def _set_aside(job: ExportJob, side: FlowDataset, loss: float) -> FlowDataset:
     samples = cascade_samples(side, used, job.info.model.image_size)
     check_reach(samples.labels, samples.subjects, loss)
     return samples
+
+
+def _to_judge(
+    variants: Sequence[Variant], job: ExportJob, side: FlowDataset, aside: FlowDataset | None
+) -> tuple[FlowDataset | None, str]:
+    """Returns the samples that budgets are judged on; None, and why, where their answers would say nothing."""
+    if len(variants) == 1:
+        return None, "there is no other variant"
+    if job.info.provenance.get("kind") == "random":
+        return None, "its weights are random"
+    if list(side.label_names) != job.info.labels:
+        return None, f"data {side.source} has other classes than the model"
+    used = [*job.calibration.names, *(() if aside is None else aside.names)]
+    return judging_samples(side, used, job.info.model.image_size), ""
 
 
 @dataclass(frozen=True)

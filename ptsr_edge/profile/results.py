@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.bundle import Variant
+from ptsr_edge.bundle import Variant, files_digest
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.evaluate.evaluation import is_random
@@ -120,6 +120,7 @@ def measured(
     row = Measured(
         id=profiled.id,
         bundle=profiled.shown,
+        files_sha256=files_digest(variant),
         target=variant.target,
         precision=variant.precision,
         keep_rate=variant.keep_rate,

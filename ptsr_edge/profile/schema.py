@@ -112,6 +112,7 @@ class Measured(Record):
 
     Attributes:
         bundle: its folder; null for a baseline that was exported for this run alone.
+        files_sha256: `bundle.files_digest` of its files: which artifact was measured. Null in earlier records.
         macs: multiply-adds of the static graph; `macs_eager` are those of the model as it is written, `macs_graph`
             those of the ONNX file itself, and `macs_explained` says in a sentence why they differ.
         cpu_share: CPU time over wall time of the timed runs; one thread that was alone on its core has 1.
@@ -126,6 +127,7 @@ class Measured(Record):
 
     id: str
     bundle: str | None
+    files_sha256: str | None = None
     target: str
     precision: str
     keep_rate: float
@@ -264,7 +266,7 @@ class Profile(Record):
 
 
 DESCRIPTIONS = {
-    "bundle", "streams", "raw_samples", "int8_layers", "macs_explained", "stages.operators_why", "ceiling.why",
+    "bundle", "files_sha256", "streams", "raw_samples", "int8_layers", "macs_explained", "stages.operators_why", "ceiling.why",
 }  # fmt: skip
 """Fields of a variant that describe it or another field: none of them is a result that could be missing."""
 

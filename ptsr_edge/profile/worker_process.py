@@ -32,14 +32,14 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.bundle import Bundle, Variant, read_bundle
+from ptsr_edge.bundle import Bundle, Variant, find_variant, read_bundle
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, PtsrError
 from ptsr_edge.data.synthetic_faces import base_face
 from ptsr_edge.profile.roofline import Untold, measure_ceiling, operator_shares
 from ptsr_edge.runtimes.base import find_runtime
 from ptsr_edge.runtimes.openvino import silence
-from ptsr_edge.session import Session, find_variant, open_variant
+from ptsr_edge.session import Session, open_variant
 from ptsr_edge.vision.face_detection import open_detector
 from ptsr_edge.vision.flow import optical_flow, optical_strain, to_input
 

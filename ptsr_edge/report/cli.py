@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,16 @@ from typing import Any, Literal
 import click
 from pydantic import Field
 
-from ptsr_edge.core.console import Verb, finish
+from ptsr_edge.bundle import (
+    Bundle,
+    RecommendedVariant,
+    check_files,
+    files_digest,
+    find_variant,
+    read_bundle,
+    write_recommended,
+)
+from ptsr_edge.core.console import Verb, finish, say
 from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.core.files import write_whole
 from ptsr_edge.core.records import Record, parse
@@ -77,7 +86,11 @@ class Written:
 
 
 def write_report(
-    profiles: Sequence[Path], out: Path, limits: Limits | None = None, old: Path | None = None
+    profiles: Sequence[Path],
+    out: Path,
+    limits: Limits | None = None,
+    old: Path | None = None,
+    bundles: Sequence[Path] = (),
 ) -> Written:
     """Writes the report of one or more profiles of one model.
 
@@ -87,17 +100,20 @@ def write_report(
         limits: what the variant to be chosen must meet; where none does, the report says it. None: the
             recommendation says what was measured.
         old: folder of an earlier profile; the report then says what changed since.
+        bundles: that shall recommend the variant that is chosen under the limits; where none is, they stay as they are.
 
     Raises:
-        InputError: no profile, one that cannot be read, or profiles that do not belong together;
-            nothing was written.
+        InputError: no profile, one that cannot be read, or profiles that do not belong together; or a bundle that does
+            not hold what was measured; nothing was written.
         JobError: a file cannot be written, or matplotlib or jinja2 is not installed.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; the report needs a folder")
+    known = {folder: read_bundle(folder) for folder in bundles}
     comparison = compare(read_sources(profiles))
     changes = None if old is None else compared_with(old, comparison)
     recommendation, decision = recommend(comparison, limits)
+    choice = choice_for(known, comparison, recommendation)
     lead = draw(LEAD, comparison, recommendation)
     sections = build_sections(comparison, recommendation)
     pictures = [lead, *(block.picture for section in sections for block in section.blocks if block.picture)]
@@ -146,6 +162,10 @@ def write_report(
     for picture in pictures:
         if not picture.wide:
             (out / f"figures/{picture.name}.svg").unlink(missing_ok=True)
+    if choice is not None:
+        for folder in bundles:
+            write_recommended(folder, choice)
+            say(f"{folder} recommends {choice.variant} from now on")
     page = out / "report.html"
     record = {
         "report": page.as_posix(),
@@ -162,6 +182,46 @@ def write_report(
         record["changes"] = changes.model_dump(mode="json", by_alias=True)
         lines += ["", *summary(changes)]
     return Written(page, report, record, [*lines, page.as_posix()])
+
+
+def choice_for(
+    bundles: Mapping[Path, Bundle], comparison: Comparison, recommendation: Recommendation
+) -> RecommendedVariant | None:
+    """Returns what bundles are to recommend: the variant that was chosen under limits; None where none was.
+
+    Raises:
+        InputError: a bundle does not hold that variant, its variants are others than those that were measured, or a file
+            has changed.
+    """
+    if recommendation.status != "chosen" or not bundles:
+        return None
+    rows = [row.measured for row in comparison.rows if row.source.name == recommendation.profile]
+    (chosen,) = (row for row in rows if row.id == recommendation.id)
+    digests: dict[str, set[str]] = {}
+    for row in rows:
+        if row.files_sha256 is None:
+            raise InputError(
+                f"the profile {recommendation.profile} does not say which files it measured, as those of earlier "
+                "versions: profile again"
+            )
+        digests.setdefault(_own_id(row.id), set()).add(row.files_sha256)
+    name = _own_id(chosen.id)
+    for folder, bundle in bundles.items():
+        taken = find_variant(bundle, name)
+        for variant in bundle.variants:
+            wanted = {chosen.files_sha256} if variant is taken else digests.get(variant.id)
+            if wanted is not None and files_digest(variant) not in wanted:
+                raise InputError(
+                    f"{variant.id} of {folder} is not what the profile {recommendation.profile} measured (its files "
+                    "have other hashes): profile this bundle"
+                )
+        check_files(folder, taken)
+    return RecommendedVariant(variant=name, kind="measured", reason=recommendation.sentence)
+
+
+def _own_id(measured: str) -> str:
+    """Returns a variant's id in its bundle; a profile of several bundles puts the folder's name before it."""
+    return measured.rpartition("/")[2]
 
 
 def compared_with(old: Path, comparison: Comparison) -> Regression:
@@ -295,16 +355,22 @@ def json_text(record: dict[str, Any]) -> str:
               help="Folder of an earlier profile: say what changed beyond noise since then.")  # fmt: skip
 @click.option("--fail-on-regression", "strict", is_flag=True,
               help="With --compare: exit code 1 if anything got worse.")  # fmt: skip
+@click.option("--write-choice", "bundles", multiple=True, type=click.Path(path_type=Path),
+              help="Bundle that shall recommend the chosen variant; may be repeated.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def main(
     profiles: tuple[Path, ...], out: Path, max_latency_ms: float | None, max_uar_drop: float | None,
-    confidence: float, unit: Unit, old: Path | None, strict: bool, as_json: bool,
+    confidence: float, unit: Unit, old: Path | None, strict: bool, bundles: tuple[Path, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Turn profiles into a page, a Markdown file, a JSON record and charts, and chooses a variant."""
     if strict and old is None:
         raise InputError("--fail-on-regression needs --compare DIR, the profile to compare with")
     limits = check_limits(max_latency_ms, max_uar_drop, confidence, unit)
-    written = write_report(profiles, out, limits, old)
+    if bundles and limits is None:
+        raise InputError(
+            "--write-choice needs limits to choose by: --max-latency-ms, --max-uar-drop, or both"
+        )
+    written = write_report(profiles, out, limits, old, bundles)
     report = written.report
     refused = report.decision is not None and report.decision.picked is None
     if as_json or not refused:

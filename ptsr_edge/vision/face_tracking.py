@@ -15,12 +15,16 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.vision.face_detection import Detector, Face, FixedCrop, Frame, shrunk
 from ptsr_edge.vision.flow import opencv
+
+if TYPE_CHECKING:
+    from ptsr_edge.core.config import Preprocess
 
 Gray = NDArray[np.uint8]
 """(H, W) uint8."""
@@ -250,6 +254,15 @@ def region_of(face: Face) -> Region:
     return Region(round(x), round(y), max(1, round(side)), max(1, round(side)))
 
 
+CROP_SIDE = 112
+"""Least side of the crops that flow is measured in: smaller faces show no flow of half a pixel. As in training."""
+
+
+def crop_side(preprocess: Preprocess) -> int:
+    """Returns the side in pixels of the crops that a model's flow is measured in."""
+    return max(CROP_SIDE, preprocess.image_size)
+
+
 class StableCrop:
     """The place of the crop, held still while the face stays near, and crops cut from it."""
 
@@ -271,29 +284,38 @@ class StableCrop:
         self.region = None
 
     def cut(self, frame: Frame) -> Gray:
-        """Returns (S, S) uint8, gray: area average to shrink, bilinear to enlarge; beyond the frame its edge is repeated.
-
-        A gray frame that is the crop already, (S, S) at a region of its own size, comes back as it is.
-        """
-        region, cv2 = self.region, opencv()
-        if region is None:
+        """Returns the crop of a frame; see `cut`."""
+        if self.region is None:
             raise AssertionError("no crop is placed")
-        height, width = frame.shape[:2]
-        x0, y0 = region.x, region.y
-        x1, y1 = x0 + region.width, y0 + region.height
-        left, top = min(max(x0, 0), width - 1), min(max(y0, 0), height - 1)
-        right, bottom = max(min(x1, width), left + 1), max(min(y1, height), top + 1)
-        part = np.ascontiguousarray(frame[top:bottom, left:right])
-        if part.ndim == 3:
-            part = cv2.cvtColor(part, cv2.COLOR_BGR2GRAY)
-        margins = (max(0, top - y0), max(0, y1 - bottom), max(0, left - x0), max(0, x1 - right))
-        if any(margins):
-            part = cv2.copyMakeBorder(part, *margins, cv2.BORDER_REPLICATE)
-        if part.shape == (self.side, self.side):
-            return np.array(part)
-        method = cv2.INTER_AREA if min(part.shape) >= self.side else cv2.INTER_LINEAR
-        crop: Gray = cv2.resize(part, (self.side, self.side), interpolation=method)
-        return crop
+        return cut(frame, self.region, self.side)
+
+
+def cut(frame: Frame, region: Region, side: int) -> Gray:
+    """Cuts a region out of a frame and brings it to the size that flow is measured in.
+
+    Area average to shrink, bilinear to enlarge; beyond the frame its edge is repeated. A gray frame that is the crop
+    already, (side, side) at a region of its own size, comes back as it is.
+
+    Returns:
+        (side, side) uint8, gray.
+    """
+    cv2 = opencv()
+    height, width = frame.shape[:2]
+    x0, y0 = region.x, region.y
+    x1, y1 = x0 + region.width, y0 + region.height
+    left, top = min(max(x0, 0), width - 1), min(max(y0, 0), height - 1)
+    right, bottom = max(min(x1, width), left + 1), max(min(y1, height), top + 1)
+    part = np.ascontiguousarray(frame[top:bottom, left:right])
+    if part.ndim == 3:
+        part = cv2.cvtColor(part, cv2.COLOR_BGR2GRAY)
+    margins = (max(0, top - y0), max(0, y1 - bottom), max(0, left - x0), max(0, x1 - right))
+    if any(margins):
+        part = cv2.copyMakeBorder(part, *margins, cv2.BORDER_REPLICATE)
+    if part.shape == (side, side):
+        return np.array(part)
+    method = cv2.INTER_AREA if min(part.shape) >= side else cv2.INTER_LINEAR
+    crop: Gray = cv2.resize(part, (side, side), interpolation=method)
+    return crop
 
 
 class CropRing:

@@ -225,6 +225,25 @@ def check_flow(flow: Any, image_size: int) -> None:
         raise InputError(f"{accepted}, all finite; found {bad} values that are NaN or infinite")
 
 
+def check_frame(frame: Any) -> NDArray[np.uint8]:
+    """Returns a frame that can be processed; (H, W, 1) comes back as (H, W).
+
+    Raises:
+        InputError: it is neither an (H, W, 3) uint8 BGR nor an (H, W) uint8 gray image of at least 16 pixels a side.
+    """
+    if isinstance(frame, np.ndarray) and frame.dtype == np.uint8:
+        if frame.ndim == 3 and frame.shape[2] == 1:
+            frame = frame[..., 0]
+        coloured = frame.ndim == 3 and frame.shape[2] == 3
+        if (coloured or frame.ndim == 2) and min(frame.shape[:2]) >= MIN_FRAME:
+            taken: NDArray[np.uint8] = frame
+            return taken
+    found = f"{frame.shape} {frame.dtype}" if isinstance(frame, np.ndarray) else type(frame).__name__
+    raise InputError(
+        f"a frame must be (H, W, 3) uint8 BGR or (H, W) uint8 gray, at least {MIN_FRAME} pixels a side; found {found}"
+    )
+
+
 def _check_frames(onset: Frame, apex: Frame) -> None:
     for name, frame in (("onset", onset), ("apex", apex)):
         if not isinstance(frame, np.ndarray) or frame.ndim != 2 or frame.dtype != np.uint8:

@@ -11,7 +11,7 @@ import pytest
 from bundle_data import SIDE, tiny_flows, write_tiny_bundle
 from camera_data import cascade
 
-from ptsr_edge.bundle import write_bundle
+from ptsr_edge.bundle import RecommendedVariant, read_bundle, write_bundle, write_recommended
 from ptsr_edge.camera.inference import (
     HOLD_S,
     BudgetController,
@@ -46,6 +46,20 @@ def test_all_budgets_are_loaded_and_timed_beforehand(folder: Path) -> None:
         8,
         16,
     ]
+
+
+@pytest.mark.parametrize(
+    ("keep_rate", "ladder"), [(0.5, [0.25, 0.5]), (0.25, [0.25]), (None, [0.25, 0.5, 1.0])]
+)
+def test_auto_moves_among_budgets_up_to_the_recommended_one(
+    folder: Path, keep_rate: float | None, ladder: list[float]
+) -> None:
+    for variant in read_bundle(folder).variants:
+        if variant.keep_rate == keep_rate:
+            write_recommended(folder, RecommendedVariant(variant=variant.id, kind="judged", reason="a test"))
+    shared = SharedSession(folder)
+    assert sorted(shared.ladder) == ladder
+    assert shared.budgets == [0.25, 0.5, 1.0], "any other may still be asked for"
 
 
 def test_it_answers_as_a_session_does(folder: Path) -> None:

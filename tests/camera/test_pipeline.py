@@ -89,6 +89,35 @@ def test_flow_and_answer_are_those_of_training_bit_for_bit(folder: Path) -> None
         assert event.label == expected.label
 
 
+@pytest.mark.parametrize("side", [112, 150, 90])
+@pytest.mark.parametrize("coloured", [True, False])
+def test_two_frames_given_to_a_session_are_answered_as_by_the_camera_bit_for_bit(
+    folder: Path, side: int, coloured: bool
+) -> None:
+    pair = list(render_clip(subject=2, clip=0, size=side)[:2])
+    if coloured:  # colours that are no gray, so that the conversion counts
+        pair = [np.dstack([frame, frame // 2, 255 - frame]) for frame in pair]
+    with Pipeline(folder, budget=0.5, face="crop", spotter=ClockSpotter) as pipeline:
+        frames = [(frame, n * FRAME_NS) for n, frame in enumerate([pair[0]] * 4 + [pair[1]] * 4)]
+        (event,) = push_all(pipeline, frames)
+        view = pipeline.view("door")
+    found = Session.open(folder, budget=0.5).predict_frames(*pair)
+    np.testing.assert_array_equal(found.flow, view.flow)
+    assert found.probabilities == event.probabilities
+    assert found.kept_tokens.tolist() == event.kept_tokens
+    assert found.apex is not None
+    assert found.apex.shape == (112, 112)
+
+
+def test_frames_that_are_no_pair_are_refused(folder: Path) -> None:
+    session = Session.open(folder)
+    frame = np.zeros((40, 40, 3), np.uint8)
+    with pytest.raises(InputError, match=r"of one size; found \(40, 40\) and \(40, 41\)"):
+        session.predict_frames(frame, np.zeros((40, 41), np.uint8))
+    with pytest.raises(InputError, match=r"^a frame must be .*; found \(40, 40, 3\) float32"):
+        session.predict_frames(frame, frame.astype(np.float32))
+
+
 def test_the_manifests_preprocessing_is_what_is_done(tmp_path: Path) -> None:
     """Another choice in the manifest gives another answer: that of the same choice in training."""
     onset, apex, _ = render_clip(subject=2, clip=1, size=112)

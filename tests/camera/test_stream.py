@@ -12,7 +12,6 @@ from ptsr_edge.camera.stream import (
     CameraStream,
     OnlineSpotter,
     Sighting,
-    check_frame,
     check_pts,
 )
 from ptsr_edge.core.errors import InputError
@@ -181,30 +180,6 @@ def test_a_fixed_crop_outside_of_the_frame_leaves_the_stream_as_it_was() -> None
     with pytest.raises(InputError, match="lies outside of the frame of 200 x 100"):
         camera.take(scene(200, 100), 4 * FRAME_NS)
     assert len(feed(camera, steady(4, scene(), first=4))) == 1
-
-
-@pytest.mark.parametrize(
-    ("frame", "found"),
-    [
-        (np.zeros((20, 20, 3), np.float32), r"\(20, 20, 3\) float32"),
-        (np.zeros((20, 20, 4), np.uint8), r"\(20, 20, 4\) uint8"),
-        (np.zeros((3, 20, 20), np.uint8), r"\(3, 20, 20\) uint8"),
-        (np.zeros((15, 20, 3), np.uint8), r"\(15, 20, 3\) uint8"),
-        (np.zeros((0, 20, 3), np.uint8), r"\(0, 20, 3\) uint8"),
-        (np.zeros(20, np.uint8), r"\(20,\) uint8"),
-        (None, "NoneType"),
-        ([[0]], "list"),
-    ],
-)
-def test_what_is_no_frame_is_refused(frame: Any, found: str) -> None:
-    with pytest.raises(InputError, match=rf"^a frame must be .*; found {found}$"):
-        check_frame(frame)
-
-
-def test_gray_frames_with_and_without_a_third_axis_are_taken() -> None:
-    gray = scene()[..., :1]
-    assert check_frame(gray).shape == (240, 320)
-    assert check_frame(gray[..., 0]).shape == (240, 320)
 
 
 @pytest.mark.parametrize("pts", [1.0, "1", None, True, 2**63, float("nan")])

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from bundle_data import tiny_flows, write_tiny_bundle
 from numpy.typing import NDArray
 
-from ptsr_edge.bundle import read_bundle
+from ptsr_edge.bundle import Bundle, describe_file, find_variant, read_bundle, write_bundle
 from ptsr_edge.camera.inference import goes_on, probability_margin
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
 from ptsr_edge.core.errors import InputError
@@ -24,6 +26,7 @@ from ptsr_edge.evaluate.evaluation import folds
 from ptsr_edge.export.calibration import (
     MARGINS,
     MASS,
+    MOST_LOSS,
     QUANTILES,
     SYNTHETIC_SEED,
     budgets_from_data,
@@ -33,13 +36,14 @@ from ptsr_edge.export.calibration import (
     check_reach,
     choose_margin,
     draw,
+    judging_samples,
+    recommend,
 )
-from ptsr_edge.models.checkpoint import CheckpointInfo
+from ptsr_edge.models.checkpoint import CheckpointInfo, load_checkpoint, predict_logits, save_checkpoint
 from ptsr_edge.models.ptsr import Model
 from ptsr_edge.session import Session
 from ptsr_edge.stats.classification import confusion, uar
 from ptsr_edge.stats.risk_bounds import paired, upper_bound
-from ptsr_edge.vision.flow import to_input
 
 COUNTS = {("a", 0): 14, ("b", 0): 5, ("c", 0): 1, ("a", 1): 4, ("c", 1): 2, ("b", 2): 2, ("d", 2): 1}
 """Clips by subject and class: 20, 6 and 3 of the classes, no subject like the other."""
@@ -262,6 +266,27 @@ def test_a_mass_that_is_no_share_is_refused(
 CLASSES = 3
 
 
+def costed_bundle(folder: Path, noise: dict[float, float] | None = None) -> Bundle:
+    """A bundle of three budgets that cost by their size; `noise` disturbs the answers of some of them."""
+    bundle = write_tiny_bundle(folder, (1.0, 0.5, 0.25))
+    variants = []
+    for variant in bundle.variants:
+        path = folder / variant.artifact
+        graph = onnx.load(path)
+        for weights in graph.graph.initializer:
+            if weights.name == "b":
+                values = onnx.numpy_helper.to_array(weights) / 100  # else every answer is certain
+                drawn = np.random.default_rng(9).normal(size=values.shape).astype(np.float32)
+                changed = values + np.float32((noise or {}).get(variant.keep_rate, 0.0)) * drawn
+                weights.CopyFrom(onnx.numpy_helper.from_array(changed, "b"))
+        onnx.save(graph, path)
+        files = [describe_file(folder, path)]
+        variants.append(variant.model_copy(update={"files": files, "macs": 1000 * variant.tokens}))
+    changed_bundle = bundle.model_copy(update={"variants": variants})
+    write_bundle(folder, changed_bundle)
+    return changed_bundle
+
+
 def answers(people: int, *, clips: int = 6, skill: float = 2.0, seed: int = 0) -> tuple[np.ndarray, ...]:
     """Truth, subjects and the logits of a worse and of a better model; the worse one errs where it is close."""
     rng = np.random.default_rng(seed)
@@ -337,18 +362,43 @@ def test_too_few_people_for_a_limit_are_refused_beforehand() -> None:
         check_reach(truth, subjects, 0)
 
 
+def judged_people(folder: Path, count: int = 200) -> FlowDataset:
+    """As many people with a sample each, labelled as the bundle's full budget answers."""
+    samples = tiny_flows(count)
+    session = Session.open(folder, budget=1.0)
+    labels = [int(session.predict(flow).logits.argmax()) for flow in samples.flows]
+    subjects = np.array([f"s{number}" for number in range(count)])
+    return dataclasses.replace(samples, labels=np.array(labels), subjects=subjects)
+
+
 def test_the_rule_of_a_bundle_is_measured_through_its_artifacts(tmp_path: Path) -> None:
-    bundle = write_tiny_bundle(tmp_path, (1.0, 0.5, 0.25))
-    samples = dataclasses.replace(tiny_flows(60), subjects=np.array([f"s{number}" for number in range(60)]))
+    bundle = costed_bundle(tmp_path, noise={0.25: 0.002})
+    samples = judged_people(tmp_path)
     (rule,) = calibrate(bundle.variants, tmp_path, samples, 0.1)
-    # All budgets of the test's graphs answer alike: nothing is lost without the full one.
     assert (rule.target, rule.precision, rule.small, rule.full) == ("cpu", "fp32", 0.25, 1.0)
-    assert (rule.margin, rule.drop, rule.units, rule.samples) == (0.0, 0.0, 60, 60)
-    assert rule.upper <= rule.limit == 0.1
-    assert not goes_on(rule, 0.0)
-    assert rule.sha256 == samples.digest()
-    session = Session.open(tmp_path)
-    assert session.infer(to_input(samples.flows[0]))[0].shape == (3,)
+    small = Session.open(tmp_path, budget=0.25)
+    asked = [goes_on(rule, probability_margin(small.predict(flow).probabilities)) for flow in samples.flows]
+    assert rule.escalated == pytest.approx(np.mean(asked))
+    assert 0 < rule.escalated < 1
+    assert rule.drop <= rule.upper <= rule.limit == 0.1
+    assert (rule.units, rule.samples, rule.sha256) == (200, 200, samples.digest())
+
+
+@pytest.mark.parametrize(
+    ("noise", "said"),
+    [
+        (0.0, r"it would never ask the full budget; the budget 0\.25 alone is within the limit"),
+        (0.02, r"it would ask the full budget for \d+% of the samples, which costs as much as asking it"),
+        (1.0, "the full budget would have to be asked always"),
+    ],
+    ids=["answers as the full one", "is asked in vain", "is certain of wrong answers"],
+)
+def test_a_cascade_that_gains_nothing_is_said_and_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], noise: float, said: str
+) -> None:
+    bundle = costed_bundle(tmp_path, noise={0.25: noise})
+    assert calibrate(bundle.variants, tmp_path, judged_people(tmp_path), 0.1) == []
+    assert re.search(f"^no cascade for cpu fp32: {said}", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_a_single_budget_and_a_rule_that_gains_nothing_are_said(
@@ -400,9 +450,128 @@ def test_an_export_calibrates_a_cascade_and_writes_it_down(
         tiny_flows(200), flows=random_flows(200), subjects=np.array([f"s{number}" for number in range(200)])
     )
     monkeypatch.setattr(export, "cascade_samples", lambda *_: people)
-    bundle = export.export_bundle(out=tmp_path / "bundle", cascade_loss=0.2, **options)
+    bundle = export.export_bundle(out=tmp_path / "bundle", cascade_loss=0.1, **options)
     (rule,) = bundle.cascades
-    assert (rule.small, rule.full, rule.limit, rule.units) == (0.25, 1.0, 0.2, 200)
-    assert rule.drop <= rule.upper <= 0.2
+    assert (rule.small, rule.full, rule.limit, rule.units) == (0.25, 1.0, 0.1, 200)
+    assert rule.drop <= rule.upper <= 0.1
     assert read_bundle(tmp_path / "bundle") == bundle
     assert "article 5(1)(f)" in bundle.provenance["model_card"]
+
+
+@pytest.mark.parametrize(
+    ("noise", "chosen"),
+    [({}, "k4"), ({0.25: 1.0}, "k8"), ({0.25: 1.0, 0.5: 1.0}, "k16")],
+    ids=["all answer alike", "the smallest loses", "both smaller ones lose"],
+)
+def test_the_cheapest_variant_that_loses_little_is_recommended(
+    tmp_path: Path, noise: dict[float, float], chosen: str
+) -> None:
+    bundle = costed_bundle(tmp_path, noise=noise)
+    samples = judged_people(tmp_path)
+    found = recommend(bundle.variants, tmp_path, samples)
+    assert (found.variant, found.kind) == (f"ptsr-test-cpu-fp32-{chosen}", "judged")
+    # The truth is what the full budget answers: its UAR is 1.
+    assert "ptsr-test-cpu-fp32-k16 1.000, on 200 samples of 200 people (synthetic)" in found.reason
+    session = Session.open(tmp_path, budget=find_variant(bundle, found.variant).keep_rate)
+    answers = [int(session.predict(flow).logits.argmax()) for flow in samples.flows]
+    assert 1 - uar(confusion(samples.labels, np.array(answers), CLASSES)) <= MOST_LOSS
+
+
+def test_of_equal_budgets_the_smallest_files_are_recommended(tmp_path: Path) -> None:
+    bundle = costed_bundle(tmp_path)
+    full = bundle.variants[0]
+    graph = onnx.load(tmp_path / full.artifact)
+    onnx.helper.set_model_props(graph, {"padding": "x" * 5000})
+    onnx.save(graph, tmp_path / "larger.onnx")
+    larger = full.model_copy(
+        update={"id": "larger", "files": [describe_file(tmp_path, tmp_path / "larger.onnx")],
+                "artifact": "larger.onnx", "precision": "fp16"}
+    )  # fmt: skip
+    samples = judged_people(tmp_path)
+    assert recommend([larger, full], tmp_path, samples).variant == full.id
+    assert recommend([full, larger], tmp_path, samples).variant == full.id
+
+
+def test_where_nothing_can_be_judged_the_largest_budget_is_recommended_and_the_reason_told(
+    tmp_path: Path,
+) -> None:
+    bundle = costed_bundle(tmp_path)
+    samples = judged_people(tmp_path)
+    guessing = dataclasses.replace(samples, labels=np.arange(len(samples)) % CLASSES)
+    for found, why in (
+        (
+            recommend(bundle.variants, tmp_path, None, "its weights are random"),
+            "none was judged: its weights are random",
+        ),
+        (
+            recommend(bundle.variants, tmp_path, tiny_flows(99)),
+            "99 samples are left to judge budgets on, fewer than 100",
+        ),
+        (recommend(bundle.variants, tmp_path, guessing), "k16 is about as good as guessing"),
+    ):
+        assert (found.variant, found.kind) == ("ptsr-test-cpu-fp32-k16", "unjudged")
+        assert why in found.reason
+
+
+def test_of_a_target_that_does_not_run_here_the_budget_is_judged_through_another(tmp_path: Path) -> None:
+    bundle = costed_bundle(tmp_path)
+    (tmp_path / "none.plan").write_bytes(b"no plan")
+    plans = [
+        variant.model_copy(
+            update={"id": f"plan-k{variant.tokens}", "target": "trt", "precision": "fp16", "artifact": "none.plan",
+                    "files": [describe_file(tmp_path, tmp_path / "none.plan")]}
+        )
+        for variant in bundle.variants
+    ]  # fmt: skip
+    samples = judged_people(tmp_path)
+    found = recommend([*bundle.variants, *plans], tmp_path, samples)
+    assert (found.variant, found.kind) == ("plan-k4", "judged")
+    assert "its budget was judged through ptsr-test-cpu-fp32-k4" in found.reason
+    alone = recommend(plans, tmp_path, samples)
+    assert (alone.variant, alone.kind) == ("plan-k16", "unjudged")
+    assert "none of the variants can run on the machine that exported them" in alone.reason
+
+
+def test_samples_to_judge_on_are_other_people_or_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ptsr_edge.export.calibration as module
+
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(
+        module, "load", lambda name, **options: asked.update(options, name=name) or tiny_flows(6)
+    )
+    synthetic = tiny_flows(12)
+    judging_samples(synthetic, synthetic.names, 16)
+    assert asked["seed"] not in (0, SYNTHETIC_SEED)
+    recorded = dataclasses.replace(synthetic, source="megc-flow")
+    assert judging_samples(recorded, recorded.names[:8], 16).names == recorded.names[8:]
+    assert len(judging_samples(recorded, recorded.names, 16)) == 0
+
+
+@pytest.mark.parametrize("kind", ["trained", "random"])
+def test_an_export_writes_what_it_recommends(
+    tiny_checkpoint: Path, megc_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_flows: Any,
+    kind: str,
+) -> None:  # fmt: skip
+    from ptsr_edge.export import exporter as export
+
+    flows = random_flows(120)
+    model, info = load_checkpoint(tiny_checkpoint)
+    full = predict_logits(model, flows, 16)[0].argmax(axis=1)
+    people = dataclasses.replace(tiny_flows(120), flows=flows, labels=full)
+    monkeypatch.setattr(export, "judging_samples", lambda *_: people)
+    checkpoint = tmp_path / "model.safetensors"
+    provenance = {**info.provenance, "kind": kind}
+    save_checkpoint(checkpoint, model, info.model_copy(update={"provenance": provenance}))
+    bundle = export.export_bundle(
+        out=tmp_path / "bundle", checkpoint=checkpoint, budgets=(1.0, 0.25), precisions=("fp32",),
+        calibration=megc_folder, calibration_samples=6,
+    )  # fmt: skip
+    assert read_bundle(tmp_path / "bundle") == bundle
+    found = bundle.recommended
+    assert found is not None
+    small = predict_logits(model, flows, 4)[0].argmax(axis=1)
+    loss = 1 - uar(confusion(full, small, CLASSES))
+    assert loss > MOST_LOSS, "the small budget of random weights answers otherwise"
+    assert find_variant(bundle, found.variant).tokens == 16
+    assert found.kind == ("judged" if kind == "trained" else "unjudged")
+    assert Session.open(tmp_path / "bundle").variant.id == found.variant

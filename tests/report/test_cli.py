@@ -12,13 +12,15 @@ from pathlib import Path
 
 import jinja2
 import pytest
+from bundle_data import write_tiny_bundle
 from click.testing import CliRunner, Result
 from judged_data import judged_profile
 from report_data import lacking, make_profile, write_profile
 
+from ptsr_edge.bundle import MANIFEST, describe_file, files_digest, read_bundle, write_bundle
 from ptsr_edge.core.errors import InputError, MissingExtraError
 from ptsr_edge.core.records import read_record
-from ptsr_edge.profile.schema import Attempt, Measured, Profile
+from ptsr_edge.profile.schema import Attempt, Measured, Profile, read_profile
 from ptsr_edge.report import cli as module
 from ptsr_edge.report.cli import Report, json_text, main, render, unbroken, write_report
 
@@ -428,3 +430,90 @@ def test_lists_of_numbers_stand_on_one_line() -> None:
     text = json_text({"confusion": [[1, 2], [3, 4]], "name": "x"})
     assert "[1, 2]" in text
     assert json.loads(text) == {"confusion": [[1, 2], [3, 4]], "name": "x"}
+
+
+@pytest.fixture
+def measured_bundle(tmp_path: Path) -> tuple[Path, Path]:
+    """A profile under which 25 % is chosen, and the bundle that it is about."""
+    profile = judged_profile(tmp_path / "profile", worse={1.0: 0.0, 0.5: 0.0, 0.25: 0.0})
+    folder = tmp_path / "bundle"
+    bundle = write_tiny_bundle(folder, (1.0, 0.5, 0.25))
+    ids = {row.keep_rate: row.id for row in profile.variants if row.id != profile.baseline}
+    variants = [variant.model_copy(update={"id": ids[variant.keep_rate]}) for variant in bundle.variants]
+    write_bundle(folder, bundle.model_copy(update={"variants": variants}))
+    digests = {variant.id: files_digest(variant) for variant in variants}
+    rows = [row.model_copy(update={"files_sha256": digests.get(row.id)}) for row in profile.variants]
+    rows = [row if row.files_sha256 else row.model_copy(update={"files_sha256": "0" * 64}) for row in rows]
+    write_profile(tmp_path / "profile", profile.model_copy(update={"variants": rows}))
+    return tmp_path / "profile", folder
+
+
+LIMITS = ("--max-latency-ms", "20", "--max-uar-drop", "0.05")
+
+
+def choosing(profile: Path, out: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["--profile", str(profile), "--out", str(out), *arguments])
+
+
+def test_the_choice_is_written_into_the_bundle(measured_bundle: tuple[Path, Path], tmp_path: Path) -> None:
+    profile, folder = measured_bundle
+    before = read_bundle(folder)
+    answer = choosing(profile, tmp_path / "out", *LIMITS, "--write-choice", str(folder), "--json")
+    assert answer.exit_code == 0, answer.output
+    record = json.loads(answer.stdout)
+    found = read_bundle(folder).recommended
+    assert found is not None
+    assert (found.variant, found.kind) == (record["verdict"]["id"], "measured")
+    assert found.reason == record["verdict"]["sentence"]
+    assert "0.25" in found.variant
+    assert before == read_bundle(folder).model_copy(update={"recommended": None})
+    assert f"{folder} recommends {found.variant} from now on" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("fault", "limits", "code", "said"),
+    [
+        ("none", ("--max-latency-ms", "0.001"), 1, "No variant meets"),
+        ("none", (), 2, "--write-choice needs limits to choose by"),
+        ("no bundle", LIMITS, 2, "holds no bundle.json"),
+        ("another artifact", LIMITS, 2, "its files have other hashes"),
+        ("another variant's artifact", LIMITS, 2, "its files have other hashes"),
+        ("a changed file", LIMITS, 2, "has changed since it was exported"),
+        ("other variants", LIMITS, 2, "has no variant 'ptsr-k0.25-fp32-cpu'"),
+        ("an earlier profile", LIMITS, 2, "does not say which files it measured"),
+    ],
+)
+def test_a_bundle_that_was_not_measured_or_no_choice_leaves_it_as_it_is(
+    measured_bundle: tuple[Path, Path],
+    tmp_path: Path,
+    fault: str,
+    limits: tuple[str, ...],
+    code: int,
+    said: str,
+) -> None:
+    profile, folder = measured_bundle
+    bundle = read_bundle(folder)
+    if fault == "no bundle":
+        (folder / MANIFEST).unlink()
+    elif fault.startswith("another"):
+        place = 2 if fault == "another artifact" else 0
+        path = folder / bundle.variants[place].artifact
+        path.write_bytes(path.read_bytes() + b" ")
+        changed = bundle.variants[place].model_copy(update={"files": [describe_file(folder, path)]})
+        variants = [changed if changed.id == variant.id else variant for variant in bundle.variants]
+        write_bundle(folder, bundle.model_copy(update={"variants": variants}))
+    elif fault == "a changed file":
+        (folder / bundle.variants[2].artifact).write_bytes(b"other")
+    elif fault == "other variants":
+        write_bundle(folder, bundle.model_copy(update={"variants": bundle.variants[:2]}))
+    elif fault == "an earlier profile":
+        made = read_profile(profile)
+        rows = [row.model_copy(update={"files_sha256": None}) for row in made.variants]
+        write_profile(profile, made.model_copy(update={"variants": rows}))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    answer = choosing(profile, tmp_path / "out", *limits, "--write-choice", str(folder))
+    assert answer.exit_code == code
+    assert len(answer.stderr.splitlines()) == 1
+    assert said in answer.stderr
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert (tmp_path / "out").exists() == (code == 1), "a wrong call writes no report either"

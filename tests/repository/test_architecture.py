@@ -34,7 +34,7 @@ FLOORS = (
     {"evaluate"},
     {"profile"},
     {"report"},
-    {"demo", "doctor", "cli"},
+    {"demo", "doctor", "info", "predict", "cli"},
 )
 """The packages, and the root's own modules, from the ground up: one imports only what stands on a lower floor."""
 
@@ -61,7 +61,7 @@ HEAVY = {
 MOST_MODULES = 16
 """In one folder of the package."""
 
-MOST_FILES = 110
+MOST_FILES = 116
 """In the whole package, `__init__` and `__main__` included."""
 
 TEXT_BYTES = 100_000

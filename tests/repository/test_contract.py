@@ -72,6 +72,7 @@ def test_names_are_those_that_are_accepted(line: str, names: tuple[str, ...]) ->
                 manifest.BundleIO,
                 manifest.TensorSpec,
                 manifest.Normalisation,
+                manifest.RecommendedVariant,
                 Preprocess,
             ],
         ),

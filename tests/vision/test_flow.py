@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -254,3 +256,27 @@ def test_unfit_samples(sample, says):
 
 def test_a_good_sample_passes():
     flow.check_flow(GOOD, 28)
+
+
+@pytest.mark.parametrize(
+    ("frame", "found"),
+    [
+        (np.zeros((20, 20, 3), np.float32), r"\(20, 20, 3\) float32"),
+        (np.zeros((20, 20, 4), np.uint8), r"\(20, 20, 4\) uint8"),
+        (np.zeros((3, 20, 20), np.uint8), r"\(3, 20, 20\) uint8"),
+        (np.zeros((15, 20, 3), np.uint8), r"\(15, 20, 3\) uint8"),
+        (np.zeros((0, 20, 3), np.uint8), r"\(0, 20, 3\) uint8"),
+        (np.zeros(20, np.uint8), r"\(20,\) uint8"),
+        (None, "NoneType"),
+        ([[0]], "list"),
+    ],
+)
+def test_what_is_no_frame_is_refused(frame: Any, found: str) -> None:
+    with pytest.raises(InputError, match=rf"^a frame must be .*; found {found}$"):
+        flow.check_frame(frame)
+
+
+def test_gray_frames_with_and_without_a_third_axis_are_taken() -> None:
+    gray = np.zeros((240, 320, 1), np.uint8)
+    assert flow.check_frame(gray).shape == (240, 320)
+    assert flow.check_frame(gray[..., 0]).shape == (240, 320)
