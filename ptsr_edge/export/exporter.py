@@ -46,6 +46,7 @@ from ptsr_edge.export.calibration import (
     calibration_side,
     cascade_samples,
     check_reach,
+    describe_calibration,
     draw,
 )
 from ptsr_edge.export.config import ExportConfig, Rates, check_out, rates_of
@@ -214,6 +215,7 @@ def _prepare(
             f"{', '.join(info.labels)}: a drop of UAR cannot be judged"
         )
     samples, record = draw(side, count)
+    say(describe_calibration(record, info.provenance, min(PROOF_SAMPLES, len(samples))))
     said: dict[str, Any] = {"calibration": record.model_dump()}
     if rates == "auto":
         said["dynamic_counts"] = budgets_from_data(model, to_input(samples.flows))
