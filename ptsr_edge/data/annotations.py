@@ -78,15 +78,17 @@ class Clip:
         data_set: its name, such as "casme2".
         subject: unique over data sets, such as "casme2/sub01".
         name: unique over data sets, such as "casme2/sub01/EP02_01f".
-        label: an index into `config.LABELS`.
+        label: an index into the classes of its `Annotations`.
         emotion: what the sheet says.
-        files: the onset and the apex frame; or the one image of a published flow field.
+        files: the onset and the apex frame, or twice the video that holds both; or the one image of a published flow
+            field.
         offset: the offset frame, None where it is not among the files.
-        fps: frames a second of the recording; 0 for a published flow field.
+        fps: frames a second of the recording, None where it is not known; 0 for a published flow field.
         cropped: whether the frames are face crops already.
         sheet: the table that lists the clip.
         row: its row there, counted from 1.
         apex_rule: "sheet", or "midpoint" where the sheet has no apex.
+        places: of onset and apex in their video, counted from 0; empty where frames are files of their own.
     """
 
     data_set: str
@@ -96,11 +98,12 @@ class Clip:
     emotion: str
     files: tuple[Path, ...]
     offset: Path | None
-    fps: int
+    fps: float | None
     cropped: bool
     sheet: Path
     row: int
     apex_rule: str = "sheet"
+    places: tuple[int, ...] = ()
 
     def fault(self, fault: RowFault, kind: str = "image") -> Finding:
         """Returns a finding about this clip's row."""
@@ -109,7 +112,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Unfit:
-    """A row that cannot be used though its class is one of the three.
+    """A row that cannot be used though its class is one of those that are asked for.
 
     Attributes:
         finding: what is wrong, and where.
@@ -134,6 +137,7 @@ class Annotations:
         dropped: rows that the rules leave out, by reason.
         unfit: rows with a fault.
         odd: what was noticed and does no harm.
+        label_names: the classes in the order of their numbers.
     """
 
     name: str
@@ -145,6 +149,7 @@ class Annotations:
     dropped: Mapping[str, int]
     unfit: tuple[Unfit, ...] = ()
     odd: tuple[Finding, ...] = ()
+    label_names: tuple[str, ...] = LABELS
 
     def __post_init__(self) -> None:
         accounted = len(self.clips) + sum(self.dropped.values()) + len(self.unfit)
@@ -184,6 +189,7 @@ class Annotations:
             unfit=self.unfit,
             odd=self.odd,
             published=published,
+            label_names=self.label_names,
             fps=self.clips[0].fps if self.clips else None,
             sheet=self.sheet,
             frames=self.frames,
@@ -224,7 +230,7 @@ class SetSummary:
     odd: Sequence[Finding] = ()
     published: Published = field(default_factory=Published)
     label_names: Sequence[str] = LABELS
-    fps: int | None = None
+    fps: float | None = None
     sheet: Path | None = None
     frames: Path | None = None
     cropped: bool | None = None

@@ -1,4 +1,4 @@
-"""The verb `data`: found, missing and odd in a folder of data, and the counts beside the published ones.
+"""The verb `data`: found, missing and odd in a folder of data, counts beside the published ones; a table for own clips.
 
 Also the options about data that other verbs share: `DataOption` and `reading_options`.
 """
@@ -23,6 +23,7 @@ from ptsr_edge.data.datasets import (
     find_dataset,
     refuse_root_of_rendered,
 )
+from ptsr_edge.data.own_clips import OWN, find_clips, write_template
 from ptsr_edge.vision.flow import MIN_FRAME
 
 SHOWN = 3
@@ -197,22 +198,50 @@ def _place(finding: dict[str, Any]) -> str:
 
 
 @click.command(cls=Verb, epilog="Example: ptsr-edge data check --data casme2 --root DIR")
-@click.argument("action", type=click.Choice(["check"]))
-@click.option("--data", "data_name", cls=DataOption, required=True)
+@click.argument("action", type=click.Choice(["check", "init"]))
+@click.option("--data", "data_name", cls=DataOption)
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the data; synthetic needs none.")
 @reading_options
 @click.option("--json", "as_json", is_flag=True, help="Print the record.")
 def main(
     action: str,
-    data_name: str,
+    data_name: str | None,
     root: Path | None,
     skip_bad: bool | None,
     face_model: Path | None,
     as_json: bool,
 ) -> None:
-    """Check what a folder holds of a data set: found, missing, odd, and counts beside the published ones."""
-    del action  # there is one
+    """Check what a folder holds of a data set: found, missing, odd, and counts beside the published ones.
+
+    `data init` writes the table of own clips (clips.csv) and dataset.toml into a folder, to be filled in.
+    """
+    if action == "init":
+        _init(data_name or OWN, root, skip_bad is not None or face_model is not None, as_json)
+        return
+    if data_name is None:
+        raise InputError(f"`data check` needs --data NAME, one of {', '.join(data_names())}")
     record = examine(data_name, root, skips_unfit(skip_bad), face_model)
     finish(record, lines_of(record), as_json)
     if not record["ok"]:
         sys.exit(1)
+
+
+def _init(data_name: str, root: Path | None, reads: bool, as_json: bool) -> None:
+    """Writes the templates of own clips and says what is to be filled in."""
+    if data_name != OWN:
+        raise InputError(f"`data init` writes the table of data {OWN!r}; data {data_name!r} bring theirs")
+    if root is None:
+        raise InputError("`data init` needs the folder that holds the clips (--root): none is given")
+    if reads:
+        raise InputError(
+            "--skip-bad and --face-model go with `data check`: `data init` reads no row and no face"
+        )
+    written = write_template(root)
+    count = len(find_clips(root))
+    hint = "fill in apex and label, and see whether subject, onset and offset are right"
+    line = f"{count} clips found: {hint}" if count else f"no clip found below {root}: add a line for each"
+    finish(
+        {"clips": count, "written": [str(path) for path in written]},
+        [line, *map(str, reversed(written))],
+        as_json,
+    )

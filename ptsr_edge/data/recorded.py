@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from ptsr_edge.data.annotations import (
     Unfit,
     read_sheet,
 )
-from ptsr_edge.data.catalog import COMPOSITE, COMPOSITE_FOLDERS, RECORDED, RecordedSet
+from ptsr_edge.data.catalog import COMPOSITE, COMPOSITE_FOLDERS, RECORDED, Columns, RecordedSet
 from ptsr_edge.data.extraction import decode_image, read_file
 from ptsr_edge.data.frame_folders import Frames, FrameTree, canonical, find_tree
 
@@ -70,7 +71,7 @@ def read_recorded(name: str, root: Path | None) -> Annotations:
     tree = find_tree(
         root, known.subject_folder, known.passed_over, known.clip_globs, known.inside, known.layout
     )
-    return _Reader(known, sheet, tree).read()
+    return _Reader(known.name, known.columns, sheet, known, tree).read()
 
 
 def read_composite(root: Path | None, skip_bad: bool = False) -> tuple[list[Annotations], list[Finding]]:
@@ -156,30 +157,116 @@ def _member_folder(root: Path, name: str) -> Path:
 
 
 @dataclass
-class _Reader:
-    """Goes through a sheet, row by row, and collects what it reads."""
+class RowReader(ABC):
+    """Goes through a sheet, row by row, and collects what it reads; what a row means is said by its subclasses."""
 
-    known: RecordedSet
+    name: str
+    columns: Columns
     sheet: Sheet
-    tree: FrameTree
-    clips: list[Clip] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
-    unfit: list[Unfit] = field(default_factory=list)
-    odd: list[Finding] = field(default_factory=list)
-    _seen: dict[str, int] = field(default_factory=dict)
+    clips: list[Clip] = field(default_factory=list, init=False)
+    dropped: Counter[str] = field(default_factory=Counter, init=False)
+    unfit: list[Unfit] = field(default_factory=list, init=False)
+    odd: list[Finding] = field(default_factory=list, init=False)
+    _seen: dict[str, int] = field(default_factory=dict, init=False)
 
-    def read(self) -> Annotations:
+    @abstractmethod
+    def reason_to_drop(self, row: AnnotationRow) -> str:
+        """Returns why the rules leave a row out, empty where they do not."""
+
+    @abstractmethod
+    def label(self, row: AnnotationRow) -> int:
+        """Returns the class of a row."""
+
+    @abstractmethod
+    def clip(self, row: AnnotationRow, label: int) -> Clip:
+        """Returns the clip of a row."""
+
+    def read_rows(self) -> None:
+        """Puts every row into `clips`, `dropped` or `unfit`."""
         for row in self.sheet.rows:
             label = None
             try:
-                reason = self._reason_to_drop(row)
+                reason = self.reason_to_drop(row)
                 if reason:
                     self.dropped[reason] += 1
                     continue
-                label = self._label(row)
-                self.clips.append(self._clip(row, label))
+                label = self.label(row)
+                self.clips.append(self.clip(row, label))
             except RowFault as fault:
-                self.unfit.append(Unfit(self._finding("row", row, fault.message, fault.column), label))
+                self.unfit.append(Unfit(self.finding("row", row, fault.message, fault.column), label))
+
+    def once(self, name: str, row: AnnotationRow) -> None:
+        """Refuses a name that an earlier row has."""
+        if name in self._seen:
+            raise RowFault(f"the same clip as in row {self._seen[name]}", self.columns.clip)
+        self._seen[name] = row.number
+
+    def frame_numbers(
+        self, row: AnnotationRow, number_of: Callable[[str], int | None]
+    ) -> tuple[int, int | None, int | None]:
+        """Returns onset, apex and offset, the latter two None where the sheet has none that can be used.
+
+        `number_of` reads the cell of a column.
+        """
+        columns = self.columns
+        onset = number_of(columns.onset)
+        if onset is None:
+            raise RowFault(f"an onset is needed, found {row.text(columns.onset)!r}", columns.onset)
+        apex = number_of(columns.apex) if columns.apex else None
+        offset = number_of(columns.offset)
+        if columns.apex and apex is not None and apex <= onset:
+            where = "is the onset" if apex == onset else f"comes before the onset {onset}"
+            raise RowFault(f"the apex {apex} {where}: there is no motion to measure", columns.apex)
+        if offset is not None and offset <= onset:
+            self.note(
+                "offset", row, f"the offset {offset} does not come after the onset {onset}", columns.offset
+            )
+            offset = None
+        elif offset is not None and apex is not None and offset < apex:
+            self.note("offset", row, f"the offset {offset} comes before the apex {apex}", columns.offset)
+        return onset, apex, offset
+
+    def middle(self, row: AnnotationRow, frames: Frames, onset: int, offset: int | None) -> int:
+        """Returns the frame that stands for an apex that the sheet does not have."""
+        columns = self.columns
+        last = offset if offset is not None else max(frames.by_number)
+        middle = (onset + last) // 2
+        after = [number for number in frames.by_number if onset < number <= last]
+        if not after:
+            raise RowFault(
+                f"no frame lies between the onset {onset} and the offset {last} in {frames.folder} "
+                f"({frames.describe()})", columns.offset,
+            )  # fmt: skip
+        apex = min(after, key=lambda number: (abs(number - middle), number))
+        if columns.apex:
+            found = row.text(columns.apex) or "nothing"
+            self.note("apex", row, f"found {found}: the middle frame {apex} is taken", columns.apex)
+        return apex
+
+    def file(self, frames: Frames, number: int, column: str) -> Path:
+        """Returns the file that holds a frame."""
+        if number not in frames.by_number:
+            raise RowFault(f"frame {number} is not in {frames.folder} ({frames.describe()})", column)
+        return frames.by_number[number]
+
+    def finding(self, kind: str, row: AnnotationRow, message: str, column: str | None) -> Finding:
+        """Returns a finding about a row."""
+        return Finding(kind, self.sheet.path, message, row.number, column)
+
+    def note(self, kind: str, row: AnnotationRow, message: str, column: str) -> None:
+        """Adds something odd about a row."""
+        self.odd.append(self.finding(kind, row, message, column))
+
+
+@dataclass
+class _Reader(RowReader):
+    """Reads the rows of a recorded set."""
+
+    known: RecordedSet
+    tree: FrameTree
+
+    def read(self) -> Annotations:
+        self.read_rows()
         others = self.tree.not_taken
         self.odd += [Finding("folder", path, f"is not read: {self.tree.base} is") for path in others]
         self.odd += [Finding("stray file", path, "is no frame and was passed over") for path in self._stray()]
@@ -195,7 +282,7 @@ class _Reader:
             odd=tuple(self.odd),
         )
 
-    def _reason_to_drop(self, row: AnnotationRow) -> str:
+    def reason_to_drop(self, row: AnnotationRow) -> str:
         columns = self.known.columns
         if not row.text(columns.subject) and not row.text(columns.clip):
             return "rows without a clip"
@@ -207,7 +294,7 @@ class _Reader:
             return "not in MEGC2019's list"
         return ""
 
-    def _label(self, row: AnnotationRow) -> int:
+    def label(self, row: AnnotationRow) -> int:
         column = self.known.columns.emotion
         emotion = row.text(column).casefold()
         if emotion not in self.known.classes:
@@ -222,26 +309,24 @@ class _Reader:
             raise RowFault(f"a subject's number is expected, found {row.text(column)!r}", column)
         return int(digits[-1])
 
-    def _clip(self, row: AnnotationRow, label: int) -> Clip:
+    def clip(self, row: AnnotationRow, label: int) -> Clip:
         columns = self.known.columns
         number, name = self._subject(row), row.text(columns.clip)
         if not name:
             raise RowFault("the clip's name is empty", columns.clip)
-        onset, apex, offset = self._frame_numbers(row)
+        onset, apex, offset = self.frame_numbers(row, row.frame)
         frames = self.tree.frames(number, name, columns.subject, columns.clip)
         if not frames.by_number:
             raise RowFault(f"{frames.folder} holds no frames", columns.clip)
         frames = self._counted_by_place(row, frames, onset, offset)
         rule = "sheet"
         if apex is None:
-            apex, rule = self._middle(row, frames, onset, offset), "midpoint"
-        files = (self._file(frames, onset, columns.onset),
-                 self._file(frames, apex, columns.apex or columns.offset))  # fmt: skip
+            apex, rule = self.middle(row, frames, onset, offset), "midpoint"
+        files = (self.file(frames, onset, columns.onset),
+                 self.file(frames, apex, columns.apex or columns.offset))  # fmt: skip
         subject = f"{self.known.name}/{self.known.subject_name.format(number)}"
         full = f"{subject}/{name}" + (f"/{onset}" if self.known.named_by_onset else "")
-        if full in self._seen:
-            raise RowFault(f"the same clip as in row {self._seen[full]}", columns.clip)
-        self._seen[full] = row.number
+        self.once(full, row)
         return Clip(
             data_set=self.known.name, subject=subject, name=full, label=label,
             emotion=row.text(columns.emotion), files=files,
@@ -250,26 +335,6 @@ class _Reader:
             apex_rule=rule,
         )  # fmt: skip
 
-    def _frame_numbers(self, row: AnnotationRow) -> tuple[int, int | None, int | None]:
-        """Returns onset, apex and offset, the latter two None where the sheet has none that can be used."""
-        columns = self.known.columns
-        onset = row.frame(columns.onset)
-        if onset is None:
-            raise RowFault(f"an onset is needed, found {row.text(columns.onset)!r}", columns.onset)
-        apex = row.frame(columns.apex) if columns.apex else None
-        offset = row.frame(columns.offset)
-        if columns.apex and apex is not None and apex <= onset:
-            where = "is the onset" if apex == onset else f"comes before the onset {onset}"
-            raise RowFault(f"the apex {apex} {where}: there is no motion to measure", columns.apex)
-        if offset is not None and offset <= onset:
-            self._note(
-                "offset", row, f"the offset {offset} does not come after the onset {onset}", columns.offset
-            )
-            offset = None
-        elif offset is not None and apex is not None and offset < apex:
-            self._note("offset", row, f"the offset {offset} comes before the apex {apex}", columns.offset)
-        return onset, apex, offset
-
     def _counted_by_place(self, row: AnnotationRow, frames: Frames, onset: int, offset: int | None) -> Frames:
         """Returns the frames under the sheet's numbers where their own names count from elsewhere."""
         if not self.known.by_place or offset is None or onset in frames.by_number:
@@ -277,35 +342,8 @@ class _Reader:
         if len(frames.by_number) != offset - onset + 1:
             return frames
         message = f"the onset {onset} is no frame of {frames.folder} ({frames.describe()}): counted by place"
-        self._note("frames", row, message, self.known.columns.onset)
+        self.note("frames", row, message, self.known.columns.onset)
         return Frames(frames.folder, dict(enumerate(frames.by_number.values(), start=onset)))
-
-    def _middle(self, row: AnnotationRow, frames: Frames, onset: int, offset: int | None) -> int:
-        columns = self.known.columns
-        last = offset if offset is not None else max(frames.by_number)
-        middle = (onset + last) // 2
-        after = [number for number in frames.by_number if onset < number <= last]
-        if not after:
-            raise RowFault(
-                f"no frame lies between the onset {onset} and the offset {last} in {frames.folder} "
-                f"({frames.describe()})", columns.offset,
-            )  # fmt: skip
-        apex = min(after, key=lambda number: (abs(number - middle), number))
-        if columns.apex:
-            found = row.text(columns.apex) or "nothing"
-            self._note("apex", row, f"found {found}: the middle frame {apex} is taken", columns.apex)
-        return apex
-
-    def _file(self, frames: Frames, number: int, column: str) -> Path:
-        if number not in frames.by_number:
-            raise RowFault(f"frame {number} is not in {frames.folder} ({frames.describe()})", column)
-        return frames.by_number[number]
-
-    def _finding(self, kind: str, row: AnnotationRow, message: str, column: str | None) -> Finding:
-        return Finding(kind, self.sheet.path, message, row.number, column)
-
-    def _note(self, kind: str, row: AnnotationRow, message: str, column: str) -> None:
-        self.odd.append(self._finding(kind, row, message, column))
 
     def _stray(self) -> list[Path]:
         """Returns the files below the base that are neither a frame nor the sheet."""

@@ -23,6 +23,7 @@ from ptsr_edge.evaluate.evaluation import (
     GROUPS,
     PROTOCOLS,
     THROUGH,
+    check_classes,
     default_rates,
     evaluate_bundle,
     evaluate_checkpoint,
@@ -128,6 +129,7 @@ def main(
         if info is not None and info.model != source.model:
             raise InputError(f"{bundle} holds {source.model.name}, {checkpoint} is {info.model.name}")
         everything = load(data_name, root, image_size=source.model.image_size, **reading)
+        check_classes(everything, source.model.name, source.labels)
         data, chosen = judged_samples(everything, source.provenance, subjects == "all")
         if bundle is not None:
             records = evaluate_bundle(bundle, data, model, threads)

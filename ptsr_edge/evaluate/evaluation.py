@@ -18,7 +18,7 @@ from ptsr_edge.bundle import Bundle, Variant, check_files, read_bundle
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError, require
-from ptsr_edge.data.datasets import HELD_OUT, FlowDataset, load, split_subjects
+from ptsr_edge.data.datasets import HELD_OUT, FlowDataset, find_dataset, load, split_subjects
 from ptsr_edge.export.targets.base import THROUGH_ARTIFACT, THROUGH_GRAPH
 from ptsr_edge.runtimes.base import find_runtime
 from ptsr_edge.session import Session, why_not_here
@@ -177,6 +177,18 @@ def judged_samples(data: FlowDataset, provenance: dict[str, Any], everyone: bool
     return data.of_subjects(unseen), "held-out subjects"
 
 
+def check_classes(data: FlowDataset, name: str, labels: Sequence[str]) -> None:
+    """Makes sure that a model answers the classes of the data.
+
+    Raises:
+        InputError: it answers others, or in another order.
+    """
+    if list(data.label_names) != list(labels):
+        raise InputError(
+            f"data {data.source} has the classes {', '.join(data.label_names)}; {name} answers {', '.join(labels)}"
+        )
+
+
 def evaluate_bundle(
     folder: Path, data: FlowDataset, model: Model | None = None, threads: int | None = None
 ) -> list[dict[str, Any]]:
@@ -246,13 +258,11 @@ def judged_data(name: str, root: Path | None, bundles: Sequence[Bundle]) -> tupl
     """
     require("torch", "train", "judging accuracy")
     first = bundles[0]
-    known = first.provenance.get("held_out_subjects") if first.provenance.get("data") == name else None
+    known = None
+    if find_dataset(name).is_rendered and first.provenance.get("data") == name:  # renders no one else
+        known = first.provenance.get("held_out_subjects")
     data = load(name, root, image_size=first.preprocess.image_size, subjects=known or None)
-    if list(data.label_names) != first.labels:
-        raise InputError(
-            f"data {name} has the classes {', '.join(data.label_names)}; "
-            f"{first.name} answers {', '.join(first.labels)}"
-        )
+    check_classes(data, first.name, first.labels)
     protocol = ""
     for bundle in bundles:
         whole = len(data)

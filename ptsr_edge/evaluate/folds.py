@@ -7,7 +7,7 @@ and spread over the seeds, the leaky oracle where it was asked for, and paired d
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.config import ModelConfig, named_model, parse_keep_rate
-from ptsr_edge.core.console import progress
+from ptsr_edge.core.console import progress, say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.datasets import FlowDataset, load
 from ptsr_edge.evaluate.cross_validation import Answers, ModelLearner, cross_validate
@@ -23,7 +23,7 @@ from ptsr_edge.evaluate.evaluation import GROUPS, PROTOCOLS, THROUGH, default_ra
 from ptsr_edge.evaluate.executor import check_engine
 from ptsr_edge.models.checkpoint import choose_device
 from ptsr_edge.stats.classification import Metric, paired_bootstrap
-from ptsr_edge.train.trainer import train_config_for
+from ptsr_edge.train.trainer import for_classes, train_config_for
 
 METRICS: tuple[Metric, ...] = ("uf1", "uar")
 
@@ -78,7 +78,9 @@ def evaluate_folds(call: FoldCall, data_name: str, root: Path | None, **reading:
     learners, references = plan_learners(call, data_name)
     sizes = dict.fromkeys(learner.image_size for learner in learners)
     data = {size: load(data_name, root, image_size=size, **reading) for size in sizes}
-    subjects = next(iter(data.values())).subjects
+    first = next(iter(data.values()))
+    subjects = first.subjects
+    learners = [_with_classes(learner, first.label_names) for learner in learners]
     seeds = range(call.seeds)
     total = len(learners) * sum(len(folds(call.protocol, subjects, seed, call.groups)) for seed in seeds)
     if call.through == "cpu":
@@ -92,7 +94,14 @@ def evaluate_folds(call: FoldCall, data_name: str, root: Path | None, **reading:
     answers = cross_validate(
         learners, data, call.protocol, seeds, groups=call.groups, on_fold=on_fold, **call.how
     )
-    return _record(call, answers, references, next(iter(data.values())))
+    return _record(call, answers, references, first)
+
+
+def _with_classes(learner: ModelLearner, labels: Sequence[str]) -> ModelLearner:
+    config, recipe, no_start = for_classes(learner.config, learner.recipe, labels)
+    if no_start:
+        say(f"{learner.name}: {no_start}")
+    return replace(learner, config=config, recipe=recipe)
 
 
 def plan_learners(call: FoldCall, data_name: str) -> tuple[list[ModelLearner], list[tuple[str, float]]]:

@@ -14,7 +14,7 @@ of margins: that any margin is accepted whose expected drop exceeds the limit ha
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from ptsr_edge.models.ptsr import Model, Ptsr, dynamic_counts
 from ptsr_edge.session import default_variant, open_artifact, preferred_targets, why_not_here
 from ptsr_edge.stats.classification import confusion, uar
 from ptsr_edge.stats.risk_bounds import CONFIDENCE, Bound, paired, upper_bound
-from ptsr_edge.vision.flow import MIN_FRAME, to_input
+from ptsr_edge.vision.flow import to_input
 
 log = logging.getLogger("ptsr_edge")
 
@@ -100,26 +100,33 @@ def calibration_side(
         known = known_dataset(str(trained_on))
         usable = known is not None and (known.is_rendered or root is not None)
         name = str(trained_on) if usable else "synthetic"
-    rendered = find_dataset(name).is_rendered
     size = info.model.image_size
-    if name == trained_on and info.provenance.get("train_subjects"):
-        allowed: Sequence[str] = info.provenance["train_subjects"]
-    else:
-        allowed = split_subjects(load_subjects(name, root), HELD_OUT, seed=0)[0]
-    wanted = min(MOST_SUBJECTS, max(8, count // 2)) if rendered else len(allowed)
+    trained: Sequence[str] = info.provenance.get("train_subjects", []) if name == trained_on else []
+    rendered = find_dataset(name).rendered_subjects
+    if rendered is None:
+        data = load(name, root, image_size=size)
+        # None of them is there where another folder of the same kind is calibrated on.
+        seen = [subject for subject in trained if subject in set(data.subject_names)]
+        return data.of_subjects(seen or split_subjects(data.subjects, HELD_OUT, seed=0)[0])
+    allowed = trained or split_subjects(rendered(), HELD_OUT, seed=0)[0]
+    wanted = min(MOST_SUBJECTS, max(8, count // 2))
     if len(allowed) > wanted:
         drawn = np.random.default_rng(seed).choice(len(allowed), wanted, replace=False)
         allowed = [allowed[place] for place in sorted(drawn)]
-    limit = max(6, -(-2 * count // len(allowed))) if rendered else None
+    limit = max(6, -(-2 * count // len(allowed)))
     return load(name, root, image_size=size, subjects=allowed, limit=limit)
 
 
-def load_subjects(name: str, root: Path | None) -> list[str]:
-    """Returns the subjects of a data set; of rendered data without rendering any."""
-    entry = find_dataset(name)
-    if entry.rendered_subjects is not None:
-        return list(entry.rendered_subjects())
-    return load(name, root, image_size=MIN_FRAME, limit=1).subject_names
+def describe_calibration(record: CalibrationRecord, provenance: Mapping[str, Any], proven: int) -> str:
+    """Returns one line on what an export is calibrated and proven on."""
+    trained_on, seen = provenance.get("data"), set(provenance.get("train_subjects", []))
+    line = (
+        f"calibrating on {record.samples} samples of data {record.data} and proving on {proven} of them "
+        f"({len(record.subjects)} people, {len(seen & set(record.subjects))} of them seen in training)"
+    )
+    if trained_on is not None and trained_on != record.data:
+        line += f"; the model was trained on {trained_on}: --calibration DIR names its folder"
+    return line
 
 
 def draw(data: FlowDataset, count: int, seed: int = 0) -> tuple[FlowDataset, CalibrationRecord]:

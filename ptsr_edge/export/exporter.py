@@ -47,6 +47,7 @@ from ptsr_edge.export.calibration import (
     calibration_side,
     cascade_samples,
     check_reach,
+    describe_calibration,
     draw,
     judging_samples,
     recommend,
@@ -220,6 +221,7 @@ def _prepare(
             f"{', '.join(info.labels)}: a drop of UAR cannot be judged"
         )
     samples, record = draw(side, count)
+    say(describe_calibration(record, info.provenance, min(PROOF_SAMPLES, len(samples))))
     said: dict[str, Any] = {"calibration": record.model_dump()}
     if rates == "auto":
         said["dynamic_counts"] = budgets_from_data(model, to_input(samples.flows))

@@ -8,7 +8,7 @@ a model's eager answers over many samples, with which every exported artifact is
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -148,17 +148,21 @@ def resolve(checkpoint: Path | None, name: str | None) -> tuple[Model, Checkpoin
             raise InputError(f"{path} is a checkpoint of {info.model.name}, not of {name}")
         return model, info, sha256_of(path)
     config = named_model(name or "")
-    info = CheckpointInfo(
+    return build_model(config, seed=0), random_info(config, LABELS), f"random-{config.name}-seed0"
+
+
+def random_info(config: ModelConfig, labels: Sequence[str]) -> CheckpointInfo:
+    """Returns the record of a model with seeded random weights (`build_model` with seed 0)."""
+    return CheckpointInfo(
         model=config,
         preprocess=Preprocess(image_size=config.image_size),
-        labels=list(LABELS),
+        labels=list(labels),
         provenance={
             "kind": "random",
             "seed": 0,
             "card": "seeded random weights: for speed and size studies only, its answers mean nothing",
         },
     )
-    return build_model(config, seed=0), info, f"random-{config.name}-seed0"
 
 
 def load_vit(model: Vit, path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptsr_edge.bundle import Bundle, Variant, read_bundle
-from ptsr_edge.core.config import baseline_of
+from ptsr_edge.core.config import LABELS, baseline_of
 from ptsr_edge.core.console import say
 from ptsr_edge.core.errors import InputError, require
 from ptsr_edge.profile.schema import needs_gpu
@@ -176,8 +176,23 @@ def exported_baseline(first: Bundle, folder: Path) -> ProfiledVariant:
     if needs_gpu(target) and not cuda_devices():
         target = next(known for known in RUNTIMES if not needs_gpu(known))
     say(f"exporting the baseline {name} for {target}")
-    bundle = export_bundle(out=folder / name, model=name, target=target, budgets=[1.0], precisions=["fp32"])
+    own_classes = first.labels != list(LABELS)
+    weights = _random_baseline(first, folder) if own_classes else None
+    bundle = export_bundle(
+        out=folder / name, model=name, checkpoint=weights, target=target, budgets=[1.0], precisions=["fp32"]
+    )
     return ProfiledVariant(bundle.variants[0].id, folder / name, bundle, bundle.variants[0])
+
+
+def _random_baseline(first: Bundle, folder: Path) -> Path:
+    """Writes a checkpoint of the baseline with the classes of a bundle, which no named model has."""
+    from ptsr_edge.models.checkpoint import random_info, save_checkpoint
+    from ptsr_edge.models.ptsr import build_model
+
+    config = baseline_of(first.model)
+    path = folder / f"{config.name}.safetensors"
+    save_checkpoint(path, build_model(config, seed=0), random_info(config, first.labels))
+    return path
 
 
 def shown_path(folder: Path) -> str:

@@ -35,7 +35,14 @@ from ptsr_edge.models.checkpoint import (
 )
 from ptsr_edge.models.ptsr import Model, Ptsr, Vit
 from ptsr_edge.stats.classification import confusion, uar, uf1
-from ptsr_edge.train.trainer import TrainConfig, first_weights, fit, starting_config_for, train_config_for
+from ptsr_edge.train.trainer import (
+    TrainConfig,
+    first_weights,
+    fit,
+    for_classes,
+    starting_config_for,
+    train_config_for,
+)
 
 
 def held_out_scores(model: Model, data: FlowDataset, budgets: tuple[float, ...]) -> dict[str, Any]:
@@ -110,15 +117,18 @@ def main(
     train_config = starting_config_for(config) if close else train_config_for(config, data_name)
     changes: dict[str, Any] = {"bfloat16": bf16} | ({"epochs": epochs} if epochs else {})
     train_config = train_config.model_copy(update=changes)
-    initial = first_weights(config, train_config, seed)
-    if init is not None:
-        if not isinstance(initial, Vit):
-            raise InputError(f"--init fills a baseline (vit-*), not {config.name}")
-        load_vit(initial, init)
+    if init is not None and config.kind != "vit":
+        raise InputError(f"--init fills a baseline (vit-*), not {config.name}")
     read = load_closely_cropped if close else load
     data = read(
         data_name, root, image_size=config.image_size, limit=clips, skip_bad=skip_bad, face_model=face_model
     )
+    config, train_config, no_start = for_classes(config, train_config, data.label_names)
+    if no_start:
+        say(no_start)
+    initial = first_weights(config, train_config, seed)
+    if init is not None and isinstance(initial, Vit):
+        load_vit(initial, init)
     seen, held = split_subjects(data.subjects, holdout, seed=0) if holdout else (data.subject_names, [])
     training = data.of_subjects(seen)
     say(
@@ -131,14 +141,15 @@ def main(
         "kind": "trained",
         "data": data_name,
         "data_sha256": training.digest(),
-        "card": find_dataset(data_name).card
+        "card": find_dataset(data_name).card_of(root)
         + ("; starting weights for training on recorded data" if close else ""),
         "train_subjects": seen,
         "held_out_subjects": held,
         "recipe": train_config.model_dump(mode="json"),
+        **({"start": no_start} if no_start else {}),
         "seed": seed,
         "device": device,
-        "command": _command(root),
+        "command": _command(),
         "versions": tool_versions(),
         "held_out": scores,
     }
@@ -157,15 +168,16 @@ def main(
     finish({"checkpoint": str(out), "held_out": scores}, [*lines, str(out)], as_json)
 
 
-def _command(root: Path | None) -> str:
+def _command() -> str:
     """Returns the command that reproduces the checkpoint, without the paths of this machine."""
-    words = []
-    said = sys.argv[2:] if sys.argv[1:2] == ["train"] else sys.argv[1:]
-    for word in said:
-        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        if value == str(root):
-            value = "DIR"
-        words.append(option + equals + (Path(value).name if "/" in value else value))
+    places = {name for option in main.params if isinstance(option.type, click.Path) for name in option.opts}
+    words, option = [], ""
+    for word in sys.argv[2:] if sys.argv[1:2] == ["train"] else sys.argv[1:]:
+        name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        option = name or option
+        if value and option in places:
+            value = "DIR" if option == "--root" else Path(value).name
+        words.append(name + equals + value)
     return f"python -m ptsr_edge.train {shlex.join(words)}"
 
 
