@@ -17,7 +17,7 @@ import torch
 from ptsr_edge import Session
 from ptsr_edge.bundle import MANIFEST, describe_file, read_bundle, write_bundle
 from ptsr_edge.core.config import LABELS
-from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.core.errors import InputError, JobError, install_line
 from ptsr_edge.export.exporter import export_bundle
 from ptsr_edge.models.checkpoint import load_checkpoint, predict_logits
 from ptsr_edge.runtimes.tensorrt import TrtRunner
@@ -99,7 +99,7 @@ def test_defaults_are_the_largest_budget_and_the_first_precision(tiny_bundle: Pa
 def every_target(tiny_checkpoint: Path, megc_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model for all three targets; what is built for `trt` is an engine for a GPU that is not here."""
     for module in ("openvino", "nncf", "tensorrt_rtx"):
-        pytest.importorskip(module, reason=f"{module} is missing: pip install 'ptsr-edge[all]'")
+        pytest.importorskip(module, reason=f"{module} is missing: the extra all brings it")
     folder = tmp_path_factory.mktemp("bundle") / "tiny-all"
     export_bundle(
         out=folder, checkpoint=tiny_checkpoint, calibration=megc_folder, target=("cpu", "openvino", "trt"),
@@ -129,7 +129,7 @@ def test_of_several_targets_the_first_that_can_run_here(
     ) as caught:
         Session.open(every_target, **asked)
     for extra in ("openvino", "ort"):
-        assert f"pip install 'ptsr-edge[{extra}]'" in str(caught.value)
+        assert install_line(extra) in str(caught.value)
 
 
 @pytest.mark.parametrize("budget", [1.0, 0.5])
