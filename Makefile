@@ -29,6 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## Export, judge, profile and report on synthetic data, into out/demo
 	@echo "demo: running"
 	@$(BIN)/python -m ptsr_edge.demo --out out/demo
+	@echo "demo: to go on by hand:  . $(BIN)/activate"
 
 test: lint  ## All checks: lint, types, tests
 	@echo "test: pytest"

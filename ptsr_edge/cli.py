@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from ptsr_edge.core.console import VERBS, give_up, load_verb
+from ptsr_edge import __version__
+from ptsr_edge.core.console import VERBS, give_up, give_up_interrupted, load_verb
 from ptsr_edge.core.errors import PtsrError
 
 
@@ -16,31 +17,34 @@ class Verbs(click.Group):
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return list(VERBS)
 
-    def get_command(self, _ctx: click.Context, name: str) -> click.Command:
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if ctx.resilient_parsing and name not in VERBS:  # a shell completes what is not a verb yet
+            return None
         return load_verb(name)
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
-            formatter.write_dl(list(VERBS.items()))
+            formatter.write_dl([(name, verb.line) for name, verb in VERBS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except PtsrError as error:
             give_up(ctx, str(error), error.exit_code)
+        except KeyboardInterrupt as error:
+            give_up_interrupted(ctx, error)
 
 
 @click.group(
     cls=Verbs,
-    context_settings={"auto_envvar_prefix": "PTSR_EDGE"},
     epilog="Example: ptsr-edge export --target cpu --budgets 1.0,0.5,0.25",
 )
-@click.version_option(package_name="ptsr-edge")
+@click.version_option(__version__, "--version", "-V")
 def main() -> None:
     """Turn PTSR, a micro-expression transformer, into artifacts for edge devices, and measure them.
 
     `ptsr-edge VERB --help` tells more. An option that is not given is taken from the environment variable
-    PTSR_EDGE_VERB_OPTION, such as PTSR_EDGE_TRAIN_EPOCHS.
+    PTSR_EDGE_VERB_OPTION, such as PTSR_EDGE_EXPORT_PRECISION for `export --precision`.
     """
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from ptsr_edge.core.config import DEFAULT_MODEL
-from ptsr_edge.core.console import Verb, explained_imports, finish, run, say
+from ptsr_edge.core.console import Verb, explained_imports, finish, if_interrupted, run_verb, say
 
 BUDGETS = (1.0, 0.5, 0.25)
 
@@ -37,9 +37,13 @@ def main(out: Path, duration_s: float, as_json: bool) -> None:
     for line in summary(bundle):
         say(f"     {line}")
     say("2/3  profiling it, interleaved with the full-token ViT, and judging held-out subjects")
-    profile = profile_bundles(
-        [out / "bundle"], out=out / "profile", data="synthetic", timing=TimingConfig(duration_s=duration_s)
-    )
+    with if_interrupted(lambda: f"{out / 'bundle'} is written, nothing else; the same command starts anew"):
+        profile = profile_bundles(
+            [out / "bundle"],
+            out=out / "profile",
+            data="synthetic",
+            timing=TimingConfig(duration_s=duration_s),
+        )
     say("3/3  writing the report")
     report = write_report([out / "profile"], out).page
     say(f"     done in {time.monotonic() - started:.0f} s")
@@ -48,4 +52,4 @@ def main(out: Path, duration_s: float, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    run(main, "python -m ptsr_edge.demo")
+    run_verb("demo")

@@ -25,16 +25,21 @@ import click
 from packaging.requirements import Requirement
 
 from ptsr_edge.core.config import DEFAULT_MODEL
-from ptsr_edge.core.console import Verb, finish, run, say
-from ptsr_edge.core.errors import JobError
+from ptsr_edge.core.console import Verb, finish, run_verb, say
+from ptsr_edge.core.errors import JobError, install_line
 from ptsr_edge.core.records import Record
 from ptsr_edge.core.system import describe_cpu, installed, visible_cpus
 from ptsr_edge.runtimes import build_on_device
 from ptsr_edge.runtimes.base import Runtime, find_runtime, load_part, target_names
 from ptsr_edge.runtimes.openvino import SENDER
 
-MODULES = {"cuda-bindings": "cuda", "opencv-python-headless": "cv2", "tensorrt-rtx-cu13": "tensorrt_rtx"}
-"""Import names of the distributions that are not imported under their own name."""
+MODULES = {
+    "cuda-bindings": "cuda.bindings.runtime",
+    "fvcore": "fvcore.nn",
+    "opencv-python-headless": "cv2",
+    "tensorrt-rtx-cu13": "tensorrt_rtx",
+}
+"""What is imported of the distributions that are not used under their own name."""
 
 LIMIT_S = 60.0
 
@@ -98,7 +103,7 @@ def examine(limit_s: float = LIMIT_S) -> dict[str, Any]:
         wanted = read_extras(metadata.requires("ptsr-edge") or [])
     except metadata.PackageNotFoundError:
         raise JobError(
-            "ptsr-edge runs from a bare folder, so what its extras hold is unknown: pip install ptsr-edge"
+            f"ptsr-edge runs from a bare folder, so what its extras hold is unknown: {install_line('ort')}"
         ) from None
     runtimes = {name: _runtime(name) for name in target_names()}
     facts = {package.module: "[]" for packages in wanted.values() for package in packages}
@@ -139,8 +144,8 @@ def _runtime(name: str) -> Runtime | str:
 def read_extras(requirements: Iterable[str]) -> dict[str, list[Package]]:
     """Returns the packages of each extra; those that ptsr-edge always needs are `base`.
 
-    `all` and `dev` are left out: the first repeats the others, the second is for work on ptsr-edge. So is
-    what another version of Python would need.
+    `all` and `dev` are left out: the first repeats the others, the second is for work on ptsr-edge. So are
+    what another version of Python would need, and extras within an extra.
 
     Args:
         requirements: `Requires-Dist` lines, such as `onnxruntime>=1.20; extra == 'ort'`.
@@ -158,7 +163,7 @@ def read_extras(requirements: Iterable[str]) -> dict[str, list[Package]]:
             for machine in (here, *named("platform_machine"))
             if rule.marker is None or rule.marker.evaluate({"extra": extra, "platform_machine": machine})
         ]
-        if machines and extra not in ("all", "dev"):
+        if machines and extra not in ("all", "dev") and rule.name != "ptsr-edge":
             package = Package(
                 name=rule.name,
                 module=MODULES.get(rule.name, rule.name.replace("-", "_")),
@@ -189,31 +194,37 @@ def probe_all(facts: Mapping[str, str], limit_s: float = LIMIT_S) -> dict[str, P
 
 _IMPORT = """
 import importlib, json, sys
-path, module, facts, silenced = sys.argv[1:]
+path, name, facts, silenced = sys.argv[1:]
 sys.path[:] = json.loads(path)
 sys.modules[silenced] = None
-module = importlib.import_module(module)
+answer = None
+try:
+    module = importlib.import_module(name)
+except ModuleNotFoundError as error:
+    if not f"{name}.".startswith(f"{error.name}."):
+        raise
+else:
+    # A folder of that name in the working directory passes for a namespace package, which has no origin.
+    if module.__spec__.origin is not None:
+        answer = eval(facts)
 print()
-print(json.dumps(eval(facts)))
+print(json.dumps(answer))
 """
 
 
 def probe(module: str, facts: str = "[]", limit_s: float = LIMIT_S) -> Probe:
-    """Imports a top-level module in a process of its own; telemetry of OpenVINO and NNCF is off there.
+    """Imports a module in a process of its own; telemetry of OpenVINO and NNCF is off there.
 
     Args:
         module: as it is imported.
         facts: a Python expression over `module`, a list of texts to tell: asking loads a runtime's plug-ins too.
         limit_s: after so many seconds it counts as broken.
     """
-    spec = importlib.util.find_spec(module)
-    # A folder of that name in the working directory passes for a namespace package, which has no origin.
-    if spec is None or spec.origin is None:
-        return Probe("missing")
     code, said = _python(_IMPORT, [json.dumps(sys.path), module, facts, SENDER], limit_s)
     if code:
         return Probe("broken", said)
-    return Probe("works", ", ".join(json.loads(said)))
+    told = json.loads(said)
+    return Probe("missing") if told is None else Probe("works", ", ".join(told))
 
 
 _GPUS = "import json, runpy, sys; print(json.dumps(runpy.run_path(sys.argv[1])['cuda_devices']()))"
@@ -250,7 +261,8 @@ def judge_target(
 ) -> TargetState:
     """Judges whether a target can be built and run.
 
-    Building needs the extra `train` and the target's tool chain; running needs its runtime alone. Both need the
+    Building needs the extra `train` and the target's own (`Runtime.build_extra`, `extra`); running needs its runtime
+    alone. Both need the
     target's code, and what its `hindrances` ask of the machine.
 
     Args:
@@ -263,7 +275,7 @@ def judge_target(
     if isinstance(runtime, str):
         return TargetState(build=False, run=False, notes=[runtime], install=[])
     works = [module for module in runtime.packages if probes[module].state == "works"]
-    faults = _faults(extras, "train")
+    faults = _faults(extras, "train") | _faults(extras, runtime.build_extra)
     if runtime.extra and not (runtime.comes_with_system and works):
         faults |= _faults(extras, runtime.extra)
     elif not works:
@@ -305,9 +317,9 @@ def _hindrances(
 def _faults(extras: Mapping[str, Sequence[Package]], extra: str) -> dict[str, str]:
     """Returns what is wrong with an extra, and the line against each fault."""
     faults = {}
-    for package in extras[extra]:
+    for package in extras.get(extra, ()):
         if package.state == "missing":
-            faults[f"{package.name} is missing"] = f"pip install 'ptsr-edge[{extra}]'"
+            faults[f"{package.name} is missing"] = install_line(extra)
         elif package.state == "broken":
             line = f"pip install --force-reinstall '{package.name}{package.wanted}'"
             faults[f"{package.name} is broken: {package.detail}"] = line
@@ -356,13 +368,13 @@ def lines_of(record: Mapping[str, Any]) -> list[str]:
     targets = record["targets"]
     lines = [f"ptsr-edge {record['ptsr_edge']}, Python {record['python']}, {record['system']}"]
     lines += [*_machine_lines(record["cpu"], record["gpus"]), *_weights_lines(record["weights"])]
-    lines += ["", f"{'extra':9} {'package':24} {'version':18} state"]
+    lines += ["", f"{'extra':14} {'package':24} {'version':18} state"]
     for extra, packages in record["extras"].items():
         for package in packages:
             state = f"{package['state']}: {package['detail']}" if package["detail"] else package["state"]
-            lines.append(f"{extra:9} {package['name']:24} {package['version'] or '-':18} {state}")
+            lines.append(f"{extra:14} {package['name']:24} {package['version'] or '-':18} {state}")
         if "missing" in [package["state"] for package in packages]:
-            lines.append(f"{'':9} pip install 'ptsr-edge[{extra}]'")
+            lines.append(f"{'':14} {install_line(extra)}")
     lines += ["", f"{'target':9} build  run"]
     for name, state in targets.items():
         build, run_ = ("yes" if state[verb] else "no" for verb in ("build", "run"))
@@ -399,8 +411,8 @@ def main(limit_s: float, as_json: bool) -> None:
     record = examine(limit_s)
     finish(record, lines_of(record), as_json)
     if not any(state["build"] or state["run"] for state in record["targets"].values()):
-        raise JobError("no target can be built or run here; the smallest start: pip install 'ptsr-edge[ort]'")
+        raise JobError(f"no target can be built or run here; the smallest start: {install_line('ort')}")
 
 
 if __name__ == "__main__":
-    run(main, "python -m ptsr_edge.doctor")
+    run_verb("doctor")

@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from ptsr_edge import doctor
+from ptsr_edge.core.errors import install_line
 from ptsr_edge.core.system import TELLING_FLAGS
 from ptsr_edge.doctor import (
     Package,
@@ -53,6 +54,7 @@ REQUIREMENTS = [
     "present; (python_version >= '3.10') and extra == 'train'",
     "ruff>=0.14; extra == 'dev'",
     "torch>=2.9; extra == 'all'",
+    "ptsr-edge[ort]; extra == 'train'",
 ]
 
 
@@ -64,7 +66,7 @@ def a_package(name: str, state: str = "works", detail: str = "") -> Package:
 
 def extras_with(**states: str) -> dict[str, list[Package]]:
     """Every extra of the targets with one package each, in the given states; others work."""
-    extras = [*(runtime.extra for runtime in RUNTIMES.values()), "train"]
+    extras = [extra for runtime in RUNTIMES.values() for extra in (runtime.extra, runtime.build_extra)]
     return {extra: [a_package(extra, states.get(extra, "works"))] for extra in extras}
 
 
@@ -81,7 +83,7 @@ def probes_with(works: Iterable[str]) -> dict[str, Probe]:
             "cpu", ["onnxruntime"], {"train": "missing"}, [], False, True, id="device: runs, no torch"
         ),
         pytest.param("cpu", [], {"ort": "broken"}, [], False, False, id="broken runtime"),
-        pytest.param("openvino", ["openvino"], {"openvino": "missing"}, [], False, True, id="no NNCF"),
+        pytest.param("openvino", ["openvino"], {"openvino-build": "missing"}, [], False, True, id="no NNCF"),
         pytest.param("trt", ["tensorrt_rtx"], {}, [], True, False, id="RTX builds without a GPU"),
         pytest.param("trt", ["tensorrt_rtx"], {}, [GPU], True, True, id="RTX with a GPU"),
         pytest.param("trt", ["tensorrt_rtx"], {}, [HOPPER], True, False, id="RTX has nothing for 9.0"),
@@ -108,7 +110,7 @@ def test_what_can_be_built_and_run(
 def test_each_fault_comes_with_the_line_against_it() -> None:
     extras = extras_with(train="missing", openvino="broken")
     state = judge_target("openvino", RUNTIMES["openvino"], extras, probes_with([]), [])
-    assert state.install == ["pip install 'ptsr-edge[train]'", "pip install --force-reinstall 'openvino>=1'"]
+    assert state.install == [install_line("train"), "pip install --force-reinstall 'openvino>=1'"]
 
 
 def test_where_tensorrt_comes_with_the_system_the_registry_is_not_suggested() -> None:
@@ -217,7 +219,9 @@ def test_every_package_of_every_extra_that_is_installed_has_the_import_name_that
             except metadata.PackageNotFoundError:
                 continue
             tops = {file.parts[0].partition(".")[0] for file in files}
-            assert package.module in tops, f"{package.name} is not imported as {package.module}"
+            assert package.module.partition(".")[0] in tops, (
+                f"{package.name} is not imported as {package.module}"
+            )
 
 
 def test_a_module_that_works() -> None:
@@ -226,6 +230,14 @@ def test_a_module_that_works() -> None:
 
 def test_a_module_that_is_not_there() -> None:
     assert probe("no_such_module_anywhere") == Probe("missing")
+
+
+def test_what_is_used_of_a_namespace_package_is_imported() -> None:
+    """`cuda` has no module of its own: a probe of that name would take it for a folder."""
+    (package,) = read_extras(["cuda-bindings>=12; extra == 'trt'"])["trt"]
+    pytest.importorskip(package.module, reason="cuda-bindings is missing: the extra trt brings it")
+    assert probe(package.module) == Probe("works")
+    assert probe("cuda.no_such_part.runtime") == Probe("missing")
 
 
 def test_a_folder_that_happens_to_have_the_name_is_not_a_package(
@@ -336,7 +348,7 @@ def test_a_machine_that_can_do_nothing_is_told_what_to_install(monkeypatch: pyte
         "build": False,
         "run": False,
         "notes": ["ort is missing"],
-        "install": ["pip install 'ptsr-edge[ort]'"],
+        "install": [install_line("ort")],
     }
     record = {
         "ptsr_edge": "0", "python": "3", "system": "Linux", "gpus": [], "weights": [], "extras": bare,
@@ -346,7 +358,7 @@ def test_a_machine_that_can_do_nothing_is_told_what_to_install(monkeypatch: pyte
     monkeypatch.setattr(doctor, "examine", lambda _limit_s: record)
     answer = CliRunner().invoke(doctor.main, prog_name="ptsr-edge doctor")
     assert answer.exit_code == 1
-    assert "pip install 'ptsr-edge[ort]'" in answer.stdout
+    assert install_line("ort") in answer.stdout
     assert "limited to 0.5" in answer.stdout
     assert answer.stdout.splitlines()[-1] == "can build: nothing; can run: nothing"
     assert answer.stderr.splitlines()[-1].startswith("ptsr-edge doctor: no target can be built or run here")

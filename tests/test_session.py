@@ -29,7 +29,7 @@ from ptsr_edge.bundle import (
     write_recommended,
 )
 from ptsr_edge.core.config import LABELS
-from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, install_line
 from ptsr_edge.export.exporter import export_bundle
 from ptsr_edge.models.checkpoint import load_checkpoint, predict_logits
 from ptsr_edge.runtimes.tensorrt import TrtRunner
@@ -195,7 +195,7 @@ def test_without_matplotlib_a_prediction_says_how_to_get_it(
 def every_target(tiny_checkpoint: Path, megc_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model for all three targets; what is built for `trt` is an engine for a GPU that is not here."""
     for module in ("openvino", "nncf", "tensorrt_rtx"):
-        pytest.importorskip(module, reason=f"{module} is missing: pip install 'ptsr-edge[all]'")
+        pytest.importorskip(module, reason=f"{module} is missing: the extra all brings it")
     folder = tmp_path_factory.mktemp("bundle") / "tiny-all"
     export_bundle(
         out=folder, checkpoint=tiny_checkpoint, calibration=megc_folder, target=("cpu", "openvino", "trt"),
@@ -225,7 +225,7 @@ def test_of_several_targets_the_first_that_can_run_here(
     ) as caught:
         Session.open(every_target, **asked)
     for extra in ("openvino", "ort"):
-        assert f"pip install 'ptsr-edge[{extra}]'" in str(caught.value)
+        assert install_line(extra) in str(caught.value)
 
 
 @pytest.mark.parametrize("budget", [1.0, 0.5])

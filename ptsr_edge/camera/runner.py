@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ptsr_edge.camera.metrics import StreamCounters
 from ptsr_edge.camera.sources import FrameSource, SourceRefusedError, TimedFrame
 from ptsr_edge.core.errors import InputError, JobError, PtsrError
+from ptsr_edge.vision.face_detection import CropOutsideError
 
 STEADY_S = 10.0
 """Time without a failure after which earlier ones are forgotten."""
@@ -308,6 +309,10 @@ class Streams:
         started = time.perf_counter()
         try:
             events = self._pipeline.push(frame.image, frame.pts_ns, stream=stream.name)
+        except CropOutsideError as error:
+            stream.fail(str(error))
+            stream.queue.cancel()
+            return
         except PtsrError as error:
             counters.refused += 1
             if counters.refused.bit_count() == 1:  # 1, 2, 4, 8, ...: a broken stream floods no log

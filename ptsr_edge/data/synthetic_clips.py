@@ -15,14 +15,19 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.console import progress
+from ptsr_edge.core.disk_cache import DiskCache, SpoiledEntryError, cache_key, closure_digest
 from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.files import sha256_of
+from ptsr_edge.core.system import installed
 from ptsr_edge.data.synthetic_faces import (
     LANDMARKS,
     REFERENCE_SIZE,
@@ -283,20 +288,67 @@ def render_subject(
     return np.stack(flows), np.array([label for _, _, label in rendered], dtype=np.int64)
 
 
+RENDERED_BYTES = 2_000_000_000
+"""What rendered subjects may take on disk; all of them at 112 pixels take 0.6 GB."""
+
+
 def render_subjects(
     numbers: Sequence[int], clips: int, preprocess: Preprocess, seed: int = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Renders several subjects as `render_subject` does: (n, clips, S, S, 3) and (n, clips), with a progress bar."""
+    """Renders several subjects as `render_subject` does, or takes them from the cache, with a progress bar.
+
+    Returns:
+        (n, clips, S, S, 3) float32 and (n, clips) int64.
+    """
+    kept = DiskCache("rendered", limit_bytes=RENDERED_BYTES)
+
+    def subject(number: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        call = {
+            "subject": number,
+            "clips": clips,
+            "preprocess": preprocess.model_dump(mode="json"),
+            "seed": seed,
+        }
+        key = cache_key(call | _surroundings())
+
+        def read(stream: BinaryIO) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+            flows, labels = np.load(stream, allow_pickle=False), np.load(stream, allow_pickle=False)
+            if flows.shape[:2] != (clips, side) or len(labels) != clips:
+                raise SpoiledEntryError(f"it holds {flows.shape} and {labels.shape}")
+            return flows, labels
+
+        if (found := kept.fetch(key, read)) is not None:
+            return found
+        parts = render_subject(number, clips, preprocess, seed)
+
+        def write(stream: BinaryIO) -> None:
+            for part in parts:
+                np.save(stream, part, allow_pickle=False)
+
+        kept.store(key, write)
+        return parts
+
     side = preprocess.image_size
     flows = np.empty((len(numbers), clips, side, side, 3), dtype=np.float32)
     labels = np.empty((len(numbers), clips), dtype=np.int64)
     # Threads, not processes: NumPy and OpenCV release the interpreter where the time goes, and a
     # caller's script needs no guard around its main part.
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        rendered = pool.map(lambda number: render_subject(number, clips, preprocess, seed), numbers)
+        rendered = pool.map(subject, numbers)
         for place, parts in enumerate(progress(rendered, "rendering faces", len(numbers))):
             flows[place], labels[place] = parts
+    kept.shrink()
     return flows, labels
+
+
+@cache
+def _surroundings() -> dict[str, Any]:
+    """Returns the tools and the source that a rendered subject depends on."""
+    return {
+        "tools": installed(("opencv-python-headless", "numpy")),
+        "source": closure_digest(__name__),
+        "face": sha256_of(Path(__file__).parents[1] / "assets" / "face.png"),
+    }
 
 
 def _generator(seed: int, *numbers: int) -> np.random.Generator:

@@ -5,7 +5,7 @@ python -m ptsr_edge.evaluate --data synthetic --bundle out/ptsr-tiny-cpu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from click.core import ParameterSource
 
 from ptsr_edge.bundle import read_bundle
 from ptsr_edge.core.config import DEVICES, MODELS, parse_keep_rate
-from ptsr_edge.core.console import Verb, comma_separated, finish, say
+from ptsr_edge.core.console import Verb, comma_separated, doing, finish, if_interrupted, say
 from ptsr_edge.core.errors import InputError, require
-from ptsr_edge.core.files import check_file, write_json
+from ptsr_edge.core.files import check_file, require_file, write_json
 from ptsr_edge.data.cli import DataOption, reading_options
 from ptsr_edge.data.datasets import load
 from ptsr_edge.evaluate.evaluation import (
@@ -28,6 +28,7 @@ from ptsr_edge.evaluate.evaluation import (
     evaluate_bundle,
     evaluate_checkpoint,
     judged_samples,
+    variants_at,
 )
 from ptsr_edge.evaluate.executor import ENGINES
 from ptsr_edge.export.targets.base import THROUGH_GRAPH
@@ -53,6 +54,17 @@ TRAINS_AFRESH = ("model_name", "against", "protocol", "groups", "seeds", "epochs
                  "jobs", "engine", "scheduler", "run_folder", "resume")  # fmt: skip
 """Options of a model that is trained afresh in each fold."""
 
+OF_TRAINED = {"subjects": "--bundle or --checkpoint", "threads": "--bundle"}
+"""Options of what was trained before, with what they go."""
+
+
+def _refuse_options(names: Iterable[str], reason: str) -> None:
+    """Refuses options that were given and would be ignored."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise InputError(f"--{name.replace('_', '-')} {reason}")
+
 
 @click.command(
     cls=Verb, epilog="Example: python -m ptsr_edge.evaluate --data synthetic --bundle out/ptsr-tiny-cpu"
@@ -64,7 +76,9 @@ TRAINS_AFRESH = ("model_name", "against", "protocol", "groups", "seeds", "epochs
 @click.option("--checkpoint", type=click.Path(path_type=Path),
               help="Judge the eager model; with --bundle: compare the artifacts with it.")  # fmt: skip
 @click.option(
-    "--budgets", callback=comma_separated(parse_keep_rate, "--budgets"), help="Keep rates in (0, 1]."
+    "--budgets",
+    callback=comma_separated(parse_keep_rate, "--budgets"),
+    help="Keep rates in (0, 1]; of a bundle only these.",
 )
 @click.option("--subjects", type=click.Choice(["unseen", "all"]), default="unseen", show_default=True,
               help="Whom to judge a trained model on.")  # fmt: skip
@@ -111,16 +125,28 @@ def main(
             raise InputError(
                 "--model trains afresh in each fold; it does not go with --bundle or --checkpoint"
             )
-        record, lines = _train_and_judge(folds, budgets, data_name, root, reading)
+        for name, others in OF_TRAINED.items():
+            _refuse_options([name], f"is about what was trained before: it goes with {others}")
+        folder = folds["run_folder"]
+
+        def advice() -> str:
+            if folder is None:
+                return "no fold was kept (--run-folder keeps them); the same command starts anew"
+            return f"{folder} holds the folds that are done; the same command with --resume goes on"
+
+        with if_interrupted(advice):
+            record, lines = _train_and_judge(folds, budgets, data_name, root, reading)
     else:
-        context = click.get_current_context()
-        for name in TRAINS_AFRESH:
-            if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-                option = name.replace("_", "-")
-                raise InputError(f"--{option} is about training afresh in each fold: it goes with --model")
+        _refuse_options(TRAINS_AFRESH, "is about training afresh in each fold: it goes with --model")
+        if bundle is None:
+            _refuse_options(["threads"], "is of an artifact: it goes with --bundle")
+        else:
+            variants_at(read_bundle(bundle), budgets)
         model = info = None
         if checkpoint is not None:
-            require("torch", "train", "judging a checkpoint")
+            require_file(checkpoint, "checkpoint")
+            with doing("loading torch"):
+                require("torch", "train", "judging a checkpoint")
             from ptsr_edge.models.checkpoint import load_checkpoint
 
             model, info = load_checkpoint(checkpoint)
@@ -132,7 +158,7 @@ def main(
         check_classes(everything, source.model.name, source.labels)
         data, chosen = judged_samples(everything, source.provenance, subjects == "all")
         if bundle is not None:
-            records = evaluate_bundle(bundle, data, model, threads)
+            records = evaluate_bundle(bundle, data, model, threads, budgets)
         else:
             assert model is not None
             records = evaluate_checkpoint(model, data, budgets or default_rates(source.model))

@@ -34,7 +34,7 @@ from ptsr_edge.export.parity import eager_reference, measure_parity, require_par
 from ptsr_edge.models.checkpoint import predict_logits, starting_checkpoint
 from ptsr_edge.models.ptsr import Model, random_tokens
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
-from ptsr_edge.train.trainer import TrainConfig, digest_weights, fit
+from ptsr_edge.train.trainer import Epoch, TrainConfig, digest_weights, fit
 
 TOOLS = ("torch", "numpy", "onnx", "onnxruntime")
 
@@ -346,10 +346,10 @@ class _BestEpoch:
         self.predicted = np.zeros((len(tokens), len(held)), dtype=np.int64)
         self.hits = np.full((len(tokens), len(held)), -1, dtype=np.int64)
 
-    def __call__(self, model: Model) -> None:
+    def __call__(self, epoch: Epoch) -> None:
         _, owner = np.unique(self.held.subjects, return_inverse=True)
         for place, tokens in enumerate(self.tokens):
-            answers = predict_logits(model, self.held.flows, tokens)[0].argmax(axis=1)
+            answers = predict_logits(epoch.model, self.held.flows, tokens)[0].argmax(axis=1)
             hits = np.bincount(owner, answers == self.held.labels).astype(np.int64)[owner]
             better = hits > self.hits[place]
             self.predicted[place, better] = answers[better]

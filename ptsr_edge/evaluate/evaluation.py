@@ -189,17 +189,38 @@ def check_classes(data: FlowDataset, name: str, labels: Sequence[str]) -> None:
         )
 
 
+def variants_at(bundle: Bundle, rates: Sequence[float] | None) -> list[Variant]:
+    """Returns the variants of a bundle that keep as many tokens as some keep rates; all where None are named.
+
+    Raises:
+        InputError: a rate that none of them has; the message lists those that there are.
+    """
+    if rates is None:
+        return list(bundle.variants)
+    wanted = {bundle.model.tokens_at(rate): rate for rate in rates}
+    have = {variant.tokens: variant.keep_rate for variant in bundle.variants}
+    for tokens, rate in wanted.items():
+        if tokens not in have:
+            known = ", ".join(f"{have[count]:g}" for count in sorted(have, reverse=True))
+            raise InputError(f"the bundle has no budget {rate:g}; it has {known}")
+    return [variant for variant in bundle.variants if variant.tokens in wanted]
+
+
 def evaluate_bundle(
-    folder: Path, data: FlowDataset, model: Model | None = None, threads: int | None = None
+    folder: Path,
+    data: FlowDataset,
+    model: Model | None = None,
+    threads: int | None = None,
+    rates: Sequence[float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Returns the scores of every variant of a bundle; `through` says what answered.
+    """Returns the scores of a bundle's variants at some keep rates, by default all; `through` says what answered.
 
     An artifact answers itself; an engine that cannot run here is judged through its typed graph. With `model`,
     also how many of the eager model's classes each variant reproduces at its budget.
     """
     records = []
     eager: dict[int, NDArray[np.int64]] = {}
-    for variant in read_bundle(folder).variants:
+    for variant in variants_at(read_bundle(folder), rates):
         by_graph = find_runtime(variant.target).needs_gpu and bool(why_not_here(variant, folder))
         if by_graph:
             answers = evaluate_graph(folder, variant, data)

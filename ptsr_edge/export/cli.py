@@ -15,14 +15,32 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
-from ptsr_edge.bundle import Bundle, Variant
-from ptsr_edge.core.config import DEFAULT_MODEL, MODELS, parse_keep_rate
-from ptsr_edge.core.console import Verb, comma_separated, finish, say
+from ptsr_edge.bundle import MANIFEST, Bundle, Variant, read_bundle
+from ptsr_edge.core.config import DEFAULT_MODEL, MODELS, named_model, parse_keep_rate
+from ptsr_edge.core.console import (
+    Verb,
+    comma_separated,
+    doing,
+    explained_imports,
+    finish,
+    if_interrupted,
+    say,
+)
+from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.files import require_file
+from ptsr_edge.core.records import parse
 from ptsr_edge.data.cli import DataOption
-from ptsr_edge.export.config import ExportConfig, check_out, read_recipe
-from ptsr_edge.export.exporter import CALIBRATION_SAMPLES, export_bundle
-from ptsr_edge.export.serving import LAYOUTS, check_repository, write_layout
-from ptsr_edge.export.targets.base import Flag, find_target
+from ptsr_edge.data.datasets import find_dataset
+from ptsr_edge.export.config import (
+    CALIBRATION_SAMPLES,
+    LAYOUTS,
+    ExportConfig,
+    check_out,
+    find_recipe,
+    read_recipe,
+    refuse_unservable,
+)
+from ptsr_edge.export.targets.base import Flag, find_offer
 from ptsr_edge.runtimes.base import RUNTIMES, target_names
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -39,7 +57,7 @@ def target_flags(command: F) -> F:
     fields = {
         (name, flag.name): (field, flag)
         for target in RUNTIMES
-        for name, field in find_target(target).options.model_fields.items()
+        for name, field in find_offer(target).options.model_fields.items()
         for flag in field.metadata
         if isinstance(flag, Flag)
     }
@@ -63,9 +81,9 @@ def _click_kind(field: FieldInfo, flag: Flag) -> dict[str, Any]:
               help=f"One or more of {', '.join(target_names())}; default cpu.")  # fmt: skip
 @click.option(
     "--recipe",
-    type=click.Path(path_type=Path),
-    help="A TOML file such as export/cpu.toml; options come before it.",
+    help="A TOML file, or the name of a recipe such as raspberry-pi-5; options come before it.",
 )
+@click.option("--device", help="The name of a recipe: the same as --recipe NAME.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="A .safetensors file made by `train`.")
 @click.option("--model", help=f"One of {', '.join(MODELS)}: its embedded weights, or seeded random ones.")
 @click.option("--budgets", callback=_parse_budgets,
@@ -94,37 +112,82 @@ def _click_kind(field: FieldInfo, flag: Flag) -> dict[str, Any]:
 @click.option("--out", type=click.Path(path_type=Path), help="The bundle; default out/MODEL-TARGET.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
 def main(
-    targets: list[str] | None, recipe: Path | None, checkpoint: Path | None, model: str | None,
+    targets: list[str] | None, recipe: str | None, device: str | None, checkpoint: Path | None, model: str | None,
     budgets: Any, precisions: list[str] | None, calibration: Path | None, calibration_data: str | None,
     calibration_samples: int | None, max_uar_drop: float | None, cascade_loss: float | None,
     threads: int | None, layout: str, no_cache: bool, out: Path | None, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Turn a checkpoint into a bundle of proven, static token-budget variants."""
-    said = ExportConfig(target=("cpu",)) if recipe is None else read_recipe(recipe)
+    if recipe and device:
+        raise InputError("--recipe and --device exclude one another: both name the recipe")
+    chosen = find_recipe(recipe or device or "") if recipe or device else None
+    said = ExportConfig(target=("cpu",)) if chosen is None else read_recipe(chosen)
     targets = targets or list(said.target)
     options = {key: value for key, value in flags.items() if value is not None}
     if set(said.target) & set(targets):  # what a recipe says to its target is nothing to another
         threads, options = threads or said.threads, {**said.options, **options}
     name = model or (checkpoint.stem if checkpoint else DEFAULT_MODEL)
-    out = out or Path("out") / f"{name}-{recipe.stem if recipe else '-'.join(targets)}"
+    out = out or Path("out") / f"{name}-{chosen.stem if chosen else '-'.join(targets)}"
+    asked: dict[str, Any] = {
+        "target": targets,
+        "budgets": budgets or said.budgets,
+        "precisions": precisions or said.precisions,
+        "calibration_samples": calibration_samples or said.calibration_samples,
+        "max_uar_drop": said.max_uar_drop if max_uar_drop is None else max_uar_drop,
+        "threads": threads,
+        "options": options,
+    }
+    # All that can be refused before torch is loaded.
+    config = parse(ExportConfig, asked)
+    if max_uar_drop is not None and not any("int8" in names for _, names in config.plan):
+        raise InputError("--max-uar-drop judges int8, and no int8 is asked for")
+    check_out(out)
+    if checkpoint is not None:
+        require_file(checkpoint, "checkpoint")
+    elif model is not None:
+        config.rates_for(named_model(model))
+    if calibration_data is not None:
+        find_dataset(calibration_data)
     if layout != "bundle":
-        check_out(out)
+        refuse_unservable(config, layout)
+    with explained_imports("export"):
+        from ptsr_edge.export.exporter import export_bundle
+        from ptsr_edge.export.serving import check_repository, write_layout
+
+    if layout != "bundle":
         check_repository(_repository(out, layout), layout)
-    bundle = export_bundle(
-        out=out, model=model, checkpoint=checkpoint, target=targets, budgets=budgets or said.budgets,
-        precisions=precisions or said.precisions, calibration=calibration, calibration_data=calibration_data,
-        calibration_samples=calibration_samples or said.calibration_samples,
-        max_uar_drop=said.max_uar_drop if max_uar_drop is None else max_uar_drop,
-        cascade_loss=cascade_loss, threads=threads, options=options, cache=not no_cache,
-    )  # fmt: skip
+    before = _variants_of(out)
+    with if_interrupted(
+        lambda: f"{out} is {'as it was' if before else 'not written'}; the same command starts anew"
+    ):
+        bundle = export_bundle(
+            out=out, model=model, checkpoint=checkpoint, calibration=calibration, calibration_data=calibration_data,
+            cascade_loss=cascade_loss, cache=not no_cache, **asked,
+        )  # fmt: skip
     say(f"{bundle.name}: {bundle.provenance.get('card', 'trained weights')}")
     if bundle.recommended is not None:
         say(f"recommended: {bundle.recommended.variant}: {bundle.recommended.reason}")
+    if gone := sorted(before - {variant.id for variant in bundle.variants}):
+        say(f"{out} was replaced and has {len(gone)} variants less than before: {', '.join(gone)}")
     lines = [*summary(bundle), str(out)]
     if layout != "bundle":
-        write_layout(out, layout, _repository(out, layout))
+        with (
+            doing(f"writing the {layout} repository"),
+            if_interrupted(lambda: f"{out} is written, its {layout} repository is not"),
+        ):
+            write_layout(out, layout, _repository(out, layout))
         lines.append(str(_repository(out, layout)))
     finish(bundle.model_dump(mode="json", by_alias=True), lines, as_json)
+
+
+def _variants_of(folder: Path) -> set[str]:
+    """The ids of the variants of a bundle that is about to be replaced; empty where there is none, or a broken one."""
+    if not (folder / MANIFEST).is_file():
+        return set()
+    try:
+        return {variant.id for variant in read_bundle(folder).variants}
+    except InputError:
+        return set()
 
 
 def _repository(out: Path, layout: str) -> Path:

@@ -12,11 +12,12 @@ from pydantic import Field, field_validator, model_validator
 
 from ptsr_edge.bundle import MANIFEST
 from ptsr_edge.core.config import ModelConfig
-from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import check_place
-from ptsr_edge.core.records import Record, parse
-from ptsr_edge.export.targets.base import Target, find_target
+from ptsr_edge.core.records import Record, nearest, parse
+from ptsr_edge.export.targets.base import Flag, Offer, TargetOptions, find_offer
 from ptsr_edge.runtimes.base import find_runtime, target_names
+from ptsr_edge.runtimes.tensorrt import choose_capabilities, choose_version
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,8 +26,85 @@ else:
 
 BUDGETS = (1.0, 0.5, 0.25)
 
+CALIBRATION_SAMPLES = 64
+"""Drawn by default where int8 is made; without it those of the proof are enough."""
+
 Rates = list[float] | Literal["auto"]
 """Keep rates from the largest down, or "auto": from calibration samples."""
+
+
+Method = Literal["minmax", "percentile", "entropy"]
+"""How the range of an activation is taken from calibration samples."""
+
+LAYOUTS = ("triton", "ovms")
+"""Servers whose model repositories `export.serving` writes."""
+
+
+class CpuOptions(TargetOptions):
+    """Options of target `cpu`.
+
+    Attributes:
+        int8_scheme: "static": U8 activations x S8 weights from calibration samples; "dynamic": ranges taken at run
+            time; "auto": both are built and measured at the smallest budget, for a machine that exports for itself.
+            The default measures nothing: what is built for a device must not hang on who else used the machine
+            that exported it.
+    """
+
+    int8_scheme: Annotated[
+        Literal["auto", "static", "dynamic"],
+        Flag("--int8-scheme", "Of target cpu; auto measures both on this machine."),
+    ] = "static"
+
+
+class OpenVinoOptions(TargetOptions):
+    """Options of target `openvino`.
+
+    Attributes:
+        smooth_quant: NNCF's SmoothQuant alpha in int8; -1: none. With trained weights .5 and .95 moved the logits'
+            error by a quarter either way and no decision, and scale the weights by each budget's activations:
+            nothing could be shared.
+    """
+
+    smooth_quant: float = -1.0
+
+
+class TrtOptions(TargetOptions):
+    """Options of target `trt`.
+
+    Attributes:
+        flavour: by default the first that can build here.
+        compute_capabilities: such as `8.6` or 86; by default all that the precision allows. For tensorrt-rtx.
+        onnx_only: stop at the typed graphs and the script, for a device that must build its own engine.
+        tf32: let fp32 products round their inputs to 10 bits of mantissa.
+        method: how activation ranges are taken from the calibration samples.
+    """
+
+    flavour: Annotated[
+        Literal["tensorrt", "tensorrt-rtx"] | None,
+        Flag("--flavour", "Of target trt; default: the first that can build."),
+    ] = None
+    compute_capabilities: Annotated[
+        tuple[str, ...] | None,
+        Flag(
+            "--compute-capability", "Of target trt, such as 8.6,8.9; default: all that the precision allows."
+        ),
+    ] = None
+    onnx_only: Annotated[
+        bool, Flag("--onnx-only", "Of target trt: graphs for the device to build from, no engine.")
+    ] = False
+    tf32: bool = False
+    method: Method = "minmax"
+
+    @field_validator("compute_capabilities", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return [str(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+    def check(self, precisions: Sequence[str]) -> None:
+        """Refuses compute capabilities that are unknown or that a precision is not to be had on."""
+        if self.compute_capabilities is not None:
+            for precision in precisions:
+                choose_capabilities(self.flavour or "tensorrt-rtx", precision, self.compute_capabilities)
 
 
 class ExportConfig(Record):
@@ -80,6 +158,8 @@ class ExportConfig(Record):
         for rate in value if isinstance(value, tuple) else ():
             if not 0 < rate <= 1:
                 raise ValueError(f"a budget is a keep rate in (0, 1], got {rate:g}")
+        if isinstance(value, tuple) and len(set(value)) < len(value):
+            raise ValueError(f"a budget is there twice: {', '.join(f'{rate:g}' for rate in value)}")
         return value
 
     @model_validator(mode="after")
@@ -104,14 +184,14 @@ class ExportConfig(Record):
         return self
 
     @property
-    def plan(self) -> list[tuple[Target, list[str]]]:
-        """Each target's builder and the precisions to build for it.
+    def plan(self) -> list[tuple[Offer, list[str]]]:
+        """What each target has, and the precisions to build for it.
 
         Raises:
             InputError: an unknown target, or a precision that none of the targets, or the only one, has.
             JobError: a target's code cannot be loaded.
         """
-        targets = [find_target(name) for name in self.target]
+        targets = [find_offer(name) for name in self.target]
         have = "; ".join(f"target {target.name} has {', '.join(target.precisions)}" for target in targets)
         for precision in self.precisions or ():
             if not any(precision in target.precisions for target in targets):
@@ -144,9 +224,58 @@ class ExportConfig(Record):
         return [rates[tokens] for tokens in sorted(rates, reverse=True)]
 
 
-def own_options(target: Target, options: Mapping[str, Any]) -> dict[str, Any]:
+def own_options(target: Offer, options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns those of some options that a target understands."""
     return {key: value for key, value in options.items() if key in target.options.model_fields}
+
+
+def recipe_folder() -> Path:
+    """Returns the folder of the recipes that have names: inside the installed package, or `export` of a clone."""
+    package = Path(__file__).parents[1]
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "export"
+
+
+def find_recipe(name: str) -> Path:
+    """Returns the file of a recipe that is called by its path (`.toml`) or by its name.
+
+    Raises:
+        InputError: there is none of that name; the message lists those that there are.
+    """
+    if name.endswith(".toml") or Path(name).is_file():
+        return Path(name)
+    known = sorted(path.stem for path in recipe_folder().glob("*.toml"))
+    if name not in known:
+        near = f" (nearest: {nearest(name, known)})" if known else ""
+        raise InputError(
+            f"there is no recipe {name!r}; give a .toml file, or one of {', '.join(known)}{near}"
+        )
+    return recipe_folder() / f"{name}.toml"
+
+
+def refuse_unservable(config: ExportConfig, layout: str) -> None:
+    """Makes sure that a layout can serve one of the targets, as far as that is known before anything is built.
+
+    Raises:
+        InputError: its server takes none of them.
+        JobError: no engine that it takes can be built here.
+    """
+    if not all(find_runtime(name).needs_gpu for name in config.target):
+        return
+    if layout == "ovms":
+        raise InputError(
+            f"layout ovms cannot serve target {', '.join(config.target)}: OpenVINO Model Server takes IR and ONNX"
+        )
+    if "trt" in config.target:
+        options = parse(TrtOptions, {k: v for k, v in config.options.items() if k in TrtOptions.model_fields})
+        if options.onnx_only:
+            raise InputError("layout triton serves engines, and --onnx-only builds none")
+        if options.flavour == "tensorrt-rtx":
+            raise InputError("layout triton serves engines of TensorRT, not of TensorRT-RTX")
+        try:
+            choose_version("tensorrt")
+        except JobError as error:
+            raise JobError(f"layout triton needs an engine of TensorRT: {error}") from error
 
 
 def read_recipe(path: Path) -> ExportConfig:

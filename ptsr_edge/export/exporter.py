@@ -52,11 +52,19 @@ from ptsr_edge.export.calibration import (
     judging_samples,
     recommend,
 )
-from ptsr_edge.export.config import ExportConfig, Rates, check_out, rates_of
+from ptsr_edge.export.config import CALIBRATION_SAMPLES, ExportConfig, Rates, check_out, rates_of
 from ptsr_edge.export.onnx_graph import add_metadata, trace, write_sharing_weights
 from ptsr_edge.export.parity import Reference, eager_reference, prove
 from ptsr_edge.export.static_model import to_static
-from ptsr_edge.export.targets.base import Artifact, BuildRequest, Graph, Target, variant_id
+from ptsr_edge.export.targets.base import (
+    Artifact,
+    BuildRequest,
+    ChecksTools,
+    Graph,
+    Target,
+    find_target,
+    variant_id,
+)
 from ptsr_edge.models.checkpoint import CheckpointInfo, predict_logits, resolve
 from ptsr_edge.models.macs import MacCount, count_macs
 from ptsr_edge.models.ptsr import Model, count_parameters
@@ -68,9 +76,6 @@ log = logging.getLogger("ptsr_edge")
 
 PROOF_SAMPLES = 32
 """Of the calibration samples, those that every variant is proven on."""
-
-CALIBRATION_SAMPLES = 64
-"""Drawn by default where int8 is made; without it those of the proof are enough."""
 
 JUDGED_SAMPLES = 400
 """Other samples of the training side, at most, on which the loss of int8 is measured."""
@@ -129,7 +134,7 @@ def export_bundle(
         "max_uar_drop": max_uar_drop,
     }
     config = parse(ExportConfig, asked)
-    plan = config.plan
+    plan = [(find_target(offer.name), names) for offer, names in config.plan]
     loaded, info, digest = resolve(checkpoint, model or (None if checkpoint else DEFAULT_MODEL))
     rates = config.rates_for(info.model)
     quantizes = any("int8" in wanted for _, wanted in plan)
@@ -144,6 +149,9 @@ def export_bundle(
         if (kept := fetch_bundle(key, out)) is not None:
             say("served from the cache: nothing that the export depends on has changed")
             return kept
+    for builder, names in plan:
+        if isinstance(builder, ChecksTools):
+            builder.check_tools(names)
     limit = max_uar_drop if quantizes else None
     job, side, said = _prepare(loaded, info, rates, count, calibration, calibration_data, limit, options)
     aside = None if cascade_loss is None else _set_aside(job, side, cascade_loss)

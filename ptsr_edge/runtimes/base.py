@@ -62,8 +62,12 @@ class Runtime:
     Attributes:
         runner: `module:class` of its runners (`RunnerClass`), imported when an artifact is opened.
         builder: `module:class` of its builder (`export.targets.base.Target`), imported by an export only.
-        packages: modules that it runs with; one of them is enough.
-        extra: the extra of ptsr-edge that installs them; empty for a target of another package.
+        packages: modules that it runs with, as they are imported; one of them is enough.
+        precisions: that can be asked for; empty: the builder says it.
+        options: `module:class` of its own options (`export.targets.base.TargetOptions`), in a module that loads no
+            tool chain; empty: the builder says it.
+        extra: the extra of ptsr-edge that installs `packages`; empty for a target of another package.
+        build_extra: the extra that installs what building needs; by default `train`.
         facts: a Python expression over `module`, one of the packages: a list of texts that `doctor` shows.
         comes_with_system: what to say where the registry has no package for a machine and the system brings one, so
             that the extra is not needed; empty: the packages come from the registry only.
@@ -78,7 +82,10 @@ class Runtime:
     runner: str
     builder: str
     packages: tuple[str, ...]
+    precisions: tuple[str, ...] = ()
+    options: str = ""
     extra: str = ""
+    build_extra: str = "train"
     facts: str = "[]"
     comes_with_system: str = ""
     hindrances: str = ""
@@ -92,6 +99,8 @@ RUNTIMES: dict[str, Runtime] = {
         runner="ptsr_edge.runtimes.onnxruntime:OrtRunner",
         builder="ptsr_edge.export.targets.onnxruntime:CpuTarget",
         packages=("onnxruntime",),
+        precisions=("fp32", "int8"),
+        options="ptsr_edge.export.config:CpuOptions",
         extra="ort",
         facts="module.get_available_providers()",
         marker="o",
@@ -100,7 +109,10 @@ RUNTIMES: dict[str, Runtime] = {
         runner="ptsr_edge.runtimes.openvino:OpenVinoRunner",
         builder="ptsr_edge.export.targets.openvino:OpenVinoTarget",
         packages=("openvino",),
+        precisions=("fp32", "fp16", "bf16", "int8"),
+        options="ptsr_edge.export.config:OpenVinoOptions",
         extra="openvino",
+        build_extra="openvino-build",
         facts="module.Core().available_devices",
         marker="s",
     ),
@@ -108,6 +120,8 @@ RUNTIMES: dict[str, Runtime] = {
         runner="ptsr_edge.runtimes.tensorrt:TrtRunner",
         builder="ptsr_edge.export.targets.tensorrt:TrtTarget",
         packages=("tensorrt", "tensorrt_rtx"),
+        precisions=("fp32", "fp16", "int8"),
+        options="ptsr_edge.export.config:TrtOptions",
         extra="trt",
         comes_with_system="TensorRT comes with the system here (JetPack), not from the registry",
         hindrances="ptsr_edge.runtimes.tensorrt:hindrances",

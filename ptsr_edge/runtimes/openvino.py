@@ -80,13 +80,13 @@ def require_silenced(module: str, extra: str, purpose: str) -> ModuleType:
     return require(module, extra, purpose)
 
 
-def load_openvino() -> ModuleType:
+def load_openvino(purpose: str = "running a bundle of target openvino") -> ModuleType:
     """Imports `openvino`, its telemetry off.
 
     Raises:
-        MissingExtraError: openvino is not installed.
+        MissingExtraError: openvino is not installed; the message says the `purpose`.
     """
-    return require_silenced("openvino", "openvino", "running a bundle of target openvino")
+    return require_silenced("openvino", "openvino", purpose)
 
 
 class OpenVinoRunner:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, install_line
 from ptsr_edge.runtimes.build_on_device import MODULES, BuildError, cuda_devices, load_tensorrt, shared_log
 
 CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
@@ -32,11 +32,15 @@ NO_FP32_PRODUCTS = ("SM75",)
 MAJORS = {"tensorrt": (10, 11), "tensorrt-rtx": (1,)}
 """Major versions that are known to build what is exported here."""
 
-INSTALL = {
-    "tensorrt": "it comes with JetPack on a Jetson (python3 -m venv --system-site-packages), elsewhere with "
-    "NVIDIA's own TensorRT packages",
-    "tensorrt-rtx": "pip install 'ptsr-edge[trt]'",
-}
+
+def _remedy(flavour: str) -> str:
+    """How a flavour that is missing is installed."""
+    if flavour == "tensorrt-rtx":
+        return install_line("trt")
+    return (
+        "it comes with JetPack on a Jetson (python3 -m venv --system-site-packages), elsewhere with "
+        "NVIDIA's own TensorRT packages"
+    )
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def find_version(flavour: str) -> TensorRtVersion:
     try:
         version = str(load_tensorrt(flavour)[1].__version__)
     except BuildError as error:
-        return TensorRtVersion(flavour, None, f"not installed ({error}): {INSTALL[flavour]}")
+        return TensorRtVersion(flavour, None, f"not installed ({error}): {_remedy(flavour)}")
     hindrance = ""
     if int(version.split(".")[0]) not in MAJORS[flavour]:
         wanted = " or ".join(f"{known}.x" for known in MAJORS[flavour])
@@ -251,7 +255,7 @@ def check_plan(path: Path) -> tuple[TensorRtPlan, ModuleType]:
     except (ImportError, OSError) as error:
         raise MissingExtraError(
             f"{path.name} needs {plan.flavour} {plan.version}, which is not installed ({error}): "
-            f"{INSTALL[plan.flavour]}"
+            f"{_remedy(plan.flavour)}"
         ) from error
     require_version(plan, trt.__version__)
     gpus = cuda_devices()
@@ -442,4 +446,4 @@ def _cuda_runtime() -> ModuleType:
             return importlib.import_module(module)
         except ImportError:
             continue
-    raise MissingExtraError("running a TensorRT plan needs cuda-bindings: pip install 'ptsr-edge[trt]'")
+    raise MissingExtraError(f"running a TensorRT plan needs cuda-bindings: {install_line('trt')}")

@@ -10,43 +10,41 @@ same action units lie elsewhere.
 
 from __future__ import annotations
 
+import csv
+import io
 import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 
-from ptsr_edge.core.config import DEFAULT_MODEL, MODELS, ModelConfig, named_model
-from ptsr_edge.core.console import Verb, finish, progress, say
+from ptsr_edge.core.config import DEFAULT_MODEL, DEVICES, MODELS, named_model
+from ptsr_edge.core.console import Verb, doing, explained_imports, finish, if_interrupted, progress, say
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.files import check_file
+from ptsr_edge.core.files import check_file, require_file, write_whole
 from ptsr_edge.data.cli import DataOption, reading_options
-from ptsr_edge.data.datasets import FlowDataset, find_dataset, load, load_closely_cropped, split_subjects
-from ptsr_edge.models.checkpoint import (
-    DEVICES,
-    CheckpointInfo,
-    choose_device,
-    load_vit,
-    predict_logits,
-    save_checkpoint,
+from ptsr_edge.data.datasets import (
+    FlowDataset,
+    find_dataset,
+    load,
+    load_closely_cropped,
+    refuse_root_of_rendered,
+    split_subjects,
 )
-from ptsr_edge.models.ptsr import Model, Ptsr, Vit
 from ptsr_edge.stats.classification import confusion, uar, uf1
-from ptsr_edge.train.trainer import (
-    TrainConfig,
-    first_weights,
-    fit,
-    for_classes,
-    starting_config_for,
-    train_config_for,
-)
+
+if TYPE_CHECKING:
+    from ptsr_edge.models.ptsr import Model
+    from ptsr_edge.train.trainer import Epoch
 
 
 def held_out_scores(model: Model, data: FlowDataset, budgets: tuple[float, ...]) -> dict[str, Any]:
     """Returns sample count, UF1 and UAR by keep rate: those of `budgets` and 1; of the baseline 1 alone."""
+    from ptsr_edge.models.checkpoint import predict_logits
+    from ptsr_edge.models.ptsr import Ptsr
+
     scores: dict[str, Any] = {}
     for rate in sorted({1.0, *budgets} if isinstance(model, Ptsr) else {1.0}, reverse=True):
         logits, _ = predict_logits(model, data.flows, model.config.tokens_at(rate))
@@ -107,18 +105,35 @@ def main(
     resume: bool, as_json: bool, skip_bad: bool | None, face_model: Path | None,
 ) -> None:  # fmt: skip
     """Train PTSR or its full-token baseline and write a checkpoint."""
-    config, device = named_model(model_name), choose_device(device)
+    config = named_model(model_name)
     if out.suffix != ".safetensors":
         raise InputError(f"a checkpoint ends in .safetensors, got {out.name!r}")
     check_file(out)
+    refuse_root_of_rendered(data_name, find_dataset(data_name), root)
+    if init is not None:
+        if config.kind != "vit":
+            raise InputError(f"--init fills a baseline (vit-*), not {config.name}")
+        require_file(init, "checkpoint")
+    with explained_imports("train"):
+        import torch
+
+        from ptsr_edge.models.checkpoint import CheckpointInfo, choose_device, load_vit, save_checkpoint
+        from ptsr_edge.models.ptsr import Vit
+        from ptsr_edge.train.trainer import (
+            first_weights,
+            fit,
+            for_classes,
+            starting_config_for,
+            train_config_for,
+        )
+
+    device = choose_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     close = crop == "close"
     train_config = starting_config_for(config) if close else train_config_for(config, data_name)
     changes: dict[str, Any] = {"bfloat16": bf16} | ({"epochs": epochs} if epochs else {})
     train_config = train_config.model_copy(update=changes)
-    if init is not None and config.kind != "vit":
-        raise InputError(f"--init fills a baseline (vit-*), not {config.name}")
     read = load_closely_cropped if close else load
     data = read(
         data_name, root, image_size=config.image_size, limit=clips, skip_bad=skip_bad, face_model=face_model
@@ -135,8 +150,30 @@ def main(
         f"training {config.name} on {len(training)} clips of {len(seen)} subjects, "
         f"{len(held)} subjects held out"
     )
-    model = _fit_with_bar(config, training, train_config, seed, initial, out, resume, device)
-    scores = held_out_scores(model, data.of_subjects(held), train_config.budgets) if held else {}
+    judged = data.of_subjects(held) if held else None
+    state_file, history = out.with_suffix(".state"), History(out.with_suffix(".history.csv"), judged)
+    total = train_config.epochs * max(1, len(training) // train_config.batch_size)
+    bar = iter(progress(range(total), f"training {config.name}", length=total))
+    behind = 0
+
+    def on_step(done: int, _total: int) -> None:
+        nonlocal behind
+        for _ in range(done - behind):  # many at once where a run is resumed
+            next(bar, None)
+        behind = done
+
+    def advice() -> str:
+        if not state_file.is_file():
+            return "no epoch was finished and nothing was written; the same command starts anew"
+        return f"{state_file} and {history.path} are left; the same command with --resume goes on from there"
+
+    with if_interrupted(advice):
+        model = fit(
+            config, training, train_config, seed, initial=initial, state_file=state_file, resume=resume,
+            on_step=on_step, on_epoch=history.add, device=device,
+        )  # fmt: skip
+        with doing("judging the held-out subjects"):
+            scores = {} if judged is None else held_out_scores(model, judged, train_config.budgets)
     provenance = {
         "kind": "trained",
         "data": data_name,
@@ -165,7 +202,53 @@ def main(
         f"held out, {rate:>4} of the tokens: UF1 {f['uf1']:.3f}  UAR {f['uar']:.3f}  (n = {f['n']})"
         for rate, f in scores.items()
     ]
-    finish({"checkpoint": str(out), "held_out": scores}, [*lines, str(out)], as_json)
+    record = {"checkpoint": str(out), "history": str(history.path), "held_out": scores}
+    finish(record, [*lines, str(out)], as_json)
+
+
+class History:
+    """A line on the console and a row of a CSV file for each epoch, with the score on the held-out subjects.
+
+    The columns are `epoch` (from 1), `loss` (its mean over the epoch's steps, as it is minimised), and `uf1` and `uar`
+    of the moving average of the weights with all tokens; these two are empty where nobody is held out.
+    """
+
+    COLUMNS = ("epoch", "loss", "uf1", "uar")
+
+    def __init__(self, path: Path, held_out: FlowDataset | None) -> None:
+        """Writes nothing before the first epoch; a file of an earlier run is then replaced, or gone on with."""
+        self.path = path
+        self._held_out = held_out
+        self._rows: list[dict[str, Any]] | None = None
+
+    def add(self, epoch: Epoch) -> None:
+        """Takes the end of an epoch; rows of a resumed run are kept up to it."""
+        if self._rows is None:
+            self._rows = [row for row in self._earlier() if int(row["epoch"]) < epoch.number]
+        score = {} if self._held_out is None else held_out_scores(epoch.model, self._held_out, ())["1"]
+        row = {
+            "epoch": epoch.number,
+            "loss": f"{epoch.loss:.4f}",
+            "uf1": score.get("uf1"),
+            "uar": score.get("uar"),
+        }
+        self._rows.append(row)
+        text = io.StringIO()
+        table = csv.DictWriter(text, self.COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(self._rows)
+        write_whole(self.path, text.getvalue())
+        told = f"  held out: UF1 {score['uf1']:.3f}  UAR {score['uar']:.3f}" if score else ""
+        say(f"epoch {epoch.number:3d} of {epoch.total}  loss {epoch.loss:.3f}{told}")
+
+    def _earlier(self) -> list[dict[str, Any]]:
+        """The rows that are there of epochs before this run's first; none where the file is no history."""
+        try:
+            rows = list(csv.DictReader(io.StringIO(self.path.read_text(encoding="utf-8"))))
+        except (OSError, UnicodeDecodeError):
+            return []
+        whole = all(row.keys() == set(self.COLUMNS) and str(row["epoch"]).isdigit() for row in rows)
+        return rows if whole else []
 
 
 def _command() -> str:
@@ -179,24 +262,3 @@ def _command() -> str:
             value = "DIR" if option == "--root" else Path(value).name
         words.append(name + equals + value)
     return f"python -m ptsr_edge.train {shlex.join(words)}"
-
-
-def _fit_with_bar(
-    config: ModelConfig, data: FlowDataset, train_config: TrainConfig, seed: int, initial: Model, out: Path, resume: bool,
-    device: str,
-) -> Model:  # fmt: skip
-    total = train_config.epochs * max(1, len(data) // train_config.batch_size)
-    bar = iter(progress(range(total), "training", length=total))
-    advanced = 0
-
-    def on_step(done: int, _total: int) -> None:
-        nonlocal advanced
-        while advanced < done:
-            next(bar, None)
-            advanced += 1
-
-    state_file = out.with_suffix(".state")
-    return fit(
-        config, data, train_config, seed, initial=initial, state_file=state_file, resume=resume, on_step=on_step,
-        device=device,
-    )  # fmt: skip

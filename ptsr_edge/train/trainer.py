@@ -169,6 +169,22 @@ class State:
     step: int = 0
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """The end of an epoch.
+
+    Attributes:
+        number, total: which one, from 1, of how many.
+        loss: mean over the epoch's steps of what is minimised.
+        model: the moving average of the weights as it stands, not to be changed.
+    """
+
+    number: int
+    total: int
+    loss: float
+    model: Model
+
+
 def fit(
     config: ModelConfig,
     data: FlowDataset,
@@ -179,7 +195,7 @@ def fit(
     state_file: Path | None = None,
     resume: bool = False,
     on_step: Callable[[int, int], None] | None = None,
-    on_epoch: Callable[[Model], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
     device: str = "cpu",
 ) -> Model:
     """Trains on all samples of `data` and returns the moving average of the weights.
@@ -193,7 +209,7 @@ def fit(
         state_file: where the state is kept after each epoch, removed at the end; None keeps none.
         resume: go on from `state_file` where there is one.
         on_step: called with the number of steps done and of all steps.
-        on_epoch: called after each epoch with the moving average as it stands, not to be changed.
+        on_epoch: called after each epoch.
         device: where it trains, as `choose_device` gives it; the model that is returned is on the CPU.
 
     Raises:
@@ -218,18 +234,20 @@ def fit(
     state = _start(start.to(device), train_config)
     if resume and state_file is not None and state_file.is_file():
         _restore(state, state_file, identity)
+    losses: list[Tensor] = []
     while state.step < total:
         epoch, within = divmod(state.step, per_epoch)
         order = torch.randperm(len(data), generator=_generator(seed, 0, epoch))
         batch = order[within * train_config.batch_size : (within + 1) * train_config.batch_size]
         for group in state.optimizer.param_groups:
             group["lr"] = train_config.lr * schedule(state.step, total, train_config.warmup)
-        _train_step(state, inputs[batch], labels[batch], weights, train_config, seed)
+        losses.append(_train_step(state, inputs[batch], labels[batch], weights, train_config, seed))
         state.step += 1
         if on_step is not None:
             on_step(state.step, total)
         if on_epoch is not None and state.step % per_epoch == 0:
-            on_epoch(state.average)
+            on_epoch(Epoch(epoch + 1, train_config.epochs, float(torch.stack(losses).mean()), state.average))
+            losses.clear()
         if state_file is not None and state.step % per_epoch == 0 and state.step < total:
             _keep(state, state_file, identity)
     if state_file is not None:
@@ -239,7 +257,8 @@ def fit(
 
 def _train_step(
     state: State, inputs: Tensor, labels: Tensor, weights: Tensor, train_config: TrainConfig, seed: int
-) -> None:
+) -> Tensor:
+    """Takes a step and returns the loss before it, a scalar."""
     generator = _generator(seed, 1, state.step)
     torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))  # dropout, random selection
     device = next(state.model.parameters()).device
@@ -258,6 +277,7 @@ def _train_step(
     nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
     state.optimizer.step()
     _average(state, min(train_config.ema, (1 + state.step) / (10 + state.step)))
+    return loss.detach()
 
 
 def schedule(step: int, total: int, warmup: float) -> float:

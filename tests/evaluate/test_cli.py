@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ptsr_edge.core.errors import install_line
 from ptsr_edge.evaluate.cli import main
 
 pytestmark = pytest.mark.slow
@@ -90,7 +91,11 @@ def test_a_bundle_is_judged_the_same_without_torch(tiny_bundle: Path) -> None:
 @pytest.mark.parametrize(
     "call", [["--checkpoint", "any.safetensors"], ["--model", "ptsr-nano"]], ids=["checkpoint", "model"]
 )
-def test_what_needs_torch_says_how_to_install_it(call: list[str]) -> None:
+def test_what_needs_torch_says_how_to_install_it(
+    call: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "any.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", f"{NO_TORCH}; from ptsr_edge.evaluate.cli import main; main()", *call],
         capture_output=True,
@@ -99,4 +104,37 @@ def test_what_needs_torch_says_how_to_install_it(call: list[str]) -> None:
     )
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.endswith("pip install 'ptsr-edge[train]'\n")
+    assert done.stderr.endswith(f"{install_line('train')}\n")
+
+
+def test_budgets_choose_among_the_variants_of_a_bundle(tiny_bundle: Path, megc_folder: Path) -> None:
+    call = ["--bundle", str(tiny_bundle), "--data", "megc-flow", "--root", str(megc_folder), "--json"]
+    some = CliRunner().invoke(main, [*call, "--budgets", "0.25,1.0"])
+    assert some.exit_code == 0, some.stderr
+    everything = json.loads(CliRunner().invoke(main, call).stdout)["results"]
+    assert json.loads(some.stdout)["results"] == [everything[0], everything[2]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--bundle", "BUNDLE", "--budgets", "0.3"], "the bundle has no budget 0.3; it has 1, 0.5, 0.25"),
+        (["--bundle", "BUNDLE", "--budgets", "0.25,0.25"], "--budgets: 0.25 is there twice in '0.25,0.25'"),
+        (
+            ["--checkpoint", "CHECKPOINT", "--threads", "2"],
+            "--threads is of an artifact: it goes with --bundle",
+        ),
+        (["--checkpoint", "none.safetensors"], "there is no checkpoint at none.safetensors"),
+        (["--model", "ptsr-nano", "--subjects", "all"], "--subjects is about what was trained before"),
+        (["--model", "ptsr-nano", "--threads", "2"], "--threads is about what was trained before"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(
+    tiny_bundle: Path, tiny_checkpoint: Path, megc_folder: Path, arguments: list[str], says: str
+) -> None:
+    places = {"BUNDLE": str(tiny_bundle), "CHECKPOINT": str(tiny_checkpoint)}
+    call = [places.get(word, word) for word in arguments]
+    result = CliRunner().invoke(main, [*call, "--data", "megc-flow", "--root", str(megc_folder)])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert says in result.stderr

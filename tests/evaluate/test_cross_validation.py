@@ -27,8 +27,8 @@ from ptsr_edge.evaluate.evaluation import folds
 from ptsr_edge.export import onnx_graph
 from ptsr_edge.export.onnx_graph import export_template
 from ptsr_edge.models.checkpoint import predict_logits
-from ptsr_edge.models.ptsr import Model, build_model
-from ptsr_edge.train.trainer import fit
+from ptsr_edge.models.ptsr import build_model
+from ptsr_edge.train.trainer import Epoch, fit
 
 pytestmark = pytest.mark.slow
 
@@ -201,8 +201,8 @@ def test_an_artifact_that_departs_from_its_model_is_refused(monkeypatch: pytest.
 def test_the_oracle_takes_the_best_epoch_of_each_subject() -> None:
     epochs: list[np.ndarray] = []
 
-    def watch(model: Model) -> None:
-        epochs.append(predict_logits(model, DATA.flows, 4)[0].argmax(axis=1))
+    def watch(epoch: Epoch) -> None:
+        epochs.append(predict_logits(epoch.model, DATA.flows, 4)[0].argmax(axis=1))
 
     fit(TOY, TRAIN, QUICK, seed=0, on_epoch=watch)
     assert len(epochs) == QUICK.epochs

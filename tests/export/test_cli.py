@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,21 +19,22 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from signalled import signalled
 
 from ptsr_edge import Session
 from ptsr_edge.bundle import MANIFEST, Bundle, check_files, read_bundle
 from ptsr_edge.core.config import LABELS, Preprocess
+from ptsr_edge.core.errors import JobError, install_line
 from ptsr_edge.core.files import sha256_of
 from ptsr_edge.core.records import parse
 from ptsr_edge.data.recorded import MEGC_FOLDER, MEGC_TABLE
-from ptsr_edge.export import parity
+from ptsr_edge.export import exporter, parity
 from ptsr_edge.export.cli import main
 from ptsr_edge.export.static_model import to_static
-from ptsr_edge.export.targets.base import Artifact, BuildRequest
-from ptsr_edge.export.targets.onnxruntime import CpuTarget
 from ptsr_edge.models.checkpoint import CheckpointInfo, read_info, save_checkpoint
 from ptsr_edge.models.macs import count_macs
 from ptsr_edge.models.ptsr import count_parameters
+from ptsr_edge.runtimes.tensorrt import choose_version
 
 pytestmark = pytest.mark.slow
 
@@ -144,6 +146,8 @@ def test_the_command_makes_a_bundle_and_then_replaces_it(
 
     again = export(*call, "--budgets", "0.25", "--json")
     assert again.exit_code == 0, again.stderr
+    gone = "ptsr-pocket-cpu-fp32-k2, ptsr-pocket-cpu-fp32-k4"
+    assert f"{out} was replaced and has 2 variants less than before: {gone}" in again.stderr.splitlines()
     bundle = parse(Bundle, json.loads(again.stdout), "stdout")
     assert bundle == read_bundle(out)
     assert [variant.tokens for variant in bundle.variants] == [1]
@@ -171,6 +175,20 @@ def test_the_command_makes_a_bundle_and_then_replaces_it(
         (["--out", "."], ". is the folder that you are in, or around it"),
         (["--max-uar-drop", "0.1", "--calibration-samples", "99"], "calibration takes all 6 clips of the"),
         (["--recipe", "none.toml"], "there is no recipe at none.toml"),
+        (["--recipe", "raspberry-pi5"], "(nearest: raspberry-pi-5)"),
+        (["--device", "none"], "there is no recipe 'none'; give a .toml file, or one of cpu, intel-n100, "),
+        (["--recipe", "cpu", "--device", "cpu"], "--recipe and --device exclude one another"),
+        (["--budgets", "0.25,0.25"], "--budgets: 0.25 is there twice in '0.25,0.25'"),
+        (
+            ["--precision", "fp32", "--max-uar-drop", "0.1"],
+            "--max-uar-drop judges int8, and no int8 is asked for",
+        ),
+        (["--target", "trt", "--layout", "ovms"], "layout ovms cannot serve target trt"),
+        (
+            ["--target", "trt", "--layout", "triton", "--onnx-only"],
+            "layout triton serves engines, and --onnx-only",
+        ),
+        (["--target", "trt", "--layout", "triton", "--flavour", "tensorrt-rtx"], "not of TensorRT-RTX"),
     ],
 )
 def test_a_wrong_call_is_one_line_and_writes_nothing(
@@ -367,7 +385,7 @@ def test_a_disk_without_room_is_one_line_and_leaves_the_older_bundle(
     target: str, packages: list[str], size_bytes: int, says: str,
 ) -> None:  # fmt: skip
     for package in packages:
-        pytest.importorskip(package, reason=f"{package} is missing: pip install 'ptsr-edge[all]'")
+        pytest.importorskip(package, reason=f"{package} is missing: the extra all brings it")
     out = shutil.copytree(tiny_bundle, tmp_path / "out" / "bundle")
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -384,30 +402,56 @@ def test_a_disk_without_room_is_one_line_and_leaves_the_older_bundle(
 
 
 @pytest.mark.parametrize("older", [False, True])
-def test_an_interrupt_leaves_nothing_half_written(
-    pocket: Path, megc_folder: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    older: bool,
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("target", "package", "after"),
+    [
+        ("cpu", "onnxruntime", "cpu int8 ..."),
+        # fp32 has been built and run by then: a handler of signals meets what OpenVINO's threads and kernels leave.
+        ("openvino", "openvino", "openvino fp16 ..."),
+    ],
+)
+def test_a_signal_ends_an_export_and_leaves_nothing_half_written(
+    pocket: Path, megc_folder: Path, tiny_bundle: Path, tmp_path: Path,
+    older: bool, number: signal.Signals, target: str, package: str, after: str,
 ) -> None:  # fmt: skip
-    build = CpuTarget.build
-
-    def interrupted(target: CpuTarget, request: BuildRequest) -> dict[int, Artifact]:
-        """The user presses Ctrl-C when half of the artifacts are there."""
-        build(target, request)
-        assert any(path.name.startswith(".bundle.") for path in tmp_path.iterdir())
-        # What Python makes of SIGINT. A real signal ends in a segmentation fault once OpenVINO has computed in this process.
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(CpuTarget, "build", interrupted)
+    pytest.importorskip(package)
     out = tmp_path / "bundle"
     if older:
         shutil.copytree(tiny_bundle, out)
     before = digest_of(tmp_path)
-    result = export("--checkpoint", pocket, "--calibration", megc_folder, "--budgets", "1", "--no-cache",
-                    "--calibration-samples", "6", "--out", out)  # fmt: skip
-    assert result.exit_code == 1
-    assert (result.stdout, result.stderr.split()) == ("", ["Aborted!"])
+    ended = signalled(
+        "export", "--target", target, "--precision", "fp32,int8" if target == "cpu" else "fp32,fp16",
+        "--checkpoint", pocket, "--calibration", megc_folder, "--no-cache", "--calibration-samples", 6,
+        "--out", "bundle", after=after, number=number, folder=tmp_path,
+    )  # fmt: skip
+    assert (ended.code, ended.stdout, ended.left) == (128 + number, "", [])
+    how = "as it was" if older else "not written"
+    assert ended.line == (
+        f"python -m ptsr_edge export: ended by {number.name}: bundle is {how}; the same command starts anew"
+    )
     assert digest_of(tmp_path) == before
-    assert [path.name for path in tmp_path.iterdir()] == (["bundle"] if older else [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*["bundle"] * older, "scratch"]
+
+
+def test_an_interrupt_of_the_swap_leaves_one_of_both_bundles(
+    pocket: Path, megc_folder: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    before = digest_of(tmp_path)
+    rename = Path.rename
+
+    def interrupted(path: Path, to: Path) -> Path:
+        if to == out and path.name != "old":
+            raise KeyboardInterrupt  # the older one has been moved aside by then
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    result = export("--checkpoint", pocket, "--calibration", megc_folder, "--budgets", "1", "--precision", "fp32",
+                    "--no-cache", "--calibration-samples", "6", "--out", out)  # fmt: skip
+    assert result.exit_code == 130
+    assert digest_of(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_threads_of_a_recipe_or_a_call_are_for_the_device(
@@ -437,6 +481,42 @@ def test_threads_of_a_recipe_or_a_call_are_for_the_device(
     assert threads_of() == (None, True)
 
 
+def test_a_server_whose_engines_cannot_be_built_here_is_told_before_the_export(tmp_path: Path) -> None:
+    try:
+        choose_version("tensorrt")
+    except JobError:
+        pass
+    else:
+        pytest.skip("TensorRT can build here")
+    result = export("--target", "trt", "--layout", "triton", "--out", tmp_path / "bundle")
+    assert_one_line(result, 1, "layout triton needs an engine of TensorRT: no TensorRT can build here: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("package", "extra"), [("openvino", "openvino"), ("nncf", "openvino-build")])
+def test_a_tool_chain_that_is_missing_is_told_before_anything_is_traced(
+    pocket: Path, megc_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(exporter, "trace_budgets", lambda *_: pytest.fail("tracing was begun"))
+    result = export("--target", "openvino", "--checkpoint", pocket, "--calibration", megc_folder, "--no-cache",
+                    "--out", tmp_path / "bundle")  # fmt: skip
+    assert_one_line(result, 1, f"needs the package {package!r}, which is not installed")
+    assert result.stderr.endswith(f"{install_line(extra)}\n")
+
+
+@pytest.mark.parametrize("option", ["--recipe", "--device"])
+def test_a_recipe_is_called_by_its_name_from_anywhere(
+    pocket: Path, megc_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = export(option, "raspberry-pi-5", "--precision", "fp32", "--checkpoint", pocket,
+                    "--calibration", megc_folder)  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    variants = read_bundle(tmp_path / "out" / "pocket-raspberry-pi-5").variants
+    assert [(v.keep_rate, v.runs_on["threads"]) for v in variants] == [(0.5, 2), (0.25, 2)]
+
+
 def test_a_repository_that_cannot_be_written_is_found_before_the_export(
     pocket: Path, megc_folder: Path, tmp_path: Path
 ) -> None:
@@ -449,17 +529,17 @@ def test_a_repository_that_cannot_be_written_is_found_before_the_export(
 
 
 @pytest.mark.parametrize("package", ["torch", "onnx", "safetensors"])
-def test_as_a_module_it_names_a_package_that_is_missing(package: str) -> None:
+def test_as_a_module_it_names_a_package_that_is_missing(package: str, tmp_path: Path) -> None:
     program = (
-        "import runpy, sys\nsys.modules[sys.argv[1]] = None\n"
+        "import runpy, sys\nsys.modules[sys.argv.pop(1)] = None\n"
         "runpy.run_module('ptsr_edge.export', run_name='__main__', alter_sys=True)"
     )
-    call = [sys.executable, "-c", program, package]
+    call = [sys.executable, "-c", program, package, "--out", str(tmp_path / "x.safetensors")]
     result = subprocess.run(call, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     says = f"python -m ptsr_edge.export: export needs the package {package!r}, which is not installed"
     assert result.stderr.startswith(says)
-    assert result.stderr.endswith("pip install 'ptsr-edge[train]'\n")
+    assert result.stderr.endswith(f"{install_line('train')}\n")
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
 

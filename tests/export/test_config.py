@@ -113,7 +113,7 @@ def test_every_recipe_is_exported(path: Path, checkpoint: Path, clips: Path, tmp
     graphs_only = recipe.options.get("onnx_only", False)
     for package in TOOLS[target]:
         if not (graphs_only and package == "tensorrt_rtx"):
-            pytest.importorskip(package, reason=f"{package} is missing: pip install 'ptsr-edge[all]'")
+            pytest.importorskip(package, reason=f"{package} is missing: the extra all brings it")
     call = [
         "--recipe",
         path,

@@ -534,7 +534,7 @@ def test_the_layer_that_was_built_wrongly_is_named(
 def test_the_layer_of_an_ir_that_was_built_wrongly_is_named(
     job: ExportJob, traced: Traced, stage: Path, tmp_path: Path, layer: str
 ) -> None:
-    pytest.importorskip("openvino", reason="openvino is missing: pip install 'ptsr-edge[openvino]'")
+    pytest.importorskip("openvino", reason="openvino is missing: the extra openvino brings it")
     with pytest.raises(ParityError) as caught:
         prove(job, traced, stage, "fp32", TamperingIr(layer, tmp_path))
     message = str(caught.value)

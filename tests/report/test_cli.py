@@ -293,7 +293,7 @@ def test_a_missing_extra_names_its_line(
     made: Path, tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'ptsr-edge\[report\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*\[report\]"):
         write_report([made / "one"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -154,7 +154,7 @@ def test_a_file_that_is_no_graph(tmp_path: Path, content: bytes | None) -> None:
 
 def test_without_onnx_runtime(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingExtraError, match=r"target cpu needs .*pip install 'ptsr-edge\[ort\]'"):
+    with pytest.raises(MissingExtraError, match=r"target cpu needs .*pip install .*\[ort\]"):
         OrtRunner(graph)
 
 

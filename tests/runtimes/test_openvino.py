@@ -24,7 +24,7 @@ from openvino_models import request_for, samples, write_graphs
 import ptsr_edge
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 
-ov = pytest.importorskip("openvino", reason="openvino is missing: pip install 'ptsr-edge[openvino]'")
+ov = pytest.importorskip("openvino", reason="openvino is missing: the extra openvino brings it")
 
 from ptsr_edge.export.targets.openvino import OpenVinoTarget  # noqa: E402
 from ptsr_edge.runtimes.openvino import (  # noqa: E402
@@ -190,7 +190,7 @@ def test_an_ir_from_elsewhere_is_refused(tmp_path: Path) -> None:
 def test_a_missing_openvino_names_its_extra(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_openvino() is ov
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'ptsr-edge\[openvino\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*\[openvino\]"):
         OpenVinoRunner(artifact)
 
 
@@ -254,7 +254,7 @@ def run_consenting(program: str, home: Path) -> list[str]:
 
 
 def test_importing_quantizing_and_compiling_open_no_socket(tmp_path: Path) -> None:
-    pytest.importorskip("nncf", reason="nncf is missing: pip install 'ptsr-edge[openvino]'")
+    pytest.importorskip("nncf", reason="nncf is missing: the extra openvino brings it")
     assert run_consenting(QUANTIZE, tmp_path) == ["quantized and ran"]
     # A client id or usage counts would lie beside the consent.
     assert [path.name for path in (tmp_path / "intel").iterdir()] == ["openvino_telemetry"]
@@ -284,5 +284,5 @@ def test_the_package_imports_neither_in_another_way() -> None:
 
 
 def test_what_is_missing_names_its_extra() -> None:
-    with pytest.raises(MissingExtraError, match=r"pip install 'ptsr-edge\[openvino\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*\[openvino\]"):
         require_silenced("no_such_openvino", "openvino", "a test")

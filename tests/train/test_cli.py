@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +15,17 @@ import recorded_trees
 import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
+from signalled import signalled
 
 from ptsr_edge.core.config import LABELS, Preprocess, named_model
+from ptsr_edge.core.errors import install_line
 from ptsr_edge.data.datasets import load, load_closely_cropped
 from ptsr_edge.evaluate.cli import main as evaluate_main
 from ptsr_edge.models.checkpoint import EMBEDDED, STARTING, load_checkpoint, predict_logits, read_info
 from ptsr_edge.models.ptsr import build_model
 from ptsr_edge.stats.classification import confusion, uar, uf1
-from ptsr_edge.train.cli import held_out_scores, main
-from ptsr_edge.train.trainer import PRETRAINING, digest_weights, fit, train_config_for
+from ptsr_edge.train.cli import History, held_out_scores, main
+from ptsr_edge.train.trainer import PRETRAINING, Epoch, digest_weights, fit, train_config_for
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +48,7 @@ def test_a_checkpoint_and_everything_it_says(
     assert [line.split(":")[0] for line in lines[:-1]] == [
         "held out,    1 of the tokens", "held out,  0.5 of the tokens", "held out, 0.25 of the tokens",
     ]  # fmt: skip
-    assert [path.name for path in out.parent.iterdir()] == ["nano.safetensors"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["nano.history.csv", "nano.safetensors"]
 
     model, info = load_checkpoint(out)
     said = info.provenance
@@ -76,6 +80,17 @@ def test_a_checkpoint_and_everything_it_says(
     table = confusion(held_data.labels, logits.argmax(1), 3)
     expected = {"n": 12, "uf1": round(uf1(table), 4), "uar": round(uar(table), 4)}
     assert said["held_out"]["0.5"] == expected
+
+    # A row and a line an epoch; the last is about the weights that were kept.
+    rows = list(csv.DictReader((out.parent / "nano.history.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert all(0 < float(row["loss"]) < 3 for row in rows)
+    assert float(rows[-1]["uar"]) == said["held_out"]["1"]["uar"]
+    told = [line for line in result.stderr.splitlines() if line.startswith("epoch")]
+    assert [line.split("loss")[0].split() for line in told] == [
+        ["epoch", "1", "of", "2"],
+        ["epoch", "2", "of", "2"],
+    ]
 
 
 def test_json_prints_the_record(megc_folder: Path, tmp_path: Path) -> None:
@@ -189,18 +204,54 @@ def test_a_place_that_cannot_be_written_is_found_before_the_training(
 
 
 @pytest.mark.parametrize("package", ["torch", "safetensors"])
-def test_as_a_module_it_names_a_package_that_is_missing(package: str) -> None:
+def test_as_a_module_it_names_a_package_that_is_missing(package: str, tmp_path: Path) -> None:
     program = (
-        "import runpy, sys\nsys.modules[sys.argv[1]] = None\n"
+        "import runpy, sys\nsys.modules[sys.argv.pop(1)] = None\n"
         "runpy.run_module('ptsr_edge.train', run_name='__main__', alter_sys=True)"
     )
-    call = [sys.executable, "-c", program, package]
+    call = [sys.executable, "-c", program, package, "--out", str(tmp_path / "x.safetensors")]
     result = subprocess.run(call, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (1, "")
     says = f"python -m ptsr_edge.train: train needs the package {package!r}, which is not installed"
     assert result.stderr.startswith(says)
-    assert result.stderr.endswith("pip install 'ptsr-edge[train]'\n")
+    assert result.stderr.endswith(f"{install_line('train')}\n")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_ended_says_how_to_go_on_and_goes_on_there(
+    number: signal.Signals, megc_folder: Path, tmp_path: Path
+) -> None:
+    call = ["--data", "megc-flow", "--root", megc_folder, "--model", "ptsr-nano"]
+    out = tmp_path / "nano.safetensors"
+    ended = signalled(
+        "train", *call, "--epochs", 2000, "--out", out.name, after="epoch   3", number=number, folder=tmp_path
+    )
+    assert (ended.code, ended.stdout, ended.left) == (128 + number, "", [])
+    says = "nano.state and nano.history.csv are left; the same command with --resume goes on from there"
+    assert ended.line == f"python -m ptsr_edge train: ended by {number.name}: {says}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nano.history.csv", "nano.state", "scratch"]
+
+
+def test_the_history_of_a_resumed_run_is_that_of_one_that_was_never_ended(
+    megc_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = ["--data", "megc-flow", "--root", megc_folder, "--model", "vit-nano", "--epochs", 4]
+    assert train(*call, "--out", tmp_path / "whole.safetensors").exit_code == 0
+    add = History.add
+
+    def interrupted(history: History, epoch: Epoch) -> None:
+        add(history, epoch)
+        if epoch.number == 3:
+            raise KeyboardInterrupt  # after the row, before the state: that epoch is trained again
+
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "add", interrupted)
+        assert train(*call, "--out", tmp_path / "cut.safetensors").exit_code == 130
+    assert train(*call, "--resume", "--out", tmp_path / "cut.safetensors").exit_code == 0
+    histories = [(tmp_path / f"{name}.history.csv").read_text(encoding="utf-8") for name in ("whole", "cut")]
+    assert histories[0] == histories[1]
+    assert histories[0].count("\n") == 5
 
 
 def test_a_class_without_a_sample_is_a_wrong_call(megc_folder: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from ptsr_edge.train.trainer import (
     STRENGTH,
     TRAIN_CONFIGS,
     Augmentation,
+    Epoch,
     TrainConfig,
     add_affine_flow,
     augment,
@@ -310,12 +311,17 @@ def test_each_epoch_shows_the_average_and_changes_nothing() -> None:
     config, data, recipe = named_model("ptsr-nano"), toy(), TrainConfig(epochs=3, batch_size=6)
     shown: list[dict[str, Tensor]] = []
 
-    def look(model: Model) -> None:
-        predict_logits(model, data.flows, 12)
-        shown.append(weights_of(model))
+    losses: list[float] = []
+
+    def look(epoch: Epoch) -> None:
+        predict_logits(epoch.model, data.flows, 12)
+        shown.append(weights_of(epoch.model))
+        losses.append(epoch.loss)
+        assert (epoch.number, epoch.total) == (len(shown), 3)
 
     watched = fit(config, data, recipe, seed=0, on_epoch=look)
     assert len(shown) == 3
+    assert losses[0] > losses[2] > 0
     assert all(torch.equal(value, shown[-1][name]) for name, value in watched.state_dict().items())
     assert not torch.equal(shown[0]["head.local"], shown[1]["head.local"])
     assert_same(watched, fit(config, data, recipe, seed=0))

@@ -138,6 +138,41 @@ class GraphTarget(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Offer:
+    """What can be asked of a target."""
+
+    name: str
+    precisions: tuple[str, ...]
+    options: type[TargetOptions]
+
+
+def find_offer(name: str) -> Offer:
+    """Returns what can be asked of a target; the builder is imported only where the registry leaves that to it.
+
+    Raises:
+        InputError: there is no target of that name.
+        JobError: its code cannot be loaded.
+    """
+    runtime = find_runtime(name)
+    if runtime.options:
+        return Offer(name, runtime.precisions, load_part(name, runtime.options))
+    target = find_target(name)
+    return Offer(name, target.precisions, target.options)
+
+
+@runtime_checkable
+class ChecksTools(Protocol):
+    """A target that can tell ahead of time that its tool chain is not there."""
+
+    def check_tools(self, precisions: Sequence[str]) -> None:
+        """Makes sure that what building needs is installed.
+
+        Raises:
+            MissingExtraError: it is not; nothing was started.
+        """
+
+
 def find_target(name: str) -> Target:
     """Imports a target's builder.
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from ptsr_edge.export.config import CpuOptions
 from ptsr_edge.export.onnx_graph import OPSET, layer_of, write_sharing_weights
 from ptsr_edge.export.targets.base import (
     Artifact,
     BuildRequest,
-    Flag,
     TargetOptions,
     read_options,
     variant_id,
@@ -28,7 +28,7 @@ from ptsr_edge.export.targets.quantization import (
     quantize_dynamic_int8,
     quantize_static_qdq,
 )
-from ptsr_edge.runtimes.onnxruntime import OrtRunner
+from ptsr_edge.runtimes.onnxruntime import OrtRunner, load_ort
 
 SCHEMES = ("static", "dynamic")
 ROUNDS = 15
@@ -40,28 +40,17 @@ TIE = 0.25
 run to run; so what is chosen there is chosen again."""
 
 
-class CpuOptions(TargetOptions):
-    """Options of target `cpu`.
-
-    Attributes:
-        int8_scheme: "static": U8 activations x S8 weights from calibration samples; "dynamic": ranges taken at run
-            time; "auto": both are built and measured at the smallest budget, for a machine that exports for itself.
-            The default measures nothing: what is built for a device must not hang on who else used the machine
-            that exported it.
-    """
-
-    int8_scheme: Annotated[
-        Literal["auto", "static", "dynamic"],
-        Flag("--int8-scheme", "Of target cpu; auto measures both on this machine."),
-    ] = "static"
-
-
 class CpuTarget:
     """ONNX files that ONNX Runtime loads; the budgets of a precision share one weights file."""
 
     name = "cpu"
     precisions: tuple[str, ...] = ("fp32", "int8")
     options: type[TargetOptions] = CpuOptions
+
+    def check_tools(self, precisions: Sequence[str]) -> None:
+        """See `ChecksTools.check_tools`."""
+        del precisions
+        load_ort("exporting for target cpu")
 
     def build(self, request: BuildRequest) -> dict[int, Artifact]:
         """See `Target.build`.

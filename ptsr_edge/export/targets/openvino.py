@@ -43,6 +43,7 @@ from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import link_file, write_whole
+from ptsr_edge.export.config import OpenVinoOptions
 from ptsr_edge.export.onnx_graph import layer_of
 from ptsr_edge.export.targets.base import (
     Artifact,
@@ -69,24 +70,18 @@ ALIGNMENT = 64
 """Where a shared constant starts, in bytes: a cache line."""
 
 
-class OpenVinoOptions(TargetOptions):
-    """Options of target `openvino`.
-
-    Attributes:
-        smooth_quant: NNCF's SmoothQuant alpha in int8; -1: none. With trained weights .5 and .95 moved the logits'
-            error by a quarter either way and no decision, and scale the weights by each budget's activations:
-            nothing could be shared.
-    """
-
-    smooth_quant: float = -1.0
-
-
 class OpenVinoTarget:
     """Builds IR, version 11, for every CPU that OpenVINO runs on."""
 
     name = "openvino"
     precisions = tuple(INFERENCE_PRECISION)
     options: type[TargetOptions] = OpenVinoOptions
+
+    def check_tools(self, precisions: Sequence[str]) -> None:
+        """See `ChecksTools.check_tools`."""
+        load_openvino("exporting for target openvino")
+        if "int8" in precisions:
+            load_nncf()
 
     def build(self, request: BuildRequest) -> dict[int, Artifact]:
         """See `Target.build`: an IR per token count, and one weights file for all, under the name of each.
@@ -200,7 +195,7 @@ def quantize(model: Any, request: BuildRequest, options: OpenVinoOptions) -> tup
     """
     if not len(request.calibration):
         raise InputError("int8 needs calibration samples, got none")
-    nncf = require_silenced("nncf", "openvino", "quantizing for OpenVINO")
+    nncf = load_nncf()
     named = sorted(options.keep_float)
     left = (
         named_operations(model, named)
@@ -236,6 +231,15 @@ def quantize(model: Any, request: BuildRequest, options: OpenVinoOptions) -> tup
         "keep_float": named,
     }
     return quantized, settings
+
+
+def load_nncf() -> ModuleType:
+    """Imports `nncf`, its telemetry off.
+
+    Raises:
+        MissingExtraError: nncf is not installed.
+    """
+    return require_silenced("nncf", "openvino-build", "quantizing for OpenVINO")
 
 
 def selection_only(model: Any) -> set[str]:

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,13 +28,12 @@ from onnx import ModelProto, numpy_helper
 
 from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.core.files import write_whole
+from ptsr_edge.export.config import Method
 from ptsr_edge.export.onnx_graph import PRODUCTS
 
 NARROW = 16
 """Products over so few inputs are statistics of a window's cells: nothing to gain, and their error is
 divided by a standard deviation."""
-
-Method = Literal["minmax", "percentile", "entropy"]
 
 
 def quantize_static_qdq(

@@ -12,33 +12,31 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
-from pydantic import field_validator
 
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import sha256_of, write_json, write_whole
+from ptsr_edge.export.config import Method, TrtOptions
 from ptsr_edge.export.onnx_graph import OPSET, PRODUCTS, layer_of, write_sharing_weights
 from ptsr_edge.export.targets.base import (
     Artifact,
     BuildRequest,
-    Flag,
     Graph,
     TargetOptions,
     read_options,
     variant_id,
 )
 from ptsr_edge.export.targets.quantization import (
-    Method,
     first_products,
     infer_shapes,
     products_kept_float,
@@ -59,45 +57,6 @@ from ptsr_edge.runtimes.tensorrt import (
 )
 
 SCRIPT = "build_on_device.py"
-
-
-class TrtOptions(TargetOptions):
-    """Options of target `trt`.
-
-    Attributes:
-        flavour: by default the first that can build here.
-        compute_capabilities: such as `8.6` or 86; by default all that the precision allows. For tensorrt-rtx.
-        onnx_only: stop at the typed graphs and the script, for a device that must build its own engine.
-        tf32: let fp32 products round their inputs to 10 bits of mantissa.
-        method: how activation ranges are taken from the calibration samples.
-    """
-
-    flavour: Annotated[
-        Literal["tensorrt", "tensorrt-rtx"] | None,
-        Flag("--flavour", "Of target trt; default: the first that can build."),
-    ] = None
-    compute_capabilities: Annotated[
-        tuple[str, ...] | None,
-        Flag(
-            "--compute-capability", "Of target trt, such as 8.6,8.9; default: all that the precision allows."
-        ),
-    ] = None
-    onnx_only: Annotated[
-        bool, Flag("--onnx-only", "Of target trt: graphs for the device to build from, no engine.")
-    ] = False
-    tf32: bool = False
-    method: Method = "minmax"
-
-    @field_validator("compute_capabilities", mode="before")
-    @classmethod
-    def _as_text(cls, value: Any) -> Any:
-        return [str(entry) for entry in value] if isinstance(value, (list, tuple)) else value
-
-    def check(self, precisions: Sequence[str]) -> None:
-        """Refuses compute capabilities that are unknown or that a precision is not to be had on."""
-        if self.compute_capabilities is not None:
-            for precision in precisions:
-                choose_capabilities(self.flavour or "tensorrt-rtx", precision, self.compute_capabilities)
 
 
 class TrtTarget:

@@ -23,8 +23,8 @@ from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.export.targets.base import Artifact, Graph
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 
-ov = pytest.importorskip("openvino", reason="openvino is missing: pip install 'ptsr-edge[openvino]'")
-pytest.importorskip("nncf", reason="nncf is missing: pip install 'ptsr-edge[openvino]'")
+ov = pytest.importorskip("openvino", reason="openvino is missing: the extra openvino brings it")
+pytest.importorskip("nncf", reason="nncf is missing: the extra openvino brings it")
 
 from ptsr_edge.export.targets.openvino import (  # noqa: E402
     INFERENCE_PRECISION,
