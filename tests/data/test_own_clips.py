@@ -14,6 +14,7 @@ from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.data import datasets, own_clips
 from ptsr_edge.data.annotations import Annotations
 from ptsr_edge.data.cli import examine
+from ptsr_edge.data.extraction import decode_video
 from ptsr_edge.data.own_clips import (
     TEMPLATE,
     FolderSettings,
@@ -70,9 +71,19 @@ def test_a_workbook_is_read_alike_and_two_tables_are_refused(root: Path) -> None
         read(root, *ROWS)
 
 
+def test_a_table_with_semicolons_and_a_byte_order_mark_is_read(root: Path) -> None:
+    text = "\ufeff" + "\n".join([HEADING, *ROWS]).replace(",", ";")
+    (root / "clips.csv").write_text(text, encoding="utf-8")
+    assert len(read_folder(root).clips) == 3
+
+
 def test_a_missing_apex_is_the_middle_frame(root: Path) -> None:
     found = read(root, "anna,a1,3,,9,smile", "anna,a2,3,,,frown", "ben,b1,3,7,9,smile")
-    assert places(found) == [("img003", "img006"), ("img003", "img006"), ("img003", "img007")]  # (3 + 10) // 2
+    assert places(found) == [
+        ("img003", "img006"),
+        ("img003", "img006"),
+        ("img003", "img007"),
+    ]  # (3 + 10) // 2
     assert [clip.apex_rule for clip in found.clips] == ["midpoint", "midpoint", "sheet"]
     assert [(finding.kind, finding.row) for finding in found.odd] == [("apex", 2), ("apex", 3)]
     without = read(root, "anna,a1,3,smile", "anna,a2,4,frown", heading="subject,clip,onset,label")
@@ -147,6 +158,9 @@ def test_one_person_spelled_in_two_ways_is_one(root: Path) -> None:
     (root / "ben").rename(root / "01")
     found = read(root, "anna,a1,3,6,9,smile", "Anna,a2,3,5,9,frown", "1,b1,3,7,9,smile")  # a spreadsheet's 1
     assert [clip.subject for clip in found.clips] == ["folder/anna", "folder/anna", "folder/1"]
+    assert [str(finding).rpartition("clips.csv, ")[2] for finding in found.odd] == [
+        "row 3, column subject: 'Anna' is taken for 'anna'"
+    ]
 
 
 def test_dataset_toml_orders_and_maps_classes_and_names_the_data(root: Path) -> None:
@@ -158,7 +172,11 @@ def test_dataset_toml_orders_and_maps_classes_and_names_the_data(root: Path) -> 
     assert found.label_names == ("smile", "frown")
     assert [clip.label for clip in found.clips] == [0, 1, 0, 0]
     assert found.account() == "5 rows = 4 used + 1 dropped (blink 1) + 0 unfit"
-    assert (found.name, found.clips[0].subject, found.clips[0].fps) == ("folder:lab A", "folder:lab A/anna", 50)
+    assert (found.name, found.clips[0].subject, found.clips[0].fps) == (
+        "folder:lab A",
+        "folder:lab A/anna",
+        50,
+    )
     assert found.cropped
 
 
@@ -205,7 +223,11 @@ def test_faults_of_the_whole_table_are_refused(
 
 
 def test_a_folder_without_a_table_says_how_to_get_one(tmp_path: Path) -> None:
-    for root, says in ((None, "needs a root"), (tmp_path / "x", "is no folder"), (tmp_path, "holds no clips.csv")):
+    for root, says in (
+        (None, "needs a root"),
+        (tmp_path / "x", "is no folder"),
+        (tmp_path, "holds no clips.csv"),
+    ):
         with pytest.raises(InputError, match=rf"{says}; accepted: .*data init --root DIR"):
             read_folder(root)
 
@@ -290,8 +312,6 @@ def test_samples_of_a_video_are_those_of_its_frames(tmp_path: Path) -> None:
     folder = tmp_path / "anna/still"
     folder.mkdir(parents=True)
     write_video(tmp_path / "anna/moving.avi", [40 * n for n in range(6)], images, codec="ffv1")
-    from ptsr_edge.data.extraction import decode_video
-
     for place, image in enumerate(decode_video(tmp_path / "anna/moving.avi", range(6))):
         cv2.imwrite(str(folder / f"{place}.png"), image)
     read(

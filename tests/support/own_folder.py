@@ -42,9 +42,7 @@ def frames(subject: str, clip: str, label: str) -> tuple[NDArray[np.uint8], ...]
     expression = draw_expression(person(number), POSITIVE if label == "smile" else NEGATIVE, rng)
     onset, apex, offset = ((frame - FIRST) / FPS for frame in (ONSET, APEX, OFFSET))
     happening = Happening("micro", onset, apex, apex, offset, 2 * expression.moves)
-    return tuple(
-        image for _, image in film(dataclasses.replace(script, happenings=(happening,)), FPS, SIDE)
-    )
+    return tuple(image for _, image in film(dataclasses.replace(script, happenings=(happening,)), FPS, SIDE))
 
 
 def write_frames(root: Path) -> Path:
@@ -69,9 +67,12 @@ def fill_in(table: Path) -> None:
         rows = list(csv.DictReader(stream))
     for row in rows:
         shift = FIRST if row["clip"].endswith(".mp4") else 0
-        row |= {"onset": str(ONSET - shift), "apex": str(APEX - shift), "label": row["clip"].partition("_")[0]}
+        row |= {
+            "onset": str(ONSET - shift),
+            "apex": str(APEX - shift),
+            "label": row["clip"].partition("_")[0],
+        }
     with table.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-
