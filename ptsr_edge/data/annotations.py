@@ -363,7 +363,10 @@ def _rows(heading: list[str], lines: Iterable[Sequence[Any]], first: int) -> Ite
 def _csv_lines(path: Path) -> Iterator[list[str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            yield from csv.reader(stream)
+            first = stream.readline()
+            stream.seek(0)
+            # Spreadsheets write semicolons where the comma is the decimal sign.
+            yield from csv.reader(stream, delimiter=";" if first.count(";") > first.count(",") else ",")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} is no readable CSV table: {error}") from None
 

@@ -19,6 +19,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
@@ -229,6 +230,8 @@ class _FolderReader(RowReader):
         if "/" in subject or subject in (".", ".."):
             raise RowFault(f"a subject's name is no path, found {subject!r}", "subject")
         person = self._people.setdefault(canonical(subject), subject)
+        if person != subject:
+            self.note("subject", row, f"{subject!r} is taken for {person!r}", "subject")
         place = self._place(subject, name)
         frames, times = self._frames(place)
         onset, apex, offset = self.frame_numbers(row, lambda column: self._number(row, column, frames, times))
@@ -245,6 +248,10 @@ class _FolderReader(RowReader):
             fps=self.settings.fps, cropped=self.settings.frames == "crops", sheet=self.sheet.path, row=row.number,
             apex_rule=rule, places=(onset, apex) if times else (),
         )  # fmt: skip
+
+    @cached_property
+    def _there(self) -> list[Path]:
+        return find_clips(self.root)
 
     def _labels_found(self) -> set[str]:
         """Returns the classes of all rows; of spellings that differ in case only, the first."""
@@ -269,7 +276,7 @@ class _FolderReader(RowReader):
             places = " and ".join(str(place) for place in found.values())
             raise RowFault(f"the clip {clip!r} is twice there: {places}", "clip")
         if not found:
-            there = [place.relative_to(self.root).as_posix() for place in find_clips(self.root)]
+            there = [place.relative_to(self.root).as_posix() for place in self._there]
             near = f"; the nearest there is {nearest(f'{subject}/{clip}', there)}" if there else ""
             raise RowFault(
                 f"no folder or video {clip!r} in {self.root} or {self.root / subject}{near}", "clip"
@@ -327,7 +334,7 @@ class _FolderReader(RowReader):
     def _note_unused(self) -> None:
         """Notes clips that no row names, and labels of `dataset.toml` that no row has."""
         named = {place.resolve() for place in self._read}
-        for place in find_clips(self.root):
+        for place in self._there:
             if place.resolve() not in named:
                 self.odd.append(
                     Finding("clip", place, f"is in no row of {self.sheet.path.name} that can be read")

@@ -229,7 +229,6 @@ def _prepare(
             f"{', '.join(info.labels)}: a drop of UAR cannot be judged"
         )
     samples, record = draw(side, count)
-    say(describe_calibration(record, info.provenance, min(PROOF_SAMPLES, len(samples))))
     said: dict[str, Any] = {"calibration": record.model_dump()}
     if rates == "auto":
         said["dynamic_counts"] = budgets_from_data(model, to_input(samples.flows))
@@ -241,6 +240,7 @@ def _prepare(
             "to judge a drop of UAR on: ask for fewer with --calibration-samples"
         )
     judged = draw(others, JUDGED_SAMPLES)[0] if judges else others
+    log.info(describe_calibration(record, info.provenance, min(PROOF_SAMPLES, len(samples))))
     return ExportJob(model, info, rates, samples, judged, dict(options or {}), max_uar_drop), side, said
 
 

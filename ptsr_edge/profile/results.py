@@ -436,11 +436,11 @@ def command_of(
     checkpoint: Path | None = None,
     control_seeds: int = 0,
 ) -> str:
-    """Returns the command that repeats the run; folders as `shown_path` names them."""
+    """Returns the command that repeats the run; folders as `shown_path` names them, that of the data as DIR."""
     places = [("--bundle", folder) for folder in folders] + [("--baseline", baseline)]
     words = [word for option, place in places if place for word in (option, shown_path(place))]
     words += ["--data", data] if data is not None else []
-    words += ["--root", shown_path(root)] if root is not None else []
+    words += ["--root", "DIR"] if root is not None else []
     for name in ("duration_s", "min_runs", "threads", "seed"):
         words += [f"--{name.replace('_', '-')}", f"{getattr(config, name):g}"]
     for name in ("processes", "attempts", "streams"):

@@ -183,6 +183,38 @@ def test_wrong_calls_are_one_line_and_exit_code_2(arguments, says):
     assert says in answer.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "needs the folder that holds the clips (--root): none is given"),
+        (["--root", "nowhere"], "nowhere is no folder"),
+        (["--root", ".", "--data", "casme2"], "data 'casme2' bring theirs"),
+        (["--root", ".", "--skip-bad"], "--skip-bad and --face-model go with `data check`"),
+    ],
+)
+def test_wrong_calls_of_init_are_one_line_and_write_nothing(arguments, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = CliRunner().invoke(main, ["data", "init", *arguments])
+    assert (answer.exit_code, answer.stderr.count("\n")) == (2, 1)
+    assert says in answer.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_init_names_what_it_wrote_and_refuses_to_replace_it(tmp_path):
+    trees.write_frames(tmp_path / "anna/smile", "{}.png", range(3), 1, 0)
+    call = ["data", "init", "--root", str(tmp_path)]
+    answer = CliRunner().invoke(main, call)
+    assert answer.stdout.splitlines() == [
+        "1 clips found: fill in apex and label, and see whether subject, onset and offset are right",
+        str(tmp_path / "dataset.toml"), str(tmp_path / "clips.csv"),
+    ]  # fmt: skip
+    again = CliRunner().invoke(main, call)
+    assert (again.exit_code, again.stderr.count("\n")) == (2, 1)
+    (tmp_path / "empty").mkdir()
+    answer = CliRunner().invoke(main, [*call[:-1], str(tmp_path / "empty"), "--json"])
+    assert json.loads(answer.stdout)["clips"] == 0
+
+
 @pytest.mark.usefixtures("detector")
 @pytest.mark.parametrize("name", [*SETS, "megc2019"])
 def test_the_check_and_the_loader_agree(made, name):

@@ -14,6 +14,7 @@ from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.data import datasets, own_clips
 from ptsr_edge.data.annotations import Annotations
 from ptsr_edge.data.cli import examine
+from ptsr_edge.data.extraction import decode_video
 from ptsr_edge.data.own_clips import (
     TEMPLATE,
     FolderSettings,
@@ -68,6 +69,12 @@ def test_a_workbook_is_read_alike_and_two_tables_are_refused(root: Path) -> None
     assert [clip.name for clip in read_folder(root).clips] == [clip.name for clip in expected]
     with pytest.raises(InputError, match=r"holds clips\.xlsx and clips\.csv: keep one"):
         read(root, *ROWS)
+
+
+def test_a_table_with_semicolons_and_a_byte_order_mark_is_read(root: Path) -> None:
+    text = "\ufeff" + "\n".join([HEADING, *ROWS]).replace(",", ";")
+    (root / "clips.csv").write_text(text, encoding="utf-8")
+    assert len(read_folder(root).clips) == 3
 
 
 def test_a_missing_apex_is_the_middle_frame(root: Path) -> None:
@@ -151,6 +158,9 @@ def test_one_person_spelled_in_two_ways_is_one(root: Path) -> None:
     (root / "ben").rename(root / "01")
     found = read(root, "anna,a1,3,6,9,smile", "Anna,a2,3,5,9,frown", "1,b1,3,7,9,smile")  # a spreadsheet's 1
     assert [clip.subject for clip in found.clips] == ["folder/anna", "folder/anna", "folder/1"]
+    assert [str(finding).rpartition("clips.csv, ")[2] for finding in found.odd] == [
+        "row 3, column subject: 'Anna' is taken for 'anna'"
+    ]
 
 
 def test_dataset_toml_orders_and_maps_classes_and_names_the_data(root: Path) -> None:
@@ -302,8 +312,6 @@ def test_samples_of_a_video_are_those_of_its_frames(tmp_path: Path) -> None:
     folder = tmp_path / "anna/still"
     folder.mkdir(parents=True)
     write_video(tmp_path / "anna/moving.avi", [40 * n for n in range(6)], images, codec="ffv1")
-    from ptsr_edge.data.extraction import decode_video
-
     for place, image in enumerate(decode_video(tmp_path / "anna/moving.avi", range(6))):
         cv2.imwrite(str(folder / f"{place}.png"), image)
     read(

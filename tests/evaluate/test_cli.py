@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -39,6 +40,24 @@ def test_a_protocol_trains_and_judges(megc_folder: Path, tmp_path: Path) -> None
     record = json.loads(out.read_text())
     assert [found["n"] for found in record["results"]] == [36, 36]
     assert [found["subjects"] for found in record["results"]] == [6, 6]
+
+
+def test_data_with_other_classes_are_a_wrong_call(tiny_bundle: Path, tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2")
+    rows = ["subject,clip,onset,apex,label"]
+    for name in ("smile", "frown"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            cv2.imwrite(str(tmp_path / name / f"{number}.png"), np.full((32, 32), 99 * number, np.uint8))
+        rows.append(f"anna,{name},0,1,{name}")
+    (tmp_path / "clips.csv").write_text("\n".join(rows), encoding="utf-8")
+    (tmp_path / "dataset.toml").write_text('frames = "crops"', encoding="utf-8")
+    call = ["--data", "folder", "--root", str(tmp_path), "--bundle", str(tiny_bundle)]
+    result = CliRunner().invoke(main, call)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].endswith(
+        "data folder has the classes frown, smile; ptsr-test answers negative, positive, surprise"
+    )
 
 
 @pytest.mark.parametrize(

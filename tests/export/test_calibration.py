@@ -20,7 +20,7 @@ from ptsr_edge.bundle import Bundle, describe_file, find_variant, read_bundle, w
 from ptsr_edge.camera.inference import goes_on, probability_margin
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data.datasets import FlowDataset, split_subjects
+from ptsr_edge.data.datasets import FlowDataset, load, split_subjects
 from ptsr_edge.data.synthetic_clips import subject_names
 from ptsr_edge.evaluate.evaluation import folds
 from ptsr_edge.export.calibration import (
@@ -35,6 +35,7 @@ from ptsr_edge.export.calibration import (
     cascade_samples,
     check_reach,
     choose_margin,
+    describe_calibration,
     draw,
     judging_samples,
     recommend,
@@ -179,6 +180,27 @@ def test_the_data_are_those_of_training_where_they_can_be_had(megc_folder: Path)
     assert len(with_folder) == 12
     without = calibration_side(trained_on("megc-flow", trained), None, None, count=1)
     assert without.source == "synthetic"
+
+
+def test_of_another_folder_the_training_side_is_taken(megc_folder: Path) -> None:
+    """The people of training are of another folder of the same kind: none of them is there."""
+    side = calibration_side(trained_on("megc-flow", ["folder:x/anna"]), megc_folder, None, 8)
+    assert (
+        side.subject_names
+        == split_subjects(load("megc-flow", megc_folder, image_size=32).subjects, 0.2, 0)[0]
+    )
+
+
+def test_the_console_says_on_what_an_export_is_calibrated_and_proven(uneven: FlowDataset) -> None:
+    _, record = draw(uneven, 9)
+    told = (
+        "calibrating on 9 samples of data toy and proving on 5 of them (4 people, 1 of them seen in training)"
+    )
+    assert record.subjects == ["a", "b", "c", "d"]
+    assert describe_calibration(record, trained_on("toy", ["a", "z"]).provenance, 5) == told
+    other = describe_calibration(record, trained_on("folder", ["a"]).provenance, 5)
+    assert other == f"{told}; the model was trained on folder: --calibration DIR names its folder"
+    assert describe_calibration(record, trained_on(None).provenance, 5) == told.replace("1 of", "0 of")
 
 
 def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ def test_the_command_repeats_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
         data="megc-flow", root=tmp_path.parent / "data", checkpoint=tmp_path / "w", control_seeds=3,
     )  # fmt: skip
     assert words == (
-        "python -m ptsr_edge.profile --bundle 'a b' --bundle c --baseline vit --data megc-flow --root data "
+        "python -m ptsr_edge.profile --bundle 'a b' --bundle c --baseline vit --data megc-flow --root DIR "
         "--duration-s 2.5 --min-runs 7 --threads 2 --seed 9 --processes 5 --attempts 2 --streams 3 --pin --out out/p "
         "--checkpoint w --control-seeds 3"
     )

@@ -109,3 +109,12 @@ def test_the_baseline_of_engines_runs_on_the_processor_where_there_is_no_gpu(
     engines = read_bundle(folders[0]).model_copy(update={"target": "trt", "model": MODELS["ptsr-nano"]})
     monkeypatch.setattr(variants, "cuda_devices", list)
     assert exported_baseline(engines, tmp_path).variant.target == "cpu"
+
+
+def test_the_baseline_has_the_classes_of_the_model(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    model = MODELS["ptsr-tiny"].model_copy(update={"classes": 2})
+    own = read_bundle(folders[0]).model_copy(update={"model": model, "labels": ["frown", "smile"]})
+    baseline = exported_baseline(own, tmp_path).bundle
+    assert (baseline.labels, baseline.model.classes) == (["frown", "smile"], 2)
+    assert baseline.provenance["kind"] == "random"  # the embedded ones answer other classes

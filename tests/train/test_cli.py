@@ -266,7 +266,7 @@ def test_a_class_without_a_sample_is_a_wrong_call(megc_folder: Path, tmp_path: P
         "--data", "megc-flow", "--root", tmp_path, "--model", "vit-nano", "--epochs", 1, "--out", out
     )
     assert result.exit_code == 2
-    assert "every class needs a sample to train on; samples per class: [" in result.stderr.splitlines()[-1]
+    assert "every class needs a clip to train on, found negative" in result.stderr.splitlines()[-1]
     assert not out.parent.exists()
 
 
@@ -319,6 +319,28 @@ def test_unfit_rows_of_recorded_data_are_refused_or_skipped(tmp_path: Path) -> N
     judged = CliRunner().invoke(evaluate_main, [*judging, "--skip-bad"])
     assert judged.exit_code == 0, judged.stderr
     assert {result["n"] for result in json.loads(judged.stdout)["results"]} == {4}
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_the_recorded_command_redacts_folders_and_never_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, joined: bool
+) -> None:
+    """Also where a folder is called as its data are."""
+    monkeypatch.chdir(tmp_path)
+    recorded_trees.smic(tmp_path / "smic")
+    words = ["--data", "smic", "--root", "smic", "--model", "ptsr-nano", "--epochs", "1", "--holdout", "0",
+             "--skip-bad", "--out", "deep/smic.safetensors"]  # fmt: skip
+    if joined:
+        words = ["--data=smic", "--root=smic", *words[4:-2], "--out=deep/smic.safetensors"]
+    monkeypatch.setattr(sys, "argv", ["ptsr-edge", "train", *words])
+    result = train(*words)
+    assert result.exit_code == 0, result.stderr
+    said = read_info(tmp_path / "deep/smic.safetensors").provenance
+    shown = said["command"].replace("=", " ").removeprefix("python -m ptsr_edge.train ")
+    assert shown == (
+        "--data smic --root DIR --model ptsr-nano --epochs 1 --holdout 0 --skip-bad --out smic.safetensors"
+    )
+    assert "start" not in said
 
 
 def test_starting_weights_are_trained_on_closely_cropped_faces(tmp_path: Path) -> None:

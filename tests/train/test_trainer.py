@@ -33,6 +33,7 @@ from ptsr_edge.train.trainer import (
     first_weights,
     fit,
     flip_horizontally,
+    for_classes,
     rotate_scale_shift,
     schedule,
     solve_means,
@@ -179,8 +180,28 @@ def test_a_state_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes) 
 
 
 def test_a_class_without_a_sample_is_refused() -> None:
-    with pytest.raises(InputError, match=r"every class needs a sample.*: \[6, 6, 0\]"):
+    with pytest.raises(
+        InputError, match="every class needs a clip .* found negative 6, positive 6, surprise 0"
+    ):
         fit(named_model("vit-nano"), toy(classes=2), TrainConfig(epochs=1), 0)
+
+
+def test_data_with_other_classes_than_the_model_are_refused() -> None:
+    config = named_model("vit-nano").model_copy(update={"classes": 4})
+    with pytest.raises(InputError, match="answers 4 classes, the data have negative, positive, surprise"):
+        fit(config, toy(), TrainConfig(epochs=1), 0)
+
+
+def test_starting_weights_serve_their_own_classes_alone() -> None:
+    config, recipe = named_model("ptsr-nano"), RECORDED["nano"]
+    assert for_classes(config, recipe, LABELS) == (config, recipe, "")
+    other, fresh, why = for_classes(config, recipe, ("frown", "smile"))
+    assert (other.classes, fresh) == (2, recipe.model_copy(update={"start": "random"}))
+    assert why.endswith("are left out: the data have frown, smile")
+    assert first_weights(other, fresh, seed=0).config.classes == 2
+    # The same names in another order are other answers.
+    assert for_classes(config, recipe, LABELS[::-1])[1].start == "random"
+    assert for_classes(config, TRAIN_CONFIGS["nano"], ("a", "b"))[2] == ""
 
 
 def test_no_data_is_refused() -> None:
