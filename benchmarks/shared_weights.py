@@ -23,7 +23,7 @@ ROUNDS = 60
 LOAD_ALL = """
 import pathlib, sys
 from ptsr_edge import Session
-from ptsr_edge.manifest import read_bundle
+from ptsr_edge.bundle import read_bundle
 
 folder, precision, share = sys.argv[1:]
 session = Session.open(folder, target="cpu", precision=precision, threads=1, share_weights=share == "True")

@@ -16,6 +16,7 @@ import io
 import json
 import pickle
 import re
+import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -201,13 +202,18 @@ def _in_processes(
 ) -> Iterator[tuple[int, Arrays]]:
     joblib = require("joblib", "scale", f"running in {jobs} processes")
     calls = (joblib.delayed(work.at)(place, shared, plan.task.argument) for place, plan in enumerate(pending))
-    with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+    with joblib.parallel_config(backend="loky", inner_max_num_threads=1, initializer=_leave_ctrl_c):
         parallel = joblib.Parallel(min(jobs, len(pending)), return_as="generator_unordered", batch_size=1)
         try:
             yield from parallel(calls)
         except BrokenProcessPool as error:
             said = str(error).partition("\n")[0]
             raise JobError(f"a process was killed, perhaps for want of memory: {said}") from error
+
+
+def _leave_ctrl_c() -> None:
+    """Leaves Ctrl-C, which a terminal sends to all processes, to the one that ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _on_cluster(

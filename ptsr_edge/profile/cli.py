@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from ptsr_edge.core.console import Verb, finish
+from ptsr_edge.core.console import Verb, finish, if_interrupted
+from ptsr_edge.core.errors import InputError
 from ptsr_edge.profile.profiler import profile_bundles
 from ptsr_edge.profile.schema import NOT_RUN, PROFILE, Profile
 from ptsr_edge.profile.timing import TimingConfig
@@ -69,12 +70,18 @@ def main(
     processes: int, attempts: int, streams: int, pin: bool, seed: int, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure MACs, latency, memory, size and accuracy of every variant beside the full-token ViT."""
+    if root is not None and data is None:
+        raise InputError("--root is the folder of the data: it goes with --data")
     timing = TimingConfig(
         duration_s=duration_s, min_runs=min_runs, threads=threads, pin=pin, seed=seed, processes=processes,
         attempts=attempts, streams=streams, extras=True,
     )  # fmt: skip
-    profile = profile_bundles(
-        bundles, out=out, baseline=baseline, data=data, root=root,
-        timing=timing, checkpoint=checkpoint, control_seeds=control_seeds,
-    )  # fmt: skip
+    earlier = (out / PROFILE).is_file()
+    with if_interrupted(
+        lambda: f"{out} is {'as it was' if earlier else 'not written'}; the same command starts anew"
+    ):
+        profile = profile_bundles(
+            bundles, out=out, baseline=baseline, data=data, root=root,
+            timing=timing, checkpoint=checkpoint, control_seeds=control_seeds,
+        )  # fmt: skip
     finish(profile.model_dump(mode="json", by_alias=True), [*table(profile), str(out / PROFILE)], as_json)

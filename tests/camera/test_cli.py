@@ -266,6 +266,22 @@ def test_options_for_faces_exclude_one_another_and_are_checked() -> None:
             choose_face(*arguments)
 
 
+def test_a_face_box_outside_of_the_frames_ends_the_stream(places: Places) -> None:
+    bundle, clip = places
+    call_ = ["--bundle", str(bundle), "--source", str(clip), "--face-box", f"{SIDE},0,40,40"]
+    answer = CliRunner().invoke(main, call_)
+    assert (answer.exit_code, answer.stdout) == (1, "")
+    last = answer.stderr.splitlines()[-1]
+    assert f"the fixed crop {SIDE},0,40,40 lies outside of the frame of {SIDE} x {SIDE}" in last
+
+
+def test_a_face_box_outside_of_raw_frames_is_a_wrong_call(places: Places) -> None:
+    call_ = ["--source", "-", "--size", "64x48", "--fps", "30", "--face-box", "0,48,40,40"]
+    answer = CliRunner().invoke(main, ["--bundle", str(places[0]), *call_])
+    assert (answer.exit_code, answer.stdout) == (2, "")
+    assert answer.stderr == "main: the fixed crop 0,48,40,40 lies outside of the frame of 64 x 48\n"
+
+
 def test_budgets_and_sizes_are_read() -> None:
     assert [read_budget(text) for text in ("auto", "cascade", "0.25", "1")] == ["auto", "cascade", 0.25, 1.0]
     for text in ("", "nan", "0", "1.1", "quarter"):

@@ -20,7 +20,7 @@ from ptsr_edge.bundle import Bundle, read_bundle, write_bundle
 from ptsr_edge.camera.pipeline import MAX_STREAMS, Box, Event, Pipeline
 from ptsr_edge.camera.spotting import SpotSettings, Spotter
 from ptsr_edge.core.config import Preprocess
-from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, install_line
 from ptsr_edge.data.synthetic_clips import render_clip
 from ptsr_edge.data.synthetic_video import draw_script, film
 from ptsr_edge.session import Session
@@ -445,3 +445,10 @@ def test_an_event_is_one_line_of_json_with_everything_in_it() -> None:
     assert content["face"] == {"x": -1.5, "y": 2.0, "width": 100.0, "height": 120.0}
     assert content["apex_ns"] == 1_100_000_000
     assert set(content) == {*Event.model_fields, "wait_ms", "latency_ms"}
+
+
+def test_without_opencv_it_fails_when_it_opens(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(MissingExtraError) as caught:
+        Pipeline(folder, face="crop")
+    assert str(caught.value).endswith(install_line("camera"))

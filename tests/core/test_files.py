@@ -15,6 +15,7 @@ from ptsr_edge.core.files import (
     check_file,
     check_place,
     link_file,
+    require_file,
     sha256_of,
     staged_file,
     staged_folder,
@@ -288,3 +289,12 @@ def test_a_staged_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         pass
     with pytest.raises(JobError, match="No space left"), staged_file(tmp_path / "clip.mp4"):
         no_room()
+
+
+def test_a_file_that_a_call_names_must_be_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"there is no checkpoint at {tmp_path}: it is a folder"):
+        require_file(tmp_path, "checkpoint")
+    with pytest.raises(InputError, match="there is no checkpoint at .*none$"):
+        require_file(tmp_path / "none", "checkpoint")
+    (tmp_path / "here").touch()
+    require_file(tmp_path / "here", "checkpoint")

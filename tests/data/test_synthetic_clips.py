@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -118,3 +120,28 @@ def test_frames_scale_with_the_model():
 def test_negative_numbers(arguments):
     with pytest.raises(InputError, match="must not be negative"):
         synthetic.render_clip(*arguments)
+
+
+def test_what_was_rendered_is_taken_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTSR_EDGE_CACHE", str(tmp_path))
+    drawn = []
+    render = synthetic.render_subject
+    monkeypatch.setattr(synthetic, "render_subject", lambda *asked: drawn.append(asked[:2]) or render(*asked))
+    preprocess = Preprocess(image_size=28)
+    first = synthetic.render_subjects([0, 3], 2, preprocess)
+    again = synthetic.render_subjects([3, 0, 5], 2, preprocess)
+    assert drawn == [(0, 2), (3, 2), (5, 2)]
+    for before, after in zip(first, again, strict=True):
+        np.testing.assert_array_equal(before, after[[1, 0]])
+    # Other clips, sizes and seeds are other entries.
+    synthetic.render_subjects([0], 1, preprocess)
+    synthetic.render_subjects([0], 2, Preprocess(image_size=32))
+    synthetic.render_subjects([0], 2, preprocess, seed=1)
+    assert len(drawn) == 6
+    entries = list((tmp_path / "rendered").rglob("*.entry"))
+    assert len(entries) == 6
+    for entry in entries:
+        entry.write_bytes(entry.read_bytes()[:-1])
+    spoiled = synthetic.render_subjects([0, 3], 2, preprocess)
+    assert len(drawn) == 8
+    np.testing.assert_array_equal(spoiled[0], first[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from signalled import signalled
 
 from ptsr_edge.core.errors import install_line
 from ptsr_edge.evaluate.cli import main
@@ -157,3 +159,14 @@ def test_an_option_that_would_be_ignored_is_refused(
     assert (result.exit_code, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1
     assert says in result.stderr
+
+
+def test_ctrl_c_ends_all_processes_and_says_where_the_folds_are(megc_folder: Path, tmp_path: Path) -> None:
+    ended = signalled(
+        "evaluate", "--data", "megc-flow", "--root", megc_folder, "--model", "vit-nano", "--epochs", 100,
+        "--jobs", 2, "--run-folder", "folds", after="loso, seeds: 1 ...", appears="folds/*.npz",
+        number=signal.SIGINT, folder=tmp_path,
+    )  # fmt: skip
+    assert (ended.code, ended.stdout) == (130, "")
+    says = "folds holds the folds that are done; the same command with --resume goes on"
+    assert ended.line == f"python -m ptsr_edge evaluate: ended by SIGINT: {says}"

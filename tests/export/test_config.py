@@ -286,6 +286,7 @@ def test_each_target_gets_the_precisions_that_it_has(
          "no such precision: 'int4'; target cpu has fp32, int8; target trt has fp32, fp16, int8"),
         ({"target": ["trt", "cpu"], "precisions": ["fp16"]},
          "no precision for target cpu among fp16; target trt has fp32, fp16, int8; target cpu has"),
+        ({"budgets": [0.5, 0.25, 0.5]}, "budgets: a budget is there twice: 0.5, 0.25, 0.5"),
         ({"budgets": []}, 'budgets: must be "auto" or a list of keep rates'),
         ({"threads": 2, "target": "trt"}, "target trt has no use for threads"),
         ({"options": {"keep_flaot": []}}, "target cpu has no option 'keep_flaot'; the nearest known is 'keep_float'"),

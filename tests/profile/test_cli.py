@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from bundle_data import check_reasons, write_tiny_bundle
 from click.testing import CliRunner, Result
+from signalled import signalled
 
 from ptsr_edge.bundle import read_bundle
 from ptsr_edge.profile.cli import main, table
@@ -170,6 +172,21 @@ def test_an_earlier_profile_is_replaced_as_a_whole_and_json_is_the_record(tmp_pa
     assert sorted(path.name for path in earlier.iterdir()) == ["profile.json", "samples"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_profile_with_its_processes(
+    folders: tuple[Path, Path], number: signal.Signals, tmp_path: Path
+) -> None:
+    ended = signalled(
+        "profile", "--bundle", folders[0], "--baseline", folders[1], "--duration-s", 60, "--processes", 2,
+        "--out", "p", after="timing 1/2 ...", number=number, folder=tmp_path,
+    )  # fmt: skip
+    assert (ended.code, ended.stdout, ended.left) == (128 + number, "", [])
+    assert ended.line == (
+        f"python -m ptsr_edge profile: ended by {number.name}: p is not written; the same command starts anew"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["scratch"]
+
+
 def test_help_has_an_example() -> None:
     assert "Example: python -m ptsr_edge.profile --bundle" in " ".join(run("--help").output.split())
 
@@ -233,6 +250,7 @@ def _random_weights_on_unknown_data(place: Path) -> list[object]:
         (lambda place: ["--bundle", place / "ptsr", "--threads", 0], "threads must be at least 1, got 0"),
         (lambda place: ["--bundle", place / "ptsr", "--threads", 999, "--pin"], "cannot pin 999 threads"),
         (lambda place: ["--bundle", place / "ptsr", "--control-seeds", -1], "number of draws, 0 for no"),
+        (lambda place: ["--bundle", place / "ptsr", "--root", place], "--root is the folder of the data"),
         (_full_out, "holds other files and would be replaced"),
         (
             lambda place: ["--bundle", place / "ptsr", "--baseline", place / "vit", "--data", "synthetik"],

@@ -15,6 +15,7 @@ from ptsr_edge.core.console import VERBS, load_verb
 from ptsr_edge.core.records import Record
 from ptsr_edge.data.datasets import DATASETS
 from ptsr_edge.evaluate.evaluation import PROTOCOLS
+from ptsr_edge.export.config import recipe_folder
 from ptsr_edge.models.checkpoint import CheckpointInfo
 from ptsr_edge.profile import schema as profile_record
 from ptsr_edge.runtimes.base import RUNTIMES
@@ -49,8 +50,14 @@ def test_every_verb_is_there_with_options_that_exist() -> None:
 
 @pytest.mark.parametrize(
     ("line", "names"),
-    [("Data names", tuple(DATASETS)), ("Targets", RUNTIMES), ("Protocols", PROTOCOLS), ("Models", MODELS)],
-    ids=["data", "targets", "protocols", "models"],
+    [
+        ("Data names", tuple(DATASETS)),
+        ("Targets", RUNTIMES),
+        ("Protocols", PROTOCOLS),
+        ("Models", MODELS),
+        ("Recipes by name", [path.stem for path in recipe_folder().glob("*.toml")]),
+    ],
+    ids=["data", "targets", "protocols", "models", "recipes"],
 )
 def test_names_are_those_that_are_accepted(line: str, names: tuple[str, ...]) -> None:
     (found,) = re.findall(rf"^- {line}: (.*)$", section("Commands"), re.MULTILINE)

@@ -23,8 +23,12 @@ class Ended:
     left: list[str]
 
 
-def signalled(*arguments: object, after: str, number: signal.Signals, folder: Path) -> Ended:
+def signalled(
+    *arguments: object, after: str, number: signal.Signals, folder: Path, appears: str | None = None
+) -> Ended:
     """Runs a verb with `--verbose` in `folder` until a line that begins with `after`, and sends it a signal.
+
+    `appears` is a pattern of files in `folder`, of which one is waited for as well.
 
     SIGINT goes to the whole group of processes, as a terminal's Ctrl-C does; SIGTERM to the verb alone.
 
@@ -48,6 +52,10 @@ def signalled(*arguments: object, after: str, number: signal.Signals, folder: Pa
             break
     else:
         raise AssertionError(f"it ended with {process.wait()} before {after!r}:\n{''.join(said)}")
+    until = time.monotonic() + LIMIT_S
+    while appears is not None and not list(folder.glob(appears)):
+        assert time.monotonic() < until, f"no {appears} has appeared"
+        time.sleep(0.05)
     if number is signal.SIGINT:
         os.killpg(process.pid, number)
     else:

@@ -10,7 +10,15 @@ import pytest
 
 from ptsr_edge.core.config import LABELS, MODELS, Preprocess
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.export.targets.base import BuildRequest, Target, find_target, read_options, variant_id
+from ptsr_edge.export.targets.base import (
+    BuildRequest,
+    Offer,
+    Target,
+    find_offer,
+    find_target,
+    read_options,
+    variant_id,
+)
 from ptsr_edge.runtimes.base import RUNTIMES, Runner, RunnerClass, find_runner
 
 pytestmark = pytest.mark.slow
@@ -34,6 +42,8 @@ def test_a_target_is_known_by_its_name_and_keeps_the_interface(name: str) -> Non
     assert target.name == name
     assert target.precisions[0] == "fp32", "what the others are compared with comes first"
     assert len(set(target.precisions)) == len(target.precisions)
+    # The registry, which a wrong call is refused by, and the builder say the same.
+    assert find_offer(name) == Offer(name, target.precisions, target.options)
     for method in ("build", "runner"):
         expected = list(inspect.signature(getattr(Target, method)).parameters)
         assert ["self", *inspect.signature(getattr(target, method)).parameters] == expected
