@@ -3,6 +3,7 @@
     python benchmarks/spotting.py --tuning-only         # what the default threshold comes from
     python benchmarks/spotting.py                       # both methods, on clips of other people
     python benchmarks/spotting.py --fps 30              # at one frame rate
+    python benchmarks/spotting.py --causes              # what the causes cost: with and without them, MDMD left out
 
 Thresholds are set on tuning clips and reported on other clips, of other people. MDMD has its own distance k,
 threshold p, width and regions chosen on the tuning clips, at each frame rate apart; it sees the samples that
@@ -81,7 +82,8 @@ class Seen:
     Attributes:
         clip: which.
         true: intervals in seconds.
-        spots: (onset, apex, offset, score, pts of the answer), times in seconds.
+        spots: (onset, apex, offset, score, pts of the answer), times in seconds; without those that have a cause.
+        caused: the same of those.
         push_ms: processor time of each push.
         times_s: of the samples that MDMD looked at.
         relative: per (k_s, mask) MDMD's r of each sample.
@@ -90,6 +92,7 @@ class Seen:
     clip: Clip
     true: list[Interval]
     spots: list[tuple[float, float, float, float, float]] = field(default_factory=list)
+    caused: list[tuple[float, float, float, float, float]] = field(default_factory=list)
     push_ms: list[float] = field(default_factory=list)
     times_s: list[float] = field(default_factory=list)
     relative: dict[tuple[float, str], NDArray[np.float64]] = field(default_factory=dict)
@@ -106,9 +109,9 @@ def run_clip(clip: Clip) -> Seen:
         start = time.thread_time()
         spots = spotter.push(frame, pts_ns)
         seen.push_ms.append(1e3 * (time.thread_time() - start))
-        seen.spots += [
-            (s.onset_ns / 1e9, s.apex_ns / 1e9, s.offset_ns / 1e9, s.score, pts_ns / 1e9) for s in spots
-        ]
+        for one in spots:
+            times = (one.onset_ns / 1e9, one.apex_ns / 1e9, one.offset_ns / 1e9, one.score, pts_ns / 1e9)
+            (seen.spots if one.cause is None else seen.caused).append(times)
         sample = average.push(frame, pts_ns)
         if sample is not None and clip.k_s:
             frames.append(np.rint(sample.frame).astype(np.uint8))
@@ -250,6 +253,17 @@ def by_duration(seen: Iterable[Seen], threshold: float) -> list[tuple[str, int, 
     return [(f"{low:g}-{high:g} s", *pair) for (low, high), pair in counts.items()]
 
 
+def report_causes(rates: Sequence[int], clips: int, jobs: int) -> None:
+    """Prints what `Spotter` finds in the report clips when motions with a cause are set aside, and when they are told."""
+    threshold = SpotSettings().threshold
+    for fps in rates:
+        seen = run_all(clips_of(REPORT, clips, fps, (), ()), jobs)
+        print(f"{fps} fps, set aside  " + describe("Spotter", count_ours(seen, threshold), seen))
+        for one in seen:
+            one.spots += one.caused
+        print(f"{fps} fps, told       " + describe("Spotter", count_ours(seen, threshold), seen), flush=True)
+
+
 def tune_threshold(rates: Sequence[int], clips: int, jobs: int) -> None:
     """Prints the one threshold with the best mean F1 over the frame rates, on the tuning clips."""
     tuning = {fps: run_all(clips_of(TUNING, clips, fps, (), ()), jobs) for fps in rates}
@@ -277,11 +291,15 @@ def main() -> None:
     parser.add_argument("--report-clips", type=int, default=3, help="of a minute each (default: 3)")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--tuning-only", action="store_true", help="of Spotter; MDMD is left out")
+    parser.add_argument("--causes", action="store_true", help="with and without what is set aside")
     parser.add_argument("--out", type=Path, help="a JSON file for the counts")
     args = parser.parse_args()
     rates = tuple(args.fps or RATES)
     if args.tuning_only:
         tune_threshold(rates, args.tuning_clips, args.jobs)
+        return
+    if args.causes:
+        report_causes(rates, args.report_clips, args.jobs)
         return
     record = []
     for fps in rates:

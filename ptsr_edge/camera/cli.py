@@ -22,9 +22,9 @@ from typing import Any
 import click
 import numpy as np
 
-from ptsr_edge.camera.metrics import Page, StreamCounters, serve
+from ptsr_edge.camera.metrics import Page, StreamCounters, StreamStats, serve
 from ptsr_edge.camera.output import CameraOutput, Windows, recording, recording_paths
-from ptsr_edge.camera.pipeline import Pipeline
+from ptsr_edge.camera.pipeline import MIN_PROBABILITY, Pipeline
 from ptsr_edge.camera.runner import DROP_POLICIES, Backoff, FrameQueue, Stream, Streams, raise_failed
 from ptsr_edge.camera.sources import (
     BYTES_PER_PIXEL,
@@ -38,6 +38,7 @@ from ptsr_edge.camera.sources import (
     VideoSource,
     parse_sources,
 )
+from ptsr_edge.camera.spotting import SpotSettings
 from ptsr_edge.core.console import Verb, comma_separated, say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.vision.face_detection import FixedCrop
@@ -50,7 +51,8 @@ class QueueOptions:
     """Options of the frames' queue, and of opening a source again.
 
     Attributes:
-        drop: one of `DROP_POLICIES`; None is "block" for files and pipes, which can wait, and "oldest" for cameras.
+        drop: one of `DROP_POLICIES`, for cameras and pipes; None is "block" for pipes, which can wait, and "oldest" for
+            cameras. A file always waits, so that it gives the same answers every time.
         size: most frames in a queue.
         retries: see `Backoff`.
         longest_s: see `Backoff`.
@@ -80,7 +82,7 @@ def open_stream(
     else:
         frames = VideoSource(source, settings)
     frames.check()
-    drop = options.drop or ("oldest" if frames.live else "block")
+    drop = "block" if source.kind == "file" else options.drop or ("oldest" if frames.live else "block")
     backoff = Backoff(min(1.0, options.longest_s), options.longest_s, options.retries)
     return Stream(source.name, source.shown, frames, FrameQueue(options.size, drop), backoff)
 
@@ -159,8 +161,10 @@ def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def summary_lines(counters: Mapping[str, StreamCounters], wall_s: float) -> list[str]:
-    """Returns one line per stream for a terminal: its state, counts and times."""
+def summary_lines(
+    counters: Mapping[str, StreamCounters], of_pipeline: Mapping[str, StreamStats], wall_s: float
+) -> list[str]:
+    """Returns one line per stream for a terminal: its state, counts and times, and what came of it."""
     lines = []
     for name, one in counters.items():
         p50, p95, _ = one.stages["push"].percentiles()
@@ -169,9 +173,23 @@ def summary_lines(counters: Mapping[str, StreamCounters], wall_s: float) -> list
         lines.append(
             f"{name}: {one.state}{f' ({one.reason})' if one.reason else ''}; {one.frames} frames, "
             f"{one.video_s:.1f} s{speed}; {one.dropped} dropped, {one.refused} refused, {one.damaged} damaged, "
-            f"{one.reconnects} reconnects; {one.events} events{times}"
+            f"{one.reconnects} reconnects; {findings(of_pipeline.get(name) or StreamStats())}{times}"
         )
     return lines
+
+
+def findings(stats: StreamStats) -> str:
+    """Returns in words what a stream has shown: events, what was set aside and why, and frames without a face."""
+    no_face = f"no face in {stats.no_face} of {stats.frames} frames"
+    if stats.frames and stats.no_face == stats.frames:
+        return no_face
+    told = f"{stats.events} events"
+    if stats.unsure:
+        told += f" ({stats.unsure} unsure)"
+    causes = ", ".join(f"{count} {cause}" for cause, count in stats.set_aside.items() if count)
+    return "; ".join(
+        [told, *([f"set aside: {causes}"] if causes else []), *([no_face] if stats.no_face else [])]
+    )
 
 
 @click.command(
@@ -190,7 +208,8 @@ def summary_lines(counters: Mapping[str, StreamCounters], wall_s: float) -> list
     "--budget",
     default="auto",
     show_default=True,
-    help="auto: the recommended one, or the largest below it that holds the deadline; cascade; or a keep rate.",
+    help="auto: the recommended one, or the largest below it that holds the deadline, for files without a deadline; "
+    "cascade; or a keep rate.",
 )
 @click.option(
     "--deadline-ms", type=float, default=33.0, show_default=True, help="How long one frame may take."
@@ -217,6 +236,24 @@ def summary_lines(counters: Mapping[str, StreamCounters], wall_s: float) -> list
     callback=comma_separated(float, "--face-box", repeats=True),
     help="x,y,width,height of a fixed crop.",
 )
+@click.option(
+    "--min-probability",
+    type=click.FloatRange(0, 1),
+    default=MIN_PROBABILITY,
+    show_default=True,
+    help="An event whose class is less probable has the outcome unsure.",
+)
+@click.option(
+    "--spot-threshold",
+    type=click.FloatRange(0, min_open=True),
+    default=SpotSettings().threshold,
+    show_default=True,
+    help="Least score of a motion; a higher one gives fewer false alarms and finds less.",
+)
+@click.option(
+    "--tell-truncated", is_flag=True, help="Tell motions that were cut by the end of the video or view, too."
+)
+@click.option("--kept", is_flag=True, help="Print the kept patches of each event as well.")
 @click.option("--size", help="WIDTHxHEIGHT of raw frames on stdin, or wanted of a device.")
 @click.option(
     "--fps",
@@ -241,7 +278,7 @@ def summary_lines(counters: Mapping[str, StreamCounters], wall_s: float) -> list
 @click.option(
     "--drop",
     type=click.Choice(DROP_POLICIES),
-    help="What gives way in a full queue. Default: block for files and stdin, else oldest.",
+    help="What gives way in a full queue. Default: block for stdin, else oldest; files always wait.",
 )
 @click.option(
     "--stall-s",
@@ -287,6 +324,10 @@ def main(
     face_mode: str | None,
     face_model: Path | None,
     face_box: list[float] | None,
+    min_probability: float,
+    spot_threshold: float,
+    tell_truncated: bool,
+    kept: bool,
     size: str | None,
     fps: float | None,
     pixels: str,
@@ -305,6 +346,8 @@ def main(
     """Turn frames of cameras or files into events, one JSON line each."""
     addresses = parse_sources(sources)
     face, rate = choose_face(face_model, face_box, face_mode), read_budget(budget)
+    if drop not in (None, "block") and all(source.kind == "file" for source in addresses):
+        raise InputError(f"--drop {drop} is for cameras and pipes: a file waits, so that no frame is lost")
     settings = SourceSettings(stall_s, rtsp_transport, read_size(size), fps, pixels)
     if face_box is not None and settings.size is not None and any(one.kind == "stdin" for one in addresses):
         width, height = settings.size
@@ -321,10 +364,11 @@ def main(
             stack.callback(windows.close)
         pipeline = stack.enter_context(
             Pipeline(bundle, budget=rate, deadline_ms=deadline_ms, face=face, target=target,
-                     precision=precision, threads=threads)
+                     precision=precision, threads=threads, min_probability=min_probability,
+                     threshold=spot_threshold, tell_truncated=tell_truncated)
         )  # fmt: skip
         recorders = {name: stack.enter_context(recording(path)) for name, path in paths.items()}
-        output = CameraOutput(pipeline, recorders, windows)
+        output = CameraOutput(pipeline, recorders, windows, kept=kept)
         streams = Streams(pipeline, opened, output, stop)
         port = stack.enter_context(serve(metrics_port, Page(streams.observe, pipeline.stats)))
         if port is not None:
@@ -333,14 +377,15 @@ def main(
         started = time.monotonic()
         streams.run(duration_s, tick=lambda: output.tick(stop))
         wall_s = time.monotonic() - started
-        of_pipeline = {name: asdict(stats) for name, stats in pipeline.stats().items()}
+        of_pipeline = pipeline.stats()
     written = [str(recorder.path) for recorder in recorders.values() if recorder.frames]
     counters = streams.observe()
-    for line in summary_lines(counters, wall_s):
+    for line in summary_lines(counters, of_pipeline, wall_s):
         say(line)
     if as_json:
         of_streams = {name: one.record() for name, one in counters.items()}
-        record_ = {"wall_s": wall_s, "streams": of_streams, "pipeline": of_pipeline, "recorded": written}
+        stats = {name: asdict(one) for name, one in of_pipeline.items()}
+        record_ = {"wall_s": wall_s, "streams": of_streams, "pipeline": stats, "recorded": written}
         written = [json.dumps(record_)]
     for line in written:
         click.echo(line)

@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.vision.flow import opencv
+from ptsr_edge.vision.flow import dense_flow, opencv, resize
 
 Float = NDArray[np.float32]
 Frame = NDArray[np.uint8]
@@ -67,6 +67,15 @@ _NOISE_VARIANCE = 9.0
 _STRAY_PX = 4.0
 _DEFORMED_PX = 1.5
 
+_AROUND = 15
+"""Side of a pixel's neighbourhood, in pixels."""
+
+_CONTRAST = 6.0
+"""Least standard deviation of gray levels in a neighbourhood that has something to see."""
+
+_UNLIKE = 0.6
+"""sqrt(1 - r^2), r the correlation of gray levels, above which two neighbourhoods do not show the same."""
+
 
 @dataclass(frozen=True)
 class RegionMotion:
@@ -114,6 +123,44 @@ class MotionMeter:
             self._reference, self._pose = _Reference(frame), np.zeros(6, dtype=np.float32)
             self._regions_before, self._rigid_before = motion.regions, motion.rigid
         return motion
+
+
+def changed_share(one: Frame, other: Frame) -> float:
+    """Returns the share of a face that shows something else: what no motion between the two crops explains.
+
+    The other crop is brought back along the flow. Where it still does not look like the first one there was no motion
+    but a change: of a hand that came or left, for instance. Pixels count where the neighbourhood has contrast and the
+    gray levels of both do not correlate, whatever their brightness. Eyes do not count, which a blink changes, nor does
+    the rim, where hair and background show.
+
+    Args:
+        one, other: (S, S) uint8, gray, face crops of one place.
+    """
+    cv2 = opencv()
+    first, second = (np.rint(_scaled(crop)).astype(np.uint8) for crop in (one, other))
+    places = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), axis=-1) + dense_flow(first, second)
+    returned = _seen(second.astype(np.float32), places.reshape(-1, 2).astype(np.float32)).reshape(SIDE, SIDE)
+    a, b = (cv2.GaussianBlur(each.astype(np.float32), (0, 0), _BLUR) for each in (first, returned))
+
+    def mean(levels: Float) -> Float:
+        around: Float = cv2.blur(levels, (_AROUND, _AROUND))
+        return around
+
+    variance_a, variance_b = mean(a * a) - mean(a) ** 2, mean(b * b) - mean(b) ** 2
+    covariance = np.maximum(mean(a * b) - mean(a) * mean(b), 0)
+    alike = covariance**2 / np.maximum(variance_a * variance_b, 1e-3)
+    textured = np.maximum(variance_a, variance_b) > _CONTRAST**2
+    return float(((alike < 1 - _UNLIKE**2) & textured)[_inner()].mean())
+
+
+@cache
+def _inner() -> NDArray[np.bool_]:
+    """Returns (SIDE, SIDE) bool: the face without its rim and its eyes."""
+    x, y = (np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE))) + 0.5) / SIDE
+    inside: NDArray[np.bool_] = (np.abs(x - 0.5) < 0.4) & (np.abs(y - 0.5) < 0.4)
+    for x0, y0, x1, y1 in (_EYE, _mirrored(_EYE)):
+        inside &= ~((x >= x0) & (x < x1) & (y >= y0) & (y < y1))
+    return inside
 
 
 def expressive_mask() -> NDArray[np.bool_]:
@@ -239,13 +286,14 @@ def _solver(terms: NDArray[np.floating], wanted: int) -> Float:
 
 
 def _prepared(crop: Frame | Float) -> Float:
-    cv2 = opencv()
-    frame = crop.astype(np.float32)
-    if frame.shape != (SIDE, SIDE):
-        method = cv2.INTER_AREA if min(frame.shape) >= SIDE else cv2.INTER_LINEAR
-        frame = cv2.resize(frame, (SIDE, SIDE), interpolation=method)
-    blurred: Float = cv2.GaussianBlur(frame, (0, 0), _BLUR, borderType=cv2.BORDER_REFLECT_101)
+    blurred: Float = opencv().GaussianBlur(
+        _scaled(crop), (0, 0), _BLUR, borderType=opencv().BORDER_REFLECT_101
+    )
     return blurred
+
+
+def _scaled(crop: Frame | Float) -> Float:
+    return resize(crop.astype(np.float32), SIDE)
 
 
 def _unexplained(seen: Float, reference: Float) -> float:

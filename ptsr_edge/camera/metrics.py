@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -77,6 +77,13 @@ class StageTimes:
             return {"n": self.count} | {name: round(value, 3) for name, value in times.items()}
 
 
+Cause = Literal["occlusion", "head_turn", "large_motion", "speech", "truncated"]
+
+CAUSES: tuple[Cause, ...] = get_args(Cause)
+"""Why a motion that was spotted is counted and not classified, the first that holds: something came before the face or
+left it; the head turned or moved; a part of the face moved farther than in a micro-expression; the mouth was at work
+(speaking, chewing, laughing); the video was cut before the motion had ended."""
+
 PUSH_STAGES = ("face", "crop", "spot", "flow", "inference")
 """Stages inside of a push, in this order."""
 
@@ -89,6 +96,8 @@ class StreamStats:
         stream: its name.
         frames: frames that were processed.
         events: events that were answered.
+        unsure: those of them whose most probable class did not reach the least probability.
+        set_aside: motions that were spotted and not classified, by `Cause`.
         no_face: frames without a face.
         detections: runs of the face detector.
         tracks: faces that were followed, one after the other.
@@ -112,6 +121,8 @@ class StreamStats:
     stream: str = ""
     frames: int = 0
     events: int = 0
+    unsure: int = 0
+    set_aside: dict[Cause, int] = field(default_factory=lambda: dict.fromkeys(CAUSES, 0))
     no_face: int = 0
     detections: int = 0
     tracks: int = 0
@@ -223,6 +234,7 @@ COUNTED = {
 """Counters of `StreamCounters` on the page, with their help."""
 
 COUNTED_BY_PIPELINE = {
+    "unsure": "Micro-expressions whose class is too close a call.",
     "no_face": "Frames without a face.",
     "detections": "Runs of the face detector.",
     "jumps": "Jumps of the timestamps.",
@@ -257,6 +269,13 @@ class Page:
                 for stream, one in streams.items():
                     metric.add_metric([stream], getattr(one, name))
                 yield metric
+        aside = core.CounterMetricFamily(
+            "ptsr_edge_set_aside", "Spotted motions that were not classified.", labels=["stream", "cause"]
+        )
+        for stream, of_stream in stats.items():
+            for cause, count in of_stream.set_aside.items():
+                aside.add_metric([stream, cause], count)
+        yield aside
         depth = core.GaugeMetricFamily(
             "ptsr_edge_queue_depth", "Frames that wait in the queue.", labels=["stream"]
         )

@@ -5,7 +5,9 @@ Nothing is drawn unless somebody asks for a recording or a window.
 
 from __future__ import annotations
 
+import colorsys
 import logging
+import math
 import os
 import re
 import sys
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ptsr_edge.camera.metrics import CAUSES
 from ptsr_edge.camera.pipeline import Box, Event, FaceView, Pipeline
 from ptsr_edge.camera.sources import TimedFrame, require_av
 from ptsr_edge.core.errors import InputError, JobError, require
@@ -35,34 +38,57 @@ log = logging.getLogger(__name__)
 Image = NDArray[np.uint8]
 """(H, W, 3) uint8 BGR."""
 
-STRIP = 36
-"""Height of the strip in pixels."""
+LEAST_HEIGHT, MOST_WIDTH = 440, 1280
+"""A lower picture is enlarged to this height, or to this width where that is reached first."""
+
+PANEL = 300
+"""Width of the panel at the right, in pixels; more beside a high picture."""
+
+STRIP = 44
+"""Height of the strip along the bottom in pixels."""
 
 STRIP_S = 10.0
 """Time of the source that the strip spans."""
 
 SHOWN_S = 1.5
-"""Time that flow and patches of an event stay."""
+"""Time that what an event was read from stays in the panel."""
 
-_FLOW_SIDE = 112
-"""Side in pixels of the picture of an event's flow."""
+_TALL = 540
+"""Height of a picture above which the panel grows with it."""
 
-_FULL_PX = 1.0
-"""Motion, in pixels of the crop, that is shown in full colour."""
+_ROW, _PAD, _ARROWS, _ARROW_GAIN = 17, 8, 14, 8
 
-_FACE, _CROP, _TEXT, _GROUND = (80, 220, 80), (200, 200, 200), (255, 255, 255), (32, 32, 32)
+_FACE, _CROP, _PATCH = (80, 220, 80), (150, 150, 150), (60, 230, 250)
+_TEXT, _GROUND = (255, 255, 255), (32, 32, 32)
 
-_COLOURS = ((60, 60, 230), (80, 200, 60), (230, 160, 40), (60, 200, 230), (200, 80, 200))
+
+def class_colours(labels: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+    """Returns a colour, BGR, for each class: evenly over the hues from cyan over blue and red to orange, which nothing
+    else in the picture has.
+    """
+    colours = {}
+    for place, label in enumerate(labels):
+        hue = (185 + 205 * place / max(1, len(labels) - 1)) % 360
+        red, green, blue = colorsys.hsv_to_rgb(hue / 360, 0.65, 1.0)
+        colours[label] = (round(255 * blue), round(255 * green), round(255 * red))
+    return colours
 
 
 class Overlay:
-    """Draws onto the frames of one stream: the face's box and crop, the flow and the kept patches of an event, and a
-    strip of the latest events along the bottom.
+    """Draws the frames of one stream, with a panel beside the picture and a strip below it.
+
+    On the picture are the frames of the face and of the crop alone, so that nothing lies over a face. The panel has the
+    stream, its time, what each colour means, what was set aside, and for a moment the latest event with what it was
+    read from: the crop of its apex with the kept patches, and the motion from onset to apex. The strip has the latest
+    events.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stream: str, labels: Sequence[str], note: str = "") -> None:
+        """Takes the stream's name, the classes, and what to know of the weights, which stands in the panel."""
+        self._stream = stream
+        self._note = note
         self._events: deque[Event] = deque(maxlen=64)
-        self._colours: dict[str, tuple[int, int, int]] = {}
+        self._colours = class_colours(labels)
 
     def draw(self, image: Image, pts_ns: int, view: FaceView, events: Sequence[Event]) -> Image:
         """Draws one frame.
@@ -70,98 +96,202 @@ class Overlay:
         Args:
             image: (H, W, 3) uint8 BGR; it is not changed.
             pts_ns: its timestamp.
-            view: the face, the crop and the flow after this frame.
+            view: what is seen after this frame.
             events: the events that were answered with it.
 
         Returns:
-            (H + STRIP, W, 3) uint8 BGR.
+            (H', W', 3) uint8 BGR, of the same size for the same size of frames.
         """
         cv2 = opencv()
-        for event in events:
-            self._events.append(event)
-            self._colours.setdefault(event.label, _COLOURS[len(self._colours) % len(_COLOURS)])
-        height, width = image.shape[:2]
-        canvas = np.empty((height + STRIP, width, 3), np.uint8)
-        canvas[:height], canvas[height:] = image, _GROUND
+        self._events.extend(events)
+        picture, zoom = enlarged(image)
         for box, colour in ((view.crop, _CROP), (view.face, _FACE)):
             if box is not None:
-                cv2.rectangle(canvas[:height], *_corners(box), colour, 1)
-        if self._events and 0 <= pts_ns - self._events[-1].answered_ns <= SHOWN_S * 1e9:
-            self._draw_event(cv2, canvas[:height], self._events[-1], view.flow)
-        self._draw_strip(cv2, canvas[height:], pts_ns)
-        return canvas
+                cv2.rectangle(picture, *_corners(box, zoom), colour, 1 if zoom < 2 else 2)
+        high, wide = picture.shape[:2]
+        scale = max(1.0, high / _TALL)
+        panel = _Panel(cv2, scale, max(high, math.ceil(scale * self._panel_height())))
+        self._fill(panel, pts_ns, view)
+        body = np.full((panel.image.shape[0], wide + panel.image.shape[1], 3), _GROUND, np.uint8)
+        body[:high, :wide], body[:, wide:] = picture, panel.image
+        strip = np.full((round(scale * STRIP), body.shape[1], 3), _GROUND, np.uint8)
+        self._draw_strip(cv2, strip, pts_ns, scale)
+        return np.concatenate([body, strip])
 
-    def _draw_event(self, cv2: Any, picture: Image, event: Event, flow: NDArray[np.float32] | None) -> None:
-        colour = self._colours[event.label]
-        place = event.crop
-        for token in event.kept_tokens:
-            row, column = divmod(token, event.grid)
-            patch = Box(
-                x=place.x + column * place.width / event.grid,
-                y=place.y + row * place.height / event.grid,
-                width=place.width / event.grid,
-                height=place.height / event.grid,
+    def _panel_height(self) -> int:
+        """Height that the panel needs when everything is in it, before it is scaled."""
+        rows = 3 + 3 + math.ceil(len(self._colours) / 2) + 1 + math.ceil(len(CAUSES) / 2) + 2 + 1
+        return rows * _ROW + (PANEL - 3 * _PAD) // 2 + 5 * _PAD
+
+    def _fill(self, panel: _Panel, pts_ns: int, view: FaceView) -> None:
+        seconds = pts_ns / 1e9
+        clock = f"{int(seconds // 60):02d}:{seconds % 60:06.3f}"
+        panel.row(self._stream if view.frame is None else f"{self._stream}   frame {view.frame}")
+        panel.row(clock if view.face is not None else f"{clock}   no face")
+        panel.row(self._note)
+        for colour, meaning in ((_FACE, "face"), (_CROP, "crop that is looked at"), (_PATCH, "kept patches")):
+            panel.row(meaning, mark=colour)
+        panel.pairs([(label, colour) for label, colour in self._colours.items()])
+        panel.space()
+        counts = [(f"{count} {cause}", None) for cause, count in view.set_aside.items() if count]
+        panel.row("set aside:" if counts else "")
+        panel.pairs(counts, rows=math.ceil(len(CAUSES) / 2))
+        panel.space()
+        event = self._events[-1] if self._events else None
+        if event is None or not 0 <= pts_ns - event.answered_ns <= SHOWN_S * 1e9:
+            return
+        unsure = "unsure: " if event.outcome == "unsure" else ""
+        text = f"{unsure}{event.label} {event.probabilities[event.label]:.2f}"
+        panel.row(text, mark=self._colours.get(event.label, _TEXT))
+        panel.row(
+            f"apex {event.apex_ns / 1e9:.2f} s, budget {event.budget:g}, told {event.latency_ms:.0f} ms later"
+        )
+        if view.apex is not None and view.flow is not None:
+            patches = kept_patches(view.apex, event.kept_tokens, event.grid, panel.inset)
+            panel.insets(
+                patches,
+                "apex, kept patches",
+                motion_arrows(view.flow, panel.inset),
+                f"motion, x {_ARROW_GAIN}",
             )
-            cv2.rectangle(picture, *_corners(patch), colour, 1)
-        if flow is not None:
-            side = min(_FLOW_SIDE, picture.shape[0], picture.shape[1])
-            colours = flow_colours(flow)
-            picture[:side, -side:] = cv2.resize(colours, (side, side), interpolation=cv2.INTER_AREA)
-        text = f"{event.label} {event.probabilities[event.label]:.2f}  budget {event.budget:g}  {event.latency_ms:.0f} ms"
-        _write(cv2, picture, text, (6, 18), 0.5)
 
-    def _draw_strip(self, cv2: Any, strip: Image, pts_ns: int) -> None:
-        """Draws the last `STRIP_S` seconds, now at the right: a bar from onset to offset, a line at the apex."""
-        width: int = strip.shape[1]
+    def _draw_strip(self, cv2: Any, strip: Image, pts_ns: int, scale: float) -> None:
+        """Draws the last `STRIP_S` seconds, now at the right: a bar from onset to offset, a line at the apex.
+
+        The bar of an unsure event is hollow.
+        """
+        high: int = strip.shape[0]
+        wide: int = strip.shape[1]
+        top, bottom = round(15 * scale), high - round(14 * scale)
 
         def column(time_ns: int) -> int:
             share = 1 - (pts_ns - time_ns) / (STRIP_S * 1e9)
-            return round(share * (width - 1))
+            return round(share * (wide - 1))
 
+        cv2.line(strip, (0, bottom + 1), (wide, bottom + 1), _CROP, 1)
+        for ago_s in range(2, round(STRIP_S), 2):
+            at = column(pts_ns - ago_s * 1_000_000_000)
+            _write(cv2, strip, f"-{ago_s} s", (at, high - round(3 * scale)), 0.35 * scale, _CROP)
         for event in self._events:
             left, middle, right = (column(t) for t in (event.onset_ns, event.apex_ns, event.offset_ns))
-            if right < 0 or left >= width:
+            if right < 0 or left >= wide:
                 continue
-            cv2.rectangle(
-                strip, (left, 16), (max(right, left + 1), STRIP - 4), self._colours[event.label], -1
-            )
-            cv2.line(strip, (middle, 14), (middle, STRIP - 3), _TEXT, 1)
-            _write(cv2, strip, event.label, (max(left, 0), 11), 0.35)
+            colour = self._colours.get(event.label, _TEXT)
+            filled = -1 if event.outcome == "classified" else 1
+            cv2.rectangle(strip, (left, top), (max(right, left + 1), bottom), colour, filled)
+            cv2.line(strip, (middle, top - 2), (middle, bottom), _TEXT, 1)
+            _write(cv2, strip, event.label, (max(left, 0), top - 4), 0.38 * scale)
 
 
-def flow_colours(flow: NDArray[np.float32]) -> Image:
-    """Returns flow as colours: the hue is its direction, the saturation its size up to 1 pixel; no motion is white.
+class _Panel:
+    """The panel beside the picture, filled from the top to the bottom."""
 
-    Args:
-        flow: (H, W, 2 or more) float32: u, v in pixels; further channels are not read.
+    def __init__(self, cv2: Any, scale: float, height: int) -> None:
+        self.image: Image = np.full((height, round(scale * PANEL), 3), _GROUND, np.uint8)
+        self.inset = (self.image.shape[1] - 3 * round(scale * _PAD)) // 2
+        self._cv2 = cv2
+        self._scale = scale
+        self._line = round(scale * _ROW)
+        self._pad = round(scale * _PAD)
+        self._y = self._pad
 
-    Returns:
-        (H, W, 3) uint8 BGR.
+    def row(self, text: str, mark: tuple[int, int, int] | None = None) -> None:
+        """Writes a line, with a square in front that shows a colour."""
+        self._cell(text, mark, self._pad)
+        self._y += self._line
 
-    Source: the colour coding of Baker et al., A database and evaluation methodology for optical flow, IJCV 2011.
+    def pairs(self, cells: Sequence[tuple[str, tuple[int, int, int] | None]], rows: int = 0) -> None:
+        """Writes two cells a line, and leaves at least so many lines."""
+        for place, (text, mark) in enumerate(cells):
+            self._cell(text, mark, self._pad if place % 2 == 0 else self.image.shape[1] // 2)
+            self._y += self._line * (place % 2)
+        self._y += self._line * (len(cells) % 2 + max(0, rows - math.ceil(len(cells) / 2)))
+
+    def space(self) -> None:
+        """Leaves a little room."""
+        self._y += self._pad
+
+    def insets(self, left: Image, left_says: str, right: Image, right_says: str) -> None:
+        """Shows two pictures of `inset` pixels a side, with a line below each."""
+        for place, (picture, text) in enumerate(((left, left_says), (right, right_says))):
+            x = self._pad + place * (self.inset + self._pad)
+            self.image[self._y : self._y + self.inset, x : x + self.inset] = picture
+            below = (x, self._y + self.inset + round(0.8 * self._line))
+            _write(self._cv2, self.image, text, below, 0.38 * self._scale)
+
+    def _cell(self, text: str, mark: tuple[int, int, int] | None, x: int) -> None:
+        base = self._y + round(0.75 * self._line)
+        if mark is not None:
+            side = round(0.6 * self._line)
+            self._cv2.rectangle(self.image, (x, base - side), (x + side, base), mark, -1)
+            x += round(1.2 * self._line)
+        _write(self._cv2, self.image, text, (x, base), 0.42 * self._scale)
+
+
+def enlarged(image: Image) -> tuple[Image, float]:
+    """Returns a copy that is not smaller than text needs, and how many times as large it is."""
+    high, wide = image.shape[:2]
+    zoom = max(1.0, min(LEAST_HEIGHT / high, MOST_WIDTH / wide))
+    if zoom == 1.0:
+        return image.copy(), zoom
+    cv2 = opencv()
+    larger: Image = cv2.resize(image, (round(zoom * wide), round(zoom * high)), interpolation=cv2.INTER_CUBIC)
+    return larger, zoom
+
+
+def kept_patches(crop: NDArray[np.uint8], tokens: Sequence[int], grid: int, side: int) -> Image:
+    """Returns a crop, (S, S) uint8 gray, as (side, side, 3) uint8 BGR: framed where patches were kept, else dark.
+
+    Where all were kept it is the crop alone.
     """
     cv2 = opencv()
-    size, angle = cv2.cartToPolar(flow[..., 0], flow[..., 1], angleInDegrees=True)
-    hsv = np.empty((*flow.shape[:2], 3), np.uint8)
-    hsv[..., 0] = np.round(angle / 2).astype(np.int32) % 180
-    hsv[..., 1] = np.round(255 * np.clip(size / _FULL_PX, 0, 1))
-    hsv[..., 2] = 255
-    colours: Image = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
-    return colours
+    picture: Image = cv2.cvtColor(cv2.resize(crop, (side, side)), cv2.COLOR_GRAY2BGR)
+    edges = [round(place * side / grid) for place in range(grid + 1)]
+    for token in range(grid**2) if len(tokens) < grid**2 else ():
+        row, column = divmod(token, grid)
+        patch = picture[edges[row] : edges[row + 1], edges[column] : edges[column + 1]]
+        if token in tokens:
+            cv2.rectangle(patch, (0, 0), (patch.shape[1] - 1, patch.shape[0] - 1), _PATCH, 1)
+        else:
+            patch //= 3
+    return picture
 
 
-def _corners(box: Box) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Returns the first and the last pixel of a box."""
-    first = (round(box.x), round(box.y))
-    return first, (round(box.x + box.width) - 1, round(box.y + box.height) - 1)
+def motion_arrows(flow: NDArray[np.float32], side: int) -> Image:
+    """Returns flow, (S, S, 2 or more) float32: u, v in pixels, as arrows on a dark ground, (side, side, 3) uint8 BGR.
+
+    Each of 14 x 14 arrows is the mean around its foot, `_ARROW_GAIN` times as long as the motion in the picture.
+    """
+    cv2 = opencv()
+    picture: Image = np.zeros((side, side, 3), np.uint8)
+    coarse = cv2.resize(flow[..., :2], (_ARROWS, _ARROWS), interpolation=cv2.INTER_AREA)
+    longer = _ARROW_GAIN * side / flow.shape[0]
+    for row in range(_ARROWS):
+        for column in range(_ARROWS):
+            foot = ((column + 0.5) * side / _ARROWS, (row + 0.5) * side / _ARROWS)
+            tip = (foot[0] + longer * coarse[row, column, 0], foot[1] + longer * coarse[row, column, 1])
+            start, end = (tuple(round(float(part)) for part in point) for point in (foot, tip))
+            cv2.arrowedLine(picture, start, end, _TEXT, 1, cv2.LINE_AA, tipLength=0.3)
+    return picture
 
 
-def _write(cv2: Any, picture: Image, text: str, at: tuple[int, int], size: float) -> None:
-    """Writes in white on a dark ground, so that it can be read on any picture."""
-    (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
-    x, y = at
-    cv2.rectangle(picture, (x - 2, y - height - 2), (x + width + 2, y + below), _GROUND, -1)
-    cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, _TEXT, 1, cv2.LINE_AA)
+def _corners(box: Box, zoom: float) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns the first and the last pixel of a box in a picture that is `zoom` times as large as the frame."""
+    first = (round(zoom * box.x), round(zoom * box.y))
+    return first, (round(zoom * (box.x + box.width)) - 1, round(zoom * (box.y + box.height)) - 1)
+
+
+def _write(
+    cv2: Any,
+    picture: Image,
+    text: str,
+    at: tuple[int, int],
+    size: float,
+    colour: tuple[int, int, int] = _TEXT,
+) -> None:
+    """Writes in the letters that OpenCV has: others become question marks."""
+    plain = text.encode("ascii", "replace").decode()
+    cv2.putText(picture, plain, at, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
 
 
 SUFFIXES = (".mp4", ".mkv", ".mov")
@@ -336,9 +466,18 @@ class CameraOutput:
     """Prints, records and shows each frame's result; called from one thread per stream, as `runner.Output`."""
 
     def __init__(
-        self, pipeline: Pipeline, recorders: Mapping[str, Recorder], windows: Windows | None
+        self,
+        pipeline: Pipeline,
+        recorders: Mapping[str, Recorder],
+        windows: Windows | None,
+        *,
+        kept: bool = False,
     ) -> None:
-        """Takes recorders by stream; without recorder and window, no frame is drawn on or kept."""
+        """Takes recorders by stream; without recorder and window, no frame is drawn on or kept.
+
+        With `kept` the lines have the kept tokens, too.
+        """
+        self._kept = kept
         self._pipeline = pipeline
         self._recorders = recorders
         self._windows = windows
@@ -362,7 +501,9 @@ class CameraOutput:
                 events = ()
 
     def _draw(self, name: str, frame: TimedFrame, events: Sequence[Event]) -> None:
-        overlay = self._overlays.setdefault(name, Overlay())
+        overlay = self._overlays.get(name)
+        if overlay is None:
+            overlay = self._overlays[name] = Overlay(name, self._pipeline.labels, self._pipeline.weights_note)
         image = overlay.draw(frame.image, frame.pts_ns, self._pipeline.view(name), events)
         if name in self._recorders:
             self._recorders[name].add(image, frame.pts_ns)
@@ -378,7 +519,7 @@ class CameraOutput:
         with self._lock:
             try:
                 for event in events:
-                    sys.stdout.write(event.to_json() + "\n")
+                    sys.stdout.write(event.to_json(kept=self._kept) + "\n")
                     sys.stdout.flush()
             except BrokenPipeError:
                 log.warning("standard output was closed: stopping")

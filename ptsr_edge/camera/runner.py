@@ -114,6 +114,16 @@ class FrameQueue(Generic[T]):
         self._closed = False
         self._changed = threading.Condition()
 
+    @property
+    def drops(self) -> bool:
+        """Whether frames may give way."""
+        return self._drop != "block"
+
+    def never_drop(self) -> None:
+        """Makes the source wait from now on."""
+        with self._changed:
+            self._drop = "block"
+
     def __len__(self) -> int:
         """Returns how many frames wait."""
         return self._frames
@@ -186,8 +196,8 @@ class FrameQueue(Generic[T]):
 class Consumer(Protocol):
     """Takes frames, from one thread per stream: `pipeline.Pipeline`, or a stand-in."""
 
-    def push(self, frame: NDArray[np.uint8], pts_ns: int, stream: str) -> Sequence[Any]:
-        """Takes a frame; returns the events that it completed."""
+    def push(self, frame: NDArray[np.uint8], pts_ns: int, stream: str, *, live: bool) -> Sequence[Any]:
+        """Takes a frame, of a source that goes on in real time or of one that waits; returns the events that it completed."""
 
     def flush(self, stream: str) -> Sequence[Any]:
         """Ends the stream, or marks a gap in it; returns the events that were still open."""
@@ -216,6 +226,11 @@ class Stream:
     queue: FrameQueue[TimedFrame | None]
     backoff: Backoff
     counters: StreamCounters = field(default_factory=StreamCounters)
+
+    @property
+    def live(self) -> bool:
+        """Whether it goes on as time does: a camera, or a pipe that frames may be dropped of."""
+        return self.source.live or self.queue.drops
 
     def observe(self) -> StreamCounters:
         """Returns the counters, after bringing those of the queue and the source up to date."""
@@ -308,7 +323,7 @@ class Streams:
         counters = stream.counters
         started = time.perf_counter()
         try:
-            events = self._pipeline.push(frame.image, frame.pts_ns, stream=stream.name)
+            events = self._pipeline.push(frame.image, frame.pts_ns, stream=stream.name, live=stream.live)
         except CropOutsideError as error:
             stream.fail(str(error))
             stream.queue.cancel()
@@ -336,6 +351,7 @@ class _Reader:
     def __init__(self, stream: Stream, stop: threading.Event) -> None:
         self._stream = stream
         self._stop = stop
+        self._seemed_live = stream.source.live
         self._latest_ns: int | None = None
         self._latest_at = 0.0
 
@@ -406,6 +422,9 @@ class _Reader:
         counters = self._stream.counters
         counters.connects += 1
         counters.state, counters.reason = "running", ""
+        if self._seemed_live and not self._stream.source.live:
+            # An address that turned out to be that of a file: like other files, it waits and loses nothing.
+            self._stream.queue.never_drop()
         if counters.connects > 1:
             log.warning("%s: frames come again from %s", self._stream.name, self._stream.shown)
 

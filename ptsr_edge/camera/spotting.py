@@ -5,14 +5,16 @@
 Sampled alike at every frame rate, a region's motion is searched for a rise and return within half a second.
 A height counts by how far it stands out of three things: the noise of the trailing seconds, the rest of the
 head's own motion, and the pull of a blink on the skin around the eyes. No answer waits longer than
-`SpotSettings.max_delay_s`.
+`SpotSettings.max_delay_s`. What comes and goes as quickly but is no micro-expression, such as a turn of the head or
+speech, is told with its cause.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from ptsr_edge.camera.face_motion import EYES, MIN_SIDE, REGIONS, Frame, MotionMeter
+from ptsr_edge.camera.metrics import Cause
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.records import Record
 
@@ -29,6 +32,10 @@ _FACE = len(REGIONS) - EYES
 
 _NEAR_EYES = np.array([name.startswith(("brow", "glabella")) for name in REGIONS[:_FACE]])
 
+_MOUTH = np.array(
+    [name.startswith(("mouth", "upper_lip", "lower_lip", "jaw", "chin")) for name in REGIONS[:_FACE]]
+)
+
 _NS = 1e9
 
 
@@ -36,7 +43,9 @@ class SpotSettings(Record):
     """The shape of the motions to look for, in seconds whatever the frame rate, and how far they have to stand out.
 
     The threshold is printed by `python benchmarks/spotting.py --tuning-only --tuning-clips 2`, from clips of
-    people that no result is reported on. The other defaults were chosen by hand, on clips of such people too.
+    people that no result is reported on. The other defaults were chosen by hand, on clips of such people too; the limits
+    of what is no micro-expression also on the face clips of `benchmarks/false_alarms.py`. A pixel at 112 is about
+    1.5 mm of a face.
 
     Attributes:
         threshold: least score of a spot.
@@ -54,6 +63,12 @@ class SpotSettings(Record):
         blink_share_far: the same at mouth and cheeks.
         max_gap_s: longest time between two crops; after a longer one everything begins anew.
         lost_share: residual, as a share of the crop's contrast, above which a crop shows something else.
+        largest_px: farthest that a part of the face moves in a micro-expression, in pixels at 112.
+        head_px: most that the head may move meanwhile, on the mean over the face, in pixels at 112.
+        speech_s: time before an apex in which the mouth's motion is looked at.
+        speech_swings: swings of the mouth from which on it is at work; a single motion that returns has two.
+        speech_px: least height of a swing, in pixels at 112, on the root mean square over the parts of the mouth.
+        speech_share: least height as a share of the mouth's motion in the spot itself.
     """
 
     threshold: float = Field(default=3.15, gt=0)
@@ -71,6 +86,12 @@ class SpotSettings(Record):
     blink_share_far: float = Field(default=0.06, ge=0)
     max_gap_s: float = Field(default=0.25, gt=0)
     lost_share: float = Field(default=0.6, gt=0)
+    largest_px: float = Field(default=2.5, gt=0)
+    head_px: float = Field(default=2.0, gt=0)
+    speech_s: float = Field(default=2.0, gt=0)
+    speech_swings: int = Field(default=4, ge=3)
+    speech_px: float = Field(default=0.2, gt=0)
+    speech_share: float = Field(default=0.4, ge=0)
 
     @model_validator(mode="after")
     def _check_times(self) -> SpotSettings:
@@ -105,12 +126,14 @@ class Spot:
         apex_ns: pts of the frame where it is largest.
         offset_ns: pts of the frame where it is over.
         score: how far it stands out: root mean square over the regions, in standard deviations of noise.
+        cause: why it is no micro-expression that can be classified; None where it may be one.
     """
 
     onset_ns: int
     apex_ns: int
     offset_ns: int
     score: float
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +175,12 @@ class Spotter:
         self._pts: deque[int] = deque()
         self._average = FrameAverager(self.settings.sample_s)
         self._before: tuple[float, Array] | None = None
-        self._rows: deque[Array] = deque(maxlen=self._half + self._apart + self._look_back + self._half + 1)
+        looked_at = (
+            2 * self._half
+            + self._apart
+            + max(self._look_back, round(self.settings.speech_s / self.settings.sample_s))
+        )
+        self._rows: deque[Array] = deque(maxlen=looked_at + 1)
         self._start_s = 0.0
         self._count = 0
         self._moments: deque[_Moment | None] = deque(maxlen=2 * self._apart + 1)
@@ -191,20 +219,26 @@ class Spotter:
         return ended + (self._take(sample) if sample is not None else [])
 
     def flush(self) -> list[Spot]:
-        """Ends or interrupts the stream; returns the spots that can still be told. The next crop begins anew."""
+        """Ends or interrupts the stream; returns the spots that can still be told, as "truncated" at the least.
+
+        The next crop begins anew.
+        """
+        return self._end("truncated")
+
+    def _end(self, cause: Cause) -> list[Spot]:
         spots: list[Spot] = []
         if self._rows:
             for _ in range(self._half + self._apart):
                 spots += self._advance(self._rows[-1])
         self.reset()
-        return spots
+        return [replace(spot, cause=spot.cause or cause) for spot in spots]
 
     def _take(self, sample: Sample) -> list[Spot]:
         """Brings a sample onto the grid of `sample_s`, by linear interpolation."""
         motion, time_s = self._meter.measure(sample.frame), sample.time_s
         if motion.residual_share > self.settings.lost_share:
             pts = self._pts[-1]
-            spots = self.flush()
+            spots = self._end("occlusion")
             self._pts.append(pts)
             return spots
         row = np.stack([motion.regions, motion.rigid])  # (2, R, 2)
@@ -280,16 +314,48 @@ class Spotter:
         onset, offset = apex - 2 * _half_height(before, rise), apex + 2 * _half_height(after, fall)
         if (offset - onset) * self.settings.sample_s > self.settings.longest_s:
             return None
-        return self._spot(first + np.array([onset, apex, offset]), moment.score)
+        cause = self._cause(math.floor(onset), apex, math.ceil(offset))
+        return self._spot(first + np.array([onset, apex, offset]), moment.score, cause)
 
-    def _spot(self, places: Array, score: float) -> Spot:
+    def _cause(self, onset: int, apex: int, offset: int) -> Cause | None:
+        """Returns why the motion between two of the rows that are held is no micro-expression; None if nothing says so."""
+        rows = np.stack(self._rows)
+        during = slice(max(0, onset), offset + 1)
+        face, head = (np.linalg.norm(np.ptp(rows[during, kind, :_FACE], axis=0), axis=1) for kind in (0, 1))
+        turned, moved = head.mean() / self.settings.head_px, face.max() / self.settings.largest_px
+        if max(turned, moved) > 1:
+            # A large motion of the face pulls the skin along that the head's motion is read from.
+            return "head_turn" if turned > moved else "large_motion"
+        since = max(0, apex - round(self.settings.speech_s / self.settings.sample_s))
+        mouth = rows[since:, 0, :_FACE][:, _MOUTH].reshape(len(rows) - since, -1)  # (n, 2 regions)
+        # Along its main direction, scaled to a root mean square over the regions.
+        main = np.linalg.svd(mouth - mouth.mean(axis=0), full_matrices=False)[2][0]
+        signal = mouth @ main / math.sqrt(_MOUTH.sum())
+        own = float(np.ptp(signal[max(0, onset - since) : offset - since + 1]))
+        least = max(self.settings.speech_px, self.settings.speech_share * own)
+        return "speech" if count_swings(signal, least) >= self.settings.speech_swings else None
+
+    def _spot(self, places: Array, score: float, cause: Cause | None) -> Spot:
         """Turns onset, apex and offset on the grid into the pts of the three different frames nearest to them."""
         pts = np.array(self._pts)
         times = _NS * (self._start_s + self.settings.sample_s * places)
         nearest = np.abs(pts[:, None] - times).argmin(axis=0)
         middle = min(max(int(nearest[1]), 1), len(pts) - 2)
         left, right = min(int(nearest[0]), middle - 1), max(int(nearest[2]), middle + 1)
-        return Spot(int(pts[left]), int(pts[middle]), int(pts[right]), score)
+        return Spot(int(pts[left]), int(pts[middle]), int(pts[right]), score, cause)
+
+
+def count_swings(signal: Array, least: float) -> int:
+    """Returns how often a signal (n,) goes up or down by at least so much before it turns back by as much."""
+    swings, rising = 0, 0
+    low = high = signal[0]
+    for value in signal[1:]:
+        low, high = min(low, value), max(high, value)
+        if rising >= 0 and high - value >= least:
+            swings, rising, low = swings + 1, -1, value
+        elif rising <= 0 and value - low >= least:
+            swings, rising, high = swings + 1, 1, value
+    return swings
 
 
 def _half_height(signal: Array, height: float) -> float:

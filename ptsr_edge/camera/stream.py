@@ -6,13 +6,15 @@ crop that had to be moved; nothing is measured across its border.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from ptsr_edge.camera.metrics import StreamStats
+from ptsr_edge.camera.face_motion import changed_share
+from ptsr_edge.camera.metrics import Cause, StreamStats
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.vision.face_detection import Detector, Face, FixedCrop, Frame
 from ptsr_edge.vision.face_tracking import DETECT_EVERY_S, CropRing, FaceTracker, Gray, Region, StableCrop
@@ -24,9 +26,14 @@ RING_S = 2.5
 RING_MOST = 640
 """Most crops that are held: two and a half seconds at up to 256 frames a second."""
 
+OCCLUDED_SHARE = 0.05
+"""Share of the face above which something has come before it or left it between onset and apex."""
+
 
 class SpottedMotion(Protocol):
-    """A finding of a spotter: pts of the frames where a motion starts, is largest and ends, and how far it stands out."""
+    """A finding of a spotter: pts of the frames where a motion starts, is largest and ends, how far it stands out, and why
+    it is no micro-expression that can be classified; None where it may be one.
+    """
 
     @property
     def onset_ns(self) -> int: ...
@@ -36,6 +43,8 @@ class SpottedMotion(Protocol):
     def offset_ns(self) -> int: ...
     @property
     def score(self) -> float: ...
+    @property
+    def cause(self) -> Cause | None: ...
 
 
 class OnlineSpotter(Protocol):
@@ -55,23 +64,39 @@ class OnlineSpotter(Protocol):
 
 
 @dataclass(frozen=True)
+class Held:
+    """A frame of the window.
+
+    Attributes:
+        crop: (S, S) uint8, gray.
+        number: of the frame in its stream, from 0.
+        came_s: wall clock when it came in, in seconds since 1970.
+    """
+
+    crop: Gray
+    number: int
+    came_s: float
+
+
+@dataclass(frozen=True)
 class Sighting:
-    """A spotted motion with the two crops that it is classified by.
+    """A spotted motion with the frames that it is classified by.
 
     Attributes:
         motion: the finding of the spotter.
-        onset, apex: crops, (S, S) uint8, gray.
+        onset, apex, offset: frames; the first two hold the crops that flow is measured between.
         face: the face's box at the time of the sighting.
         region: the place of the crop.
-        truncated: the window ended before the motion did.
+        cause: why it is not to be classified; None where it is.
     """
 
     motion: SpottedMotion
-    onset: Gray
-    apex: Gray
+    onset: Held
+    apex: Held
+    offset: Held
     face: Face
     region: Region
-    truncated: bool
+    cause: Cause | None
 
 
 class CameraStream:
@@ -90,7 +115,8 @@ class CameraStream:
         self._tracker = FaceTracker(detector, detect_every_s)
         self._detector = detector
         self._window = StableCrop(side)
-        self._ring = CropRing(round(RING_S * 1e9), RING_MOST)
+        self._ring: CropRing[Held] = CropRing(round(RING_S * 1e9), RING_MOST)
+        self.number = -1
         self._spotter = spotter()
         self._face: Face | None = None
         self._shape: tuple[int, int] | None = None
@@ -110,8 +136,10 @@ class CameraStream:
         Raises:
             InputError: a fixed crop lies outside of the frame; the stream stays as it was.
         """
+        came_s = time.time()
         if self._shape != frame.shape[:2] and isinstance(self._detector, FixedCrop):
             self._detector.detect(frame)
+        self.number += 1
         ended = self._continues(frame, pts_ns)
         if ended is None:
             return []
@@ -135,11 +163,11 @@ class CameraStream:
                 stats.windows += 1
             self._face = face
             crop = self._window.cut(frame)
-            self._ring.add(pts_ns, crop)
+            self._ring.add(pts_ns, Held(crop, self.number, came_s))
             stats.ring = len(self._ring)
         with stages["spot"].timed():
             motions = self._spotter.push(crop, pts_ns)
-        return [*ended, *self._sightings(motions, truncated=False)]
+        return [*ended, *self._sightings(motions)]
 
     def end(self) -> list[Sighting]:
         """Ends or interrupts the stream; returns what can still be told. The next frame begins anew."""
@@ -170,7 +198,7 @@ class CameraStream:
     def _end_window(self) -> list[Sighting]:
         if self._window.region is None:
             return []
-        ended = self._sightings(self._spotter.flush(), truncated=True)
+        ended = self._sightings(self._spotter.flush(), "truncated")
         self._spotter.reset()
         self._ring.clear()
         self.stats.ring = 0
@@ -178,14 +206,18 @@ class CameraStream:
         self._face = None
         return ended
 
-    def _sightings(self, motions: Sequence[SpottedMotion], *, truncated: bool) -> list[Sighting]:
+    def _sightings(self, motions: Sequence[SpottedMotion], ended: Cause | None = None) -> list[Sighting]:
         found = []
         for motion in motions:
-            onset, apex = self._ring.at(motion.onset_ns), self._ring.at(motion.apex_ns)
-            if onset is None or apex is None or self._face is None or self._window.region is None:
+            times = (motion.onset_ns, motion.apex_ns, motion.offset_ns)
+            onset, apex, offset = (self._ring.at(pts_ns) for pts_ns in times)
+            if not (onset and apex and offset) or self._face is None or self._window.region is None:
                 self.stats.lost_spots += 1
                 continue
-            found.append(Sighting(motion, onset, apex, self._face, self._window.region, truncated))
+            cause = motion.cause or ended
+            if changed_share(onset.crop, apex.crop) > OCCLUDED_SHARE:
+                cause = "occlusion"
+            found.append(Sighting(motion, onset, apex, offset, self._face, self._window.region, cause))
         return found
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Gray = NDArray[np.uint8]
 """(H, W) uint8."""
+
+T = TypeVar("T")
 
 DETECT_EVERY_S = 0.5
 """Between two detections while a face is followed."""
@@ -318,24 +320,24 @@ def cut(frame: Frame, region: Region, side: int) -> Gray:
     return crop
 
 
-class CropRing:
-    """The latest crops with their pts, bounded in time and in number."""
+class CropRing(Generic[T]):
+    """The latest crops, or records that hold them, with their pts, bounded in time and in number."""
 
     def __init__(self, span_ns: int, most: int) -> None:
         """Holds crops of the last `span_ns`, and no more than `most`."""
         self._span_ns = span_ns
-        self._crops: deque[tuple[int, Gray]] = deque(maxlen=most)
+        self._crops: deque[tuple[int, T]] = deque(maxlen=most)
 
     def __len__(self) -> int:
         return len(self._crops)
 
-    def add(self, pts_ns: int, crop: Gray) -> None:
+    def add(self, pts_ns: int, crop: T) -> None:
         """Adds the newest crop and drops those that are too old."""
         self._crops.append((pts_ns, crop))
         while self._crops[0][0] < pts_ns - self._span_ns:
             self._crops.popleft()
 
-    def at(self, pts_ns: int) -> Gray | None:
+    def at(self, pts_ns: int) -> T | None:
         """Returns the crop of the frame with this pts; None where it is not held."""
         for known, crop in self._crops:
             if known == pts_ns:

@@ -68,7 +68,7 @@ def optical_flow(onset: Frame, apex: Frame, preprocess: Preprocess) -> Float:
             f"{preprocess.flow!r}, flow fields that came ready-made"
         )
     _check_frames(onset, apex)
-    first = _dis(onset, apex)
+    first = dense_flow(onset, apex)
     if preprocess.global_motion == "none":
         return first
     motion = head_motion(first)
@@ -83,7 +83,7 @@ def optical_flow(onset: Frame, apex: Frame, preprocess: Preprocess) -> Float:
         flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    return _dis(onset, steadied)
+    return dense_flow(onset, steadied)
 
 
 def head_motion(flow: Float) -> NDArray[np.float64] | None:
@@ -255,7 +255,8 @@ def _check_frames(onset: Frame, apex: Frame) -> None:
         raise InputError(f"frames must be at least {MIN_FRAME} pixels a side; found {onset.shape}")
 
 
-def _dis(onset: Frame, apex: Frame) -> Float:
+def dense_flow(onset: Frame, apex: Frame) -> Float:
+    """Returns (H, W, 2) float32, u and v in pixels, as `optical_flow` measures them; no head motion is taken out."""
     cv2 = opencv()
     method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     flow: Float = method.calc(np.ascontiguousarray(onset), np.ascontiguousarray(apex), None)

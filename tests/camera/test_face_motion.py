@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ptsr_edge.camera.face_motion import EYES, REGIONS, SIDE, MotionMeter, expressive_mask
+from ptsr_edge.camera.face_motion import EYES, REGIONS, SIDE, MotionMeter, changed_share, expressive_mask
 from ptsr_edge.data import synthetic_faces as faces
 from ptsr_edge.data.synthetic_faces import LANDMARKS, CameraPose
 
-pytest.importorskip("cv2")
+cv2 = pytest.importorskip("cv2")
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +132,35 @@ def test_the_mask_leaves_the_eyes_out() -> None:
     assert not mask[round(0.33 * SIDE), round(0.30 * SIDE)]  # the left eye
     assert mask[round(0.20 * SIDE), round(0.33 * SIDE)]  # the left brow
     assert mask[round(0.66 * SIDE), round(0.30 * SIDE)]  # the left mouth corner
+
+
+def hand(crop: np.ndarray, x: float, y: float, size: float = 0.35) -> np.ndarray:
+    """The crop with a patterned square before it, `size` of its side wide; x, y is its corner, likewise."""
+    covered, side = crop.copy(), round(size * len(crop))
+    top, left = round(y * len(crop)), round(x * len(crop))
+    grain = cv2.GaussianBlur(np.random.default_rng(1).normal(0, 1, (side, side)), (0, 0), 3)
+    covered[top : top + side, left : left + side] = np.clip(160 + 40 * grain / grain.std(), 0, 255)
+    return covered
+
+
+def test_a_motion_is_no_change_of_what_is_seen(subject: faces.Subject) -> None:
+    plain = frame(subject, {})
+    assert changed_share(plain, plain) == 0
+    smile = {f"mouth_corner.{side}": (sign * 2.0, -2.0) for side, sign in (("left", -1), ("right", 1))}
+    turned = CameraPose(shift=(2.0, -1.0), angle=0.02, scale=1.01, gain=0.8, gradient=(0.05, 0.05))
+    for other in (frame(subject, smile), frame(subject, {}, turned)):
+        assert changed_share(plain, other) < 0.02
+    lids = {f"eye_top.{side}": (0.0, 5.0) for side in ("left", "right")}
+    assert (
+        changed_share(plain, frame(subject, {name: move for name, move in lids.items() if name in LANDMARKS}))
+        < 0.02
+    )
+
+
+@pytest.mark.parametrize("side", [112, 224])
+def test_a_hand_before_the_mouth_is_a_change(subject: faces.Subject, side: int) -> None:
+    plain = cv2.resize(frame(subject, {}), (side, side))
+    covered = hand(plain, 0.3, 0.55)
+    # The square of 39 pixels is .19 of the inner .8 x .8 of the face; neighbourhoods reach 7 pixels further: .35.
+    for one, other in ((plain, covered), (covered, plain)):
+        assert 0.1 < changed_share(one, other) < 0.36

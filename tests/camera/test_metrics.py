@@ -16,6 +16,7 @@ from camera_data import ClockSpotter, steady
 from prometheus_client.parser import text_string_to_metric_families
 
 from ptsr_edge.camera.metrics import (
+    CAUSES,
     COUNTED,
     COUNTED_BY_PIPELINE,
     FRAME_STAGES,
@@ -117,6 +118,9 @@ def test_every_counter_is_on_the_page_with_its_stream(pipeline: Pipeline) -> Non
     for name, value in {**numbers, "reconnects": 4}.items():
         assert found[f"ptsr_edge_{name}_total", ("door",)] == value
     assert found["ptsr_edge_queue_depth", ("door",)] == 3
+    assert {cause: found["ptsr_edge_set_aside_total", (cause, "door")] for cause in CAUSES} == dict.fromkeys(
+        CAUSES, 0
+    )
     assert found["ptsr_edge_state", ("waiting", "door")] == 1
     assert found["ptsr_edge_state", ("running", "door")] == 0
     assert found["ptsr_edge_stage_seconds_count", ("decode", "door")] == 2

@@ -18,15 +18,26 @@ from bundle_data import write_tiny_bundle
 from camera_data import ClockSpotter, steady
 from video_files import stripes
 
+from ptsr_edge.camera.metrics import CAUSES
 from ptsr_edge.camera.output import (
+    _CROP,
+    _FACE,
+    _PATCH,
+    LEAST_HEIGHT,
+    MOST_WIDTH,
+    PANEL,
     SHOWN_S,
     STRIP,
     CameraOutput,
+    Image,
     Overlay,
     Recorder,
     Windows,
+    class_colours,
+    enlarged,
     fitted,
-    flow_colours,
+    kept_patches,
+    motion_arrows,
     recording,
     recording_paths,
 )
@@ -38,7 +49,6 @@ MS = 1_000_000
 
 
 FACE, CROP = Box(x=30, y=10, width=60, height=80), Box(x=20, y=8, width=112, height=112)
-GRAY = np.full((160, 320, 3), 100, np.uint8)
 
 
 def read(path: Path) -> list[TimedFrame]:
@@ -191,28 +201,45 @@ def test_windows_need_an_opencv_that_has_them_and_a_display(monkeypatch: pytest.
 def event(**changes: Any) -> Event:
     content: dict[str, Any] = dict(
         stream="door", label="surprise", probabilities={"surprise": 0.8, "negative": 0.2}, onset_ns=0,
-        apex_ns=100 * MS, offset_ns=200 * MS, answered_ns=200 * MS, score=1.0, face=FACE, crop=CROP,
+        apex_ns=100 * MS, offset_ns=200 * MS, answered_ns=200 * MS, onset_frame=0, apex_frame=3, offset_frame=6,
+        answered_frame=6, apex_at="", answered_at="", score=1.0, face=FACE, crop=CROP,
         kept_tokens=[0, 15], grid=4, budget=0.5, budgets_run=[0.5], processing_ms=1.0,
     )  # fmt: skip
     return Event(**content | changes)
 
 
-def changed(canvas: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """(H, W) bool: where something was drawn onto the gray frame."""
-    drawn: np.ndarray[Any, Any] = (canvas[:-STRIP] != GRAY).any(axis=-1)
-    return drawn
+LARGE = np.full((480, 640, 3), 100, np.uint8)
+"""Large enough to be shown as it is: everything beside it is the panel, below it the strip."""
+
+LABELS = ("negative", "positive", "surprise")
 
 
-def test_without_a_face_the_frame_is_as_it_was_above_an_empty_strip() -> None:
-    canvas = Overlay().draw(GRAY, 0, FaceView(), [])
-    assert canvas.shape == (160 + STRIP, 320, 3)
-    assert not changed(canvas).any()
-    assert len(np.unique(canvas[-STRIP:].reshape(-1, 3), axis=0)) == 1
-    assert (GRAY == 100).all(), "the frame that was given is untouched"
+def overlay(**changes: Any) -> Overlay:
+    return Overlay(**dict(stream="door", labels=LABELS) | changes)
+
+
+def picture(canvas: Image) -> Image:
+    return canvas[:480, :640]
+
+
+def panel(canvas: Image) -> Image:
+    return canvas[:-STRIP, 640:]
+
+
+def rows_that_differ(one: Image, other: Image) -> set[int]:
+    """Lines of text, of 17 pixels below a margin of 8, in which two panels differ."""
+    return {(int(row) - 8) // 17 for row in np.nonzero((one != other).any(axis=(1, 2)))[0]}
+
+
+def test_without_a_face_the_picture_is_as_it_was_beside_the_panel_above_the_strip() -> None:
+    canvas = overlay().draw(LARGE, 0, FaceView(), [])
+    assert canvas.shape == (480 + STRIP, 640 + PANEL, 3)
+    assert (picture(canvas) == 100).all()
+    assert (LARGE == 100).all(), "the frame that was given is untouched"
 
 
 def test_face_and_crop_are_framed() -> None:
-    drawn = changed(Overlay().draw(GRAY, 0, FaceView(face=FACE, crop=CROP), []))
+    drawn = (picture(overlay().draw(LARGE, 0, FaceView(face=FACE, crop=CROP), [])) != LARGE).any(axis=-1)
     expected = np.zeros_like(drawn)
     for box in (FACE, CROP):
         left, top = int(box.x), int(box.y)
@@ -221,61 +248,130 @@ def test_face_and_crop_are_framed() -> None:
     assert np.array_equal(drawn, expected)
 
 
-def test_an_event_shows_its_kept_patches_for_a_moment_and_stays_on_the_strip() -> None:
-    """Patches 0 and 15 of a grid of 4: the first and the last of the crop, 28 pixels wide each."""
-    drawing, view = Overlay(), FaceView(face=None, crop=CROP)
-    drawing.draw(GRAY, 0, view, [])
-    at_once = changed(drawing.draw(GRAY, 200 * MS, view, [event()]))
-    frame_only = changed(Overlay().draw(GRAY, 0, view, []))
-    patches = (at_once & ~frame_only)[25:, :200]
-    rows, columns = np.nonzero(patches)
-    assert {(20 + 27, 30 - 25), (20 + 84, 100 - 25)} <= set(zip(columns.tolist(), rows.tolist(), strict=True))
-    assert not patches[45 - 25 : 85 - 25, 60:80].any(), "no patch in the middle"
-    later = drawing.draw(GRAY, 2000 * MS, view, [])
-    assert np.array_equal(changed(later), frame_only)
+def seen(**changes: Any) -> FaceView:
+    flow = np.random.default_rng(0).normal(0, 0.4, (112, 112, 3)).astype(np.float32)
+    apex = np.full((112, 112), 90, np.uint8)
+    return FaceView(**dict(face=FACE, crop=CROP, flow=flow, apex=apex, frame=7) | changes)
+
+
+def test_nothing_of_an_event_lies_over_the_picture() -> None:
+    plain = overlay().draw(LARGE, 200 * MS, seen(), [])
+    told = overlay().draw(LARGE, 200 * MS, seen(), [event()])
+    assert np.array_equal(picture(told), picture(plain))
+    assert not np.array_equal(panel(told), panel(plain))
+
+
+def test_what_an_event_was_read_from_stays_for_a_moment_and_the_event_on_the_strip() -> None:
+    drawing = overlay()
+    at_once = drawing.draw(LARGE, 200 * MS, seen(), [event()])
+    patches = kept_patches(seen().apex, [0, 15], 4, (PANEL - 3 * 8) // 2)
+    assert any(
+        np.array_equal(panel(at_once)[row : row + len(patches), 8 : 8 + len(patches)], patches)
+        for row in range(480 - len(patches))
+    )
+    drawing.draw(LARGE, 200 * MS + round(SHOWN_S * 1e9), seen(), [])
+    later = drawing.draw(LARGE, 201 * MS + round(SHOWN_S * 1e9), seen(), [])
+    assert (
+        rows_that_differ(
+            panel(later), panel(overlay().draw(LARGE, 201 * MS + round(SHOWN_S * 1e9), seen(), []))
+        )
+        == set()
+    )
     assert len(np.unique(later[-STRIP:].reshape(-1, 3), axis=0)) > 2
 
 
+@pytest.mark.parametrize(
+    ("drawing", "pts_ns", "changes", "row"),
+    [
+        ({"stream": "hall"}, 0, {}, 0),
+        ({}, 0, {"frame": 8}, 0),
+        ({}, 1000 * MS, {}, 1),
+        ({}, 0, {"face": None}, 1),
+        ({"note": "synthetic weights"}, 0, {}, 2),
+    ],
+    ids=["stream", "frame", "time", "no face", "weights"],
+)
+def test_the_panel_says(drawing: dict[str, Any], pts_ns: int, changes: dict[str, Any], row: int) -> None:
+    plain = panel(overlay().draw(LARGE, 0, seen(), []))
+    other = panel(overlay(**drawing).draw(LARGE, pts_ns, seen(**changes), []))
+    assert rows_that_differ(plain, other) == {row}
+
+
+def test_the_panel_counts_what_was_set_aside_without_growing() -> None:
+    counts = dict.fromkeys(CAUSES, 12)
+    plain, full = (overlay().draw(LARGE, 0, seen(set_aside=aside), []) for aside in ({}, counts))
+    assert full.shape == plain.shape
+    # Below stream, time, weights, three colours and two lines of classes: a title and three lines of two causes each.
+    assert len(rows_that_differ(panel(plain), panel(full))) in (4, 5)
+
+
+def test_one_colour_has_one_meaning() -> None:
+    canvas = overlay().draw(LARGE, 0, seen(), [])
+    marks = {tuple(pixel) for pixel in panel(canvas)[8:150:1, 8 + 2].tolist()} - {(32, 32, 32)}
+    second_column = {tuple(pixel) for pixel in panel(canvas)[:150, PANEL // 2 + 2].tolist()}
+    colours = class_colours(LABELS)
+    assert len(set(colours.values())) == len(LABELS)
+    assert set(colours.values()) <= marks | second_column
+    assert not set(class_colours([str(number) for number in range(9)]).values()) & {_FACE, _CROP, _PATCH}
+    assert {_FACE, _CROP, _PATCH} <= marks
+
+
+def test_kept_patches_are_framed_and_the_others_dark() -> None:
+    """Patches 0 and 15 of a grid of 4, 28 pixels wide each; 90 gray levels are 30 where nothing was kept."""
+    shown = kept_patches(np.full((56, 56), 90, np.uint8), [0, 15], 4, 112)
+    for first in (0, 84):
+        inner = shown[first + 1 : first + 27, first + 1 : first + 27]
+        assert (inner == 90).all()
+        assert (shown[first, first : first + 28] == _PATCH).all()
+    assert (shown[:28, 28:] == 30).all()
+    everything = kept_patches(np.full((56, 56), 90, np.uint8), list(range(16)), 4, 112)
+    assert (everything == 90).all(), "no frames where all were kept"
+
+
+def test_arrows_are_eight_times_as_long_as_the_motion() -> None:
+    """A pixel to the right everywhere: the first arrow goes from (4, 4), the middle of its 8 pixels, to (12, 4)."""
+    flow = np.zeros((112, 112, 3), np.float32)
+    still = motion_arrows(flow, 112)
+    flow[..., 0] = 1
+    moved = motion_arrows(flow, 112)
+    assert (moved[4, 4:13, 0] > 100).all()
+    assert not moved[4, :3].any()
+    assert np.count_nonzero(still) < np.count_nonzero(moved) / 4
+
+
 def test_the_strip_moves_with_time_and_forgets() -> None:
-    """The strip spans 10 s over 320 columns: an apex 5 s ago stands at column 160 (159.5 rounded)."""
-    drawing = Overlay()
-    drawing.draw(GRAY, 200 * MS, FaceView(), [event()])
+    """The strip spans 10 s over 940 columns: an apex 5 s ago stands at column 470 (469.5 rounded)."""
+    drawing = overlay()
+    drawing.draw(LARGE, 200 * MS, FaceView(), [event()])
 
     def apex_column(at_ms: int) -> set[int]:
-        strip = drawing.draw(GRAY, at_ms * MS, FaceView(), [])[-STRIP:]
-        return set(np.nonzero((strip[24] == 255).all(axis=-1))[0].tolist())
+        strip = drawing.draw(LARGE, at_ms * MS, FaceView(), [])[-STRIP:]
+        return set(np.nonzero((strip[22] == 255).all(axis=-1))[0].tolist())
 
-    assert apex_column(5100) == {160}
-    assert apex_column(8100) == {64}
+    assert apex_column(5100) == {470}
+    assert apex_column(8100) == {188}
     assert apex_column(20_000) == set()
 
 
-def test_the_flow_of_an_event_is_shown_beside_it() -> None:
-    flow = np.random.default_rng(0).normal(0, 0.4, (112, 112, 3)).astype(np.float32)
-    shown = Overlay().draw(GRAY, 200 * MS, FaceView(crop=CROP, flow=flow), [event()])
-    assert np.array_equal(shown[24:112, -112:], flow_colours(flow)[24:]), "below the line of text"
-    again = Overlay().draw(GRAY, 200 * MS, FaceView(crop=CROP, flow=flow), [])
-    assert (again[:-STRIP, 200:] == 100).all(), "without an event there is none"
+def test_the_bar_of_an_unsure_event_is_hollow() -> None:
+    def coloured(outcome: str) -> int:
+        answered = event(outcome=outcome, onset_ns=0, offset_ns=2000 * MS)
+        strip = overlay().draw(LARGE, 3000 * MS, FaceView(), [answered])[-STRIP:]
+        return int((strip == class_colours(LABELS)["surprise"]).all(axis=-1).sum())
+
+    assert 0 < coloured("unsure") < coloured("classified") / 2
 
 
-@pytest.mark.parametrize("size", [(16, 16), (40, 900)])
-def test_frames_of_any_size_can_be_drawn_on(size: tuple[int, int]) -> None:
-    frame = np.zeros((*size, 3), np.uint8)
-    canvas = Overlay().draw(frame, 200 * MS, FaceView(face=FACE, crop=CROP), [event()])
-    assert canvas.shape == (size[0] + STRIP, size[1], 3)
-
-
-def test_colours_say_direction_and_size() -> None:
-    """No motion is white, by the docstring; right, left, down, up at full size are four pure hues:
-    red, cyan, and the hues at 90 and 270 degrees."""
-    flow = np.array([[[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1], [0.5, 0]]], np.float32)
-    white, right, left, down, up, half = flow_colours(flow)[0].tolist()
-    assert white == [255, 255, 255]
-    assert right == [0, 0, 255]
-    assert left == [255, 255, 0]
-    assert down == pytest.approx([0, 255, 128], abs=2)
-    assert up == pytest.approx([255, 0, 128], abs=2)
-    assert half == pytest.approx([127, 127, 255], abs=2)
+@pytest.mark.parametrize("size", [(16, 16), (40, 900), (112, 112), (1080, 1920), (900, 40)])
+def test_frames_of_any_size_can_be_drawn_on_and_text_has_room(size: tuple[int, int]) -> None:
+    frame = np.full((*size, 3), 100, np.uint8)
+    canvas = overlay().draw(frame, 200 * MS, seen(face=None, crop=None), [event()])
+    larger, zoom = enlarged(frame)
+    assert larger.shape[0] >= LEAST_HEIGHT or larger.shape[1] >= MOST_WIDTH
+    assert larger.shape[:2] == tuple(round(zoom * side) for side in size)
+    assert np.array_equal(canvas[: larger.shape[0], : larger.shape[1]], larger)
+    assert canvas.shape[0] >= LEAST_HEIGHT
+    assert canvas.shape[1] >= larger.shape[1] + PANEL
 
 
 FRAME = np.full((48, 64, 3), 90, np.uint8)
@@ -284,7 +380,8 @@ FRAME = np.full((48, 64, 3), 90, np.uint8)
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Iterator[Pipeline]:
     write_tiny_bundle(tmp_path / "bundle")
-    with Pipeline(tmp_path / "bundle", face="crop", spotter=ClockSpotter) as opened:
+    how = dict(face="crop", spotter=ClockSpotter, tell_truncated=True)
+    with Pipeline(tmp_path / "bundle", **how) as opened:  # type: ignore[arg-type]
         yield opened
 
 
@@ -299,6 +396,9 @@ def test_events_are_lines_at_once(pipeline: Pipeline, capsys: pytest.CaptureFixt
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["stream"] for event in events] == ["door"] * 3
     assert [event["truncated"] for event in events] == [False, False, True]
+    assert not any("kept_tokens" in event for event in events)
+    feed(pipeline, CameraOutput(pipeline, {}, None, kept=True), "hall", 10)
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["kept_tokens"]
 
 
 def test_lines_of_several_threads_do_not_mix(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
@@ -322,7 +422,7 @@ def test_a_recording_shows_what_came_with_the_end_for_a_moment(pipeline: Pipelin
     with av.open(str(path)) as container:
         frames = list(container.decode(video=0))
     assert len(frames) == 12 + 2, "of the stream that is recorded alone"
-    assert frames[-1].height == 48 + STRIP
+    assert frames[-1].height == LEAST_HEIGHT + STRIP
     last_s = float(frames[-1].time - frames[11].time)
     assert last_s == pytest.approx(SHOWN_S, abs=0.1)
 

@@ -6,6 +6,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +141,7 @@ def test_the_manifests_preprocessing_is_what_is_done(tmp_path: Path) -> None:
 
 
 def test_an_event_says_everything(open_pipeline: Open) -> None:
-    pipeline = open_pipeline(budget=0.5, face=(10, 20, 120, 130))
+    pipeline, began = open_pipeline(budget=0.5, face=(10, 20, 120, 130)), time.time()
     (event,) = push_all(pipeline, steady(8, scene(), first=100), stream="door")
     assert event.stream == "door"
     assert (event.onset_ns, event.apex_ns) == (102 * FRAME_NS, 105 * FRAME_NS)
@@ -154,6 +156,13 @@ def test_an_event_says_everything(open_pipeline: Open) -> None:
     assert event.kept_tokens == list(range(8))  # what the test's graph keeps
     assert (event.grid, event.budget, event.budgets_run) == (4, 0.5, [0.5])
     assert json.loads(event.to_json())["stream"] == "door"
+    frames = (event.onset_frame, event.apex_frame, event.offset_frame, event.answered_frame)
+    assert frames == (2, 5, 7, 7)  # numbers since the stream began
+    came, told = (datetime.fromisoformat(text) for text in (event.apex_at, event.answered_at))
+    assert began <= came.timestamp() + 1e-3
+    assert came <= told
+    assert told.timestamp() <= time.time()
+    assert came.tzinfo is not None
 
 
 def test_a_micro_expression_on_a_moving_face_is_spotted_in_time(open_pipeline: Open) -> None:
@@ -195,6 +204,9 @@ def test_budgets_auto_cascade_and_fixed(open_pipeline: Open) -> None:
     assert first.budget == 1.0
     (first, *_) = push_all(open_pipeline(budget="auto", deadline_ms=1e-6), frames)
     assert first.budget == 0.25
+    pipeline = open_pipeline(budget="auto", deadline_ms=1e-6)
+    recorded = [event for frame, pts in frames for event in pipeline.push(frame, pts, "file", live=False)]
+    assert {event.budget for event in recorded} == {1.0}, "a recording can wait"
     assert push_all(open_pipeline(budget=0.5), frames)[0].budget == 0.5
     runs = {tuple(event.budgets_run) for event in push_all(open_pipeline(budget="cascade"), frames)}
     assert runs <= {(0.5,), (0.5, 1.0)}
@@ -216,7 +228,7 @@ def test_a_missed_deadline_sends_the_budget_down_and_is_counted(open_pipeline: O
 
 
 def test_a_video_that_ends_in_the_middle_of_a_window_is_flushed(open_pipeline: Open) -> None:
-    pipeline = open_pipeline()
+    pipeline = open_pipeline(tell_truncated=True)
     assert push_all(pipeline, noise(0, 7)) == []
     (event,) = pipeline.flush("door")
     assert event.truncated
@@ -291,7 +303,7 @@ def test_streams_in_threads_of_their_own_get_what_they_get_alone(open_pipeline: 
         worker.join()
 
     def told(events: list[Event]) -> list[Any]:
-        return [event.model_dump(exclude={"processing_ms"}) for event in events]
+        return [event.model_dump(exclude={"processing_ms", "apex_at", "answered_at"}) for event in events]
 
     assert {name: told(events) for name, events in together.items()} == {
         name: told(events) for name, events in alone.items()
@@ -390,6 +402,9 @@ def test_what_is_counted(open_pipeline: Open) -> None:
         ({"deadline_ms": 0}, "deadline_ms must be positive"),
         ({"face": "haar"}, "a face option is"),
         ({"detect_every_s": -1}, "detect_every_s must be 0 or more"),
+        ({"min_probability": 1.1}, "min_probability must be from 0 to 1"),
+        ({"threshold": 0, "spotter": None}, "threshold, the least score of a motion, must be above 0"),
+        ({"threshold": 4.0}, "threshold and spotter exclude one another"),
         ({"target": "trt"}, "no variant with target trt"),
     ],
 )
@@ -405,6 +420,22 @@ def test_the_model_card_travels_along(open_pipeline: Open) -> None:
     assert pipeline.model_card.startswith("random weights, for tests. ")
     assert "article 5(1)(f)" in pipeline.model_card
     assert pipeline.budgets == [0.25, 0.5, 1.0]
+    assert pipeline.labels == ["negative", "positive", "surprise"]
+
+
+@pytest.mark.parametrize(
+    ("provenance", "note"),
+    [
+        ({"kind": "trained", "data": "synthetic"}, "synthetic weights"),
+        ({"kind": "trained", "data": "samm"}, ""),
+        ({"kind": "random"}, "random weights"),
+    ],
+)
+def test_weights_of_rendered_faces_are_named(tmp_path: Path, provenance: dict[str, str], note: str) -> None:
+    bundle = write_tiny_bundle(tmp_path)
+    write_bundle(tmp_path, bundle.model_copy(update={"provenance": provenance}))
+    with Pipeline(tmp_path, face="crop") as pipeline:
+        assert pipeline.weights_note == note
 
 
 def test_a_device_needs_numpy_opencv_and_one_runtime(folder: Path) -> None:
@@ -425,6 +456,8 @@ def made(**changes: Any) -> Event:
     content: dict[str, Any] = dict(
         stream="door", label="surprise", probabilities={"negative": 0.1, "positive": 0.2, "surprise": 0.7},
         onset_ns=1_000_000_000, apex_ns=1_100_000_000, offset_ns=1_250_000_000, answered_ns=1_300_000_000,
+        onset_frame=30, apex_frame=33, offset_frame=37, answered_frame=39, apex_at="2026-01-01T00:00:00.000+00:00",
+        answered_at="2026-01-01T00:00:00.200+00:00",
         score=2.5, face=Box(x=-1.5, y=2, width=100, height=120), crop=Box(x=0, y=10, width=112, height=112),
         kept_tokens=[3, 1], grid=14, budget=0.25, budgets_run=[0.25], processing_ms=4.5,
     )  # fmt: skip
@@ -452,3 +485,60 @@ def test_without_opencv_it_fails_when_it_opens(folder: Path, monkeypatch: pytest
     with pytest.raises(MissingExtraError) as caught:
         Pipeline(folder, face="crop")
     assert str(caught.value).endswith(install_line("camera"))
+
+
+class Caused(ClockSpotter):
+    """Gives a cause to each second motion."""
+
+    def push(self, crop: Any, pts_ns: int) -> list[Any]:
+        spots = super().push(crop, pts_ns)
+        return [replace(spot, cause="speech") if len(self.crops) % 16 == 0 else spot for spot in spots]
+
+
+def test_what_has_a_cause_is_counted_and_not_classified(open_pipeline: Open) -> None:
+    pipeline = open_pipeline(spotter=Caused, budget=1.0)
+    events = push_all(pipeline, noise(0, 38))
+    assert [event.apex_frame for event in events] == [5, 21]
+    assert pipeline.flush("door") == []
+    stats = pipeline.stats()["door"]
+    assert stats.set_aside == {"occlusion": 0, "head_turn": 0, "large_motion": 0, "speech": 2, "truncated": 1}
+    assert stats.stages["inference"].count == stats.events == 2
+    assert pipeline.view("door").set_aside == stats.set_aside
+
+
+def test_a_class_that_is_too_close_a_call_is_unsure(open_pipeline: Open) -> None:
+    frames = noise(4, 8)
+    (plain,) = push_all(open_pipeline(budget=1.0), frames)
+    probability = plain.probabilities[plain.label]
+    assert 0.5 < probability < 1 - 1e-6, "these frames leave a doubt"
+    assert plain.outcome == "classified"
+    for least, outcome in ((probability, "classified"), (probability + 1e-6, "unsure")):
+        pipeline = open_pipeline(budget=1.0, min_probability=least)
+        (event,) = push_all(pipeline, frames)
+        assert (event.outcome, event.label) == (outcome, plain.label)
+        stats = pipeline.stats()["door"]
+        assert (stats.events, stats.unsure) == (1, int(outcome == "unsure"))
+
+
+def test_a_lower_threshold_spots_more(open_pipeline: Open) -> None:
+    script = draw_script(0, 8.0)
+    film_ = [(frame, pts) for pts, frame in film(script, 25)]
+    counts = [
+        len(push_all(open_pipeline(spotter=None, threshold=threshold), film_))
+        for threshold in (1.0, None, 100.0)
+    ]
+    assert counts[0] > counts[1] == 1
+    assert counts[2] == 0
+
+
+def test_numbers_of_a_line_are_rounded_and_kept_tokens_can_be_left_out() -> None:
+    event = made(
+        probabilities={"negative": 0.123456, "positive": 0.2, "surprise": 0.676544}, score=2.56789,
+        processing_ms=4.56789, face=Box(x=-1.4567, y=2, width=100.04, height=120),
+    )  # fmt: skip
+    content = json.loads(event.to_json(kept=False))
+    assert content["probabilities"] == {"negative": 0.1235, "positive": 0.2, "surprise": 0.6765}
+    assert (content["score"], content["processing_ms"], content["latency_ms"]) == (2.57, 4.57, 204.57)
+    assert content["face"] == {"x": -1.5, "y": 2.0, "width": 100.0, "height": 120.0}
+    assert "kept_tokens" not in content
+    assert json.loads(event.to_json())["kept_tokens"] == [3, 1]

@@ -58,16 +58,18 @@ class Counting:
 
     def __init__(self, pause_s: float = 0) -> None:
         self.pushed: dict[str, list[int]] = {}
+        self.live: dict[str, bool] = {}
         self.flushed: list[str] = []
         self.shapes: list[tuple[int, ...]] = []
         self.fails: dict[str, Exception] = {}
         self._pause_s = pause_s
 
-    def push(self, frame: NDArray[np.uint8], pts_ns: int, stream: str) -> Sequence[str]:
+    def push(self, frame: NDArray[np.uint8], pts_ns: int, stream: str, *, live: bool) -> Sequence[str]:
         time.sleep(self._pause_s)
         if stream in self.fails:
             raise self.fails[stream]
         self.shapes.append(frame.shape)
+        self.live[stream] = live
         self.pushed.setdefault(stream, []).append(pts_ns)
         return ["event"] if len(self.pushed[stream]) == 3 else []
 
@@ -138,9 +140,9 @@ def test_what_comes_before_a_gap_is_pushed_before_the_flush() -> None:
     order: list[str] = []
 
     class Ordered(Counting):
-        def push(self, frame: NDArray[np.uint8], pts_ns: int, stream: str) -> Sequence[str]:
+        def push(self, frame: NDArray[np.uint8], pts_ns: int, stream: str, *, live: bool) -> Sequence[str]:
             order.append("frame")
-            return super().push(frame, pts_ns, stream)
+            return super().push(frame, pts_ns, stream, live=live)
 
         def flush(self, stream: str) -> Sequence[str]:
             order.append("gap")
@@ -375,3 +377,29 @@ def test_a_bad_queue_is_told() -> None:
         FrameQueue(0, "block")
     with pytest.raises(InputError, match="unknown drop policy 'lifo'; known: oldest, newest, block"):
         FrameQueue(1, "lifo")
+
+
+def test_an_address_that_turns_out_to_be_a_file_loses_nothing() -> None:
+    """Live until it is opened, as an address of a web server is; then it waits, as other files do."""
+
+    class Web(Scripted):
+        def frames(self, stop: threading.Event) -> Generator[TimedFrame, None, None]:
+            self.live = False
+            return super().frames(stop)
+
+    streams, consumer = run(
+        stream("web", Web((40, None)), drop="oldest", size=2), consumer=Counting(pause_s=0.002)
+    )
+    assert streams.observe()["web"].dropped == 0
+    assert len(consumer.pushed["web"]) == 40
+    assert consumer.live == {"web": False}
+
+
+@pytest.mark.parametrize(
+    ("live", "drop", "told"),
+    [(True, "block", True), (True, "oldest", True), (False, "oldest", True), (False, "block", False)],
+    ids=["camera that waits", "camera", "pipe that drops", "file"],
+)
+def test_the_consumer_is_told_whether_a_stream_is_live(live: bool, drop: str, told: bool) -> None:
+    _, consumer = run(stream("door", Scripted((3, None), live=live), drop=drop, retries=0))
+    assert consumer.live == {"door": told}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,9 +19,11 @@ from ptsr_edge.camera.spotting import (
     TrailingNoise,
     bump,
     bump_kernels,
+    count_swings,
 )
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data.synthetic_video import Script, draw_script, film
+from ptsr_edge.data.synthetic_faces import LANDMARKS
+from ptsr_edge.data.synthetic_video import Happening, Script, draw_script, film
 
 pytestmark = pytest.mark.slow
 
@@ -307,3 +311,75 @@ def test_large_timestamps_keep_their_digits() -> None:
     assert sample is not None
     # A million seconds in a double leave 1e-10 s.
     assert sample.time_s - 1e6 == pytest.approx(0.015, abs=1e-9)
+
+
+def test_swings_are_counted_by_hand() -> None:
+    up_and_down = np.array([0, 1, 2, 1, 0, 0.4, 0, 2, 0], float)
+    assert count_swings(up_and_down, 1.0) == 4
+    assert count_swings(up_and_down, 0.3) == 6
+    assert count_swings(up_and_down, 2.5) == 0
+    assert count_swings(-up_and_down, 1.0) == 4
+    assert count_swings(np.zeros(1), 1.0) == 0
+    assert count_swings(np.linspace(0, 5, 50), 1.0) == 1, "a slow rise is one swing"
+
+
+def alone() -> Script:
+    """A neutral face that holds still, and one micro-expression of the mouth at 5 s."""
+    still = draw_script(0, 9.0, moving=False, expressive=False)
+    micro = next(happening for happening in draw_script(0, 8.0).happenings if happening.kind == "micro")
+    moved = replace(micro, onset_s=5.0, apex_s=5.12, hold_s=5.12, offset_s=5.3)
+    return replace(still, happenings=(moved,))
+
+
+def louder(script: Script, most_px: float = 8.0) -> Script:
+    (micro,) = script.happenings
+    farthest = np.linalg.norm(micro.moves, axis=1).max()
+    return replace(script, happenings=(replace(micro, moves=most_px / farthest * micro.moves),))
+
+
+def talking(script: Script) -> Script:
+    """The mouth opens and closes four times a second, from before the motion on."""
+    (micro,) = script.happenings
+    moves = np.zeros_like(micro.moves)
+    for name in ("lower_lip", "chin", "jaw"):
+        for place, landmark in enumerate(LANDMARKS):
+            if landmark.startswith(name):
+                moves[place] = (0.0, 1.5)
+    starts = np.arange(3.0, 7.0, 0.25)
+    words = [Happening("macro", at, at + 0.1, at + 0.1, at + 0.22, moves) for at in starts]
+    return replace(script, happenings=tuple(words))
+
+
+def nodding(script: Script) -> Script:
+    """The head goes four pixels aside and back within the motion."""
+    sway = script.head
+    jerk = np.zeros((2, sway.amplitudes.shape[1]))
+    jerk[0, 0], jerk[1, 0] = 4.0, -4.0
+    head = replace(sway, jerks=jerk, starts_s=np.array([4.95, 5.13]), lasts_s=np.array([0.15, 0.15]))
+    return replace(louder(script, 2.0), head=head)
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [(lambda script: script, None), (louder, "large_motion"), (talking, "speech"), (nodding, "head_turn")],
+    ids=["a micro-expression", "a large motion", "speech", "a turn of the head"],
+)
+def test_what_comes_and_goes_is_told_apart(change: Callable[[Script], Script], cause: str | None) -> None:
+    found = [one for one, _ in spot(list(film(change(alone()), 30)))]
+    assert found
+    assert {one.cause for one in found if one.apex_ns > 4.5e9} == {cause}
+
+
+def test_a_motion_that_was_cut_and_one_behind_another_picture_have_a_cause() -> None:
+    happening = script().micro[-1]
+    end = next(
+        number for number, (pts_ns, _) in enumerate(clip(100)) if pts_ns > 1e9 * (happening.offset_s + 0.05)
+    )
+    spotter = Spotter()
+    spot(clip(100)[:end], spotter)
+    assert [one.cause for one in spotter.flush()] == ["truncated"]
+    spot(clip(100)[:end], spotter)
+    foreign = np.random.default_rng(0).integers(0, 256, (112, 112)).astype(np.uint8)
+    after = clip(100)[end - 1][0]
+    found = [one for number in (1, 2, 3) for one in spotter.push(foreign, after + 10_000_000 * number)]
+    assert {one.cause for one in found} == {"occlusion"}

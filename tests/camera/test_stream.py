@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from camera_data import FRAME_NS, ClockSpotter, PaintDetector, painted, scene, steady
+from camera_data import FRAME_NS, ClockSpotter, PaintDetector, painted, scene, steady, with_face
 
 from ptsr_edge.camera.stream import (
     MAX_GAP_S,
@@ -43,10 +43,11 @@ def test_a_spotted_motion_comes_with_its_own_two_crops() -> None:
     frames = [(np.full((64, 64), number, np.uint8), number * FRAME_NS) for number in range(16)]
     first, second = feed(camera, frames)
     # The clock spotter's apex is two frames before the eighth, its onset five.
-    assert (first.onset[0, 0], first.apex[0, 0]) == (2, 5)
-    assert (second.onset[0, 0], second.apex[0, 0]) == (10, 13)
+    assert (first.onset.crop[0, 0], first.apex.crop[0, 0]) == (2, 5)
+    assert (second.onset.crop[0, 0], second.apex.crop[0, 0]) == (10, 13)
     assert second.motion.apex_ns == 13 * FRAME_NS
-    assert not second.truncated
+    assert second.cause is None
+    assert [held.number for held in (second.onset, second.apex, second.offset)] == [10, 13, 15]
     assert (first.region.width, first.region.height) == (32, 32)
 
 
@@ -63,7 +64,7 @@ def test_a_stream_that_ends_in_the_middle_of_a_window_tells_what_it_can() -> Non
     camera = stream()
     assert feed(camera, steady(7, painted(BOX))) == []
     (last,) = camera.end()
-    assert last.truncated
+    assert last.cause == "truncated"
     assert last.motion.offset_ns == 6 * FRAME_NS
     assert camera.end() == []
     # The next video begins anew, at any pts.
@@ -94,7 +95,7 @@ def test_a_jump_ends_the_window_and_nothing_is_measured_across_it(jump_ns: int) 
     after = 4 * FRAME_NS + jump_ns
     (cut,) = camera.take(painted(BOX), after)
     assert before == []
-    assert cut.truncated
+    assert cut.cause == "truncated"
     assert cut.motion.offset_ns == 4 * FRAME_NS
     found = feed(camera, [(painted(BOX), after + number * FRAME_NS) for number in range(1, 8)])
     assert [sighting.motion.onset_ns for sighting in found] == [after + 2 * FRAME_NS]
@@ -112,7 +113,7 @@ def test_another_size_of_frames_begins_anew() -> None:
     camera = stream(spotter=Quiet)
     feed(camera, steady(6, painted(BOX)))
     (cut,) = camera.take(painted(BOX, width=402, height=302), 6 * FRAME_NS)
-    assert cut.truncated
+    assert cut.cause == "truncated"
     assert camera.stats.size_changes == 1
     assert camera.stats.tracks == 2
 
@@ -124,7 +125,7 @@ def test_a_face_that_leaves_ends_the_window_and_may_come_back() -> None:
         frame = painted(BOX) if number < 30 or number >= 90 else scene() // 4
         found += camera.take(frame, number * FRAME_NS)
     (cut,) = found
-    assert cut.truncated
+    assert cut.cause == "truncated"
     stats = camera.stats
     assert stats.windows == 2
     assert 20 <= stats.no_face <= 60
@@ -188,3 +189,17 @@ def test_what_is_no_timestamp_is_refused(pts: Any) -> None:
         check_pts(pts)
     assert check_pts(np.int64(5)) == 5
     assert check_pts(-5) == -5
+
+
+def test_a_hand_that_leaves_is_an_occlusion_whatever_the_spotter_says() -> None:
+    """The apex of the clock's spot shows a face, its onset the same face behind a patterned square."""
+    plain = with_face(scene(), 80, 40)
+    covered = plain.copy()
+    covered[130:190, 130:190] = (
+        np.random.default_rng(0).integers(0, 256, (6, 6, 1)).repeat(10, 0).repeat(10, 1)
+    )
+    shown = [covered if number < 4 else plain for number in range(8)]
+    for pictures, cause in ((shown, "occlusion"), ([plain] * 8, None)):
+        camera = stream(FixedCrop((80, 40, 160, 160)), side=112)
+        (found,) = feed(camera, [(picture, number * FRAME_NS) for number, picture in enumerate(pictures)])
+        assert found.cause == cause

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ptsr_edge.bundle import Cascade
+from ptsr_edge.camera.metrics import Cause
 from ptsr_edge.data.synthetic_clips import person
 from ptsr_edge.data.synthetic_faces import CameraPose, render
 from ptsr_edge.vision.face_detection import Face
@@ -89,6 +90,7 @@ class Move:
     apex_ns: int
     offset_ns: int
     score: float = 1.0
+    cause: Cause | None = None
 
 
 class ClockSpotter:
