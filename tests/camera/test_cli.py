@@ -179,8 +179,8 @@ def test_a_signal_ends_the_run_in_good_order(places: Places, tmp_path: Path, num
     process.stdin.buffer.write(b"".join(image.tobytes() for image in filmed()[1]))
     process.stdin.flush()
     check_event(json.loads(process.stdout.readline()), "stdin")
-    address = re.search(r"http://127\.0\.0\.1:\d+/metrics", process.stderr.readline())
-    assert address
+    lines = iter(process.stderr.readline, "")
+    address = next(filter(None, (re.search(r"http://127\.0\.0\.1:\d+/metrics", line) for line in lines)))
     with urllib.request.urlopen(address[0], timeout=10) as answer:
         assert 'ptsr_edge_events_total{stream="stdin"} 1.0' in answer.read().decode()
     assert not seen.exists()

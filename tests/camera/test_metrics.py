@@ -166,7 +166,7 @@ def test_without_a_port_nothing_is_served_or_imported(monkeypatch: pytest.Monkey
     with serve(None, Page(dict, dict)) as port:
         assert port is None
     with (
-        pytest.raises(MissingExtraError, match=r"'prometheus_client'.*ptsr-edge\[camera\]"),
+        pytest.raises(MissingExtraError, match=r"'prometheus_client'.*\[camera\]"),
         serve(0, Page(dict, dict)),
     ):
         pass
