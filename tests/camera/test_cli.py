@@ -177,6 +177,7 @@ def test_a_signal_ends_the_run_in_good_order(places: Places, tmp_path: Path, num
     process.stdin.buffer.write(b"".join(image.tobytes() for image in filmed()[1]))
     process.stdin.flush()
     check_event(json.loads(process.stdout.readline()), "stdin")
+    assert process.stderr.readline().startswith("ptsr-test-cpu-fp32-k16 runs on onnxruntime ")
     address = re.search(r"http://127\.0\.0\.1:\d+/metrics", process.stderr.readline())
     assert address
     with urllib.request.urlopen(address[0], timeout=10) as answer:
