@@ -66,7 +66,7 @@ MOST_FILES = 110
 
 TEXT_BYTES = 100_000
 TEXT_LINE = 1_000
-TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".jinja", ".css", ".js", ""}
+TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".jinja", ".css", ".js", ".cpp", ".hpp", ""}
 ASSETS = {
     "ptsr_edge/assets/face.png": (100_000, "the astronaut of scikit-image, public domain"),
     "ptsr_edge/weights/*.safetensors": (
