@@ -1,5 +1,5 @@
 """A server of the KServe protocol, version 2, over HTTP on loopback: the model repositories of Triton and OVMS, run by
-plain ONNX Runtime or OpenVINO. Test material, for want of the servers themselves, which no registry of packages has.
+plain ONNX Runtime or OpenVINO. Test material: the servers themselves are no Python packages.
 
 It takes what the protocol and its extension for binary data say, and refuses everything else, as the servers do.
 """
