@@ -3,21 +3,21 @@
     python benchmarks/install_size.py --bundle out/ptsr-tiny-cpu
 
 Builds the wheel, installs it with each set of extras into an environment of its own, in the versions of
-`constraints.txt`, and measures there: bytes on disk, CPU time of `import ptsr_edge` and of `ptsr-edge --help`, and wall
-time from the start of Python to the first prediction. pip takes packages from where it is configured to.
+`constraints.txt`, and measures there: bytes on disk, and milliseconds of CPU time of Python, of `import ptsr_edge`, of
+`ptsr-edge --help`, and of a program that opens the bundle and predicts once. pip takes packages from where it is
+configured to.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import os
+import resource
 import statistics
 import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -66,21 +66,19 @@ def megabytes(python: Path) -> dict[str, float]:
     return {"all": total(files), "own": total([path for path in files if "ptsr_edge" in path.parts])}
 
 
-def milliseconds(*call: str) -> tuple[float, float]:
-    """Median CPU and wall time of several runs after one that fills the caches.
+def cpu_ms(*call: str) -> float:
+    """Returns the median CPU time of several runs after one that fills the caches; others' load hardly moves it.
 
     Raises:
         subprocess.CalledProcessError: a run fails.
     """
-    cpu, wall = [], []
+    used = []
     for _ in range(RUNS + 1):
-        before, started = os.times(), time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
-        after = os.times()
-        wall.append((time.perf_counter() - started) * 1e3)
-        used = after.children_user + after.children_system - before.children_user - before.children_system
-        cpu.append(used * 1e3)
-    return statistics.median(cpu[1:]), statistics.median(wall[1:])
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return statistics.median(used[1:]) * 1e3
 
 
 def main() -> None:
@@ -91,29 +89,29 @@ def main() -> None:
     parser.add_argument("--install", action="append", help=f"extras; default: {' '.join(INSTALLS)}")
     options = parser.parse_args()
     print(
-        "| install | MB | of these ptsr-edge | `import ptsr_edge`, CPU ms | `--help`, CPU ms | first prediction, ms |"
+        "| install | MB | of these ptsr-edge | Python alone | `import ptsr_edge` | `--help` | first prediction |"
     )
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="ptsr-install-") as scratch:
         wheel = built_wheel(Path(scratch))
         for number, what in enumerate(options.install or INSTALLS):
             try:
                 python = installed(wheel, what, Path(scratch) / str(number))
             except subprocess.CalledProcessError:
-                print(f"| `{what}` | pip could not install it here | | | | |", flush=True)
+                print(f"| `{what}` | pip could not install it here | | | | | |", flush=True)
                 continue
             size = megabytes(python)
             program = str(python.with_name("ptsr-edge"))
-            bare = milliseconds(str(python), "-c", "pass")
-            imported = milliseconds(str(python), "-c", "import ptsr_edge")
-            helped = milliseconds(program, "--help")
-            shown = "-"  # without a bundle of a target that this installation runs
+            bare = cpu_ms(str(python), "-c", "pass")
+            imported = cpu_ms(str(python), "-c", "import ptsr_edge")
+            helped = cpu_ms(program, "--help")
+            first = "-"  # without a bundle of a target that this installation runs
             for bundle in options.bundle:
                 with contextlib.suppress(subprocess.CalledProcessError):
-                    shown = f"{milliseconds(str(python), '-c', FIRST_PREDICTION, str(bundle))[1]:.0f}"
+                    first = f"{cpu_ms(str(python), '-c', FIRST_PREDICTION, str(bundle)):.0f}"
             print(
-                f"| `{what}` | {size['all']:.0f} | {size['own']:.0f} | {imported[0]:.0f} (Python alone {bare[0]:.0f}) "
-                f"| {helped[0]:.0f} | {shown} |",
+                f"| `{what}` | {size['all']:.0f} | {size['own']:.0f} | {bare:.0f} | {imported:.0f} | {helped:.0f} "
+                f"| {first} |",
                 flush=True,
             )
 

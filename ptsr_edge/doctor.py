@@ -25,7 +25,7 @@ import click
 from packaging.requirements import Requirement
 
 from ptsr_edge.core.config import DEFAULT_MODEL
-from ptsr_edge.core.console import Verb, finish, run_verb, say
+from ptsr_edge.core.console import Verb, doing, finish, run_verb, say
 from ptsr_edge.core.errors import JobError, install_line
 from ptsr_edge.core.records import Record
 from ptsr_edge.core.system import describe_cpu, installed, visible_cpus
@@ -408,7 +408,8 @@ def _weights_lines(weights: Sequence[Mapping[str, Any]]) -> list[str]:
 def main(limit_s: float, as_json: bool) -> None:
     """Say what is installed, and which targets can be built and run here."""
     say("importing each installed package once, in a process of its own")
-    record = examine(limit_s)
+    with doing("importing"):
+        record = examine(limit_s)
     finish(record, lines_of(record), as_json)
     if not any(state["build"] or state["run"] for state in record["targets"].values()):
         raise JobError(f"no target can be built or run here; the smallest start: {install_line('ort')}")

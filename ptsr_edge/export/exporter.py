@@ -33,7 +33,7 @@ from ptsr_edge.bundle import (
     write_bundle,
 )
 from ptsr_edge.core.config import DEFAULT_MODEL
-from ptsr_edge.core.console import progress, say
+from ptsr_edge.core.console import doing, progress, say
 from ptsr_edge.core.disk_cache import DiskCache, SpoiledEntryError, cache_key, code_digest
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import staged_folder
@@ -149,9 +149,10 @@ def export_bundle(
         if (kept := fetch_bundle(key, out)) is not None:
             say("served from the cache: nothing that the export depends on has changed")
             return kept
-    for builder, names in plan:
-        if isinstance(builder, ChecksTools):
-            builder.check_tools(names)
+    with doing("loading the tool chains"):
+        for builder, names in plan:
+            if isinstance(builder, ChecksTools):
+                builder.check_tools(names)
     limit = max_uar_drop if quantizes else None
     job, side, said = _prepare(loaded, info, rates, count, calibration, calibration_data, limit, options)
     aside = None if cascade_loss is None else _set_aside(job, side, cascade_loss)
@@ -162,7 +163,8 @@ def export_bundle(
         variants = []
         for builder, names in plan:
             for precision in names:
-                artifacts, accuracy = build(job, builder, precision, traced, stage)
+                with doing(f"building {builder.name} {precision}"):
+                    artifacts, accuracy = build(job, builder, precision, traced, stage)
                 variants += prove_all(job, builder, precision, traced, artifacts, accuracy, stage, threads)
                 not_built = not_built or next(iter(artifacts.values())).not_built
         chosen = recommend(variants, stage, *_to_judge(variants, job, side, aside))

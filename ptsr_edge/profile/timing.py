@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from ptsr_edge.core.console import doing, say
 from ptsr_edge.core.console import progress as progress_bar
-from ptsr_edge.core.console import say
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 from ptsr_edge.core.system import visible_cpus
 from ptsr_edge.profile.energy import Meter, find_meter
@@ -284,7 +284,8 @@ def measure_interleaved(
             order = np.random.default_rng(config.seed + launch)
             _run_rounds(workers, timings, progress(range(rounds), label), block_s, config.block, order)
             if launch == config.processes - 1 and config.extras:
-                _measure_extras(workers, timings, config)
+                with doing("measuring memory, stages, throughput and the ceiling"):
+                    _measure_extras(workers, timings, config)
         launches.append(timings)
     return {name: joined([timings[name] for timings in launches]) for name in left}
 

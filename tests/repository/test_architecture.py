@@ -278,6 +278,14 @@ def test_profiles_were_judged_on_data_that_may_be_passed_on() -> None:
         assert shown is None or shown["data"] == "synthetic", path
 
 
+def test_no_page_and_no_message_installs_by_name() -> None:
+    """The project is on no index: a line that installs it names a clone, a file or an address."""
+    by_name = re.compile(r"pip install (-\S+ )*'?ptsr-edge(\[[\w,-]*\])?'?(?! @)")
+    for name in repository_files():
+        if Path(name).suffix in (".py", ".md") and not name.startswith(("tests/", "profiles/", "README.md")):
+            assert not by_name.search((ROOT / name).read_text(encoding="utf-8")), name
+
+
 def test_no_file_names_a_place_on_somebodys_machine() -> None:
     """Tests are left out: they make up such paths to see them refused."""
     place = re.compile(r"(?<![\w.])/(home|root|Users|work|tmp|opt|mnt|srv|var)/[\w.]|[A-Z]:\\\w")

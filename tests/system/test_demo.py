@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,12 @@ def test_the_demo_is_about_the_default_model_and_takes_little_time_by_default() 
     assert options["duration_s"].default <= 5
     assert options["out"].default == Path("out/demo")
     assert named_model(DEFAULT_MODEL).kind == "ptsr"
+
+
+def test_make_demo_says_the_next_line() -> None:
+    call = ["make", "--dry-run", "--silent", "demo"]
+    done = subprocess.run(call, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    assert ". .venv/bin/activate" in done.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

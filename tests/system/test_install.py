@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -31,15 +35,35 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def git_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """This checkout's last commit, served as a repository (git's plain HTTP protocol needs files only)."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    folder = tmp_path_factory.mktemp("served")
+    for call in (["clone", "-q", "--bare", str(ROOT), "edge.git"], ["-C", "edge.git", "update-server-info"]):
+        subprocess.run(["git", *call], cwd=folder, check=True)
+
+    class Files(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            del format, args
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"git+http://127.0.0.1:{server.server_port}/edge.git"
+        server.shutdown()
+        thread.join()
+
+
 @pytest.mark.parametrize("origin", ["a wheel file", "a folder", "a git address"])
 def test_the_line_that_is_printed_installs_from_the_same_place(
-    origin: str, wheel: Path, tmp_path: Path
+    origin: str, wheel: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    source = {"a wheel file": str(wheel), "a folder": str(ROOT), "a git address": f"git+file://{ROOT}"}[
-        origin
-    ]
-    if origin == "a git address" and not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
+    if origin == "a git address":
+        source = request.getfixturevalue("git_address")
+    else:
+        source = str({"a wheel file": wheel, "a folder": ROOT}[origin])
     installed = tmp_path / "installed"
     assert pip("install", "--no-deps", "--target", installed, source).returncode == 0
     program = "from ptsr_edge.core.errors import install_line; print(install_line('ort'))"
@@ -47,7 +71,7 @@ def test_the_line_that_is_printed_installs_from_the_same_place(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(installed)},
     ).stdout.strip()  # fmt: skip
-    assert source.partition("+")[2] in line
+    assert source in line
     assert "[ort]" in line
     # What a shell makes of the line is what pip takes; what it would download is left out.
     done = subprocess.run(

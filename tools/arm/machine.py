@@ -228,7 +228,7 @@ def packages_in(listing: str) -> list[str]:
 
 
 def device_requirements(pyproject: str) -> list[str]:
-    """What `pip install 'ptsr-edge[ort]'` would ask for."""
+    """What the extra `ort` asks for."""
     project = tomllib.loads(pyproject)["project"]
     return [*project["dependencies"], *project["optional-dependencies"]["ort"]]
 
