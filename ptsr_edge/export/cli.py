@@ -166,7 +166,7 @@ def main(
         )  # fmt: skip
     say(f"{bundle.name}: {bundle.provenance.get('card', 'trained weights')}")
     if gone := sorted(before - {variant.id for variant in bundle.variants}):
-        say(f"{out} was replaced and has {len(gone)} variants less than before: {', '.join(gone)}")
+        say(f"{out} was replaced and no longer has {', '.join(gone)}")
     lines = [*summary(bundle), str(out)]
     if layout != "bundle":
         with (
