@@ -168,7 +168,7 @@ def main(
     if bundle.recommended is not None:
         say(f"recommended: {bundle.recommended.variant}: {bundle.recommended.reason}")
     if gone := sorted(before - {variant.id for variant in bundle.variants}):
-        say(f"{out} was replaced and has {len(gone)} variants less than before: {', '.join(gone)}")
+        say(f"{out} was replaced and no longer has {', '.join(gone)}")
     lines = [*summary(bundle), str(out)]
     if layout != "bundle":
         with (

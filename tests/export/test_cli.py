@@ -147,7 +147,7 @@ def test_the_command_makes_a_bundle_and_then_replaces_it(
     again = export(*call, "--budgets", "0.25", "--json")
     assert again.exit_code == 0, again.stderr
     gone = "ptsr-pocket-cpu-fp32-k2, ptsr-pocket-cpu-fp32-k4"
-    assert f"{out} was replaced and has 2 variants less than before: {gone}" in again.stderr.splitlines()
+    assert f"{out} was replaced and no longer has {gone}" in again.stderr.splitlines()
     bundle = parse(Bundle, json.loads(again.stdout), "stdout")
     assert bundle == read_bundle(out)
     assert [variant.tokens for variant in bundle.variants] == [1]

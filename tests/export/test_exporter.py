@@ -793,7 +793,7 @@ def test_the_same_export_again_is_served(
     assert not export("first")
     assert export("second")
     assert content(tmp_path / "first") == content(tmp_path / "second")
-    assert len(kept(tmp_path / "cache")) == 1
+    assert len(kept(tmp_path / "cache" / "bundles")) == 1
 
 
 class _Asked(Exception):  # noqa: N818
