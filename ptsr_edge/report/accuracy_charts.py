@@ -60,6 +60,10 @@ def marker_of(target: str) -> str:
 # Accuracy against latency
 
 
+MOST_WHISKERED = 8
+"""More marks than these are drawn without their intervals, but for those that the choice is between."""
+
+
 def tradeoff(comparison: Comparison, recommendation: Recommendation) -> Drawing | NotDrawn:
     """Draws accuracy against latency: the area of a mark is its size, a line joins what nothing beats in the two, and
     what another beats in all three is pale.
@@ -82,6 +86,9 @@ def tradeoff(comparison: Comparison, recommendation: Recommendation) -> Drawing 
     subjects = [picked, comparison.reference(picked)] if picked else [row for row in rows if row.is_baseline]
     times = [row.p50_ms or 0.0 for row in rows]
     logarithmic = max(times) > 12 * min(times)
+    # Of many, those that the choice is between.
+    telling = [row for row in rows if len(rows) <= MOST_WHISKERED or row in best or row.is_baseline]
+    bounds = {row: found for row in telling if judged and (found := uar_bounds(row)) is not None}
 
     def point(row: ComparedVariant) -> tuple[float, float]:
         return row.p50_ms or 0.0, (row.uar or 0.0) if judged else 100 * row.measured.keep_rate
@@ -89,8 +96,13 @@ def tradeoff(comparison: Comparison, recommendation: Recommendation) -> Drawing 
     def paint(canvas: Canvas) -> None:
         axes = canvas.axes(44, 10, 64, 44)
         scale_time(axes, times, logarithmic)
-        _scale_level(axes, [point(row)[1] for row in rows], 0.02 if judged else 10)
+        edges = [edge for found in bounds.values() for edge in found]
+        _scale_level(axes, [*(point(row)[1] for row in rows), *edges], 0.02 if judged else 10)
         taken: list[Box] = []
+        for row, (low, high) in bounds.items():
+            x = point(row)[0]
+            axes.vlines(x, low, high, color=colour(role_of(row, comparison)), lw=1.25, zorder=2)
+            taken += boxes_along([canvas.pixel(axes, x, low), canvas.pixel(axes, x, high)])
         for front in filter(None, fronts):
             points = [point(row) for row in front]
             axes.plot(*zip(*points, strict=True), color=colour("muted"), lw=1, ls=(0, (4, 3)), zorder=1)
@@ -120,11 +132,17 @@ def tradeoff(comparison: Comparison, recommendation: Recommendation) -> Drawing 
         scale = ", log scale" if logarithmic else ""
         canvas.title_axis(44, f"Latency (p50) in ms, faster to the left{scale}")
 
-    words = "; ".join(_point_words(row) for row in rows)
+    words = "; ".join(_point_words(row) + _bounds_text(bounds.get(row)) for row in rows)
     optimal = ", ".join(row.name for row in best)
     words += f". Beaten by no other in both: {optimal}." if optimal else "."
     title = None if judged else "Budget against latency"
-    return Drawing(paint, (470, 390), _tradeoff_caption(comparison, rows, judged), words, title)
+    caption = _tradeoff_caption(comparison, rows, judged)
+    if bounds:
+        caption += f" Whiskers: 95 % interval, {_interval_method(rows)}"
+        caption += (
+            "." if len(bounds) == len(rows) else "; of the ViT and of what is joined by the dashed line."
+        )
+    return Drawing(paint, (470, 390), caption, words, title)
 
 
 def _diameter(row: ComparedVariant, rows: Sequence[ComparedVariant], canvas: Canvas) -> float:
@@ -208,6 +226,12 @@ def _judged_on(rows: Sequence[ComparedVariant]) -> str:
     return f"UAR on {accuracy.data}, {accuracy.protocol}, n = {accuracy.n}."
 
 
+def _interval_method(rows: Sequence[ComparedVariant]) -> str:
+    if rows[0].source.profile.judged is not None:
+        return "by a bootstrap over subjects"
+    return "binomial from the confusion matrix, as if samples were independent, which those of one person are not"
+
+
 def _scale_level(axes: Any, levels: Sequence[float], least: float) -> None:
     pad = max(0.1 * (max(levels) - min(levels)), least)
     axes.set_ylim(min(levels) - pad, max(levels) + pad)
@@ -275,11 +299,7 @@ def budgets(comparison: Comparison, recommendation: Recommendation) -> Drawing |
         caption += f" Line: {base.name}; band: at most {recommendation.max_uar_drop:g} below it."
     if any(bounds.values()):
         caption += " Whiskers: 95 % interval, " if not crowded else " Intervals on hover: 95 %, "
-        caption += (
-            "by a bootstrap over subjects."
-            if rows[0].source.profile.judged is not None
-            else "binomial from the confusion matrix, as if samples were independent, which those of one person are not."
-        )
+        caption += f"{_interval_method(rows)}."
     words = "; ".join(f"{row.name} {row.uar:.3f}{_bounds_text(bounds[row])}" for row in rows)
     return Drawing(paint, (360, 340), caption, f"UAR: {words}.")
 

@@ -14,7 +14,7 @@ import pytest
 from judged_data import judged_profile
 from report_data import LABELS, compared, drawn, make_profile, without, write_profile
 
-from ptsr_edge.report.accuracy_charts import FADED, border, shrunk
+from ptsr_edge.report.accuracy_charts import FADED, MOST_WHISKERED, border, shrunk
 from ptsr_edge.report.comparison import uar_bounds
 from ptsr_edge.report.plotting import THEME, text_width
 from ptsr_edge.report.recommendation import recommend
@@ -177,6 +177,24 @@ def test_budget_intervals_are_over_subjects_and_never_lost(tmp_path: Path) -> No
     picture = drawn("budgets", crowded)
     assert "Intervals on hover" in picture.caption
     assert picture.words.count("[") == len(crowded.rows)
+
+
+def test_accuracy_against_latency_has_the_intervals_of_what_the_choice_is_between(tmp_path: Path) -> None:
+    make_profile(tmp_path / "few", precisions=("fp32",), samples=50)
+    few = compared(tmp_path / "few")
+    picture = drawn("tradeoff", few)
+    assert picture.words.count("[") == len(few.rows)
+    assert picture.caption.count("Whiskers") == 1
+    make_profile(
+        tmp_path / "many", precisions=("fp32", "fp16", "int8"), targets=("cpu", "openvino"), samples=50
+    )
+    many = compared(tmp_path / "many")
+    picture = drawn("tradeoff", many)
+    optimal = picture.words.partition("Beaten by no other in both: ")[2].rstrip(".").split(", ")
+    baselines = {row.name for row in many.rows if row.is_baseline}
+    assert len(many.rows) > max(MOST_WHISKERED, len({*optimal, *baselines}))
+    assert picture.words.count("[") == len({*optimal, *baselines})
+    assert "of the ViT and of what is joined" in picture.caption
 
 
 def test_the_border_of_one_cell_is_its_four_sides() -> None:
