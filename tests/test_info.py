@@ -90,6 +90,21 @@ def test_a_target_that_is_not_known_here_is_told(folder: Path) -> None:
     assert "unknown target 'npu'" in describe(folder)["variants"][-1]["why_not_here"]
 
 
+def test_what_was_judged_and_what_was_never_run_are_told_with_the_proof(folder: Path) -> None:
+    bundle = read_bundle(folder)
+    record = {"uar": {"8": 0.71}, "uar_fp32": {"8": 0.72}, "limit": 0.02, "samples": 90}
+    judged = bundle.variants[0].model_copy(
+        update={"tokens": 8, "built_with": {**bundle.variants[0].built_with, "accuracy": record}}
+    )
+    unrun = bundle.variants[1].model_copy(update={"parity": None})
+    write_bundle(folder, bundle.model_copy(update={"variants": [judged, unrun, *bundle.variants[2:]]}))
+    told = describe(folder)
+    assert told["variants"][0]["accuracy"] == {"uar": 0.71, "uar_fp32": 0.72, "limit": 0.02, "samples": 90}
+    lines = lines_of(told)
+    assert any(judged.id in line and "; UAR 0.710, fp32 0.720 on 90" in line for line in lines)
+    assert any(unrun.id in line and "built, not run where it was exported" in line for line in lines)
+
+
 def test_a_changed_file_is_told_and_a_failed_job(folder: Path) -> None:
     variant = read_bundle(folder).variants[2]
     (folder / variant.artifact).write_bytes(b"other")

@@ -20,6 +20,7 @@ from ptsr_edge.core.console import (
     comma_separated,
     doing,
     finish,
+    load_verb,
     progress,
     say,
     tell_steps,
@@ -199,6 +200,27 @@ def test_the_handler_of_sigterm_is_there_for_the_verb_only() -> None:
     before = signal.getsignal(signal.SIGTERM)
     assert CliRunner().invoke(verb, []).exit_code == 0
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_quiet_and_verbose_exclude_one_another() -> None:
+    result = CliRunner().invoke(verb, ["-q", "-v"], prog_name="ptsr-edge verb")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "ptsr-edge verb: --quiet and --verbose exclude one another\n"
+
+
+def test_a_verb_that_does_not_exist_is_told_with_the_nearest() -> None:
+    with pytest.raises(InputError, match="unknown verb 'exprot'; nearest: export; known: "):
+        load_verb("exprot")
+
+
+def test_a_variable_of_a_verb_that_names_no_option_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTSR_EDGE_DOCTOR_JASON", "1")
+    result = CliRunner().invoke(load_verb("doctor"), [])
+    assert result.exit_code == 2
+    assert (
+        "unknown environment variable PTSR_EDGE_DOCTOR_JASON; the nearest known is PTSR_EDGE_DOCTOR_JSON"
+        in result.stderr
+    )
 
 
 def test_what_is_given_twice_is_refused_unless_it_may_be() -> None:
