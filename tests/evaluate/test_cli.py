@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from signalled import signalled
 
+from ptsr_edge.bundle import read_bundle, write_bundle
 from ptsr_edge.core.errors import install_line
 from ptsr_edge.evaluate.cli import main
 
@@ -159,6 +161,20 @@ def test_an_option_that_would_be_ignored_is_refused(
     assert (result.exit_code, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1
     assert says in result.stderr
+
+
+def test_a_bundle_and_the_checkpoint_of_another_model_are_a_wrong_call(
+    tiny_bundle: Path, tiny_checkpoint: Path, megc_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "other"))
+    bundle = read_bundle(folder)
+    write_bundle(
+        folder, bundle.model_copy(update={"model": bundle.model.model_copy(update={"name": "other"})})
+    )
+    call = ["--bundle", str(folder), "--checkpoint", str(tiny_checkpoint), "--data", "megc-flow"]
+    result = CliRunner().invoke(main, [*call, "--root", str(megc_folder)])
+    assert result.exit_code == 2
+    assert f"{folder} holds other, {tiny_checkpoint} is ptsr-test" in result.stderr
 
 
 def test_ctrl_c_ends_all_processes_and_says_where_the_folds_are(megc_folder: Path, tmp_path: Path) -> None:

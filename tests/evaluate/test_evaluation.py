@@ -6,24 +6,27 @@ import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from ptsr_edge.bundle import read_bundle
+from ptsr_edge.bundle import describe_file, read_bundle
 from ptsr_edge.core.config import LABELS, Preprocess
-from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.data.datasets import FlowDataset, load
 from ptsr_edge.evaluate.cli import lines_of
 from ptsr_edge.evaluate.evaluation import (
     Fold,
     evaluate_bundle,
+    evaluate_graph,
     folds,
     judged_samples,
     scores_of,
     set_of,
     unseen_subjects,
 )
+from ptsr_edge.export.targets.typed_graph import TypedGraphRunner
 from ptsr_edge.models.checkpoint import load_checkpoint, predict_logits
 from ptsr_edge.runtimes.build_on_device import cuda_devices
 
@@ -165,6 +168,31 @@ def test_a_typed_graph_that_has_changed_is_not_judged(
     (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(InputError, match=f"{name} has changed since it was exported"):
         evaluate_bundle(folder, clips)
+
+
+def test_an_engine_without_its_typed_graph_cannot_be_judged(
+    graphs_only: Path, clips: FlowDataset, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(graphs_only, tmp_path / "bundle"))
+    bundle = read_bundle(folder)
+    engine = folder / "alone.plan"
+    engine.write_bytes(b"plan")
+    alone = bundle.variants[0].model_copy(
+        update={"artifact": engine.name, "files": [describe_file(folder, engine)]}
+    )
+    with pytest.raises(JobError, match=r"cannot run here, and has no typed graph alone\.onnx"):
+        evaluate_graph(folder, alone, clips)
+
+
+def test_a_typed_graph_that_answers_nothing_finite_is_a_failed_job(
+    graphs_only: Path, clips: FlowDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflow(self: TypedGraphRunner, flow: Any) -> Any:
+        return np.full(3, np.inf, np.float32), None
+
+    monkeypatch.setattr(TypedGraphRunner, "run", overflow)
+    with pytest.raises(JobError, match="gave an answer that is not finite"):
+        evaluate_graph(graphs_only, read_bundle(graphs_only).variants[0], clips)
 
 
 def test_subjects_seen_in_training_are_left_out_or_said(clips: FlowDataset) -> None:
