@@ -6,7 +6,6 @@ import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -187,10 +186,7 @@ def test_an_engine_without_its_typed_graph_cannot_be_judged(
 def test_a_typed_graph_that_answers_nothing_finite_is_a_failed_job(
     graphs_only: Path, clips: FlowDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def overflow(self: TypedGraphRunner, flow: Any) -> Any:
-        return np.full(3, np.inf, np.float32), None
-
-    monkeypatch.setattr(TypedGraphRunner, "run", overflow)
+    monkeypatch.setattr(TypedGraphRunner, "run", lambda *_: (np.full(3, np.inf, np.float32), None))
     with pytest.raises(JobError, match="gave an answer that is not finite"):
         evaluate_graph(graphs_only, read_bundle(graphs_only).variants[0], clips)
 
