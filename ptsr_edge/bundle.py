@@ -301,6 +301,12 @@ class Bundle(Record):
         return self
 
 
+def baseline_place(folder: Path) -> Path:
+    """Returns where the full-token ViT of a bundle lies, if it was exported with one: `NAME-baseline` beside it."""
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    return named.with_name(f"{named.name}-baseline")
+
+
 def read_bundle(folder: Path) -> Bundle:
     """Reads a bundle's manifest.
 

@@ -20,6 +20,7 @@ from ptsr_edge.bundle import (
     Variant,
     VerifiedOn,
     add_verification,
+    baseline_place,
     bundle_card,
     check_files,
     describe_file,
@@ -158,6 +159,14 @@ def test_an_artifact_must_be_one_of_the_files_that_are_checked(tmp_path: Path, p
     edited(tmp_path, "variants", 0, "artifact", value=path)
     with pytest.raises(InputError, match="artifact"):
         read_bundle(tmp_path)
+
+
+def test_a_baseline_lies_beside_its_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert baseline_place(Path("out/pi")) == Path("out/pi-baseline")
+    assert baseline_place(Path("../pi/")) == Path("../pi-baseline")
+    (tmp_path / "pi" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "pi" / "deep")
+    assert baseline_place(Path("..")) == tmp_path / "pi-baseline"
 
 
 @pytest.mark.parametrize("number", [0, 2, "1", None])

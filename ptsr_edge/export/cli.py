@@ -8,15 +8,16 @@ each precision of each target, prove every variant against the eager model, writ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
 from pydantic.fields import FieldInfo
 
-from ptsr_edge.bundle import MANIFEST, Bundle, Variant, read_bundle
-from ptsr_edge.core.config import DEFAULT_MODEL, MODELS, named_model, parse_keep_rate
+from ptsr_edge.bundle import MANIFEST, Bundle, Variant, baseline_place, read_bundle
+from ptsr_edge.core.config import DEFAULT_MODEL, MODELS, ModelConfig, named_model, parse_keep_rate
 from ptsr_edge.core.console import (
     Verb,
     comma_separated,
@@ -26,7 +27,7 @@ from ptsr_edge.core.console import (
     if_interrupted,
     say,
 )
-from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import require_file
 from ptsr_edge.core.records import parse
 from ptsr_edge.data.cli import DataOption
@@ -108,6 +109,8 @@ def _click_kind(field: FieldInfo, flag: Flag) -> dict[str, Any]:
 @target_flags
 @click.option("--layout", type=click.Choice(["bundle", *LAYOUTS]), default="bundle", show_default=True,
               help="Also write a model repository for this server.")  # fmt: skip
+@click.option("--with-baseline", is_flag=True,
+              help="Also export the full-token ViT, to OUT-baseline, where `profile` takes it from.")  # fmt: skip
 @click.option("--no-cache", is_flag=True, help="Build anew even if nothing has changed.")
 @click.option("--out", type=click.Path(path_type=Path), help="The bundle; default out/MODEL-TARGET.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
@@ -115,7 +118,7 @@ def main(
     targets: list[str] | None, recipe: str | None, device: str | None, checkpoint: Path | None, model: str | None,
     budgets: Any, precisions: list[str] | None, calibration: Path | None, calibration_data: str | None,
     calibration_samples: int | None, max_uar_drop: float | None, cascade_loss: float | None,
-    threads: int | None, layout: str, no_cache: bool, out: Path | None, as_json: bool, **flags: Any,
+    threads: int | None, layout: str, with_baseline: bool, no_cache: bool, out: Path | None, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Turn a checkpoint into a bundle of proven, static token-budget variants."""
     if recipe and device:
@@ -146,13 +149,21 @@ def main(
         require_file(checkpoint, "checkpoint")
     elif model is not None:
         config.rates_for(named_model(model))
+    if with_baseline:
+        check_out(baseline_place(out))
+        if checkpoint is None:
+            _refuse_baseline_of(named_model(model or DEFAULT_MODEL))
     if calibration_data is not None:
         find_dataset(calibration_data)
     if layout != "bundle":
         refuse_unservable(config, layout)
     with explained_imports("export"):
-        from ptsr_edge.export.exporter import export_bundle
+        from ptsr_edge.export.exporter import export_baseline, export_bundle
         from ptsr_edge.export.serving import check_repository, write_layout
+        from ptsr_edge.models.checkpoint import read_info
+
+    if with_baseline and checkpoint is not None:
+        _refuse_baseline_of(read_info(checkpoint).model)
 
     if layout != "bundle":
         check_repository(_repository(out, layout), layout)
@@ -170,6 +181,18 @@ def main(
     if gone := sorted(before - {variant.id for variant in bundle.variants}):
         say(f"{out} was replaced and no longer has {', '.join(gone)}")
     lines = [*summary(bundle), str(out)]
+    if with_baseline:
+        beside = baseline_place(out)
+        say(f"exporting its full-token ViT to {beside}")
+        with (
+            if_interrupted(lambda: f"{out} is written, its baseline is not"),
+            _told(f"{out} is written, its baseline is not"),
+        ):
+            baseline = export_baseline(
+                bundle, beside, target=targets, precisions=[variant.precision for variant in bundle.variants],
+                threads=threads, options=options, cache=not no_cache,
+            )  # fmt: skip
+        lines = [*lines[:-1], *summary(baseline), str(beside), str(out)]
     if layout != "bundle":
         with (
             doing(f"writing the {layout} repository"),
@@ -178,6 +201,21 @@ def main(
             write_layout(out, layout, _repository(out, layout))
         lines.append(str(_repository(out, layout)))
     finish(bundle.model_dump(mode="json", by_alias=True), lines, as_json)
+
+
+def _refuse_baseline_of(model: ModelConfig) -> None:
+    """Refuses `--with-baseline` for a model that is a baseline itself."""
+    if model.kind == "vit":
+        raise InputError(f"--with-baseline goes with a PTSR: {model.name} is a full-token ViT itself")
+
+
+@contextmanager
+def _told(done: str) -> Iterator[None]:
+    """Adds to an error what had been made before it."""
+    try:
+        yield
+    except (InputError, JobError) as error:
+        raise JobError(f"{done}: {error}") from error
 
 
 def _variants_of(folder: Path) -> set[str]:

@@ -32,7 +32,7 @@ from ptsr_edge.bundle import (
     read_bundle,
     write_bundle,
 )
-from ptsr_edge.core.config import DEFAULT_MODEL
+from ptsr_edge.core.config import DEFAULT_MODEL, LABELS, MODELS, baseline_of
 from ptsr_edge.core.console import doing, progress, say
 from ptsr_edge.core.disk_cache import DiskCache, SpoiledEntryError, cache_key, code_digest
 from ptsr_edge.core.errors import InputError, JobError
@@ -65,9 +65,9 @@ from ptsr_edge.export.targets.base import (
     find_target,
     variant_id,
 )
-from ptsr_edge.models.checkpoint import CheckpointInfo, predict_logits, resolve
+from ptsr_edge.models.checkpoint import CheckpointInfo, predict_logits, random_info, resolve, save_checkpoint
 from ptsr_edge.models.macs import MacCount, count_macs
-from ptsr_edge.models.ptsr import Model, count_parameters
+from ptsr_edge.models.ptsr import Model, build_model, count_parameters
 from ptsr_edge.runtimes.base import find_runtime
 from ptsr_edge.stats.classification import confusion, uar
 from ptsr_edge.vision.flow import to_input
@@ -188,6 +188,50 @@ def export_bundle(
     if cache:
         store_bundle(key, out)
     return bundle
+
+
+def export_baseline(
+    bundle: Bundle,
+    out: Path,
+    *,
+    target: str | Sequence[str],
+    precisions: Sequence[str],
+    threads: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    cache: bool = True,
+) -> Bundle:
+    """Exports the full-token ViT of a bundle's model: same geometry and classes.
+
+    It has the embedded weights, which were trained as those of the model, where there are some for this geometry and
+    these classes; else seeded random ones, which tell of cost and not of accuracy.
+
+    Args:
+        bundle: whose model it is the baseline of.
+        out: its folder.
+        target: one or more, as `export_bundle` takes them.
+        precisions: fp32, which ratios are against, is made as well.
+        threads, options, cache: as of `export_bundle`; layers of PTSR that int8 is to spare are no layers of a ViT.
+
+    Raises:
+        InputError, JobError: as `export_bundle` does.
+    """
+    config = baseline_of(bundle.model)
+    with TemporaryDirectory(prefix="ptsr-edge-") as scratch:
+        weights = None
+        if bundle.labels != list(LABELS) or MODELS.get(config.name) != config:
+            weights = Path(scratch) / f"{config.name}.safetensors"
+            save_checkpoint(weights, build_model(config, seed=0), random_info(config, bundle.labels))
+        return export_bundle(
+            out=out,
+            model=config.name,
+            checkpoint=weights,
+            target=target,
+            budgets=[1.0],
+            precisions=list(dict.fromkeys(["fp32", *precisions])),
+            threads=threads,
+            options={key: value for key, value in (options or {}).items() if key != "keep_float"},
+            cache=cache,
+        )
 
 
 @dataclass(frozen=True)

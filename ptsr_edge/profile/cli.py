@@ -6,18 +6,20 @@ python -m ptsr_edge.profile --bundle out/ptsr-tiny-cpu --data synthetic --out ou
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ptsr_edge.core.console import Verb, finish, if_interrupted
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.profile.profiler import profile_bundles
 from ptsr_edge.profile.schema import NOT_RUN, PROFILE, Profile
-from ptsr_edge.profile.timing import TimingConfig
+from ptsr_edge.profile.timing import TimingConfig, quick_timing
 
 
 def table(profile: Profile) -> list[str]:
-    """Writes a line per variant, the baseline first."""
+    """Writes a line per variant, the baseline first, and one about a quick run."""
     head = (
         f"{'variant':32} {'tokens':>6} {'MMACs':>8} {'MB':>7} {'p50 ms':>8}  {'times as fast':22} {'UAR':>5}"
     )
@@ -33,7 +35,18 @@ def table(profile: Profile) -> list[str]:
             f"{row.id:32} {row.tokens:6d} {row.macs / 1e6:8.1f} {row.size_bytes / 1e6:7.2f} {p50:>8}  "
             f"{ratio:22} {uar:>5}"
         )
+    if profile.method.get("quick"):
+        lines.append(
+            f"a quick run, for a first look: {profile.method['interleaving'].partition(';')[0]}; "
+            f"left out: {profile.method['left_out']}"
+        )
     return lines
+
+
+def _is_given(name: str) -> bool:
+    """Tells whether an option of this call was given, on the command line or by its variable."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
 
 
 @click.command(
@@ -43,13 +56,16 @@ def table(profile: Profile) -> list[str]:
 )
 @click.option("--bundle", "bundles", type=click.Path(path_type=Path), multiple=True, help="May be repeated.")
 @click.option("--baseline", type=click.Path(path_type=Path),
-              help="A bundle of the full-token ViT; default: one is exported for this run.")  # fmt: skip
+              help="A bundle of the full-token ViT; default: BUNDLE-baseline, else one is exported.")  # fmt: skip
 @click.option("--data", help="Judge accuracy on this data; default: not measured.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the data; synthetic needs none.")
 @click.option("--checkpoint", type=click.Path(path_type=Path),
               help="What the bundles were exported from, to compare selections; default: the embedded weights.")  # fmt: skip
 @click.option("--control-seeds", type=int, default=3, show_default=True,
               help="With --data: draws of random selection beside DTSM; 0 for none.")  # fmt: skip
+@click.option("--quick", is_flag=True,
+              help="A first look, in under a minute: fewer starts and rounds; no stages, ceiling, energy, throughput "
+              "or other selections.")  # fmt: skip
 @click.option("--duration-s", type=float, default=5.0, show_default=True,
               help="Least timed duration of each variant.")  # fmt: skip
 @click.option("--min-runs", type=int, default=100, show_default=True, help="Least samples of each variant.")
@@ -66,16 +82,25 @@ def table(profile: Profile) -> list[str]:
 @click.option("--json", "as_json", is_flag=True, help="Print the record.")
 def main(
     bundles: tuple[Path, ...], baseline: Path | None, data: str | None, root: Path | None,
-    checkpoint: Path | None, control_seeds: int, duration_s: float, min_runs: int, threads: int,
+    checkpoint: Path | None, control_seeds: int, quick: bool, duration_s: float, min_runs: int, threads: int,
     processes: int, attempts: int, streams: int, pin: bool, seed: int, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure MACs, latency, memory, size and accuracy of every variant beside the full-token ViT."""
     if root is not None and data is None:
         raise InputError("--root is the folder of the data: it goes with --data")
-    timing = TimingConfig(
+    asked: dict[str, Any] = dict(
         duration_s=duration_s, min_runs=min_runs, threads=threads, pin=pin, seed=seed, processes=processes,
-        attempts=attempts, streams=streams, extras=True,
+        attempts=attempts, streams=streams,
     )  # fmt: skip
+    if quick:
+        given = {name: value for name, value in asked.items() if _is_given(name)}
+        for name, value in (("streams", streams), ("control_seeds", control_seeds)):
+            if value and _is_given(name):
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"--quick leaves out what {option} {value} asks for: give one of the two")
+        timing, control_seeds = quick_timing(**given), 0
+    else:
+        timing = TimingConfig(**asked, extras=True)
     earlier = (out / PROFILE).is_file()
     with if_interrupted(
         lambda: f"{out} is {'as it was' if earlier else 'not written'}; the same command starts anew"

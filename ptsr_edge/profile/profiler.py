@@ -24,11 +24,9 @@ from ptsr_edge.profile.timing import TimingConfig, time_until_stable
 from ptsr_edge.profile.variants import (
     ALIKE,
     baseline_training,
+    baselines_for,
     check_same_model,
-    exported_baseline,
-    given_baseline,
     read_bundles,
-    same_precision_baselines,
     variants_of,
 )
 
@@ -52,7 +50,8 @@ def profile_bundles(
     Args:
         folders: bundles of one model with one set of weights.
         out: folder for `profile.json` and the raw samples; one that `profile` wrote before is replaced.
-        baseline: a bundle of the full-token ViT; by default one is exported for this run alone.
+        baseline: a bundle of the full-token ViT; by default what `export --with-baseline` put beside the bundles,
+            else one is exported for this run, in every target and precision of the bundles.
         data: name of the data to judge accuracy on; None: accuracy is not measured.
         root: folder of the data.
         timing: its options; by default those of `TimingConfig`.
@@ -73,11 +72,7 @@ def profile_bundles(
     bundles = read_bundles(folders)
     first = check_same_model(bundles)
     with tempfile.TemporaryDirectory() as scratch:
-        if baseline is None:
-            references = [exported_baseline(first, Path(scratch))]
-        else:
-            references = [given_baseline(baseline, first)]
-            references += same_precision_baselines(baseline, references[0], bundles.values())
+        references = baselines_for(bundles, baseline, Path(scratch))
         variants = variants_of(bundles, references[0])
         samples = _samples(first, references[0].bundle, data, root)
         trained = baseline_training(first, references[0].bundle)

@@ -79,6 +79,14 @@ NOT_MEASURED: Reasons = {
 }
 """Why results of a variant that ran are missing, where the measurement itself does not say why."""
 
+LEFT_OUT = {
+    "stages": "time by stage",
+    "ceiling": "the ceiling",
+    "energy_mj": "energy",
+    "throughput_per_s": "throughput",
+}
+"""Results of a variant that a quick run leaves out."""
+
 
 def measured(
     profiled: ProfiledVariant,
@@ -107,7 +115,7 @@ def measured(
     refusal = refusals.get(profiled.id)
     if refusal is None:
         timed, more = _timed_results(profiled, references, timings, config)
-        reasons = NOT_MEASURED | timings[profiled.id].missing | more | reasons
+        reasons = NOT_MEASURED | _left_out(config) | timings[profiled.id].missing | more | reasons
         notes = (
             timing_notes(
                 timings[profiled.id],
@@ -137,6 +145,14 @@ def measured(
     if refusal is not None:
         reasons = dict.fromkeys(unknown, refusal) | reasons
     return row.model_copy(update={"missing": {name: reasons[name] for name in unknown}})
+
+
+def _left_out(config: TimingConfig) -> Reasons:
+    return {
+        name: Missing(kind="not_asked", reason=f"{what}: left out of a quick run")
+        for name, what in LEFT_OUT.items()
+        if config.quick
+    }
 
 
 def _timed_results(
@@ -388,7 +404,10 @@ def write_samples(path: Path, timing: RawTiming) -> None:
 def method_of(config: TimingConfig, timings: Mapping[str, RawTiming]) -> dict[str, Any]:
     """Says for the record how the results were measured."""
     some = next(iter(timings.values()))
+    left_out = f"{', '.join(LEFT_OUT.values())} and DTSM against other selections"
     return {
+        "quick": config.quick,
+        **({"left_out": left_out} if config.quick else {}),
         "timed": "Session.infer, synchronous, batch 1: the network alone on a normalised input",
         "clock": "time.perf_counter_ns around each call",
         "processes": "one for each variant, all loaded, one running at a time; all ended and started again "
@@ -441,6 +460,7 @@ def command_of(
     words = [word for option, place in places if place for word in (option, shown_path(place))]
     words += ["--data", data] if data is not None else []
     words += ["--root", "DIR"] if root is not None else []
+    words += ["--quick"] if config.quick else []
     for name in ("duration_s", "min_runs", "threads", "seed"):
         words += [f"--{name.replace('_', '-')}", f"{getattr(config, name):g}"]
     for name in ("processes", "attempts", "streams"):

@@ -30,6 +30,10 @@ from ptsr_edge.stats.latency import Ratio, ratio_interval
 MIN_ROUNDS = 20
 """Rounds are the draws of a ratio's interval (see `stats.latency.ratio_interval`)."""
 
+QUICK = {"duration_s": 0.5, "min_runs": 60, "rounds": 12, "processes": 3, "attempts": 1}
+"""Options of a quick run. Three processes are the fewest whose interval says something: Student's quantile is 4.3 for
+them, and 12.7 for two."""
+
 MIN_BLOCK_S = 0.03
 
 WARM_UP_S = 0.5
@@ -68,6 +72,8 @@ class TimingConfig:
         attempts: number of times that an unstable run is measured at most.
         streams: sessions at once for the throughput; 0: it is not measured.
         extras: energy, stages, ceiling and throughput are measured after the last round.
+        rounds: least number of rounds, over all processes.
+        quick: this is a quick run (see `quick_timing`), which the record says.
 
     Raises:
         InputError: a number out of range, or more cores to pin to than there are.
@@ -83,12 +89,14 @@ class TimingConfig:
     attempts: int = 1
     streams: int = 0
     extras: bool = False
+    rounds: int = MIN_ROUNDS
+    quick: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what could not be measured."""
         if not (math.isfinite(self.duration_s) and self.duration_s > 0):
             raise InputError(f"the duration must be a positive number of seconds, got {self.duration_s:g}")
-        for name in ("min_runs", "block", "threads", "processes", "attempts"):
+        for name in ("min_runs", "block", "threads", "processes", "attempts", "rounds"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.streams < 0:
@@ -97,6 +105,18 @@ class TimingConfig:
             )
         if self.pin:
             pinned_cpus(self.threads)
+
+
+def quick_timing(**asked: Any) -> TimingConfig:
+    """Returns the options of a quick run: fewer starts and rounds, one attempt, nothing but latency and memory.
+
+    Args:
+        asked: fields of `TimingConfig` that are to be otherwise.
+
+    Raises:
+        InputError: as of `TimingConfig`.
+    """
+    return TimingConfig(**{**QUICK, **asked, "streams": 0, "extras": False, "quick": True})
 
 
 def pinned_cpus(threads: int) -> list[int]:
@@ -232,7 +252,7 @@ def measure_interleaved(
     """Times variants side by side until each has its minimum duration and its minimum count.
 
     A block takes the same time for all: as long as `block` runs of the slowest one, and at least `MIN_BLOCK_S`.
-    There are at least `MIN_ROUNDS` rounds.
+    There are at least `config.rounds` rounds.
 
     Args:
         variants: with ids that differ.
@@ -275,7 +295,7 @@ def measure_interleaved(
                 return {}
             block_s = max(MIN_BLOCK_S, config.block * slowest_s)
             rounds = max(
-                MIN_ROUNDS,
+                config.rounds,
                 math.ceil(config.duration_s / block_s),
                 math.ceil(config.min_runs / config.block),
             )

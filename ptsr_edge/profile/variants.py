@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptsr_edge.bundle import Bundle, Variant, read_bundle
-from ptsr_edge.core.config import LABELS, baseline_of
+from ptsr_edge.bundle import MANIFEST, Bundle, Variant, baseline_place, read_bundle
+from ptsr_edge.core.config import baseline_of
 from ptsr_edge.core.console import say
-from ptsr_edge.core.errors import InputError, require
+from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.profile.schema import needs_gpu
 from ptsr_edge.runtimes.base import RUNTIMES
 from ptsr_edge.runtimes.build_on_device import cuda_devices
@@ -96,8 +96,52 @@ def variants_of(bundles: Mapping[Path, Bundle], reference: ProfiledVariant) -> l
     return listed
 
 
-def given_baseline(folder: Path, first: Bundle) -> ProfiledVariant:
-    """Finds the full-token ViT in a bundle: in fp32 on the target of `first` where it has that.
+def baselines_for(bundles: Mapping[Path, Bundle], given: Path | None, scratch: Path) -> list[ProfiledVariant]:
+    """Lists the full-token ViT's variants to measure against, one of each target and precision.
+
+    They are taken from the bundle that is given, else from those that `export --with-baseline` put beside the bundles,
+    else they are exported into `scratch`. The first is the baseline that every ratio is against: fp32 on the target of
+    the first bundle where there is that. The others are the fair reference, each of what the bundles have in its own
+    target and precision. Ids differ from those of the bundles, since the models' names do.
+
+    Raises:
+        InputError: what was found is not the ViT that the model is measured against.
+        JobError: none was found and none can be exported.
+    """
+    first = next(iter(bundles.values()))
+    beside = [baseline_place(folder) for folder in bundles]
+    found = [given] if given is not None else [place for place in beside if (place / MANIFEST).is_file()]
+    if found:
+        pool = [one for folder in found for one in given_baseline(folder, first)]
+        check_same_model({one.folder: one.bundle for one in pool})
+        if given is None:
+            say(f"the baseline is {', '.join(map(str, found))}, made by the export")
+    else:
+        pool = exported_baseline(bundles.values(), scratch)
+    return choose_baselines(pool, bundles.values())
+
+
+def choose_baselines(pool: Sequence[ProfiledVariant], bundles: Iterable[Bundle]) -> list[ProfiledVariant]:
+    """Returns of the ViT's variants the one that all ratios are against, then those of a kind that the bundles have."""
+    bundles = list(bundles)
+    has_gpu = bool(cuda_devices())
+
+    def rank(one: ProfiledVariant) -> tuple[bool, bool, bool]:
+        target, precision = one.kind
+        # A baseline has to run.
+        return needs_gpu(target) and not has_gpu, target != bundles[0].target, precision != "fp32"
+
+    reference = min(pool, key=rank)
+    kinds = {(variant.target, variant.precision) for bundle in bundles for variant in bundle.variants}
+    fair: dict[tuple[str, str], ProfiledVariant] = {}
+    for one in pool:
+        if one.kind in kinds and one.kind != reference.kind:
+            fair.setdefault(one.kind, one)
+    return [reference, *fair.values()]
+
+
+def given_baseline(folder: Path, first: Bundle) -> list[ProfiledVariant]:
+    """Lists the variants of the full-token ViT in a bundle.
 
     Raises:
         InputError: it is no bundle, or not one of the ViT that the model is measured against.
@@ -114,8 +158,7 @@ def given_baseline(folder: Path, first: Bundle) -> ProfiledVariant:
         raise InputError(
             f"{folder} answers {', '.join(bundle.labels)}; {first.name} answers {', '.join(first.labels)}"
         )
-    variant = min(bundle.variants, key=lambda v: (v.target != first.target, v.precision != "fp32"))
-    return ProfiledVariant(variant.id, folder, bundle, variant, shown_path(folder))
+    return [ProfiledVariant(one.id, folder, bundle, one, shown_path(folder)) for one in bundle.variants]
 
 
 ALIKE = "as the model: same data, subjects, seed and recipe"
@@ -146,53 +189,41 @@ def baseline_training(model: Bundle, baseline: Bundle) -> str:
     return f"otherwise than the model, in {', '.join(gaps)}" if gaps else ALIKE
 
 
-def same_precision_baselines(
-    folder: Path, reference: ProfiledVariant, bundles: Iterable[Bundle]
-) -> list[ProfiledVariant]:
-    """Lists the ViT's other variants in the targets and precisions of the bundles: a fair reference for each.
+def exported_baseline(bundles: Iterable[Bundle], folder: Path) -> list[ProfiledVariant]:
+    """Exports the full-token ViT into `folder` in every target and precision of the bundles; a second time, from the cache.
 
-    A variant in int8 is then also shown against the ViT in int8. Ids differ from those of the bundles, since the
-    models' names do.
+    A target that needs a GPU is left out where there is none; where no other is left, a processor's stands in for it:
+    a baseline has to run. Where not every precision can be made here, fp32 on the first target alone is.
+
+    Raises:
+        JobError: torch is not installed, or not even fp32 can be exported.
     """
-    kinds = {(variant.target, variant.precision) for bundle in bundles for variant in bundle.variants}
-    kinds.discard(reference.kind)
-    return [
-        ProfiledVariant(variant.id, folder, reference.bundle, variant, shown_path(folder))
-        for variant in reference.bundle.variants
-        if (variant.target, variant.precision) in kinds
-    ]
+    require(
+        "torch", "train",
+        "exporting the baseline (or make one with the bundle: export --with-baseline, or name one: --baseline DIR)",
+    )  # fmt: skip
+    from ptsr_edge.export.exporter import export_baseline
 
-
-def exported_baseline(first: Bundle, folder: Path) -> ProfiledVariant:
-    """Exports the full-token ViT in fp32 on the bundle's target into `folder`.
-
-    Where that target needs a GPU and there is none, it is exported for the processor: a baseline has to run.
-    """
-    require("torch", "train", "exporting the baseline (or give one: --baseline DIR)")
-    from ptsr_edge.export.exporter import export_bundle
-
-    name = baseline_of(first.model).name
-    target = first.target
-    if needs_gpu(target) and not cuda_devices():
-        target = next(known for known in RUNTIMES if not needs_gpu(known))
-    say(f"exporting the baseline {name} for {target}")
-    own_classes = first.labels != list(LABELS)
-    weights = _random_baseline(first, folder) if own_classes else None
-    bundle = export_bundle(
-        out=folder / name, model=name, checkpoint=weights, target=target, budgets=[1.0], precisions=["fp32"]
+    bundles = list(bundles)
+    first = bundles[0]
+    variants = [variant for bundle in bundles for variant in bundle.variants]
+    wanted = dict.fromkeys([first.target, *(variant.target for variant in variants)])
+    targets = [name for name in wanted if not needs_gpu(name) or cuda_devices()]
+    targets = targets or [next(known for known in RUNTIMES if not needs_gpu(known))]
+    precisions = list(
+        dict.fromkeys(["fp32", *(variant.precision for variant in variants if variant.target in targets)])
     )
-    return ProfiledVariant(bundle.variants[0].id, folder / name, bundle, bundle.variants[0])
-
-
-def _random_baseline(first: Bundle, folder: Path) -> Path:
-    """Writes a checkpoint of the baseline with the classes of a bundle, which no named model has."""
-    from ptsr_edge.models.checkpoint import random_info, save_checkpoint
-    from ptsr_edge.models.ptsr import build_model
-
-    config = baseline_of(first.model)
-    path = folder / f"{config.name}.safetensors"
-    save_checkpoint(path, build_model(config, seed=0), random_info(config, first.labels))
-    return path
+    name = baseline_of(first.model).name
+    out = folder / name
+    say(f"exporting the baseline {name} for {', '.join(targets)} in {', '.join(precisions)}")
+    try:
+        bundle = export_baseline(first, out, target=targets, precisions=precisions)
+    except JobError as error:
+        if (targets[1:], precisions) == ([], ["fp32"]):
+            raise
+        say(f"the baseline is made in fp32 for {targets[0]} alone: {error}")
+        bundle = export_baseline(first, out, target=targets[0], precisions=["fp32"])
+    return [ProfiledVariant(variant.id, out, bundle, variant) for variant in bundle.variants]
 
 
 def shown_path(folder: Path) -> str:

@@ -23,7 +23,7 @@ from signalled import signalled
 
 from ptsr_edge import Session
 from ptsr_edge.bundle import MANIFEST, Bundle, check_files, read_bundle
-from ptsr_edge.core.config import LABELS, Preprocess
+from ptsr_edge.core.config import LABELS, Preprocess, named_model
 from ptsr_edge.core.errors import JobError, install_line
 from ptsr_edge.core.files import sha256_of
 from ptsr_edge.core.records import parse
@@ -31,7 +31,7 @@ from ptsr_edge.data.recorded import MEGC_FOLDER, MEGC_TABLE
 from ptsr_edge.export import exporter, parity
 from ptsr_edge.export.cli import main
 from ptsr_edge.export.static_model import to_static
-from ptsr_edge.models.checkpoint import CheckpointInfo, read_info, save_checkpoint
+from ptsr_edge.models.checkpoint import CheckpointInfo, random_info, read_info, save_checkpoint
 from ptsr_edge.models.macs import count_macs
 from ptsr_edge.models.ptsr import count_parameters
 from ptsr_edge.runtimes.tensorrt import choose_version
@@ -551,3 +551,68 @@ def test_as_a_module_it_ends_with_the_exit_code(tmp_path: Path) -> None:
     assert result.stderr == "python -m ptsr_edge.export: a budget is a keep rate in (0, 1], got 1.5\n"
     assert result.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_baseline_is_put_beside_the_bundle(pocket: Path, megc_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pocket"
+    done = export(
+        "--checkpoint", pocket, "--calibration", megc_folder, "--precision", "int8", "--with-baseline",
+        "--out", out,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-2:] == [f"{out}-baseline", str(out)]
+    baseline = read_bundle(tmp_path / "pocket-baseline")
+    # fp32 is what all ratios are against; the geometry has no named model, hence no weights that were trained.
+    assert [(one.precision, one.tokens) for one in baseline.variants] == [("fp32", 4), ("int8", 4)]
+    assert (baseline.name, baseline.model.kind) == ("vit-pocket", "vit")
+    assert baseline.provenance["kind"] == "random"
+    for variant in baseline.variants:
+        check_files(tmp_path / "pocket-baseline", variant)
+
+
+def test_a_baseline_has_the_embedded_weights_where_there_are_some(tmp_path: Path) -> None:
+    tiny = read_info(Path(exporter.__file__).parents[1] / "weights" / "vit-tiny.safetensors")
+    bundle = Bundle.model_construct(
+        model=tiny.model.model_copy(update={"kind": "ptsr", "name": "ptsr-tiny"}), labels=tiny.labels
+    )
+    found = exporter.export_baseline(bundle, tmp_path / "vit", target="cpu", precisions=["fp32"])
+    assert found.provenance["kind"] == "trained"
+    assert found.model == tiny.model
+
+
+@pytest.mark.parametrize("how", ["named", "checkpoint"])
+def test_a_baseline_has_no_baseline(how: str, randomised: Any, tmp_path: Path) -> None:
+    config = named_model("vit-nano")
+    path = tmp_path / "own.safetensors"
+    save_checkpoint(path, randomised(config), random_info(config, LABELS))
+    which = ("--model", "vit-nano") if how == "named" else ("--checkpoint", path)
+    result = export(*which, "--with-baseline", "--out", tmp_path / "b")
+    assert_one_line(result, 2, "--with-baseline goes with a PTSR: vit-nano is a full-token ViT itself")
+    assert [one.name for one in tmp_path.iterdir()] == ["own.safetensors"]
+
+
+def test_the_place_of_a_baseline_must_be_free_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "b-baseline").mkdir()
+    (tmp_path / "b-baseline" / "notes.txt").write_text("mine")
+    result = export("--model", "ptsr-nano", "--with-baseline", "--out", tmp_path / "b")
+    assert_one_line(result, 2, "b-baseline is a folder that is no bundle")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_baseline_that_fails_leaves_the_bundle_and_says_so(
+    pocket: Path, megc_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Bundle:
+        raise JobError("no room")
+
+    monkeypatch.setattr(exporter, "export_baseline", fail)
+    out = tmp_path / "pocket"
+    result = export(
+        "--checkpoint", pocket, "--calibration", megc_folder, "--precision", "fp32", "--with-baseline",
+        "--out", out,
+    )  # fmt: skip
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1] == (
+        f"ptsr-edge export: {out} is written, its baseline is not: no room"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["pocket"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -187,6 +189,83 @@ def test_a_signal_ends_a_profile_with_its_processes(
     assert [path.name for path in tmp_path.iterdir()] == ["scratch"]
 
 
+@pytest.fixture(scope="module")
+def quick(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    """A real quick run of the command, which judges nothing."""
+    out = tmp_path_factory.mktemp("quick") / "p"
+    return run(
+        "--bundle", folders[0], "--baseline", folders[1], "--quick", "--duration-s", 0.01, "--out", out
+    ), out  # fmt: skip
+
+
+def test_a_quick_run_says_what_it_left_out(quick: tuple[Result, Path]) -> None:
+    result, out = quick
+    assert result.exit_code == 0, result.output
+    told = result.stdout.splitlines()[-2]
+    assert told.startswith("a quick run, for a first look: 12 rounds; left out: time by stage, ")
+    record = read_profile(out)
+    assert record.method["quick"] is True
+    assert record.method["left_out"] in told
+    assert " --quick " in record.command
+    for row in record.variants:
+        check_reasons(row)
+        for name in ("stages", "ceiling", "energy_mj", "throughput_per_s"):
+            assert row.missing[name].kind == "not_asked"
+            assert row.missing[name].reason.endswith("left out of a quick run")
+    for row in record.variants[1:]:
+        assert row.ratio is not None
+        assert len(row.ratio.per_process) == 3
+
+
+def test_the_page_of_a_quick_run_says_so(quick: tuple[Result, Path], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from ptsr_edge.report.cli import write_report
+
+    page = write_report([quick[1]], tmp_path / "r").page
+    for path in (page, page.with_suffix(".md")):
+        text = path.read_text(encoding="utf-8")
+        assert "left out of a quick run" in text
+        assert str(read_profile(quick[1]).method["left_out"]) in text
+
+
+def test_a_full_run_is_not_called_quick(profiled: tuple[Result, Path]) -> None:
+    assert "quick" not in profiled[0].stdout
+    assert read_profile(profiled[1]).method["quick"] is False
+
+
+@pytest.mark.slow
+def test_on_a_device_the_baseline_of_the_export_is_taken_without_torch(tmp_path: Path) -> None:
+    from ptsr_edge.export.cli import main as export
+
+    done = CliRunner().invoke(
+        export, ["--model", "ptsr-nano", "--budgets", "0.25", "--with-baseline", "--out", str(tmp_path / "nano")]
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    program = (
+        "import sys; sys.modules['torch'] = None\nfrom ptsr_edge.cli import main\n"
+        "main(['profile', '--bundle', 'nano', '--quick', '--duration-s', '0.01'], prog_name='ptsr-edge')"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    record = read_profile(tmp_path / "out" / "profile")
+    assert [(row.bundle, row.id) for row in record.variants] == [
+        ("nano-baseline", "vit-nano-cpu-fp32-k49"),
+        ("nano-baseline", "vit-nano-cpu-int8-k49"),
+        ("nano", "ptsr-nano-cpu-fp32-k13"),
+        ("nano", "ptsr-nano-cpu-int8-k13"),
+    ]
+    assert all(row.ratio_same_precision is not None for row in record.variants[2:])
+    # Without it there, the line says how to get it there.
+    (tmp_path / "nano-baseline").rename(tmp_path / "elsewhere")
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 1
+    assert "export --with-baseline" in ran.stderr.splitlines()[-1]
+
+
 def test_help_has_an_example() -> None:
     assert "Example: python -m ptsr_edge.profile --bundle" in " ".join(run("--help").output.split())
 
@@ -251,6 +330,11 @@ def _random_weights_on_unknown_data(place: Path) -> list[object]:
         (lambda place: ["--bundle", place / "ptsr", "--threads", 999, "--pin"], "cannot pin 999 threads"),
         (lambda place: ["--bundle", place / "ptsr", "--control-seeds", -1], "number of draws, 0 for no"),
         (lambda place: ["--bundle", place / "ptsr", "--root", place], "--root is the folder of the data"),
+        (lambda place: ["--bundle", place / "ptsr", "--quick", "--streams", 2], "--quick leaves out what --streams 2"),
+        (
+            lambda place: ["--bundle", place / "ptsr", "--quick", "--control-seeds", 1],
+            "--quick leaves out what --control-seeds 1 asks for",
+        ),
         (_full_out, "holds other files and would be replaced"),
         (
             lambda place: ["--bundle", place / "ptsr", "--baseline", place / "vit", "--data", "synthetik"],

@@ -18,7 +18,7 @@ from ptsr_edge.profile import timing as timing_module
 from ptsr_edge.profile.profiler import profile_bundles, warn_of_load
 from ptsr_edge.profile.timing import TimingConfig
 
-QUICK = TimingConfig(duration_s=0.05, min_runs=20, block=2)
+SHORT = TimingConfig(duration_s=0.05, min_runs=20, block=2)
 
 pytestmark = pytest.mark.usefixtures("short_runs")
 
@@ -34,7 +34,7 @@ def test_accuracy_and_kept_patches_of_held_out_subjects(
         return tiny_flows()
 
     monkeypatch.setattr("ptsr_edge.evaluate.evaluation.load", load)
-    record = profile_bundles([bundle], out=tmp_path / "p", baseline=baseline, data="synthetic", timing=QUICK)
+    record = profile_bundles([bundle], out=tmp_path / "p", baseline=baseline, data="synthetic", timing=SHORT)
     # The provenance names who was held out: nobody else is loaded.
     assert asked == [("synthetic", None, {"image_size": SIDE, "subjects": ["s000", "s001"]})]
     base = record.variants[0].accuracy
@@ -64,7 +64,7 @@ def test_random_weights_have_no_accuracy(
     write_tiny_bundle(tmp_path / "ptsr", [0.5], provenance=ours)
     write_tiny_bundle(tmp_path / "vit", [1.0], kind="vit", provenance=its)
     record = profile_bundles(
-        [tmp_path / "ptsr"], out=tmp_path / "p", baseline=tmp_path / "vit", data="synthetic", timing=QUICK
+        [tmp_path / "ptsr"], out=tmp_path / "p", baseline=tmp_path / "vit", data="synthetic", timing=SHORT
     )
     vit, ptsr = record.variants
     for row in record.variants:
@@ -97,7 +97,7 @@ def test_a_variant_that_cannot_run_here_is_listed_without_results(
     elsewhere = bad.model_copy(update={"target": target})
     write_bundle(tmp_path / "ptsr", bundle.model_copy(update={"variants": [good, elsewhere]}))
     write_tiny_bundle(tmp_path / "vit", [1.0], kind="vit")
-    record = profile_bundles([tmp_path / "ptsr"], out=tmp_path / "p", baseline=tmp_path / "vit", timing=QUICK)
+    record = profile_bundles([tmp_path / "ptsr"], out=tmp_path / "p", baseline=tmp_path / "vit", timing=SHORT)
     for row in record.variants:
         check_reasons(row)
     timed, refused = record.variants[1:]
@@ -115,7 +115,7 @@ def test_without_its_baseline_nothing_is_written(tmp_path: Path) -> None:
     write_tiny_bundle(tmp_path / "ptsr", [1.0])
     write_tiny_bundle(tmp_path / "vit", [1.0], kind="vit", broken=[1.0])
     with pytest.raises(JobError, match="vit-test-cpu-fp32-k16: ONNX Runtime"):
-        profile_bundles([tmp_path / "ptsr"], out=tmp_path / "p", baseline=tmp_path / "vit", timing=QUICK)
+        profile_bundles([tmp_path / "ptsr"], out=tmp_path / "p", baseline=tmp_path / "vit", timing=SHORT)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ptsr", "vit"]
 
 
@@ -125,7 +125,7 @@ def test_all_attempts_are_kept_and_the_last_one_counts(
     verdicts = iter(["a neighbour woke up", None])
     monkeypatch.setattr(timing_module, "why_unstable", lambda *_: next(verdicts))
     record = profile_bundles(
-        [folders[0]], out=tmp_path / "p", baseline=folders[1], timing=replace(QUICK, attempts=3)
+        [folders[0]], out=tmp_path / "p", baseline=folders[1], timing=replace(SHORT, attempts=3)
     )
     assert [attempt.unstable for attempt in record.attempts] == ["a neighbour woke up", None]
     for row in record.variants:
@@ -146,9 +146,29 @@ def test_the_default_baseline_is_exported_for_the_run(tmp_path: Path) -> None:
     from ptsr_edge.export.exporter import export_bundle
 
     export_bundle(out=tmp_path / "nano", model="ptsr-nano", budgets=[0.25], precisions=["fp32"])
-    record = profile_bundles([tmp_path / "nano"], out=tmp_path / "p", timing=QUICK)
+    record = profile_bundles([tmp_path / "nano"], out=tmp_path / "p", timing=SHORT)
     base, variant = record.variants
     assert (base.id, base.bundle) == ("vit-nano-cpu-fp32-k49", None)
     assert (variant.tokens, variant.bundle) == (13, "nano")
     assert variant.macs == sum((variant.macs_by_operator or {}).values())
     assert not any("operators without a formula" in note for row in record.variants for note in row.notes)
+
+
+def test_the_default_baseline_has_every_kind_and_is_exported_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ptsr_edge.export.exporter import export_bundle
+
+    monkeypatch.setenv("PTSR_EDGE_CACHE", str(tmp_path / "cache"))
+    export_bundle(out=tmp_path / "nano", model="ptsr-nano", budgets=[0.25])
+    said, bases = [], []
+    for _ in range(2):
+        record = profile_bundles([tmp_path / "nano"], out=tmp_path / "p", timing=SHORT)
+        said.append(capsys.readouterr().err)
+        bases.append([row.files_sha256 for row in record.variants[:2]])
+    assert ["served from the cache" in text for text in said] == [False, True]
+    assert bases[0] == bases[1]
+    assert [row.id for row in record.variants[:2]] == ["vit-nano-cpu-fp32-k49", "vit-nano-cpu-int8-k49"]
+    for row in record.variants[2:]:
+        assert row.ratio_same_precision is not None
+        assert row.ratio_same_precision.against == f"vit-nano-cpu-{row.precision}-k49"

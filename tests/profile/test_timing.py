@@ -6,8 +6,10 @@ against itself looks at a ratio and at its own interval, which is wide on a busy
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from ptsr_edge.profile.timing import (
     TimingConfig,
     measure_interleaved,
     pinned_cpus,
+    quick_timing,
     time_until_stable,
     why_unstable,
 )
@@ -134,6 +137,27 @@ def test_processes_are_started_again_and_their_rounds_told_apart(
         assert timing.processes == 3
         assert timing.throughput_per_s is None
         assert timing.stages is None
+
+
+def test_a_quick_run_starts_less_and_asks_for_less(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WARM_UP_S", 0.0)
+    monkeypatch.setattr(module, "MIN_BLOCK_S", 0.001)
+    asked: list[tuple[str, str]] = []
+    ask = Worker._ask
+
+    def remember(self: Worker, request: Mapping[str, Any], limit_s: float = 60.0) -> dict[str, Any]:
+        asked.append((request["op"], request.get("call", "")))
+        return ask(self, request, limit_s)
+
+    monkeypatch.setattr(Worker, "_ask", remember)
+    timings = measure_interleaved(named(folders[0], full=16, half=8), quick_timing(duration_s=0.001))
+    # Two variants: 3 starts of each, of which each warms up in one block and runs 4 rounds and one whole call.
+    assert Counter(asked) == {
+        ("load", ""): 6, ("block", "infer"): 2 * 3 * (1 + 4), ("block", "predict"): 6, ("memory", ""): 6,
+    }  # fmt: skip
+    assert timings["half"].launches == [0] * 4 + [1] * 4 + [2] * 4
 
 
 def test_more_threads_than_cores_cannot_be_pinned() -> None:
