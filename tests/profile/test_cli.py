@@ -251,6 +251,18 @@ def _random_weights_on_unknown_data(place: Path) -> list[object]:
         (lambda place: ["--bundle", place / "ptsr", "--threads", 999, "--pin"], "cannot pin 999 threads"),
         (lambda place: ["--bundle", place / "ptsr", "--control-seeds", -1], "number of draws, 0 for no"),
         (lambda place: ["--bundle", place / "ptsr", "--root", place], "--root is the folder of the data"),
+        (
+            lambda place: ["--bundle", place / "ptsr", "--data", "synthetic", "--subjects", 0],
+            "at least 1, and goes with --data synthetic, got 0",
+        ),
+        (lambda place: ["--bundle", place / "ptsr", "--subjects", 9], "got 9 without --data"),
+        (
+            lambda place: [
+                *("--bundle", place / "ptsr", "--baseline", place / "vit"),
+                *("--data", "casme2", "--subjects", 9),
+            ],
+            "which data casme2 cannot; accepted: synthetic",
+        ),
         (_full_out, "holds other files and would be replaced"),
         (
             lambda place: ["--bundle", place / "ptsr", "--baseline", place / "vit", "--data", "synthetik"],
