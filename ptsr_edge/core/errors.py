@@ -4,6 +4,7 @@
     ├── InputError      the call, or something handed in, is not acceptable (exit code 2)
     └── JobError        the request was fine, doing it failed               (exit code 1)
         ├── ParityError        an artifact departs from its reference
+        ├── ComparisonError    nothing could be compared                    (exit code 3)
         └── MissingExtraError  a package that the job needs is not installed
 
 A message is one line for the person who reads it: the fault, the value found, the values accepted.
@@ -41,6 +42,12 @@ class JobError(PtsrError, RuntimeError):
 
 class ParityError(JobError):
     """An exported artifact departs from its reference by more than its limit."""
+
+
+class ComparisonError(JobError):
+    """Two measurements of which no part could be held against the other: neither better nor worse can be said."""
+
+    exit_code = 3
 
 
 class MissingExtraError(JobError, ImportError):

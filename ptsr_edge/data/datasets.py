@@ -178,6 +178,9 @@ class DatasetEntry:
             at the smallest size and counted.
         rendered_subjects: for data that are rendered and lie in no folder: the names of their subjects, without
             rendering any. None for data in files.
+        render_new: renders people who are there to be judged alone, given how many, the clips of each (at most 24) and
+            the image size: nothing is trained or calibrated on them, and no other people have their names. None
+            where that cannot be done.
         may_be_shown: samples, and what is made from them, may stand in profiles and reports that are passed on.
     """
 
@@ -185,6 +188,7 @@ class DatasetEntry:
     card: str | Callable[[Path | None], str]
     examine: Callable[[LoadRequest], Examined] | None = None
     rendered_subjects: Callable[[], Sequence[str]] | None = None
+    render_new: Callable[[int, int, int], FlowDataset] | None = None
     may_be_shown: bool = False
 
     def card_of(self, root: Path | None) -> str:
@@ -283,18 +287,29 @@ def split_subjects(
 def _load_synthetic(request: LoadRequest) -> FlowDataset:
     """Renders frames and measures their flow as a camera's is measured."""
     known = synthetic.subject_names()
-    numbers = [known.index(name) for name in check_subjects(request.subjects, known)]
+    people = {name: known.index(name) for name in check_subjects(request.subjects, known)}
     clips = min(request.limit or synthetic.CLIPS_PER_SUBJECT, synthetic.CLIPS_PER_SUBJECT)
-    preprocess = Preprocess(image_size=request.image_size)
-    flows, labels = synthetic.render_subjects(numbers, clips, preprocess, request.seed)
+    return _rendered(request.name, people, clips, request.image_size, request.seed)
+
+
+def _render_new(count: int, clips: int, image_size: int) -> FlowDataset:
+    """Renders the first people of `NEW_SEED`, as many as are asked for."""
+    people = {name: number for number, name in enumerate(synthetic.new_subject_names(count))}
+    return _rendered("synthetic", people, clips, image_size, synthetic.NEW_SEED)
+
+
+def _rendered(source: str, people: dict[str, int], clips: int, image_size: int, seed: int) -> FlowDataset:
+    """Returns the first clips of people, given as names with their numbers."""
+    preprocess = Preprocess(image_size=image_size)
+    flows, labels = synthetic.render_subjects(list(people.values()), clips, preprocess, seed)
     return FlowDataset(
         flows=flows.reshape(-1, *flows.shape[2:]),
         labels=labels.reshape(-1),
-        subjects=np.repeat([known[number] for number in numbers], clips),
-        names=[f"{known[number]}/{clip:02d}" for number in numbers for clip in range(clips)],
+        subjects=np.repeat(list(people), clips),
+        names=[f"{name}/{clip:02d}" for name in people for clip in range(clips)],
         label_names=LABELS,
         preprocess=preprocess,
-        source=request.name,
+        source=source,
     )
 
 
@@ -463,6 +478,7 @@ DATASETS: dict[str, DatasetEntry] = {
         "people",
         examine=_examine_synthetic,
         rendered_subjects=synthetic.subject_names,
+        render_new=_render_new,
         may_be_shown=True,
     ),
     "megc-flow": DatasetEntry(

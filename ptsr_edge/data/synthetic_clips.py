@@ -41,6 +41,10 @@ from ptsr_edge.vision.flow import flow_sample
 
 SUBJECTS = 160
 CLIPS_PER_SUBJECT = 24
+NEW_SEED = 3
+"""Of people who are rendered to be judged by a profile and for nothing else: models are trained and int8 is calibrated
+on those of seed 0, cascades are calibrated on those of 1, and an export judges its budgets on those of 2."""
+
 CLASS_SHARES = (0.45, 0.275, 0.275)
 """Negative, positive, surprise: as uneven as in recorded data."""
 
@@ -179,6 +183,11 @@ class Expression:
 def subject_names(count: int = SUBJECTS) -> list[str]:
     """Returns the names of the subjects, in order: "synthetic/000" and so on."""
     return [f"synthetic/{number:03d}" for number in range(count)]
+
+
+def new_subject_names(count: int) -> list[str]:
+    """Returns the names of people of `NEW_SEED`, which no other people have: who was seen in training is known by name."""
+    return [f"synthetic/new-{number:04d}" for number in range(count)]
 
 
 @lru_cache(maxsize=4)

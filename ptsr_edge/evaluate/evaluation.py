@@ -18,7 +18,16 @@ from ptsr_edge.bundle import Bundle, Variant, check_files, read_bundle
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError, require
-from ptsr_edge.data.datasets import HELD_OUT, FlowDataset, find_dataset, load, split_subjects
+from ptsr_edge.data.datasets import (
+    DATASETS,
+    HELD_OUT,
+    DatasetEntry,
+    FlowDataset,
+    find_dataset,
+    load,
+    refuse_root_of_rendered,
+    split_subjects,
+)
 from ptsr_edge.export.targets.base import THROUGH_ARTIFACT, THROUGH_GRAPH
 from ptsr_edge.runtimes.base import find_runtime
 from ptsr_edge.session import Session, why_not_here
@@ -265,28 +274,47 @@ def is_random(bundle: Bundle) -> bool:
     return bundle.provenance.get("kind") == "random"
 
 
-def judged_data(name: str, root: Path | None, bundles: Sequence[Bundle]) -> tuple[FlowDataset, str]:
+def judged_data(
+    name: str, root: Path | None, bundles: Sequence[Bundle], new: tuple[int, int] | None = None
+) -> tuple[FlowDataset, str]:
     """Returns the samples that none of the bundles was trained on, and how to name that choice.
 
     Args:
         name: of the data set.
         root: its folder; synthetic data needs none.
         bundles: of one input size and one list of labels.
+        new: judge that many people, so many clips of each, who are rendered for nothing else, instead of those that
+            training left out.
 
     Raises:
-        InputError: unknown data, other classes than the bundles', or no subject left.
+        InputError: unknown data, other classes than the bundles', or no subject left; or `new` with data that are not
+            rendered.
         MissingExtraError: what reads the data is not installed.
     """
     require("torch", "train", "judging accuracy")
     first = bundles[0]
-    known = None
-    if find_dataset(name).is_rendered and first.provenance.get("data") == name:  # renders no one else
+    entry, size, known = find_dataset(name), first.preprocess.image_size, None
+    if new is None and entry.is_rendered and first.provenance.get("data") == name:  # renders no one else
         known = first.provenance.get("held_out_subjects")
-    data = load(name, root, image_size=first.preprocess.image_size, subjects=known or None)
+    data = (
+        load(name, root, image_size=size, subjects=known or None)
+        if new is None
+        else _render_new(name, entry, root, new, size)
+    )
     check_classes(data, first.name, first.labels)
     protocol = ""
     for bundle in bundles:
         whole = len(data)
         data, named = judged_samples(data, bundle.provenance, everyone=False)
         protocol = "held-out subjects" if known or len(data) < whole else protocol or named
-    return data, protocol
+    return data, protocol if new is None else "subjects rendered to be judged alone"
+
+
+def _render_new(
+    name: str, entry: DatasetEntry, root: Path | None, new: tuple[int, int], image_size: int
+) -> FlowDataset:
+    refuse_root_of_rendered(name, entry, root)
+    if entry.render_new is None:
+        able = ", ".join(known for known, other in DATASETS.items() if other.render_new)
+        raise InputError(f"--subjects renders new people, which data {name} cannot; accepted: {able}")
+    return entry.render_new(*new, image_size)

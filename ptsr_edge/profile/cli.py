@@ -59,6 +59,8 @@ def _is_given(name: str) -> bool:
               help="A bundle of the full-token ViT; default: BUNDLE-baseline, else one is exported.")  # fmt: skip
 @click.option("--data", help="Judge accuracy on this data; default: not measured.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the data; synthetic needs none.")
+@click.option("--subjects", type=int,
+              help="With --data synthetic: judge this many people who are rendered for nothing else.")  # fmt: skip
 @click.option("--checkpoint", type=click.Path(path_type=Path),
               help="What the bundles were exported from, to compare selections; default: the embedded weights.")  # fmt: skip
 @click.option("--control-seeds", type=int, default=3, show_default=True,
@@ -81,7 +83,7 @@ def _is_given(name: str) -> bool:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/profile"), show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the record.")
 def main(
-    bundles: tuple[Path, ...], baseline: Path | None, data: str | None, root: Path | None,
+    bundles: tuple[Path, ...], baseline: Path | None, data: str | None, root: Path | None, subjects: int | None,
     checkpoint: Path | None, control_seeds: int, quick: bool, duration_s: float, min_runs: int, threads: int,
     processes: int, attempts: int, streams: int, pin: bool, seed: int, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
@@ -106,7 +108,7 @@ def main(
         lambda: f"{out} is {'as it was' if earlier else 'not written'}; the same command starts anew"
     ):
         profile = profile_bundles(
-            bundles, out=out, baseline=baseline, data=data, root=root,
+            bundles, out=out, baseline=baseline, data=data, root=root, subjects=subjects,
             timing=timing, checkpoint=checkpoint, control_seeds=control_seeds,
         )  # fmt: skip
     finish(profile.model_dump(mode="json", by_alias=True), [*table(profile), str(out / PROFILE)], as_json)

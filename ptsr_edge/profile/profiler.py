@@ -7,19 +7,20 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ptsr_edge.bundle import Bundle
 from ptsr_edge.core.console import say
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.files import check_place, staged_folder, write_whole
+from ptsr_edge.core.files import check_place, sha256_of, staged_folder, write_whole
 from ptsr_edge.core.system import describe_environment
 from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.evaluate.evaluation import is_random, judged_data
 from ptsr_edge.profile.accuracy import evaluate_variants
 from ptsr_edge.profile.results import command_of, measured, method_of, samples_file, write_samples
-from ptsr_edge.profile.schema import PROFILE, Attempt, Profile
+from ptsr_edge.profile.schema import NEW_CLIPS, PROFILE, Attempt, Profile
 from ptsr_edge.profile.timing import TimingConfig, time_until_stable
 from ptsr_edge.profile.variants import (
     ALIKE,
@@ -41,6 +42,7 @@ def profile_bundles(
     baseline: Path | None = None,
     data: str | None = None,
     root: Path | None = None,
+    subjects: int | None = None,
     timing: TimingConfig | None = None,
     checkpoint: Path | None = None,
     control_seeds: int = 0,
@@ -54,6 +56,8 @@ def profile_bundles(
             else one is exported for this run, in every target and precision of the bundles.
         data: name of the data to judge accuracy on; None: accuracy is not measured.
         root: folder of the data.
+        subjects: of data synthetic: judge that many people who are rendered for nothing else, `NEW_CLIPS` clips of
+            each; by default those whom training left out.
         timing: its options; by default those of `TimingConfig`.
         checkpoint: that the bundles were exported from, for what only the eager model can tell: DTSM against
             other selections; by default the embedded weights, where the bundles hold these.
@@ -69,12 +73,17 @@ def profile_bundles(
         raise InputError(
             f"--control-seeds is a number of draws, 0 for no comparison of selections, got {control_seeds}"
         )
+    if subjects is not None and (data is None or subjects < 1):
+        raise InputError(
+            f"--subjects is a number of people to judge, at least 1, and goes with --data synthetic, got {subjects}"
+            + (" without --data" if data is None else "")
+        )
     bundles = read_bundles(folders)
     first = check_same_model(bundles)
     with tempfile.TemporaryDirectory() as scratch:
         references = baselines_for(bundles, baseline, Path(scratch))
         variants = variants_of(bundles, references[0])
-        samples = _samples(first, references[0].bundle, data, root)
+        samples = _samples(first, references[0].bundle, data, root, subjects)
         trained = baseline_training(first, references[0].bundle)
         if samples is not None and trained != ALIKE:
             say(f"the baseline was trained {trained}: their accuracies are no fair comparison")
@@ -90,7 +99,7 @@ def profile_bundles(
             schema=2,
             command=command_of(
                 folders, out, config,
-                baseline=baseline, data=data, root=root, checkpoint=checkpoint, control_seeds=control_seeds,
+                baseline=baseline, data=data, root=root, subjects=subjects, checkpoint=checkpoint, control_seeds=control_seeds,
             ),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             model=first.name,
@@ -110,6 +119,7 @@ def profile_bundles(
             controls=found.controls,
             dynamic_counts=found.dynamic_counts,
             attempts=[Attempt(unstable=one.unstable) for one in tries],
+            weights_are_named=_are_named(first),
         )  # fmt: skip
         with staged_folder(out) as stage:
             for number, one in enumerate(tries, start=1):
@@ -152,6 +162,16 @@ def check_out(out: Path) -> None:
         raise InputError(f"{out} holds other files and would be replaced; name a new folder")
 
 
+def _are_named(bundle: Bundle) -> bool | None:
+    """Tells whether the weights are those that the model's name stands for; None without torch, which reads them."""
+    if find_spec("torch") is None:
+        return None
+    from ptsr_edge.models.checkpoint import embedded_checkpoint
+
+    path, digest = embedded_checkpoint(bundle.name), bundle.provenance.get("checkpoint_sha256")
+    return digest == (f"random-{bundle.name}-seed0" if path is None else sha256_of(path))
+
+
 def _is_rendered(samples: FlowDataset) -> bool:
     from ptsr_edge.data.datasets import known_dataset
 
@@ -160,7 +180,7 @@ def _is_rendered(samples: FlowDataset) -> bool:
 
 
 def _samples(
-    first: Bundle, reference: Bundle, data: str | None, root: Path | None
+    first: Bundle, reference: Bundle, data: str | None, root: Path | None, subjects: int | None
 ) -> tuple[FlowDataset, str] | None:
     """Loads the samples to judge on and names that choice; None where there is nothing to judge."""
     if data is None:
@@ -171,4 +191,5 @@ def _samples(
     if is_random(first):
         say(f"accuracy is not measured: the weights of {first.name} are random")
         return None
-    return judged_data(data, root, [first] if is_random(reference) else [first, reference])
+    new = None if subjects is None else (subjects, NEW_CLIPS)
+    return judged_data(data, root, [first] if is_random(reference) else [first, reference], new)

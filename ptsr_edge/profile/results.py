@@ -452,6 +452,7 @@ def command_of(
     baseline: Path | None = None,
     data: str | None = None,
     root: Path | None = None,
+    subjects: int | None = None,
     checkpoint: Path | None = None,
     control_seeds: int = 0,
 ) -> str:
@@ -460,6 +461,7 @@ def command_of(
     words = [word for option, place in places if place for word in (option, shown_path(place))]
     words += ["--data", data] if data is not None else []
     words += ["--root", "DIR"] if root is not None else []
+    words += ["--subjects", str(subjects)] if subjects is not None else []
     words += ["--quick"] if config.quick else []
     for name in ("duration_s", "min_runs", "threads", "seed"):
         words += [f"--{name.replace('_', '-')}", f"{getattr(config, name):g}"]

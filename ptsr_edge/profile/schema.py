@@ -20,6 +20,10 @@ PROFILE = "profile.json"
 NOT_RUN = "built, not run here"
 """In words, kind `no_device` of `Missing`: an engine on a machine without its GPU has no result that needs a run."""
 
+NEW_CLIPS = 6
+"""Clips of each person whom `profile --subjects` renders. A bound takes people as the unit, so few clips of many people
+show more than many clips of few; below this, chance answers of a person weigh too much."""
+
 MissingKind = Literal[
     "no_device", "failed", "not_asked", "not_installed", "not_supported", "not_applicable", "random_weights",
     "no_counterpart",
@@ -235,7 +239,8 @@ class Profile(Record):
     """The record of one `profile` run; `command` reproduces it.
 
     `data_is_rendered` says of the samples that accuracy was judged on whether a program made them; null where nothing
-    was judged, and in schema 1.
+    was judged, and in schema 1. `weights_are_named` says whether `export --model` makes the same weights: the embedded ones
+    or the seeded random ones of that name; null where that was not looked at.
     """
 
     schema_: Literal[1, 2] = Field(default=2, alias="schema")
@@ -254,6 +259,7 @@ class Profile(Record):
     controls: list[Control] | None = None
     dynamic_counts: Dynamic | None = None
     attempts: list[Attempt] = Field(default_factory=list)
+    weights_are_named: bool | None = None
 
     @property
     def is_of_rendered_data(self) -> bool:

@@ -259,6 +259,7 @@ def budgets(comparison: Comparison, recommendation: Recommendation) -> Drawing |
         lines.setdefault(line, []).append(row)
     base = next((row for row in rows if row.is_baseline), None)
     full = None if base is None else base.uar
+    allowed = recommendation.max_uar_drop or 0.0
     crowded = len(lines) > MOST_WHISKERED_LINES
     bounds = {row: uar_bounds(row) for row in rows}
     ends = [points[-1] for points in lines.values()]
@@ -269,14 +270,14 @@ def budgets(comparison: Comparison, recommendation: Recommendation) -> Drawing |
         axes = canvas.axes(44, 16 + max(map(text_width, labels)), 34, 44)
         edges = [row.uar or 0.0 for row in rows]
         edges += [] if crowded else [edge for found in bounds.values() if found for edge in found]
-        edges += [] if full is None else [full - recommendation.max_uar_drop]
+        edges += [] if full is None else [full - allowed]
         _scale_level(axes, edges, 0.005)
         axes.set_xlim(0, 105)
         ticks = sorted({round(100 * row.measured.keep_rate, 1) for row in variants})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         if full is not None:
-            band = (full - recommendation.max_uar_drop, full)
-            axes.axhspan(*band, color=colour("rule"), alpha=0.45, lw=0, zorder=0)
+            if allowed:
+                axes.axhspan(full - allowed, full, color=colour("rule"), alpha=0.45, lw=0, zorder=0)
             canvas.tip(
                 axes.axhline(full, color=colour("ink"), lw=1.5, zorder=2), f"full-token ViT: UAR {full:.3f}"
             )
@@ -296,7 +297,7 @@ def budgets(comparison: Comparison, recommendation: Recommendation) -> Drawing |
 
     caption = _judged_on(rows)
     if base is not None:
-        caption += f" Line: {base.name}; band: at most {recommendation.max_uar_drop:g} below it."
+        caption += f" Line: {base.name}" + (f"; band: at most {allowed:g} below it." if allowed else ".")
     if any(bounds.values()):
         caption += " Whiskers: 95 % interval, " if not crowded else " Intervals on hover: 95 %, "
         caption += f"{_interval_method(rows)}."

@@ -23,14 +23,14 @@ from ptsr_edge.bundle import (
     write_recommended,
 )
 from ptsr_edge.core.console import Verb, finish, say
-from ptsr_edge.core.errors import InputError, JobError, require
+from ptsr_edge.core.errors import ComparisonError, InputError, JobError, require
 from ptsr_edge.core.files import write_whole
 from ptsr_edge.core.records import Record, parse
 from ptsr_edge.profile.schema import Profile, read_profile
 from ptsr_edge.report.comparison import Comparison, compare, read_sources, sentence
 from ptsr_edge.report.plotting import FONT, SVG_CSS, standalone, theme_css
 from ptsr_edge.report.recommendation import Decision, Limits, Recommendation, check_limits, recommend
-from ptsr_edge.report.regression import Regression, changes_words, compare_profiles, summary
+from ptsr_edge.report.regression import Regression, changes_words, compare_profiles, outcome, summary
 from ptsr_edge.report.sections import (
     LEAD,
     Picture,
@@ -39,6 +39,7 @@ from ptsr_edge.report.sections import (
     draw,
     instability,
     limitations,
+    lines_to_paste,
 )
 from ptsr_edge.report.tables import aligned, build_tables, flatten_record, markdown, pipe_table, remarks
 from ptsr_edge.stats.risk_bounds import CONFIDENCE, Unit
@@ -143,6 +144,7 @@ def write_report(
         "model_cards": sorted({source.profile.model_card for source in comparison.sources}),
         "limitations": list(limitations(comparison)),
         "command": command,
+        "paste": lines_to_paste(comparison, recommendation),
         "svg_css": SVG_CSS,
         "font": FONT,
         "light": theme_css(0),
@@ -243,10 +245,11 @@ def _command(profiles: Sequence[Path], out: Path, limits: Limits | None, old: Pa
     words = ["python", "-m", "ptsr_edge.report"]
     words += [word for folder in profiles for word in ("--profile", folder.as_posix())]
     if limits is not None:
-        latency = limits.max_latency_ms
+        latency, loss = limits.max_latency_ms, limits.max_uar_drop
         words += [] if latency is None else ["--max-latency-ms", f"{latency:g}"]
-        words += ["--max-uar-drop", f"{limits.max_uar_drop:g}", "--confidence", f"{limits.confidence:g}"]
-        words += ["--unit", limits.unit]
+        words += [] if loss is None else [
+            "--max-uar-drop", f"{loss:g}", "--confidence", f"{limits.confidence:g}", "--unit", limits.unit,
+        ]  # fmt: skip
     words += ["--out", out.as_posix()]
     return shlex.join([*words, *([] if old is None else ["--compare", old.as_posix()])])
 
@@ -354,7 +357,7 @@ def json_text(record: dict[str, Any]) -> str:
 @click.option("--compare", "old", type=click.Path(path_type=Path),
               help="Folder of an earlier profile: say what changed beyond noise since then.")  # fmt: skip
 @click.option("--fail-on-regression", "strict", is_flag=True,
-              help="With --compare: exit code 1 if anything got worse.")  # fmt: skip
+              help="With --compare: exit code 1 if anything got worse (3: nothing could be compared).")  # fmt: skip
 @click.option("--write-choice", "bundles", multiple=True, type=click.Path(path_type=Path),
               help="Bundle that shall recommend the chosen variant; may be repeated.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -362,7 +365,10 @@ def main(
     profiles: tuple[Path, ...], out: Path, max_latency_ms: float | None, max_uar_drop: float | None,
     confidence: float, unit: Unit, old: Path | None, strict: bool, bundles: tuple[Path, ...], as_json: bool,
 ) -> None:  # fmt: skip
-    """Turn profiles into a page, a Markdown file, a JSON record and charts, and chooses a variant."""
+    """Turn profiles into a page, a Markdown file, a JSON record and charts, and choose a variant.
+
+    The fastest that meets all limits that are given is chosen, and no other limit is set.
+    """
     if strict and old is None:
         raise InputError("--fail-on-regression needs --compare DIR, the profile to compare with")
     limits = check_limits(max_latency_ms, max_uar_drop, confidence, unit)
@@ -377,5 +383,9 @@ def main(
         finish(written.record, written.lines, as_json)
     if refused:
         raise JobError(f"{_told(report.recommendation)} The report: {written.page.as_posix()}")
-    if strict and report.changes is not None and report.changes.regressions:
-        raise JobError(f"worse than before: {', '.join(report.changes.regressions)}")
+    if report.changes is None:
+        return
+    if strict and report.changes.regressions:
+        raise JobError(outcome(report.changes))
+    if report.changes.nothing_compared:
+        raise ComparisonError(f"{outcome(report.changes)}. The report: {written.page.as_posix()}")

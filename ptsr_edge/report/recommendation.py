@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -10,6 +11,7 @@ from pydantic import Field
 
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.records import Record
+from ptsr_edge.profile.schema import NEW_CLIPS
 from ptsr_edge.report.comparison import (
     ComparedVariant,
     Comparison,
@@ -46,12 +48,12 @@ Status = Literal[
 class Recommendation(Record):
     """The sentence, what kind of answer it is, and the variant it is about (null: about none).
 
-    `detail` says how sure a choice is and what is missing for another one, or why a result is missing.
+    `max_uar_drop` is the loss of UAR that it was held against, null where only latency was asked for. `detail` says how sure a choice is and what is missing for another one, or why a result is missing.
     """
 
     sentence: str
     status: Status
-    max_uar_drop: float
+    max_uar_drop: float | None
     name: str | None = None
     id: str | None = None
     profile: str | None = None
@@ -64,10 +66,10 @@ p99 rests on a fifth of the samples."""
 
 
 class Limits(Record):
-    """What a variant must meet; a latency of null is no limit."""
+    """What a variant must meet; null is no limit. Confidence and unit are those of a limit on the loss of UAR."""
 
     max_latency_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    max_uar_drop: float = Field(default=MAX_UAR_DROP, gt=0, lt=1)
+    max_uar_drop: float | None = Field(default=None, gt=0, lt=1)
     confidence: float = Field(default=CONFIDENCE, gt=0, lt=1)
     unit: Unit = "subject"
 
@@ -77,11 +79,12 @@ class Candidate(Record):
 
     Attributes:
         p95_ms: its latency.
-        drop: UAR of the reference minus this one's, as measured.
-        upper: the bound on it, which holds for all candidates at once; null where the latency is not met.
+        drop: UAR of the reference minus this one's, as measured; null where no limit on it was asked for.
+        upper: the bound on it, which holds for all candidates at once; null where the latency is not met too.
         least: that bound, had all answers been equal: what the amount of data can show at all.
         needed_units: how many units of the same kind would bring the bound to the limit; null: no number would.
         needed_samples: the same in samples.
+        needed_people: the same in people of `profile --subjects`; null too where the data are not rendered.
         upper_if_independent: the bound, were all samples independent of one another.
         upper_against_baseline: the bound on what it loses against the full-token ViT, for information; null where
             that was not judged.
@@ -92,22 +95,27 @@ class Candidate(Record):
     id: str
     profile: str
     p95_ms: float
-    drop: float
+    drop: float | None = None
     upper: float | None = None
     least: float | None = None
     needed_units: int | None = None
     needed_samples: int | None = None
+    needed_people: int | None = None
     upper_if_independent: float | None = None
     upper_against_baseline: float | None = None
-    told: Literal["taken", "meets both", "too slow", "drop not excluded", "drop too large"]
+    told: Literal["taken", "meets the limits", "too slow", "drop not excluded", "drop too large"]
 
 
 class Decision(Record):
-    """The choice: `picked` is the name of a candidate, null where none meets the limits."""
+    """The choice: `picked` is the name of a candidate, null where none meets the limits.
+
+    `reference`, `units` and `samples` are what a loss of UAR is measured against and on; null and 0 where no limit on
+    it was asked for.
+    """
 
     limits: Limits
     percentile: str = PERCENTILE
-    reference: str
+    reference: str | None
     units: int
     samples: int
     tests: int
@@ -131,8 +139,7 @@ def check_limits(
             raise InputError(f"{option} is a share above 0 and below 1, got {value:g}")
     if max_latency_ms is None and max_uar_drop is None:
         return None
-    drop = MAX_UAR_DROP if max_uar_drop is None else max_uar_drop
-    return Limits(max_latency_ms=max_latency_ms, max_uar_drop=drop, confidence=confidence, unit=unit)
+    return Limits(max_latency_ms=max_latency_ms, max_uar_drop=max_uar_drop, confidence=confidence, unit=unit)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -145,7 +152,8 @@ def recommend(comparison: Comparison, limits: Limits | None = None) -> tuple[Rec
     Without limits, by what was measured: its UAR is at most `MAX_UAR_DROP` below its baseline's. Where none
     qualifies, or latency or accuracy is missing, the sentence says that instead.
 
-    With limits, surely: a drop is measured against the fp32 variant of the largest budget in the same profile, and
+    With limits, the fastest that meets all that was asked for, and nothing else is asked of it. A limit on the loss of
+    UAR is met surely: a drop is measured against the fp32 variant of the largest budget in the same profile, and
     a bound on it, corrected for the number of variants that meet the limit on latency, is held against the limit.
     Of variants that are not told apart in speed the smallest is taken.
 
@@ -153,14 +161,14 @@ def recommend(comparison: Comparison, limits: Limits | None = None) -> tuple[Rec
         The recommendation; how every variant stands against the limits, None without limits.
 
     Raises:
-        InputError: there are limits, and a profile without answers by sample, without its reference, or with too
-            few samples.
+        InputError: there are limits and no variant was timed; or one on the loss of UAR, and a profile without answers
+            by sample, without its reference, or with too few samples.
     """
     if limits is None:
         return _by_estimates(comparison), None
     decision, about, reference = _decide(comparison, limits)
     status: Status = "none-meets-the-limits" if decision.picked is None else "chosen"
-    told, detail = _words(decision, about, reference)
+    told, detail = _words(decision, about, reference, comparison)
     return _recommendation(status, told, about, detail, limits.max_uar_drop), decision
 
 
@@ -169,7 +177,7 @@ def _recommendation(
     told: str,
     about: ComparedVariant | None = None,
     detail: str = "",
-    max_uar_drop: float = MAX_UAR_DROP,
+    max_uar_drop: float | None = MAX_UAR_DROP,
 ) -> Recommendation:
     return Recommendation(
         sentence=told,
@@ -230,18 +238,21 @@ def _by_estimates(comparison: Comparison) -> Recommendation:
     return _recommendation("within", text, pick)
 
 
-def _decide(comparison: Comparison, limits: Limits) -> tuple[Decision, ComparedVariant, ComparedVariant]:
+def _decide(
+    comparison: Comparison, limits: Limits
+) -> tuple[Decision, ComparedVariant, ComparedVariant | None]:
     """Returns the decision, the variant that it is about (picked or nearest), and what drops are measured against."""
-    references = {source.name: _reference(comparison, source.name) for source in comparison.sources}
-    rows = [
-        row
-        for row in comparison.rows
-        if not row.is_baseline and row.p50_ms is not None and _predicted(row) is not None
-    ]
+    limit = limits.max_uar_drop
+    rows = [row for row in comparison.rows if not row.is_baseline and row.p50_ms is not None]
+    references: dict[str, ComparedVariant] = {}
+    if limit is not None:
+        references = {source.name: _reference(comparison, source.name) for source in comparison.sources}
+        rows = [row for row in rows if _predicted(row) is not None]
     if not rows:
-        raise InputError("no variant was both timed and judged: there is nothing to choose from")
+        wanted = "timed" if limit is None else "both timed and judged"
+        raise InputError(f"no variant was {wanted}: there is nothing to choose from")
     fast = [row for row in rows if limits.max_latency_ms is None or _p95(row) <= limits.max_latency_ms]
-    tests = max(1, sum(row is not references[row.source.name] for row in fast))
+    tests = max(1, sum(row is not references.get(row.source.name) for row in fast))
     candidates = {
         row: _candidate(row, references, comparison.reference(row), row in fast, limits, tests)
         for row in rows
@@ -250,7 +261,7 @@ def _decide(comparison: Comparison, limits: Limits) -> tuple[Decision, ComparedV
     def bound_then_time(row: ComparedVariant) -> tuple[float, float]:
         return candidates[row].upper or 0.0, _p50(row)
 
-    passing = [row for row in fast if (candidates[row].upper or 0.0) <= limits.max_uar_drop]
+    passing = [row for row in fast if limit is None or (candidates[row].upper or 0.0) <= limit]
     picked = _fastest(passing)
     nearest: ComparedVariant | None
     if picked is None:
@@ -261,15 +272,14 @@ def _decide(comparison: Comparison, limits: Limits) -> tuple[Decision, ComparedV
         nearest = min(faster, key=bound_then_time, default=None)
     about = picked or nearest
     assert about is not None, "there is a nearest where none is picked"
-    reference = references[about.source.name]
-    judged = reference.source.profile.judged
-    assert judged is not None, "the reference was judged"
+    reference = references.get(about.source.name)
+    judged = None if reference is None else reference.source.profile.judged
     decision = Decision(
         limits=limits,
-        reference=reference.name,
-        units=len(set(judged.subject)),
-        samples=len(judged.truth),
-        tests=tests,
+        reference=None if reference is None else reference.name,
+        units=0 if judged is None else len(set(judged.subject)),
+        samples=0 if judged is None else len(judged.truth),
+        tests=1 if reference is None else tests,
         picked=picked.name if picked else None,
         nearest=nearest.name if nearest else None,
         candidates=list(candidates.values()),
@@ -313,28 +323,38 @@ def _candidate(
     limits: Limits,
     tests: int,
 ) -> Candidate:
+    about = {"name": row.name, "id": row.measured.id, "profile": row.source.name, "p95_ms": _p95(row)}
+    limit = limits.max_uar_drop
+    if limit is None:
+        return Candidate(**about, told="meets the limits" if is_fast else "too slow")
     reference, judged = references[row.source.name], row.source.profile.judged
     assert judged is not None, "the reference was judged"
-    about = {"name": row.name, "id": row.measured.id, "profile": row.source.name, "p95_ms": _p95(row)}
     drop = (reference.uar or 0.0) - (row.uar or 0.0)
     if not is_fast:
         return Candidate(**about, drop=drop, told="too slow")
     answers, base = _predicted(row), _predicted(reference)
     assert answers is not None, "candidates were judged"
     assert base is not None, "the reference was judged"
-    sure, limit = limits.confidence, limits.max_uar_drop
+    sure = limits.confidence
 
-    def pairs(other: list[int], unit: Unit = limits.unit) -> Paired:
-        return paired(judged.truth, other, answers, judged.subject, unit)
+    def pairs(
+        other: list[int], unit: Unit = limits.unit, people: list[int] | list[str] = judged.subject
+    ) -> Paired:
+        return paired(judged.truth, other, answers, people, unit)
 
     vit = _predicted(baseline) if baseline is not None else None
     bounded = None if vit is None else upper_bound(pairs(vit), confidence=sure, tests=tests).upper
     if row is reference:
         same = {"drop": 0.0, "upper": 0.0, "least": 0.0, "upper_against_baseline": bounded}
-        return Candidate(**about, **same, told="meets both")
+        return Candidate(**about, **same, told="meets the limits")
     bound = upper_bound(pairs(base), confidence=sure, tests=tests)
     alone = upper_bound(pairs(base, "sample"), confidence=sure, tests=tests)
     factor = needed_factor(pairs(base), limit, confidence=sure, tests=tests)
+    needed_people = None
+    if factor is not None and row.source.profile.is_of_rendered_data:
+        few = pairs(base, "subject", people_of_few_clips(judged.subject))
+        times = needed_factor(few, limit, confidence=sure, tests=tests)
+        needed_people = None if times is None else math.ceil(times * len(few.parts))
     within = bound.upper <= limit
     return Candidate(
         **about,
@@ -343,10 +363,28 @@ def _candidate(
         least=bound.least,
         needed_units=None if factor is None else math.ceil(factor * bound.units),
         needed_samples=None if factor is None else math.ceil(factor * bound.samples),
+        needed_people=needed_people,
         upper_if_independent=alone.upper,
         upper_against_baseline=bounded,
-        told="meets both" if within else "drop too large" if factor is None else "drop not excluded",
+        told="meets the limits" if within else "drop too large" if factor is None else "drop not excluded",
     )
+
+
+def people_of_few_clips(subjects: Sequence[int]) -> list[str]:
+    """Cuts each subject's clips into people of `NEW_CLIPS` clips, as `profile --subjects` renders them.
+
+    Args:
+        subjects: (n,) who is seen.
+
+    Returns:
+        (n,) names.
+    """
+    seen: Counter[int] = Counter()
+    names = []
+    for subject in subjects:
+        names.append(f"{subject}/{seen[subject] // NEW_CLIPS}")
+        seen[subject] += 1
+    return names
 
 
 def _fastest(rows: Sequence[ComparedVariant]) -> ComparedVariant | None:
@@ -450,45 +488,68 @@ def _build_of(row: ComparedVariant) -> tuple[str, str]:
     return row.measured.precision, row.measured.target
 
 
-def _words(decision: Decision, about: ComparedVariant, reference: ComparedVariant) -> tuple[str, str]:
-    """Returns a decision in one sentence, and what stands behind it."""
+def _words(
+    decision: Decision, about: ComparedVariant, reference: ComparedVariant | None, comparison: Comparison
+) -> tuple[str, str]:
+    """Returns a decision in a sentence that says what was asked for and what was not, and what stands behind it."""
     limits = decision.limits
     candidates = {candidate.name: candidate for candidate in decision.candidates}
     found, close = candidates[about.name], candidates.get(decision.nearest or "")
-    asked = f"a loss of UAR of at most {limits.max_uar_drop:g}"
-    if limits.max_latency_ms is not None:
-        asked = f"{limits.max_latency_ms:g} ms of latency ({PERCENTILE}) with {asked}"
+    latency = (
+        "" if limits.max_latency_ms is None else f"{limits.max_latency_ms:g} ms of latency ({PERCENTILE})"
+    )
+    loss = "" if limits.max_uar_drop is None else f"a loss of UAR of at most {limits.max_uar_drop:g}"
+    asked = " with ".join(filter(None, (latency, loss)))
+    open_ = "" if latency and loss else f"; no limit on {'the loss of UAR' if latency else 'latency'}"
     sure = f"with {100 * limits.confidence:g} % confidence"
     if decision.picked is None:
         if found.told == "too slow":
             took = f"{three_digits(found.p95_ms)} ms ({PERCENTILE})"
-            return f"No variant meets {asked}: the fastest, {found.name}, takes {took}.", ""
-        return f"No variant is shown to meet {asked}.", f"The nearest is {_missing(found, decision, sure)}"
-    text = f"Take {found.name}: it answers within {three_digits(found.p95_ms)} ms ({PERCENTILE}) and "
+            return f"No variant meets {asked}: the fastest, {found.name}, takes {took}{open_}.", ""
+        return (
+            f"No variant is shown to meet {asked}{open_}.",
+            f"The nearest is {_missing(found, decision, sure)}",
+        )
+    text = f"Take {found.name}: it answers within {three_digits(found.p95_ms)} ms ({PERCENTILE})"
+    if reference is None:
+        loss_told = _accuracy_clause(about, comparison)
+        text, detail = (
+            f"{text}, and none is shown to be faster.",
+            f"Accuracy was not held against a limit: {loss_told}.",
+        )
+        return f"{text} Asked for: {asked}{open_}.", detail
+    text += " and "
     if about is reference:
         text, detail = f"{text}is the reference itself: nothing faster is shown to lose so little.", ""
     else:
         text += f"loses at most {rounded_up(found.upper or 0.0)} of UAR against {reference.name}, {sure}."
-        detail = f"Measured: {_step(found.drop)}, on {_counted(decision)}."
+        detail = f"Measured: {_step(found.drop or 0.0)}, on {_counted(decision)}."
     if close is not None:
         detail += f" Faster is {_missing(close, decision, sure)}"
-    return text, detail.strip()
+    return f"{text} Asked for: {asked}{open_}.", detail.strip()
 
 
 def _missing(close: Candidate, decision: Decision, sure: str) -> str:
     """Describes a candidate whose drop is not excluded, and what would exclude it."""
-    unit, limit = decision.limits.unit, f"{decision.limits.max_uar_drop:g}"
-    text = f"{close.name} at {three_digits(close.p95_ms)} ms: measured {_step(close.drop)}, but {sure} all that is "
+    unit, limit = decision.limits.unit, f"{decision.limits.max_uar_drop or 0:g}"
+    text = f"{close.name} at {three_digits(close.p95_ms)} ms: measured {_step(close.drop or 0.0)}, but {sure} all that is "
     text += f"excluded is a loss above {rounded_up(close.upper or 0.0)} ({_counted(decision)})"
     if close.needed_units is None:
         return f"{text}; more data of this kind would not show {limit}."
     has = decision.units if unit == "subject" else decision.samples
-    step = 10 ** max(0, len(str(close.needed_units)) - 2)
-    needed = -(-close.needed_units // step) * step  # two digits, rounded up
-    text += f". To show {limit} it needs about {needed:,} {unit}s like these, and has {has:,}"
+    text += f". To show {limit} it needs about {_two_digits(close.needed_units):,} {unit}s like these, and has {has:,}"
     if unit == "subject" and close.upper_if_independent is not None:
         text += f"; were all samples independent of one another, the bound would be {rounded_up(close.upper_if_independent)}"
+    if close.needed_people is not None:
+        people = _two_digits(close.needed_people)
+        text += f". So many are rendered by: ptsr-edge profile ... --subjects {people} ({NEW_CLIPS} clips of each)"
     return text + "."
+
+
+def _two_digits(count: int) -> int:
+    """Rounds a number up to two digits."""
+    step: int = 10 ** max(0, len(str(count)) - 2)
+    return -(-count // step) * step
 
 
 def _counted(decision: Decision) -> str:

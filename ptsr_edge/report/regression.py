@@ -59,10 +59,19 @@ class Change(Record):
         """True where anything got worse."""
         return self.time == "slower" or any(score.is_ == WORSE for score in self.scores)
 
+    @property
+    def is_called(self) -> bool:
+        """True where its time is told to have changed or not, or another result changed."""
+        return self.time in ("slower", "faster", "no change") or bool(self.scores)
+
+
+WIDE = "its interval is so wide that it shows neither a change nor none"
+
 
 class Regression(Record):
     """Two profiles compared; `conditions` names the rest that was not the same in the two runs."""
 
+    baseline: str
     old_created: str
     new_created: str
     changes: list[Change]
@@ -74,6 +83,19 @@ class Regression(Record):
     def regressions(self) -> list[str]:
         """Ids of the variants that got worse in anything."""
         return [change.id for change in self.changes if change.is_regression]
+
+    @property
+    def nothing_compared(self) -> str | None:
+        """Why no variant at all can be told to have changed or not; None where one can."""
+        if any(change.is_called for change in self.changes):
+            return None
+        names: dict[str, list[str]] = {}
+        for change in self.changes:
+            if change.id != self.baseline:
+                names.setdefault(change.note or WIDE, []).append(change.id)
+        if not names:
+            return "no variant beside the baseline is in both profiles"
+        return "; ".join(f"{why} ({', '.join(ids)})" for why, ids in names.items())
 
 
 def compare_profiles(old: Profile, new: Profile) -> Regression:
@@ -95,6 +117,7 @@ def compare_profiles(old: Profile, new: Profile) -> Regression:
     unstable = _unstable(old, new)
     judged = new.judged if new.judged is not None and new.judged == old.judged else None
     return Regression(
+        baseline=new.baseline,
         old_created=old.created,
         new_created=new.created,
         changes=[
@@ -223,8 +246,16 @@ def summary(regression: Regression) -> list[str]:
     lines += [f"{name:32} was there before and is gone" for name in regression.only_old]
     lines += [f"{name:32} is new" for name in regression.only_new]
     lines += [f"not the same in both runs: {text}" for text in regression.conditions]
-    worse = regression.regressions
-    return [*lines, f"worse than before: {', '.join(worse)}" if worse else "nothing got worse beyond noise"]
+    return [*lines, outcome(regression)]
+
+
+def outcome(regression: Regression) -> str:
+    """Returns the last line: what got worse, that nothing did, or that nothing could be compared and why."""
+    if worse := regression.regressions:
+        return f"worse than before: {', '.join(worse)}"
+    if why := regression.nothing_compared:
+        return f"nothing could be compared: {why}"
+    return "nothing got worse beyond noise"
 
 
 def changes_words(regression: Regression) -> dict[str, Any]:

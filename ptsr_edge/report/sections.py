@@ -5,10 +5,14 @@ A further chart is a function, from the compared variants to a `Drawing`, and on
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ptsr_edge.profile.schema import needs_gpu
 from ptsr_edge.report import accuracy_charts, cost_charts
 from ptsr_edge.report.comparison import (
     ComparedVariant,
@@ -156,13 +160,29 @@ def decision_evidence(decision: Decision) -> Evidence:
         return "-" if value is None else rounded_up(value), value
 
     limits, unit = decision.limits, decision.limits.unit
+    title = "Held against the limits"
+    latency = (
+        f"Latency is held against {decision.percentile}: what 19 of 20 inferences meet. The fastest by its median "
+        "is taken; of those whose ratios' intervals overlap, the smallest."
+    )
+    if limits.max_uar_drop is None:
+        times: list[tuple[str, Cells]] = [
+            (entry.name, ((entry.told, entry.told), (three_digits(entry.p95_ms), entry.p95_ms)))
+            for entry in decision.candidates
+        ]
+        headings: tuple[str, ...] = ("Variant", "Stands", f"{decision.percentile}, ms")
+        texts = [
+            latency,
+            "No limit on the loss of UAR was asked for (--max-uar-drop): none is held against it.",
+        ]
+        return Evidence(texts, _table("decision", title, headings, times, decision.picked))
     rows: list[tuple[str, Cells]] = [
         (
             entry.name,
             (
                 (entry.told, entry.told),
                 (three_digits(entry.p95_ms), entry.p95_ms),
-                (signed(entry.drop), entry.drop),
+                ("-" if entry.drop is None else signed(entry.drop), entry.drop),
                 bound(entry.upper),
                 bound(entry.upper_if_independent),
                 ("-" if entry.needed_units is None else f"{entry.needed_units:,}", entry.needed_units),
@@ -188,10 +208,69 @@ def decision_evidence(decision: Decision) -> Evidence:
         "If independent: the bound, were all samples independent of one another. Needs: how many like these would "
         f"bring the bound to {limits.max_uar_drop:g}. At most, ViT: for information, the bound on the loss against the "
         "full-token ViT.",
-        f"Latency is held against {decision.percentile}: what 19 of 20 inferences meet. The fastest by its median "
-        "is taken; of those whose ratios' intervals overlap, the smallest.",
+        latency,
     ]
-    return Evidence(texts, _table("decision", "Held against the limits", headings, rows, decision.picked))
+    return Evidence(texts, _table("decision", title, headings, rows, decision.picked))
+
+
+# ---------------------------------------------------------------------------------------------
+# What stands at the end: the lines that use the variant
+
+
+@dataclass(frozen=True)
+class Paste:
+    """Lines to paste that use one variant: of a program, and of a shell."""
+
+    name: str
+    python: tuple[str, ...]
+    shell: tuple[str, ...]
+
+
+def lines_to_paste(comparison: Comparison, recommendation: Recommendation) -> Paste | None:
+    """Returns the lines that open, watch with and export the variant that is recommended; None where none is.
+
+    Threads are those that it was measured with. CHECKPOINT stands for a file whose place no record holds, BUNDLE and MODEL
+    for names that would end a block of code.
+    """
+    row = next(
+        (
+            row
+            for row in comparison.rows
+            if row.measured.id == recommendation.id and row.source.name == recommendation.profile
+        ),
+        None,
+    )
+    if row is None or row.measured.bundle is None or recommendation.status not in ("chosen", "within"):
+        return None
+    measured, profile = row.measured, row.source.profile
+    bundle, model = _in_code(measured.bundle or "", "BUNDLE"), _in_code(profile.model, "MODEL")
+    rate, target, precision = f"{measured.keep_rate:.6g}", measured.target, measured.precision
+    count = profile.method.get("threads")
+    threads = [] if count is None or needs_gpu(target) else ["--threads", str(count)]
+    opened = [json.dumps(bundle), f"budget={rate}", f"target={json.dumps(target)}"]
+    opened += [f"precision={json.dumps(precision)}", *([f"threads={count}"] if threads else [])]
+    camera = ["camera", "--bundle", bundle, "--source", "0", "--budget", rate, "--target", target]
+    export = [
+        "export",
+        *(["--model", model] if profile.weights_are_named else ["--checkpoint", "CHECKPOINT"]),
+    ]
+    export += ["--target", target, "--budgets", rate, "--precision", precision]
+    if precision == "int8" and measured.int8_layers:
+        export += ["--max-uar-drop", f"{measured.int8_layers['limit']:g}"]
+    out = ["--out", f"out/{model}-{target}-{precision}-k{rate}"]
+    return Paste(
+        row.name,
+        ("from ptsr_edge import Session", "", f"session = Session.open({', '.join(opened)})"),
+        tuple(
+            shlex.join(["ptsr-edge", *words])
+            for words in ([*camera, "--precision", precision, *threads], [*export, *threads, *out])
+        ),
+    )
+
+
+def _in_code(name: str, stand_in: str) -> str:
+    """Returns a name, or what stands in for it where Markdown or a shell would take a part of it for markup."""
+    return stand_in if re.search(r"[<>`\r\n]", name) else name
 
 
 # ---------------------------------------------------------------------------------------------

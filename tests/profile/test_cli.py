@@ -335,6 +335,18 @@ def _random_weights_on_unknown_data(place: Path) -> list[object]:
             lambda place: ["--bundle", place / "ptsr", "--quick", "--control-seeds", 1],
             "--quick leaves out what --control-seeds 1 asks for",
         ),
+        (
+            lambda place: ["--bundle", place / "ptsr", "--data", "synthetic", "--subjects", 0],
+            "at least 1, and goes with --data synthetic, got 0",
+        ),
+        (lambda place: ["--bundle", place / "ptsr", "--subjects", 9], "got 9 without --data"),
+        (
+            lambda place: [
+                *("--bundle", place / "ptsr", "--baseline", place / "vit"),
+                *("--data", "casme2", "--subjects", 9),
+            ],
+            "which data casme2 cannot; accepted: synthetic",
+        ),
         (_full_out, "holds other files and would be replaced"),
         (
             lambda place: ["--bundle", place / "ptsr", "--baseline", place / "vit", "--data", "synthetik"],

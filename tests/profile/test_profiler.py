@@ -13,9 +13,12 @@ from bundle_data import PATCHES, SIDE, TRAINED, check_reasons, tiny_flows, write
 import ptsr_edge.export.calibration  # noqa: F401 - takes data.load by name: before a test replaces it
 from ptsr_edge.bundle import write_bundle
 from ptsr_edge.core.errors import JobError
+from ptsr_edge.core.files import sha256_of
 from ptsr_edge.data.datasets import FlowDataset
+from ptsr_edge.models.checkpoint import embedded_checkpoint
 from ptsr_edge.profile import timing as timing_module
 from ptsr_edge.profile.profiler import profile_bundles, warn_of_load
+from ptsr_edge.profile.schema import NEW_CLIPS
 from ptsr_edge.profile.timing import TimingConfig
 
 SHORT = TimingConfig(duration_s=0.05, min_runs=20, block=2)
@@ -52,6 +55,37 @@ def test_accuracy_and_kept_patches_of_held_out_subjects(
     assert kept.labels == ["negative", "positive", "surprise"]
     assert kept.kept == {"ptsr-test-cpu-fp32-k8": [list(range(PATCHES // 2))] * 3}
     assert np.shape(kept.strain) == (3, SIDE, SIDE)
+
+
+def test_people_are_rendered_to_be_judged(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    bundle, baseline = folders
+    record = profile_bundles(
+        [bundle], out=tmp_path / "p", baseline=baseline, data="synthetic", subjects=4, timing=SHORT
+    )
+    assert record.judged is not None
+    assert record.judged.subject == [person for person in range(4) for _ in range(NEW_CLIPS)]
+    assert "--data synthetic --subjects 4" in record.command
+    assert {row.accuracy.protocol for row in record.variants if row.accuracy} == {
+        "subjects rendered to be judged alone"
+    }
+    assert record.kept_patches is not None
+    assert all(name.startswith("synthetic/new-") for name in record.kept_patches.names)
+
+
+def test_weights_that_a_name_stands_for_are_told(tmp_path: Path) -> None:
+    def named(name: str, **provenance: str) -> bool | None:
+        folder = tmp_path / "-".join([name, *provenance])
+        write_tiny_bundle(folder, [1.0], name=name, provenance={"kind": "trained", **provenance})
+        write_tiny_bundle(tmp_path / "vit", [1.0], kind="vit", name=name.replace("ptsr", "vit"))
+        out = tmp_path / f"{folder.name}-profile"
+        return profile_bundles(
+            [folder], out=out, baseline=tmp_path / "vit", timing=SHORT
+        ).weights_are_named  # fmt: skip
+
+    embedded = embedded_checkpoint("ptsr-tiny")
+    assert embedded is not None
+    assert named("ptsr-tiny", checkpoint_sha256=sha256_of(embedded)) is True
+    assert named("ptsr-tiny") is False
 
 
 @pytest.mark.parametrize("random", ["both", "baseline", "model"])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pytest
@@ -18,8 +20,10 @@ from judged_data import judged_profile
 from report_data import lacking, make_profile, write_profile
 
 from ptsr_edge.bundle import MANIFEST, describe_file, files_digest, read_bundle, write_bundle
+from ptsr_edge.camera.cli import main as camera
 from ptsr_edge.core.errors import InputError, MissingExtraError
 from ptsr_edge.core.records import read_record
+from ptsr_edge.export.cli import main as export_main
 from ptsr_edge.profile.schema import Attempt, Measured, Profile, read_profile
 from ptsr_edge.report import cli as module
 from ptsr_edge.report.cli import Report, json_text, main, render, unbroken, write_report
@@ -342,6 +346,20 @@ def test_compare_marks_what_changed_and_fails_where_asked(tmp_path: Path) -> Non
     assert "nothing got worse beyond noise" in same.stdout
 
 
+@pytest.mark.parametrize("strict", [(), ("--fail-on-regression",)])
+def test_nothing_to_compare_has_an_exit_code_of_its_own(
+    made: Path, tmp_path: Path, strict: tuple[str, ...]
+) -> None:
+    one = str(made / "one")  # its variants ran in one process each
+    result = run("--profile", one, "--compare", one, *strict, "--out", tmp_path / "r")
+    assert result.exit_code == 3
+    (line,) = result.stderr.splitlines()
+    assert "nothing could be compared: " in line
+    assert "one process of each variant says nothing about the next" in line
+    assert f"The report: {(tmp_path / 'r' / 'report.html').as_posix()}" in line
+    assert "nothing could be compared" in (tmp_path / "r" / "report.md").read_text(encoding="utf-8")
+
+
 def test_compare_refuses_what_cannot_be_compared(made: Path, tmp_path: Path) -> None:
     make_profile(tmp_path / "other", model="ptsr-small", samples=20, raw="none", kept=False)
     record = json.loads((tmp_path / "other" / "profile.json").read_text(encoding="utf-8"))
@@ -395,6 +413,8 @@ def test_none_is_exit_code_1_with_one_line_and_a_report(tmp_path: Path) -> None:
     (line,) = result.stderr.strip().splitlines()
     assert "No variant meets 0.1 ms" in line
     assert (tmp_path / "r" / "report.html").is_file()
+    command = read_record(Report, tmp_path / "r" / "report.json").command
+    assert "--max-latency-ms 0.1 --out" in command, "what was not asked for is not in the command either"
 
 
 def test_a_limit_that_is_none_is_a_wrong_call(made: Path, tmp_path: Path) -> None:
@@ -468,6 +488,49 @@ def test_the_choice_is_written_into_the_bundle(measured_bundle: tuple[Path, Path
     assert "0.25" in found.variant
     assert before == read_bundle(folder).model_copy(update={"recommended": None})
     assert f"{folder} recommends {found.variant} from now on" in answer.stderr
+
+
+def code_blocks(markdown: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", markdown, re.DOTALL | re.MULTILINE)
+
+
+def test_the_report_ends_with_lines_that_work(
+    measured_bundle: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile, folder = measured_bundle
+    made = read_profile(profile)
+    rows = [row.model_copy(update={"bundle": row.bundle and folder.name}) for row in made.variants]
+    write_profile(profile, made.model_copy(update={"variants": rows, "weights_are_named": True}))
+    assert choosing(profile, tmp_path / "out", *LIMITS).exit_code == 0
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert text.rindex("## ") == text.index("## Use 25 %")
+    (program,), (shell,) = code_blocks(text, "python"), code_blocks(text, "sh")
+    page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).text()
+    for line in (*program.split("\n"), *shell.splitlines()):
+        assert " ".join(line.split()) in page
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(program, names)
+    assert names["session"].variant.id == "ptsr-k0.25-fp32-cpu"
+    watch, export = (shlex.split(line) for line in shell.splitlines())
+    assert (watch[:2], export[:2]) == (["ptsr-edge", "camera"], ["ptsr-edge", "export"])
+    seen = camera.make_context("camera", watch[2:]).params
+    assert (seen["bundle"], seen["target"], seen["precision"]) == (Path("bundle"), "cpu", "fp32")
+    asked = export_main.make_context("export", export[2:]).params
+    assert (asked["model"], asked["budgets"], asked["precisions"]) == (made.model, [0.25], ["fp32"])
+    assert (asked["checkpoint"], asked["targets"]) == (None, ["cpu"])
+
+
+def test_no_lines_where_none_is_recommended_and_no_name_for_weights_of_ones_own(
+    measured_bundle: tuple[Path, Path], tmp_path: Path
+) -> None:
+    profile, _ = measured_bundle
+    assert choosing(profile, tmp_path / "none", "--max-latency-ms", "0.001").exit_code == 1
+    assert "## Use" not in (tmp_path / "none" / "report.md").read_text(encoding="utf-8")
+    assert choosing(profile, tmp_path / "one", *LIMITS).exit_code == 0
+    (shell,) = code_blocks((tmp_path / "one" / "report.md").read_text(encoding="utf-8"), "sh")
+    assert " --checkpoint CHECKPOINT " in shell
+    assert "--model" not in shell
 
 
 @pytest.mark.parametrize(

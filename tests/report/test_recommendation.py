@@ -7,16 +7,23 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from judged_data import judged_profile
 from report_data import compared, lacking, make_profile, write_profile
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.profile.schema import Measured, Profile
+from ptsr_edge.profile.schema import NEW_CLIPS, Measured, Profile
 from ptsr_edge.report.comparison import rounded_up
-from ptsr_edge.report.recommendation import Decision, Recommendation, check_limits, recommend
+from ptsr_edge.report.recommendation import (
+    Decision,
+    Recommendation,
+    check_limits,
+    people_of_few_clips,
+    recommend,
+)
 from ptsr_edge.stats.latency import Ratio
-from ptsr_edge.stats.risk_bounds import paired, upper_bound
+from ptsr_edge.stats.risk_bounds import needed_factor, paired, upper_bound
 
 
 def exact(profile: Profile, change: Callable[[Measured], Measured] = lambda row: row) -> Profile:
@@ -271,6 +278,73 @@ def test_independent_samples_are_an_assumption_that_is_asked_for(tmp_path: Path)
     assert "is the reference itself" in by_subject[0].sentence
     assert by_sample[1].picked == "25 %"
     assert "taken as independent" in by_sample[0].detail
+
+
+def test_latency_alone_is_chosen_by_latency_alone(tmp_path: Path) -> None:
+    judged_profile(
+        tmp_path, worse={1.0: 0.0, 0.5: 0.0, 0.25: 0.10}
+    )  # 25 % loses a tenth: no limit on it was set
+    found, decision = chosen(tmp_path, 20, None)
+    assert (decision.picked, found.max_uar_drop) == ("25 %", None)
+    assert found.sentence.endswith("Asked for: 20 ms of latency (p95); no limit on the loss of UAR.")
+    assert found.detail.startswith("Accuracy was not held against a limit: ")
+    assert all(c.drop is None and c.upper is None for c in decision.candidates)
+    assert (decision.reference, decision.units, decision.tests) == (None, 0, 1)
+
+
+def test_a_limit_on_latency_needs_no_accuracy(tmp_path: Path) -> None:
+    profile = make_profile(tmp_path, samples=50, kept=False)
+    unjudged = [
+        lacking(row, "not_asked", "accuracy was not asked for", "accuracy") for row in profile.variants
+    ]
+    write_profile(tmp_path, profile.model_copy(update={"variants": unjudged}))
+    found, decision = chosen(tmp_path, 1000, None)
+    assert decision.picked == found.name == "25 %"
+    with pytest.raises(InputError, match="holds no answers by sample"):
+        chosen(tmp_path, 1000, 0.05)
+    untimed = [row.model_copy(update={"latency_ms": None, "ratio": None}) for row in unjudged]
+    write_profile(tmp_path, profile.model_copy(update={"variants": untimed}))
+    with pytest.raises(InputError, match="no variant was timed: there is nothing to choose from"):
+        chosen(tmp_path, 1000, None)
+
+
+def test_the_headline_says_what_was_asked_for_and_what_was_not(tmp_path: Path) -> None:
+    judged_profile(tmp_path, worse=EQUAL)
+    assert chosen(tmp_path, None, 0.05)[0].sentence.endswith(
+        "Asked for: a loss of UAR of at most 0.05; no limit on latency."
+    )
+    assert chosen(tmp_path, 20, 0.05)[0].sentence.endswith(
+        "Asked for: 20 ms of latency (p95) with a loss of UAR of at most 0.05."
+    )
+    assert chosen(tmp_path, 0.1, None)[0].sentence.endswith("(p95); no limit on the loss of UAR.")
+
+
+def test_the_option_that_renders_enough_people_is_named(tmp_path: Path) -> None:
+    """The number is for people of `NEW_CLIPS` clips; here each of 30 subjects has 24, four such people."""
+    profile = judged_profile(tmp_path, worse=EQUAL, samples=720, subjects=30)
+    found, decision = chosen(tmp_path, None, 0.02)
+    close = next(c for c in decision.candidates if c.name == decision.nearest)
+    assert profile.judged is not None
+    people = np.arange(720) // NEW_CLIPS
+    assert len(set(people_of_few_clips(profile.judged.subject))) == len(set(people)) == 120
+    answers = profile.variants[1].accuracy.predicted  # type: ignore[union-attr]
+    few = paired(profile.judged.truth, answers, answers, people)  # type: ignore[arg-type]
+    factor = needed_factor(few, 0.02, tests=2)
+    assert factor is not None
+    assert close.needed_people == math.ceil(factor * 120)
+    assert close.needed_units is not None
+    told = -(-close.needed_people // 10) * 10
+    assert f"profile ... --subjects {told} (6 clips of each)" in found.detail
+    # That many such people do show it.
+    copies = -(-told // 120)
+    truth, many = np.tile(profile.judged.truth, copies), np.tile(answers, copies)  # type: ignore[arg-type]
+    owners = np.arange(truth.size) // NEW_CLIPS
+    assert upper_bound(paired(truth, many, many, owners), tests=2).upper <= 0.02
+    # Of recorded people there are no more to be had by an option.
+    write_profile(tmp_path, profile.model_copy(update={"data_is_rendered": False}))
+    found, decision = chosen(tmp_path, None, 0.02)
+    assert all(c.needed_people is None for c in decision.candidates)
+    assert "--subjects" not in found.detail
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,31 @@ def test_one_process_each_leaves_it_open(profile: Profile) -> None:
     assert found.regressions == []
 
 
+def test_nothing_that_could_be_compared_is_no_good_news(profile: Profile) -> None:
+    """Neither a change nor none is called of any variant: the last line says why."""
+    base, one, *rest = profile.variants
+
+    def ending(**fields: Any) -> str:
+        return summary(compare_profiles(profile, profile.model_copy(update=fields)))[-1]
+
+    names = ", ".join(row.id for row in (one, *rest))
+    alone = "one process of each variant says nothing about the next: profile with --processes 5"
+    assert ending() == f"nothing could be compared: {alone} ({names})"
+    assert ending(variants=[base]) == (
+        "nothing could be compared: no variant beside the baseline is in both profiles"
+    )
+    untimed = one.model_copy(update={"ratio": None})
+    assert ending(variants=[base, untimed]) == (f"nothing could be compared: it was not timed now ({one.id})")
+    assert ending(variants=[base, untimed, rest[0]]) == (
+        f"nothing could be compared: it was not timed now ({one.id}); {alone} ({rest[0].id})"
+    )
+    # What got worse, or better, was compared.
+    larger = one.model_copy(update={"size_bytes": 2 * one.size_bytes})
+    assert ending(variants=[base, larger]) == f"worse than before: {one.id}"
+    smaller = one.model_copy(update={"size_bytes": one.size_bytes // 2})
+    assert ending(variants=[base, smaller]) == "nothing got worse beyond noise"
+
+
 def scores(profile: Profile, **fields: Any) -> list[tuple[str, str]]:
     change = compare_profiles(profile, changed(profile, **fields)).changes[1]
     assert change.is_regression == any(score.is_ == "worse" for score in change.scores)
