@@ -219,8 +219,9 @@ class Worker:
             process.kill()
 
         timer = threading.Timer(limit_s, give_up)
-        timer.start()
+        timer.daemon = True  # Ctrl-C may come before it could be cancelled; nothing then waits for it
         try:
+            timer.start()
             stdin.write(json.dumps(request) + "\n")
             stdin.flush()
             line = stdout.readline()

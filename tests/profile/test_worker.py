@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -56,6 +57,26 @@ def test_processes_end_when_the_block_raises(variant: ProfiledVariant) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert ended(pids[0])
+
+
+def test_an_interrupt_right_after_the_time_limit_was_set_leaves_nothing_to_wait_for(
+    variant: ProfiledVariant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timers = []
+
+    class Interrupted(threading.Timer):
+        def start(self) -> None:
+            super().start()
+            timers.append(self)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading, "Timer", Interrupted)
+    with pytest.raises(KeyboardInterrupt), Worker(variant) as process:
+        process.load()
+    (timer,) = timers
+    assert timer.daemon
+    timer.join(timeout=30)
+    assert not timer.is_alive()
 
 
 def test_a_worker_that_dies_gives_one_clear_line(variant: ProfiledVariant) -> None:
