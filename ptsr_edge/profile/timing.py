@@ -30,7 +30,7 @@ from ptsr_edge.stats.latency import Ratio, ratio_interval
 MIN_ROUNDS = 20
 """Rounds are the draws of a ratio's interval (see `stats.latency.ratio_interval`)."""
 
-QUICK = {"duration_s": 0.5, "min_runs": 60, "rounds": 12, "processes": 3, "attempts": 1}
+QUICK = {"duration_s": 0.3, "min_runs": 36, "block": 3, "rounds": 12, "processes": 3, "attempts": 1}
 """Options of a quick run. Three processes are the fewest whose interval says something: Student's quantile is 4.3 for
 them, and 12.7 for two."""
 
@@ -335,7 +335,7 @@ def _run_rounds(
             timing.blocks_ns.append(samples)
             timing.cpu_ns.append(cpu_ns)
     for name, worker in workers.items():
-        whole, _ = worker.block(call="predict", duration_s=block_s, runs=max(block, 10))
+        whole, _ = worker.block(call="predict", duration_s=block_s, runs=2 * block)
         timings[name].predict_ms = float(np.median(whole)) / 1e6
         timings[name].peak_rss_bytes = worker.peak_rss_bytes()
 
