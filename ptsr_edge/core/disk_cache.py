@@ -135,8 +135,7 @@ class DiskCache:
         return self.folder / key[:2] / f"{key}{SUFFIX}"
 
     def _turn_off(self, reason: str) -> None:
-        if not self.is_off:
-            log.info("cache: off, %s not kept: %s", self.kind, reason)
+        log.info("cache: off, %s not kept: %s", self.kind, reason)
         self.is_off = True
 
 

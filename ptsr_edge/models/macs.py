@@ -285,7 +285,8 @@ def onnx_macs(path: Path) -> MacCount:
         raise InputError(f"{path} is no readable ONNX model: {error}") from None
     _read_small_tensors(onnx, model, path.parent)
     if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+        inliner = require("onnx.inliner", "train", "counting MACs")
+        model = inliner.inline_local_functions(model)
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes = _known_shapes(graph)
     light = {name for _, of_onnx in NOT_COUNTED.values() for name in of_onnx.split()}

@@ -196,6 +196,14 @@ def test_a_signal_is_one_line_and_the_exit_code_of_a_shell(number: signal.Signal
     assert done.stderr == f"ptsr-edge verb: ended by {number.name}: {said}\n"
 
 
+def test_a_verb_can_be_called_in_a_thread_which_may_set_no_handlers() -> None:
+    found = []
+    thread = threading.Thread(target=lambda: found.append(CliRunner().invoke(verb, [])))
+    thread.start()
+    thread.join()
+    assert found[0].exit_code == 0, found[0].output
+
+
 def test_the_handler_of_sigterm_is_there_for_the_verb_only() -> None:
     before = signal.getsignal(signal.SIGTERM)
     assert CliRunner().invoke(verb, []).exit_code == 0

@@ -64,6 +64,17 @@ def test_a_board_is_recognised(board: Path) -> None:
     assert record["os"] == "Debian GNU/Linux 12 (bookworm)"
 
 
+def test_memory_is_found_wherever_it_stands(tmp_path: Path) -> None:
+    write(tmp_path, "proc/meminfo", "HugePages_Total: 0\nMemTotal:  2048 kB\n")
+    assert describe_environment(tmp_path)["memory_bytes"] == 2048 * 1024
+
+
+def test_without_affinity_all_processors_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(environment.os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(environment.os, "cpu_count", lambda: 3)
+    assert visible_cpus() == [0, 1, 2]
+
+
 def test_flags_are_whole_words(tmp_path: Path) -> None:
     # avx512_vnni must not be read out of avx512_vnni_future, nor avx2 out of avx2x.
     write(tmp_path, "proc/cpuinfo", "flags\t\t: fpu avx512_vnni_future avx2x avx512f hypervisor\n")

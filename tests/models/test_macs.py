@@ -281,6 +281,22 @@ def test_onnx_what_it_cannot_count_is_listed(tmp_path: Path) -> None:
     assert onnx_macs(path) == MacCount(0, {}, {"DFT": 1, "MatMul (shape unknown)": 1, "Secret": 1})
 
 
+def test_onnx_a_product_inside_of_a_local_function_is_counted(tmp_path: Path) -> None:
+    inside = helper.make_node("MatMul", ["a", "b"], ["c"])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("local", 1)]
+    function = helper.make_function("local", "Product", ["a", "b"], ["c"], [inside], opsets[:1])
+    graph = helper.make_graph(
+        [helper.make_node("Product", ["x", "w"], ["y"], domain="local")],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (3, 4))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (3, 5))],
+        [numpy_helper.from_array(np.ones((4, 5), np.float32), "w")],
+    )
+    model = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=9)
+    onnx.save(model, tmp_path / "function.onnx")
+    assert onnx_macs(tmp_path / "function.onnx").total == 3 * 4 * 5
+
+
 def test_onnx_a_symbolic_shape_is_not_guessed(tmp_path: Path) -> None:
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
     path = save(tmp_path / "g.onnx", nodes, {"x": (FLOAT, ["batch", 5]), "w": (FLOAT, [5, 7])})
