@@ -470,6 +470,8 @@ def limitations(comparison: Comparison) -> Iterator[str]:
             "the first chart joins points of one profile only."
         )
     methods = [source.profile.method for source in comparison.sources]
+    for left_out in sorted({method["left_out"] for method in methods if method.get("quick")}):
+        yield f"A quick run, for a first look: few starts and rounds; not measured: {left_out}."
     unlike = {
         method["baseline_trained"] for method in methods if method.get("baseline_trained_alike") is False
     }

@@ -173,6 +173,16 @@ def compared_after(folder: Path, attempts: list[str | None]) -> Comparison:
     return compared(folder)
 
 
+def test_a_quick_run_is_a_limitation(tmp_path: Path) -> None:
+    profile = make_profile(tmp_path, samples=50)
+    assert "quick run" not in told(tmp_path)
+    method = {"quick": True, "left_out": "time by stage"}
+    write_profile(tmp_path, profile.model_copy(update={"method": profile.method | method}))
+    assert "A quick run, for a first look: few starts and rounds; not measured: time by stage." in told(
+        tmp_path
+    )
+
+
 @pytest.mark.parametrize("alike", [True, False])
 def test_a_baseline_trained_otherwise_is_a_limitation(tmp_path: Path, alike: bool) -> None:
     profile = make_profile(tmp_path, samples=50)
