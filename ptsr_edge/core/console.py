@@ -43,7 +43,7 @@ VERBS = {
     "info": VerbEntry("ptsr_edge.info", "Say what a bundle holds, what of it runs here and is taken by default, and what it was trained on."),
     "predict": VerbEntry("ptsr_edge.predict", "Classify what moved between two pictures of a face, or two moments of a clip."),
     "profile": VerbEntry("ptsr_edge.profile.cli", "Measure MACs, latency, memory, size and accuracy of every variant beside the full-token ViT."),
-    "report": VerbEntry("ptsr_edge.report.cli", "Turn profiles into a page, a Markdown file, a JSON record and charts, and chooses a variant."),
+    "report": VerbEntry("ptsr_edge.report.cli", "Turn profiles into a page, a Markdown file, a JSON record and charts, and choose a variant."),
     "camera": VerbEntry("ptsr_edge.camera.cli", "Turn frames of cameras or files into events, one JSON line each."),
     "doctor": VerbEntry("ptsr_edge.doctor", "Say what is installed, and which targets can be built and run here."),
 }  # fmt: skip

@@ -7,15 +7,16 @@ there is too much; what a dead process left half written goes after a day.
 
 from __future__ import annotations
 
-import ast
 import contextlib
+import dis
 import hashlib
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import CodeType
 from typing import Any, BinaryIO, TypeVar
 
 from ptsr_edge.core.errors import JobError
@@ -186,6 +187,23 @@ def code_digest(package: Path = Path(__file__).parents[1]) -> str:
     return digest.hexdigest()
 
 
+def _imports(code: CodeType) -> Iterator[str]:
+    """Yields the modules that a piece of code imports, and what it takes out of them, by their full names.
+
+    Of the bytecode, since Python 3.11 at times fails to make a syntax tree ("AST constructor recursion depth mismatch").
+    """
+    module = ""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "IMPORT_NAME":
+            module = str(instruction.argval)
+            yield module
+        elif instruction.opname == "IMPORT_FROM":
+            yield f"{module}.{instruction.argval}"
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _imports(constant)
+
+
 def closure_digest(module: str) -> str:
     """Returns the SHA-256 over the source of a module of this package and of all of the package that it imports.
 
@@ -201,14 +219,8 @@ def closure_digest(module: str) -> str:
         if name in found or not path.is_file():  # a name that an import takes out of a module
             continue
         found[name] = path.read_bytes()
-        for node in ast.walk(ast.parse(found[name])):
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
-            else:
-                continue
-            waiting.update(one for one in names if one.partition(".")[0] == package.name)
+        imported = _imports(compile(found[name], str(path), "exec", dont_inherit=True))
+        waiting.update(one for one in imported if one.partition(".")[0] == package.name)
     digest = hashlib.sha256()
     for name, content in sorted(found.items()):
         digest.update(f"{name}\0{len(content)}\0".encode())
