@@ -66,7 +66,7 @@ def _is_given(name: str) -> bool:
 @click.option("--control-seeds", type=int, default=3, show_default=True,
               help="With --data: draws of random selection beside DTSM; 0 for none.")  # fmt: skip
 @click.option("--quick", is_flag=True,
-              help="A first look, in under a minute: fewer starts and rounds; no stages, ceiling, energy, throughput "
+              help="A first look: fewer starts and rounds; no stages, ceiling, energy, throughput "
               "or other selections.")  # fmt: skip
 @click.option("--duration-s", type=float, default=5.0, show_default=True,
               help="Least timed duration of each variant.")  # fmt: skip

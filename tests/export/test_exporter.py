@@ -885,7 +885,7 @@ def test_the_same_inputs_give_the_same_bytes_in_another_process(
 ) -> None:
     """Each process draws another seed for its hashes, and OpenVINO counts its names from another number."""
     pytest.importorskip("onnxruntime")
-    pytest.importorskip("nncf", reason="nncf is missing: pip install 'ptsr-edge[openvino]'")
+    pytest.importorskip("nncf", reason="nncf is missing: the extra openvino-build brings it")
     for name in ("first", "second"):
         call = [sys.executable, "-c", EXPORT, str(tmp_path / name), str(tiny_checkpoint), str(megc_folder)]
         environment = os.environ | {"PYTHONHASHSEED": str(len(name))}

@@ -254,7 +254,7 @@ def run_consenting(program: str, home: Path) -> list[str]:
 
 
 def test_importing_quantizing_and_compiling_open_no_socket(tmp_path: Path) -> None:
-    pytest.importorskip("nncf", reason="nncf is missing: the extra openvino brings it")
+    pytest.importorskip("nncf", reason="nncf is missing: the extra openvino-build brings it")
     assert run_consenting(QUANTIZE, tmp_path) == ["quantized and ran"]
     # A client id or usage counts would lie beside the consent.
     assert [path.name for path in (tmp_path / "intel").iterdir()] == ["openvino_telemetry"]

@@ -32,8 +32,8 @@ from ptsr_edge.vision.flow import flow_sample, normalise, to_input
 pytestmark = pytest.mark.slow
 
 pytest.importorskip("onnxruntime")
-pytest.importorskip("openvino", reason="openvino is missing: pip install 'ptsr-edge[openvino]'")
-pytest.importorskip("nncf", reason="nncf is missing: pip install 'ptsr-edge[openvino]'")
+pytest.importorskip("openvino", reason="openvino is missing: the extra openvino brings it")
+pytest.importorskip("nncf", reason="nncf is missing: the extra openvino-build brings it")
 
 from ptsr_edge.runtimes.openvino import load_openvino  # noqa: E402
 

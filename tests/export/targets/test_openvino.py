@@ -24,7 +24,7 @@ from ptsr_edge.export.targets.base import Artifact, Graph
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 
 ov = pytest.importorskip("openvino", reason="openvino is missing: the extra openvino brings it")
-pytest.importorskip("nncf", reason="nncf is missing: the extra openvino brings it")
+pytest.importorskip("nncf", reason="nncf is missing: the extra openvino-build brings it")
 
 from ptsr_edge.export.targets.openvino import (  # noqa: E402
     INFERENCE_PRECISION,
