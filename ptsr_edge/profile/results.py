@@ -67,6 +67,8 @@ NOT_MEASURED: Reasons = {
         reason="the memory of the runtime alone was not measured: this system does not tell it",
     ),
     "predict_ms": Missing(kind="not_asked", reason="a whole predict call was not timed"),
+    "sample_ms": Missing(kind="not_asked", reason="a whole sample was not timed"),
+    "ratio_sample": Missing(kind="not_asked", reason="a whole sample was not timed"),
     "stages": Missing(kind="not_asked", reason="stages were not timed"),
     "ceiling": Missing(kind="not_asked", reason="the ceiling was not measured"),
     "energy_mj": Missing(kind="not_asked", reason="energy was not measured: only the latency was asked for"),

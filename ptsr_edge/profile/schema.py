@@ -26,11 +26,11 @@ show more than many clips of few; below this, chance answers of a person weigh t
 
 MissingKind = Literal[
     "no_device", "failed", "not_asked", "not_installed", "not_supported", "not_applicable", "random_weights",
-    "no_counterpart",
+    "no_counterpart", "disturbed",
 ]  # fmt: skip
 """Why a result is missing. In this order: the device that runs the artifact is not in this machine; it was tried and
 failed; nobody asked for it; a package is not installed; this system or runtime does not tell it; it has no meaning for
-this variant; the weights are random; the baseline was not given in this target and precision."""
+this variant; the weights are random; the baseline was not given in this target and precision; other processes used the machine too much."""
 
 
 ITSELF = "it is the baseline itself"
@@ -122,6 +122,8 @@ class Measured(Record):
         cpu_share: CPU time over wall time of the timed runs; one thread that was alone on its core has 1.
         ratio_cpu_time: `ratio` by CPU time instead of wall time: on a busy machine, the fairer one.
         predict_ms: median of a whole `Session.predict` call, normalising included.
+        sample_ms: median of a whole sample, `Session.predict_frames`: from two face crops to the answer, flow and strain
+            included; `ratio_sample` is how many times as fast as the baseline's whole sample that is.
         base_rss_bytes: the part of `peak_rss_bytes` that Python, numpy and the runtime take with nothing loaded.
         int8_layers: what the export says of an int8 whose accuracy it judged.
         notes: for people, beside results that are there: nothing is decided by them.
@@ -152,6 +154,8 @@ class Measured(Record):
     ratio_same_precision: Ratio | None = None
     ratio_cpu_time: Ratio | None = None
     predict_ms: float | None = None
+    sample_ms: float | None = None
+    ratio_sample: Ratio | None = None
     peak_rss_bytes: int | None = None
     base_rss_bytes: int | None = None
     throughput_per_s: float | None = None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +55,9 @@ class Latency(Record):
 class Ratio(Record):
     """How many times as fast as `against` (its latency over this one's), with a 95 % bootstrap interval.
 
-    `per_process` has the ratio of each start of the two processes; `median` is their geometric mean.
+    `per_process` has the ratio of each start of the two processes; `median` is their geometric mean. `clock` is what both
+    were timed by: wall time, or the processes' own CPU time where others used their cores. `rounds` is the number of rounds
+    that it was taken from; 0 in earlier records.
     """
 
     against: str
@@ -63,6 +65,8 @@ class Ratio(Record):
     low: float
     high: float
     per_process: list[float] = Field(default_factory=list)
+    clock: Literal["wall", "cpu"] = "wall"
+    rounds: int = 0
 
 
 def latency_summary(samples_ns: Samples) -> Latency:
@@ -148,11 +152,18 @@ def ratio_interval(
     each = [float(np.median(ratios[numbers == number])) for number in np.unique(numbers)]
     if len(each) > 1:
         middle, low, high = process_interval(each, seed=seed, resamples=resamples)
-        return Ratio(against=against, median=middle, low=low, high=high, per_process=each)
+        return Ratio(against=against, median=middle, low=low, high=high, per_process=each, rounds=ratios.size)
     drawn = np.random.default_rng(seed).integers(0, ratios.size, size=(resamples, ratios.size))
     medians = np.median(ratios[drawn], axis=1)  # (resamples,)
     low, high = np.percentile(medians, (2.5, 97.5))
-    return Ratio(against=against, median=each[0], low=float(low), high=float(high), per_process=each)
+    return Ratio(
+        against=against,
+        median=each[0],
+        low=float(low),
+        high=float(high),
+        per_process=each,
+        rounds=ratios.size,
+    )
 
 
 def process_interval(
