@@ -118,7 +118,7 @@ def profile_bundles(
             judged=found.judged,
             controls=found.controls,
             dynamic_counts=found.dynamic_counts,
-            attempts=[Attempt(unstable=one.unstable) for one in tries],
+            attempts=[Attempt(unstable="; ".join(one.faults.values()) or None, faults=list(one.faults)) for one in tries],
             weights_are_named=_are_named(first),
         )  # fmt: skip
         with staged_folder(out) as stage:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ptsr_edge.bundle import Variant, files_digest
 from ptsr_edge.core.config import ModelConfig
@@ -37,7 +36,7 @@ from ptsr_edge.profile.timing import (
     ratio_between,
 )
 from ptsr_edge.profile.variants import ProfiledVariant, shown_path
-from ptsr_edge.profile.worker import SETTLE_RUNS, RawTiming
+from ptsr_edge.profile.worker import SETTLE_RUNS, RawTiming, all_runs
 from ptsr_edge.stats.latency import (
     CV_LIMIT,
     Ratio,
@@ -122,7 +121,7 @@ def measured(
             timing_notes(
                 timings[profiled.id],
                 timings[references[0].id],
-                timed["ratio_cpu_time"],
+                timed["ratio"],
                 is_alone=config.threads == 1 and not needs_gpu(variant.target),
             )
             + notes
@@ -169,15 +168,20 @@ def _timed_results(
     reasons: Reasons = {}
     itself = Missing(kind="not_applicable", reason=ITSELF)
     ratio, cpu_ratio = None, None
+    on_gpu = any(needs_gpu(one.variant.target) for one in (profiled, baseline))
+    ask: dict[str, Any] = {"threads": config.threads, "on_gpu": on_gpu, "seed": config.seed}
     if profiled.id == baseline.id:
-        reasons["ratio"] = reasons["ratio_cpu_time"] = itself
+        reasons |= dict.fromkeys(("ratio", "ratio_cpu_time", "ratio_sample"), itself)
     else:
-        ratio = ratio_between(timings[baseline.id], timing, baseline.id, config.seed)
-        found = _cpu_ratio(profiled, baseline, timings, config)
-        if isinstance(found, Missing):
-            reasons["ratio_cpu_time"] = found
-        else:
-            cpu_ratio = found
+        base = timings[baseline.id]
+        ratio = _kept("ratio", ratio_between(base.blocks, timing.blocks, baseline.id, **ask), reasons)
+        cpu_ratio = _kept("ratio_cpu_time", _cpu_ratio(profiled, baseline, timings, config), reasons)
+    sample_ms, sample_ratio = None, None
+    if timing.whole:
+        sample_ms = float(np.median(all_runs(timing.whole).wall_ns)) / 1e6
+        if profiled.id != baseline.id:
+            found = ratio_between(timings[baseline.id].whole, timing.whole, baseline.id, **ask)
+            sample_ratio = _kept("ratio_sample", found, reasons)
     fair = [one.id for one in references if one.id in timings and one.kind == profiled.kind]
     same_precision = None
     if not fair:
@@ -187,7 +191,8 @@ def _timed_results(
     elif fair[0] == profiled.id:
         reasons["ratio_same_precision"] = itself
     else:
-        same_precision = ratio_between(timings[fair[0]], timing, fair[0], config.seed)
+        found = ratio_between(timings[fair[0]].blocks, timing.blocks, fair[0], **ask)
+        same_precision = _kept("ratio_same_precision", found, reasons)
     return {
         "load_ms": timing.load_ms,
         "first_ms": timing.first_ms,
@@ -197,6 +202,8 @@ def _timed_results(
         "ratio_same_precision": same_precision,
         "ratio_cpu_time": cpu_ratio,
         "predict_ms": timing.predict_ms,
+        "sample_ms": sample_ms,
+        "ratio_sample": sample_ratio,
         "peak_rss_bytes": timing.peak_rss_bytes,
         "base_rss_bytes": timing.base_rss_bytes,
         "throughput_per_s": timing.throughput_per_s,
@@ -206,6 +213,14 @@ def _timed_results(
         "ceiling": _ceiling(timing.ceiling, profiled.variant.macs, summary.p50),
         "raw_samples": samples_file(profiled.id),
     }, reasons
+
+
+def _kept(name: str, found: Ratio | Missing, reasons: Reasons) -> Ratio | None:
+    """Returns a ratio, or notes why there is none."""
+    if isinstance(found, Ratio):
+        return found
+    reasons[name] = found
+    return None
 
 
 def _cpu_ratio(
@@ -220,16 +235,13 @@ def _cpu_ratio(
         why = "a process that waits for a GPU" if on_gpu else "several threads"
         return Missing(kind="not_applicable", reason=f"CPU time tells no speed of {why}")
     base, timing = timings[baseline.id], timings[profiled.id]
-    if min(*base.cpu_ns, *timing.cpu_ns) <= 0:
+    if min(int(base.cpu_ns.min()), int(timing.cpu_ns.min())) <= 0:
         return Missing(kind="not_supported", reason="this system's clock of CPU time is too coarse")
-    return ratio_interval(
-        _cpu_per_run(base), _cpu_per_run(timing), against=baseline.id, launches=timing.launches or None
+    pair = [[np.array([block.cpu_ns.mean()]) for block in one.blocks] for one in (base, timing)]
+    launches = [block.launch for block in timing.blocks]
+    return ratio_interval(*pair, against=baseline.id, launches=launches, seed=config.seed).model_copy(
+        update={"clock": "cpu"}
     )
-
-
-def _cpu_per_run(timing: RawTiming) -> list[NDArray[np.float64]]:
-    """Returns, per round, (1,) mean CPU nanoseconds of a run."""
-    return [np.array([cpu / len(b)]) for cpu, b in zip(timing.cpu_ns, timing.blocks_ns, strict=True)]
 
 
 def _ceiling(found: Mapping[str, Any] | None, macs: int, p50_ms: float) -> Ceiling | None:
@@ -256,15 +268,13 @@ def _accuracy_reasons(
     return {}
 
 
-def timing_notes(
-    timing: RawTiming, baseline: RawTiming, cpu_ratio: Ratio | None, *, is_alone: bool
-) -> list[str]:
+def timing_notes(timing: RawTiming, baseline: RawTiming, ratio: Ratio | None, *, is_alone: bool) -> list[str]:
     """Says what a reader has to know of one variant's results.
 
     Args:
         timing: of the variant.
         baseline: of the baseline; the same object for the baseline itself.
-        cpu_ratio: times as fast as the baseline by CPU time.
+        ratio: times as fast as the baseline; None for the baseline itself, or where it was withheld.
         is_alone: the variant runs on one thread of the processor, which should have a core of its own.
     """
     summary = latency_summary(timing.samples_ns)
@@ -280,14 +290,19 @@ def timing_notes(
         notes.append(
             f"the process had a core for {timing.cpu_share:.0%} of the timed time: it was not alone on it"
         )
-        if cpu_ratio is not None:
-            notes.append(
-                f"by CPU time instead of wall time it is {cpu_ratio.median:.2f} [{cpu_ratio.low:.2f}, "
-                f"{cpu_ratio.high:.2f}] times as fast: on a busy machine, the fairer number"
-            )
+    if ratio is not None and ratio.clock == "cpu":
+        notes.append(
+            "the ratio is by CPU time, since other processes used the cores: wall time would mislead. Its interval takes in "
+            "typical runs and those that were disturbed least"
+        )
+    elif ratio is not None and ratio.rounds < len(timing.blocks):
+        notes.append(
+            f"the ratio is of {ratio.rounds} of {len(timing.blocks)} rounds: those in which both had the cores that they needed"
+        )
     if timing is not baseline and timing.processes == 1:
-        correlation = lag_one_correlation(round_ratios(baseline.blocks_ns, timing.blocks_ns))
-        if correlation > 2 / math.sqrt(len(timing.blocks_ns)):
+        pair = [[block.wall_ns for block in one.blocks] for one in (baseline, timing)]
+        correlation = lag_one_correlation(round_ratios(*pair))
+        if correlation > 2 / math.sqrt(len(timing.blocks)):
             notes.append(
                 f"neighbouring rounds resemble each other (correlation {correlation:.2f}): the ratio's "
                 "interval is too narrow"
@@ -393,13 +408,21 @@ def samples_file(name: str) -> str:
 
 
 def write_samples(path: Path, timing: RawTiming) -> None:
-    """Writes (n,) `samples_ns` int64, `round` int32 and `launch` int32, the start of the process."""
+    """Writes, of inferences, (n,) `samples_ns` and `cpu_ns` int64, `round` and `launch` int32, the start of the process.
+
+    Of whole samples there are (m,) `whole_ns`, `whole_cpu_ns` and `whole_launch` alike; m may be 0.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    runs, whole = all_runs(timing.blocks), all_runs(timing.whole)
     np.savez_compressed(
         path,
-        samples_ns=timing.samples_ns,
-        round=timing.rounds.astype(np.int32),
-        launch=timing.launch_of_samples.astype(np.int32),
+        samples_ns=runs.wall_ns,
+        cpu_ns=runs.cpu_ns,
+        round=runs.round,
+        launch=runs.launch,
+        whole_ns=whole.wall_ns,
+        whole_cpu_ns=whole.cpu_ns,
+        whole_launch=whole.launch,
     )
 
 
@@ -411,10 +434,12 @@ def method_of(config: TimingConfig, timings: Mapping[str, RawTiming]) -> dict[st
         "quick": config.quick,
         **({"left_out": left_out} if config.quick else {}),
         "timed": "Session.infer, synchronous, batch 1: the network alone on a normalised input",
-        "clock": "time.perf_counter_ns around each call",
+        "clock": "time.perf_counter_ns around each call; where other processes used the cores, ratios are of undisturbed "
+        "rounds alone, else of one thread's CPU time, or withheld",
+        "whole_sample": "Session.predict_frames on two crops of the model's size, in rounds of their own",
         "processes": "one for each variant, all loaded, one running at a time; all ended and started again "
         f"until there were {some.processes} of each",
-        "interleaving": f"{len(some.blocks_ns)} rounds; in each, every variant runs one block, in an order "
+        "interleaving": f"{len(some.blocks)} rounds; in each, every variant runs one block, in an order "
         f"drawn anew; a block has at least {config.block} runs and takes the same time for all",
         "warm_up": f"at least {WARM_UP_S:g} s and {WARM_UP_RUNS} runs, and "
         f"{SETTLE_RUNS} untimed runs at the start of each block",
@@ -426,7 +451,7 @@ def method_of(config: TimingConfig, timings: Mapping[str, RawTiming]) -> dict[st
         "outliers": "none removed; all samples lie beside this file",
         "ratio": ratio_text(some.processes),
         "unstable": f"measured again, up to {config.attempts} times in all, where a ratio was known to less than "
-        f"{INTERVAL_LIMIT:.0%}, the baseline drifted by more than {DRIFT_LIMIT:.0%} or a core was shared",
+        f"{INTERVAL_LIMIT:.0%} or withheld, or the baseline drifted by more than {DRIFT_LIMIT:.0%}",
         "throughput": f"{config.streams} sessions in threads of one process"
         if config.streams
         else "not measured",

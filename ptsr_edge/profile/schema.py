@@ -105,10 +105,18 @@ class Ceiling(Record):
     why: str | None
 
 
+FaultKind = Literal["withheld", "wide", "drift"]
+"""What makes a run unstable: a ratio is withheld; one is hardly known; the baseline differs between its processes."""
+
+
 class Attempt(Record):
-    """One time that everything was measured; `unstable` says why it cannot be trusted, null where it can."""
+    """One time that everything was measured; `unstable` says why it cannot be trusted, null where it can.
+
+    `faults` has the kinds of what it says; empty in earlier records.
+    """
 
     unstable: str | None
+    faults: list[FaultKind] = Field(default_factory=list)
 
 
 class Measured(Record):

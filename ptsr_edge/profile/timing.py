@@ -16,16 +16,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ptsr_edge.core.console import doing, say
 from ptsr_edge.core.console import progress as progress_bar
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 from ptsr_edge.core.system import visible_cpus
 from ptsr_edge.profile.energy import Meter, find_meter
-from ptsr_edge.profile.schema import NOT_RUN, Missing, MissingKind, needs_gpu
+from ptsr_edge.profile.schema import NOT_RUN, FaultKind, Missing, MissingKind, needs_gpu
 from ptsr_edge.profile.variants import ProfiledVariant
-from ptsr_edge.profile.worker import SETTLE_RUNS, RawTiming, Worker
-from ptsr_edge.stats.latency import Ratio, ratio_interval
+from ptsr_edge.profile.worker import SETTLE_RUNS, Block, RawTiming, Worker, all_runs
+from ptsr_edge.stats.latency import MIN_ROUNDS as LEAST_ROUNDS
+from ptsr_edge.stats.latency import Ratio, ratio_interval, shared_ratio_interval
 
 MIN_ROUNDS = 20
 """Rounds are the draws of a ratio's interval (see `stats.latency.ratio_interval`)."""
@@ -53,8 +55,24 @@ INTERVAL_LIMIT = 0.05
 DRIFT_LIMIT = 0.10
 """Largest accepted difference of the baseline's median between its processes."""
 
-DISTURBED_SHARE = 0.9
-"""A single-threaded process that had its core for less of the timed time was disturbed."""
+AWAY_LIMIT = 0.03
+"""A round is disturbed where a process was kept from its cores, or a hypervisor took them, for more of the time."""
+
+SWITCHES_LIMIT = 10
+"""Where nothing tells how long several threads waited: so often in a second one may have been sent away. Each time costs
+a slice of the scheduler, some 3 ms, so that this is `AWAY_LIMIT`."""
+
+LEAST_QUIET = 2
+"""A start of the processes has at least so many undisturbed rounds, or wall time is not used."""
+
+LEAST_SHARE = 0.25
+"""A process that had its core for less of the time ran with cold caches so often that its CPU time misleads as well."""
+
+WIDEST = 0.25
+"""A ratio by CPU time whose interval is wider, in half its logarithm, is withheld."""
+
+WHOLE_EVERY = 2
+"""A round of whole samples for so many rounds of inferences."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +153,10 @@ def pinned_cpus(threads: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Try:
-    """One time that everything was measured: timings by id, and what makes them unstable, if anything does."""
+    """One time that everything was measured: timings by id, and what makes them unstable, by kind; empty: nothing does."""
 
     timings: dict[str, RawTiming]
-    unstable: str | None
+    faults: dict[FaultKind, str]
 
 
 def time_until_stable(
@@ -162,16 +180,19 @@ def time_until_stable(
     while True:
         timings, refusals = _time(variants, config)
         ratios = {
-            name: ratio_between(timings[baseline], timing, baseline, config.seed)
+            name: ratio_between(
+                timings[baseline].blocks, timing.blocks, baseline,
+                threads=config.threads, on_gpu=bool({name, baseline} & set(waiting)), seed=config.seed,
+            )
             for name, timing in timings.items()
             if name != baseline
-        }
-        unstable = why_unstable(timings, ratios, baseline, config.threads, waiting)
-        tries.append(Try(timings, unstable))
-        if unstable is None:
+        }  # fmt: skip
+        faults = why_unstable(timings, ratios, baseline, config.threads, waiting)
+        tries.append(Try(timings, faults))
+        if not faults:
             return tries, refusals
         again = len(tries) < config.attempts
-        say(f"unstable: {unstable}{'; measuring again' if again else ''}")
+        say(f"unstable: {'; '.join(faults.values())}{'; measuring again' if again else ''}")
         if not again:
             return tries, refusals
 
@@ -201,45 +222,127 @@ def _refusal(target: str, error: JobError) -> tuple[MissingKind, str]:
     return kind, "could not be run here, so nothing was timed"
 
 
-def ratio_between(base: RawTiming, timing: RawTiming, against: str, seed: int) -> Ratio:
-    """Returns how many times as fast as the variant `against`, timed in `base`, another one is."""
-    return ratio_interval(
-        base.blocks_ns, timing.blocks_ns, against=against, launches=timing.launches or None, seed=seed
+def undisturbed(blocks: Sequence[Block], threads: int) -> NDArray[np.bool_]:
+    """(rounds,) Says in which rounds a process had the cores that it needed, of what a processor runs.
+
+    One thread had its core where its CPU time is its wall time. Of several, some have nothing to do at times: there it is
+    the scheduler's account of threads that waited for a core, or where it keeps none, how often one was sent away.
+    """
+
+    def is_alone(block: Block) -> bool:
+        wall = int(block.wall_ns.sum())
+        if (block.stolen_ns or 0) > AWAY_LIMIT * wall * block.cores:
+            return False
+        if threads == 1:
+            return int(block.cpu_ns.sum()) >= (1 - AWAY_LIMIT) * wall
+        if block.waited_ns is not None:
+            return block.waited_ns <= AWAY_LIMIT * wall * threads
+        return (block.switches or 0) <= SWITCHES_LIMIT * wall / 1e9
+
+    return np.array([is_alone(block) for block in blocks], dtype=bool)
+
+
+def ratio_between(
+    base: Sequence[Block],
+    blocks: Sequence[Block],
+    against: str,
+    *,
+    threads: int,
+    on_gpu: bool = False,
+    seed: int = 0,
+) -> Ratio | Missing:
+    """Returns how many times as fast as the variant `against`, timed in `base`, another one is.
+
+    Wall time misleads where others use the cores: a process is sent away in proportion to how long it runs, so the slower one
+    looks slower than it is. In this order:
+
+    1. by wall time, over the rounds in which both were undisturbed, where each start of the processes has enough of them;
+    2. by CPU time over all rounds, for one thread on a processor (see `shared_ratio_interval`);
+    3. not at all, where a process had a core for too little of the time or the interval says too little.
+
+    Args:
+        base: per round, what the baseline did.
+        blocks: per round, what the other did.
+        against: id of the baseline.
+        threads: of one operator.
+        on_gpu: one of them waits for a GPU; rounds are then not judged.
+        seed: of the bootstrap.
+    """
+    launches = np.array([block.launch for block in blocks])
+    quiet = np.ones(len(blocks), dtype=bool)
+    if not on_gpu:
+        quiet = undisturbed(base, threads) & undisturbed(blocks, threads)
+    fewest = min(int(quiet[launches == launch].sum()) for launch in np.unique(launches))
+    if fewest >= LEAST_QUIET and quiet.sum() >= LEAST_ROUNDS:
+        pair = [
+            [block.wall_ns for block, alone in zip(side, quiet, strict=True) if alone]
+            for side in (base, blocks)
+        ]
+        return ratio_interval(*pair, against=against, launches=launches[quiet].tolist(), seed=seed)
+    told = f"other processes used the cores: {int(quiet.sum())} of {len(blocks)} rounds were undisturbed"
+    if threads > 1:
+        return Missing(kind="disturbed", reason=f"{told}, and CPU time tells no speed of several threads")
+    share = min(_share(base), _share(blocks))
+    if share < LEAST_SHARE:
+        return Missing(
+            kind="disturbed",
+            reason=f"{told}, and a process had a core for {share:.0%} of the timed time: too little for a ratio",
+        )
+    pair = [[block.cpu_ns for block in side] for side in (base, blocks)]
+    if min(int(block.min()) for side in pair for block in side) <= 0:
+        return Missing(kind="disturbed", reason=f"{told}, and this system's clock of CPU time is too coarse")
+    ratio = shared_ratio_interval(*pair, against=against, launches=launches.tolist(), seed=seed)
+    width = math.log(ratio.high / ratio.low) / 2
+    if width > WIDEST:
+        return Missing(
+            kind="disturbed", reason=f"{told}, and by CPU time the ratio is known to {width:.0%} only"
+        )
+    return ratio
+
+
+def _share(blocks: Sequence[Block]) -> float:
+    """Returns CPU time over wall time."""
+    return sum(int(block.cpu_ns.sum()) for block in blocks) / sum(
+        int(block.wall_ns.sum()) for block in blocks
     )
 
 
 def why_unstable(
     timings: Mapping[str, RawTiming],
-    ratios: Mapping[str, Ratio],
+    ratios: Mapping[str, Ratio | Missing],
     baseline: str,
     threads: int,
     waiting: Collection[str] = (),
-) -> str | None:
-    """Names what is wrong with a run, the worst of each kind, in one line; None where nothing is.
+) -> dict[FaultKind, str]:
+    """Names what is wrong with a run, the worst of each kind; empty where nothing is.
 
     Args:
         timings: of all variants that ran, by id.
-        ratios: against the baseline, by id; of the variants that have one.
+        ratios: against the baseline, by id, or why there is none.
         baseline: the id that all ratios are against.
         threads: number that each artifact may use.
-        waiting: ids of variants that wait for a GPU, and are not judged by their share of a core.
+        waiting: ids of variants that wait for a GPU, whose CPU time says nothing.
     """
-    faults = []
-    widths = {name: math.log(ratio.high / ratio.low) / 2 for name, ratio in ratios.items()}
+    faults: dict[FaultKind, str] = {}
+    withheld = [name for name, ratio in ratios.items() if isinstance(ratio, Missing)]
+    if withheld:
+        faults["withheld"] = f"there is no ratio of {', '.join(withheld)}: other processes used the cores"
+    widths = {
+        name: math.log(ratio.high / ratio.low) / 2
+        for name, ratio in ratios.items()
+        if isinstance(ratio, Ratio)
+    }
     worst = max(widths, key=lambda name: widths[name], default=None)
     if worst is not None and widths[worst] > INTERVAL_LIMIT:
-        faults.append(f"the ratio of {worst} is known to {widths[worst]:.0%} only")
-    samples, launches = timings[baseline].samples_ns, timings[baseline].launch_of_samples
-    medians = [float(np.median(samples[launches == launch])) for launch in np.unique(launches)]
+        faults["wide"] = f"the ratio of {worst} is known to {widths[worst]:.0%} only"
+    runs = all_runs(timings[baseline].blocks)
+    # One thread's CPU time is its wall time where it was alone, and drifts less where it was not.
+    times = runs.cpu_ns if threads == 1 and baseline not in waiting else runs.wall_ns
+    medians = [float(np.median(times[runs.launch == launch])) for launch in np.unique(runs.launch)]
     drift = max(medians) / min(medians) - 1
     if drift > DRIFT_LIMIT:
-        faults.append(f"the baseline's median differs by {drift:.0%} between its processes")
-    judged = timings.keys() - waiting if threads == 1 else ()
-    shares = {name: timings[name].cpu_share for name in judged}
-    worst = min(shares, key=lambda name: shares[name], default=None)
-    if worst is not None and shares[worst] < DISTURBED_SHARE:
-        faults.append(f"{worst} had a core for {shares[worst]:.0%} of the timed time")
-    return "; ".join(faults) or None
+        faults["drift"] = f"the baseline's median differs by {drift:.0%} between its processes"
+    return faults
 
 
 def measure_interleaved(
@@ -302,7 +405,7 @@ def measure_interleaved(
             rounds = math.ceil(rounds / config.processes)
             label = f"timing {launch + 1}/{config.processes}" if config.processes > 1 else "timing"
             order = np.random.default_rng(config.seed + launch)
-            _run_rounds(workers, timings, progress(range(rounds), label), block_s, config.block, order)
+            _run_rounds(workers, timings, progress(range(rounds), label), block_s, config, order)
             if launch == config.processes - 1 and config.extras:
                 with doing("measuring memory, stages, throughput and the ceiling"):
                     _measure_extras(workers, timings, config)
@@ -313,8 +416,8 @@ def measure_interleaved(
 def _warm_up(worker: Worker) -> tuple[RawTiming, float]:
     """Loads and warms up: returns the record so far, and the median duration of a run in seconds."""
     timing = worker.load()
-    warm, _ = worker.block(duration_s=WARM_UP_S, runs=WARM_UP_RUNS)
-    timing.warm_up_runs = 1 + SETTLE_RUNS + len(warm)
+    warm = worker.block(duration_s=WARM_UP_S, runs=WARM_UP_RUNS).wall_ns
+    timing.warm_up_runs = 1 + SETTLE_RUNS + warm.size
     return timing, float(np.median(warm)) / 1e9
 
 
@@ -323,21 +426,27 @@ def _run_rounds(
     timings: Mapping[str, RawTiming],
     rounds: Iterable[int],
     block_s: float,
-    block: int,
+    config: TimingConfig,
     order: np.random.Generator,
 ) -> None:
-    """Fills the timings round by round; then, once each, the whole call's time and the memory."""
-    names = list(workers)
+    """Fills the timings round by round; then, once each, a predict call and the memory; then whole samples, in rounds."""
+    names, count = list(workers), 0
     for _ in rounds:
         for place in order.permutation(len(names)):
             timing = timings[names[place]]
-            samples, cpu_ns = workers[names[place]].block(duration_s=block_s, runs=block)
-            timing.blocks_ns.append(samples)
-            timing.cpu_ns.append(cpu_ns)
+            timing.blocks.append(workers[names[place]].block(duration_s=block_s, runs=config.block))
+            count = len(timing.blocks)
     for name, worker in workers.items():
-        whole, _ = worker.block(call="predict", duration_s=block_s, runs=2 * block)
-        timings[name].predict_ms = float(np.median(whole)) / 1e6
+        predicted = worker.block(call="predict", duration_s=block_s, runs=2 * config.block)
+        timings[name].predict_ms = float(np.median(predicted.wall_ns)) / 1e6
         timings[name].peak_rss_bytes = worker.peak_rss_bytes()
+    # After the memory was read, of which OpenCV is no part where flow comes from elsewhere.
+    whole = [name for name in names if "sample_ms" not in timings[name].missing]
+    for _ in range(math.ceil(max(count / WHOLE_EVERY, LEAST_ROUNDS / config.processes))):
+        for place in order.permutation(len(whole)):
+            name = whole[place]
+            block = workers[name].block(call="sample", duration_s=block_s, runs=config.block)
+            timings[name].whole.append(block)
 
 
 def _measure_extras(
@@ -378,7 +487,7 @@ def _energy_mj(worker: Worker, meter: Meter | Missing, duration_s: float) -> tup
 
     def work() -> None:
         nonlocal runs
-        runs = len(worker.block(duration_s=duration_s, runs=1, settle=0)[0])
+        runs = worker.block(duration_s=duration_s, runs=1, settle=0).wall_ns.size
 
     try:
         joules = meter.used(work)
@@ -404,9 +513,8 @@ def joined(parts: Sequence[RawTiming]) -> RawTiming:
         load_ms=float(np.median([part.load_ms for part in parts])),
         first_ms=float(np.median([part.first_ms for part in parts])),
         base_rss_bytes=None if base is None else int(base),
-        blocks_ns=[block for part in parts for block in part.blocks_ns],
-        cpu_ns=[cpu for part in parts for cpu in part.cpu_ns],
-        launches=[launch for launch, part in enumerate(parts) for _ in part.blocks_ns],
+        blocks=[replace(block, launch=launch) for launch, part in enumerate(parts) for block in part.blocks],
+        whole=[replace(block, launch=launch) for launch, part in enumerate(parts) for block in part.whole],
         predict_ms=middle(part.predict_ms for part in parts),
         peak_rss_bytes=max((part.peak_rss_bytes for part in parts if part.peak_rss_bytes), default=None),
     )

@@ -16,7 +16,7 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,29 @@ ANSWER_LIMIT_S = 600.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
+@dataclass(frozen=True)
+class Block:
+    """Timed runs of one call, one after the other, and what kept the process from its cores meanwhile.
+
+    Attributes:
+        wall_ns: (n,) int64 nanoseconds of each run.
+        cpu_ns: (n,) int64 CPU time of all threads of the process during each run.
+        switches: how often a thread was made to leave its core for another process; None where that is not told.
+        waited_ns: for how long threads that could run waited for a core, all together; None where that is not told.
+        stolen_ns: time that a hypervisor gave to others while one of the `cores` had work; None where that is not told.
+        cores: number of cores of the machine.
+        launch: the start of the process that it was timed in, from 0.
+    """
+
+    wall_ns: NDArray[np.int64]
+    cpu_ns: NDArray[np.int64]
+    switches: int | None = None
+    waited_ns: int | None = None
+    stolen_ns: int | None = None
+    cores: int = 1
+    launch: int = 0
+
+
 @dataclass
 class RawTiming:
     """Everything that was measured of one variant; nothing is trimmed.
@@ -45,17 +68,16 @@ class RawTiming:
         first_ms: the first inference after it.
         base_rss_bytes: resident memory with the runtime imported and nothing loaded.
         warm_up_runs: number of runs before the first round, the first inference included.
-        blocks_ns: per round, (n,) int64 nanoseconds of `Session.infer`.
-        cpu_ns: per round, CPU time of all threads of the process during the block.
+        blocks: per round, runs of `Session.infer`.
+        whole: runs of `Session.predict_frames`, in every second round; none where that cannot be called.
         predict_ms: median of the whole `Session.predict` call, normalising and softmax included.
         peak_rss_bytes: largest resident memory of the process.
-        launches: per round, the start of the process that it was timed in, from 0.
         throughput_per_s: inferences a second with `streams` sessions in threads of one process.
         energy_mj: energy of one inference, everything included that the meter sees.
         energy_from: the meter, or why there is none.
         stages: fields of `schema.Stages`.
         ceiling: fields of `schema.Ceiling`, but for `share`.
-        missing: why parts of the last four are missing, by the name of the field in the record.
+        missing: why results are missing, by the name of the field in the record.
     """
 
     import_ms: float
@@ -63,11 +85,10 @@ class RawTiming:
     first_ms: float
     base_rss_bytes: int | None
     warm_up_runs: int = 0
-    blocks_ns: list[NDArray[np.int64]] = field(default_factory=list)
-    cpu_ns: list[int] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
+    whole: list[Block] = field(default_factory=list)
     predict_ms: float | None = None
     peak_rss_bytes: int | None = None
-    launches: list[int] = field(default_factory=list)
     throughput_per_s: float | None = None
     streams: int | None = None
     energy_mj: float | None = None
@@ -79,28 +100,43 @@ class RawTiming:
     @property
     def processes(self) -> int:
         """Number of processes that the rounds were timed in."""
-        return max(1, len(set(self.launches)))
+        return len({block.launch for block in self.blocks})
 
     @property
     def samples_ns(self) -> NDArray[np.int64]:
-        """(n,) nanoseconds of all runs, in the order in which they were taken."""
-        return np.concatenate(self.blocks_ns)
+        """(n,) nanoseconds of all inferences, in the order in which they were taken."""
+        return all_runs(self.blocks).wall_ns
 
     @property
-    def rounds(self) -> NDArray[np.int64]:
-        """(n,) the round of each sample, from 0."""
-        return np.repeat(np.arange(len(self.blocks_ns)), [len(block) for block in self.blocks_ns])
-
-    @property
-    def launch_of_samples(self) -> NDArray[np.int64]:
-        """(n,) the start of the process that each sample was taken in, from 0."""
-        launches = self.launches or [0] * len(self.blocks_ns)
-        return np.repeat(np.array(launches, dtype=np.int64), [len(block) for block in self.blocks_ns])
+    def cpu_ns(self) -> NDArray[np.int64]:
+        """(n,) CPU nanoseconds of all inferences."""
+        return all_runs(self.blocks).cpu_ns
 
     @property
     def cpu_share(self) -> float:
-        """CPU time over wall time of all blocks: below 1 for one thread, something else had the core."""
-        return sum(self.cpu_ns) / int(self.samples_ns.sum())
+        """CPU time over wall time of all runs: below 1 for one thread, something else had the core."""
+        return int(self.cpu_ns.sum()) / int(self.samples_ns.sum())
+
+
+class Runs(NamedTuple):
+    """(n,) each, of all runs of some blocks, in order: times in nanoseconds, the round, the start of the process."""
+
+    wall_ns: NDArray[np.int64]
+    cpu_ns: NDArray[np.int64]
+    round: NDArray[np.int32]
+    launch: NDArray[np.int32]
+
+
+def all_runs(blocks: Sequence[Block]) -> Runs:
+    """Joins blocks, of which there may be none."""
+    none = np.array([], dtype=np.int64)
+    counts = [block.wall_ns.size for block in blocks]
+    return Runs(
+        np.concatenate([none, *(block.wall_ns for block in blocks)]),
+        np.concatenate([none, *(block.cpu_ns for block in blocks)]),
+        np.repeat(np.arange(len(blocks), dtype=np.int32), counts),
+        np.repeat(np.array([block.launch for block in blocks], dtype=np.int32), counts),
+    )
 
 
 class Worker:
@@ -157,17 +193,12 @@ class Worker:
         )  # fmt: skip
         return RawTiming(**answer)
 
-    def block(
-        self, *, duration_s: float, runs: int, call: str = "infer", settle: int = SETTLE_RUNS
-    ) -> tuple[NDArray[np.int64], int]:
-        """Runs until both minima are reached.
-
-        Returns:
-            (n,) wall nanoseconds of the runs, and CPU nanoseconds of all threads over the whole block.
-        """
+    def block(self, *, duration_s: float, runs: int, call: str = "infer", settle: int = SETTLE_RUNS) -> Block:
+        """Runs until both minima are reached."""
         request = {"op": "block", "call": call, "duration_s": duration_s, "runs": runs, "settle": settle}
         answer = self._ask(request)
-        return np.array(answer["ns"], dtype=np.int64), int(answer["cpu_ns"])
+        wall, cpu = (np.array(answer.pop(name), dtype=np.int64) for name in ("wall_ns", "cpu_ns"))
+        return Block(wall, cpu, **answer)
 
     def throughput(self, *, streams: int, duration_s: float) -> float:
         """Inferences a second of `streams` sessions in threads of the process."""

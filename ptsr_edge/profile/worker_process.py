@@ -1,7 +1,7 @@
 """The process that times one variant: JSON lines in on stdin, JSON lines out on stdout.
 
     {"op": "load", "bundle": DIR, "variant": ID, "threads": 1, "cpus": null, "seed": 0}
-    {"op": "block", "call": "infer", "duration_s": 0.05, "runs": 5, "settle": 2}
+    {"op": "block", "call": "infer", "duration_s": 0.05, "runs": 5, "settle": 2}; also "predict" and "sample"
     {"op": "memory"}
     {"op": "throughput", "streams": 2, "duration_s": 1.0}
     {"op": "stages", "runs": 20}
@@ -29,6 +29,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,7 +46,7 @@ from ptsr_edge.runtimes.base import find_runtime
 from ptsr_edge.runtimes.openvino import silence
 from ptsr_edge.session import Session, open_variant
 from ptsr_edge.vision.face_detection import open_detector
-from ptsr_edge.vision.flow import optical_flow, optical_strain, to_input
+from ptsr_edge.vision.flow import opencv, optical_flow, optical_strain, to_input
 
 
 def main() -> int:
@@ -133,7 +138,15 @@ class Bench:
             "infer": lambda: session.infer(prepared),
             "predict": lambda: session.predict(flow),
         }
+        missing = {}
+        if (why := why_no_frames(manifest.preprocess).get("flow_ms")) is None:
+            frames = frame_pair(manifest.preprocess.image_size)
+            self._calls["sample"] = lambda: session.predict_frames(*frames)
+        else:
+            told = why | {"reason": f"a whole sample was not timed: {why['reason'].rpartition(': ')[2]}"}
+            missing = dict.fromkeys(("sample_ms", "ratio_sample"), told)
         return {
+            "missing": missing,
             "import_ms": (imported - started) / 1e6,
             "load_ms": (loaded - opening) / 1e6,
             "first_ms": (answered - first) / 1e6,
@@ -141,15 +154,22 @@ class Bench:
         }
 
     def block(self, *, call: str, duration_s: float, runs: int, settle: int) -> dict[str, Any]:
-        """Times `infer` (the network alone) or `predict` (the whole call) after `settle` untimed runs."""
+        """Times a call after `settle` untimed runs; the answer has the fields of `worker.Block`.
+
+        The calls: `infer` is the network alone, `predict` normalises before it, and `sample` begins with two frames.
+        """
         if call not in self._calls:
-            raise InputError(f"nothing is loaded, or no call {call!r}; accepted: infer, predict")
+            raise InputError(f"nothing is loaded, or no call {call!r}; accepted: infer, predict, sample")
         run = self._calls[call]
+        if call == "sample":
+            opencv().setNumThreads(self._loaded().threads)
         for _ in range(settle):
             run()
-        cpu = time.process_time_ns()
-        samples = timed_runs(run, duration_s, runs)
-        return {"ns": samples, "cpu_ns": time.process_time_ns() - cpu}
+        before = disturbances()
+        wall, cpu = timed_runs(run, duration_s, runs)
+        after = disturbances()
+        met = {name: after[name] - count for name, count in before.items() if name in after}
+        return {"wall_ns": wall, "cpu_ns": cpu, **met, "cores": os.cpu_count() or 1}
 
     def throughput(self, *, streams: int, duration_s: float) -> dict[str, Any]:
         """Counts inferences a second of `streams` sessions at once, each in a thread of this process."""
@@ -174,6 +194,7 @@ class Bench:
         found: dict[str, Any] = dict.fromkeys(FRAME_STAGES) | median_ms(steps, runs)
         missing = why_no_frames(own.bundle.preprocess)
         if "flow_ms" not in missing:
+            opencv().setNumThreads(own.threads)
             found |= median_ms(frame_steps(own.bundle.preprocess), runs)
         if "face_ms" not in missing:
             found |= median_ms(face_steps(), runs)
@@ -222,16 +243,47 @@ def _status_bytes(key: str) -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
 
 
-def timed_runs(run: Callable[[], object], duration_s: float, runs: int) -> list[int]:
-    """Times calls one after the other until both minima are reached: nanoseconds of each."""
-    clock = time.perf_counter_ns
-    samples: list[int] = []
+def timed_runs(run: Callable[[], object], duration_s: float, runs: int) -> tuple[list[int], list[int]]:
+    """Times calls one after the other until both minima are reached: wall and CPU nanoseconds of each."""
+    clock, cpu_clock = time.perf_counter_ns, time.process_time_ns
+    wall: list[int] = []
+    cpu: list[int] = []
     end = clock() + int(duration_s * 1e9)
-    while len(samples) < runs or clock() < end:
+    while len(wall) < runs or clock() < end:
+        cpu_start = cpu_clock()  # outside of the wall clock's reading: this one is a system call
         start = clock()
         run()
-        samples.append(clock() - start)
-    return samples
+        wall.append(clock() - start)
+        cpu.append(cpu_clock() - cpu_start)
+    return wall, cpu
+
+
+def disturbances() -> dict[str, int]:
+    """Counts what kept this process from its cores since it started, of what the system tells, as `worker.Block` names it."""
+    counts = {"waited_ns": _waited_ns(), "stolen_ns": _stolen_ns()}
+    if resource is not None:
+        counts["switches"] = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    return {name: count for name, count in counts.items() if count is not None}
+
+
+def _waited_ns() -> int | None:
+    """Sums the threads' time on a run queue; None where the kernel keeps no such statistics."""
+    try:
+        told = [
+            path.read_text(encoding="ascii").split() for path in Path("/proc/self/task").glob("*/schedstat")
+        ]
+    except OSError:  # a thread has ended meanwhile
+        return None
+    return sum(int(fields[1]) for fields in told) if told and all(told) else None
+
+
+def _stolen_ns() -> int | None:
+    """Returns the time that a hypervisor took from all cores of this machine."""
+    try:
+        ticks = Path("/proc/stat").read_text(encoding="ascii").split(maxsplit=9)[8]
+    except (OSError, IndexError):
+        return None
+    return int(ticks) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 def runs_per_second(runs: Sequence[Callable[[], object]], duration_s: float) -> float:

@@ -57,7 +57,8 @@ class Ratio(Record):
 
     `per_process` has the ratio of each start of the two processes; `median` is their geometric mean. `clock` is what both
     were timed by: wall time, or the processes' own CPU time where others used their cores. `rounds` is the number of rounds
-    that it was taken from; 0 in earlier records.
+    that it was taken from; 0 in earlier records. By CPU time, `per_process_typical` and `per_process_least` have the ratios
+    of typical runs and of those that were disturbed least (see `shared_ratio_interval`); by wall time they are empty.
     """
 
     against: str
@@ -65,6 +66,8 @@ class Ratio(Record):
     low: float
     high: float
     per_process: list[float] = Field(default_factory=list)
+    per_process_typical: list[float] = Field(default_factory=list)
+    per_process_least: list[float] = Field(default_factory=list)
     clock: Literal["wall", "cpu"] = "wall"
     rounds: int = 0
 
@@ -163,6 +166,66 @@ def ratio_interval(
         high=float(high),
         per_process=each,
         rounds=ratios.size,
+    )
+
+
+def shared_ratio_interval(
+    baseline_blocks: Sequence[Samples],
+    variant_blocks: Sequence[Samples],
+    *,
+    against: str,
+    launches: Sequence[int],
+    seed: int = 0,
+    resamples: int = 4000,
+) -> Ratio:
+    """Returns how many times as fast as the baseline something is, by CPU times taken beside other processes.
+
+    CPU time leaves out the time away from a core, but not what others did to the caches, which costs a short run more
+    than a long one. How much, the runs themselves show: those that met others least are the fastest. The ratio is that of the
+    lower quartiles, the medians of each one's faster half. The interval takes in those of the medians (of typical runs) and
+    of the lowest tenths (of hardly disturbed ones), so it is the wider the more others did.
+
+    Args:
+        baseline_blocks: per round, (n,) CPU times of the baseline's runs, in any unit of time.
+        variant_blocks: per round, (m,) CPU times of the variant's runs, in the same unit.
+        against: id of the baseline, for the record.
+        launches: per round, which start of the processes it belongs to.
+        seed: of the bootstrap.
+        resamples: how many bootstrap samples are drawn.
+
+    Raises:
+        InputError: fewer than `MIN_ROUNDS` rounds, or blocks that do not pair up.
+    """
+    numbers = np.asarray(launches)
+    if not len(baseline_blocks) == len(variant_blocks) == numbers.size:
+        raise InputError(
+            f"a ratio needs one block of each variant in every round, got {len(baseline_blocks)} of the baseline and "
+            f"{len(variant_blocks)} of the variant in {numbers.size} rounds"
+        )
+
+    # Runs are pooled over the rounds of a process; of one process alone, the bootstrap is over its rounds.
+    pools = list(launches) if np.unique(numbers).size > 1 else list(range(numbers.size))
+
+    def at(share: float) -> Ratio:
+        sides = []
+        for blocks in (baseline_blocks, variant_blocks):
+            pooled: dict[int, list[Samples]] = {}
+            for pool, block in zip(pools, blocks, strict=True):
+                pooled.setdefault(pool, []).append(block)
+            found = {pool: np.quantile(np.concatenate(runs), [share]) for pool, runs in pooled.items()}
+            sides.append([found[pool] for pool in pools])
+        return ratio_interval(*sides, against=against, launches=launches, seed=seed, resamples=resamples)
+
+    typical, quartile, least = at(0.5), at(0.25), at(0.1)
+    found = (typical, quartile, least)
+    return quartile.model_copy(
+        update={
+            "clock": "cpu",
+            "low": min(one.low for one in found),
+            "high": max(one.high for one in found),
+            "per_process_typical": typical.per_process,
+            "per_process_least": least.per_process,
+        }
     )
 
 

@@ -156,12 +156,13 @@ def test_without_its_baseline_nothing_is_written(tmp_path: Path) -> None:
 def test_all_attempts_are_kept_and_the_last_one_counts(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verdicts = iter(["a neighbour woke up", None])
+    verdicts = iter([{"drift": "a neighbour woke up", "wide": "and stayed"}, {}])
     monkeypatch.setattr(timing_module, "why_unstable", lambda *_: next(verdicts))
     record = profile_bundles(
         [folders[0]], out=tmp_path / "p", baseline=folders[1], timing=replace(SHORT, attempts=3)
     )
-    assert [attempt.unstable for attempt in record.attempts] == ["a neighbour woke up", None]
+    assert [attempt.unstable for attempt in record.attempts] == ["a neighbour woke up; and stayed", None]
+    assert [attempt.faults for attempt in record.attempts] == [["drift", "wide"], []]
     for row in record.variants:
         assert (tmp_path / "p" / str(row.raw_samples)).is_file()
         assert (tmp_path / "p" / "attempt-1" / str(row.raw_samples)).is_file()

@@ -31,17 +31,17 @@ from ptsr_edge.profile.results import (
 from ptsr_edge.profile.schema import Measured, Missing, null_results
 from ptsr_edge.profile.timing import TimingConfig
 from ptsr_edge.profile.variants import ProfiledVariant
-from ptsr_edge.profile.worker import RawTiming
+from ptsr_edge.profile.worker import Block, RawTiming
 from ptsr_edge.stats.latency import Ratio
 
 
 def timing(median: int, cpu_share: float = 1.0) -> RawTiming:
-    blocks = [np.full(5, median) for _ in range(8)]
+    runs = np.full(5, median)
+    blocks = [
+        Block(runs, (runs * cpu_share).astype(np.int64), launch=launch) for launch in (0, 0, 0, 0, 1, 1, 1, 1)
+    ]
     ceiling = {"gmacs_per_s": 10.0, "shape": [1, 1, 1], "why": None}
-    return RawTiming(
-        1.0, 1.0, 1.0, None, blocks_ns=blocks, cpu_ns=[int(b.sum() * cpu_share) for b in blocks],
-        launches=[0, 0, 0, 0, 1, 1, 1, 1], ceiling=ceiling,
-    )  # fmt: skip
+    return RawTiming(1.0, 1.0, 1.0, None, blocks=blocks, ceiling=ceiling)
 
 
 @pytest.fixture
@@ -104,6 +104,30 @@ def test_the_ratio_by_cpu_time(variants: list[ProfiledVariant]) -> None:
     assert kinds == ["not_applicable", "not_applicable", "not_supported"]
 
 
+def test_ratios_beside_other_processes(variants: list[ProfiledVariant]) -> None:
+    # Half of the time away: the wall says 1, the CPU's clock 2, and that is what is quoted, of whole samples too.
+    base, other = timing(8_000_000), timing(8_000_000, cpu_share=0.5)
+    whole = replace(other, whole=other.blocks)
+    row = row_of(variants[2], variants[:1], {"vit": replace(base, whole=base.blocks), "a": whole})
+    assert row.sample_ms == 8.0
+    for ratio in (row.ratio, row.ratio_sample):
+        assert ratio is not None
+        assert (ratio.median, ratio.clock, ratio.rounds) == (pytest.approx(2.0), "cpu", 8)
+    # A tenth of a core, or several threads: nothing is quoted.
+    for away, threads in (
+        (timing(8_000_000, cpu_share=0.1), 1),
+        (replace(other, blocks=switched(other.blocks)), 2),
+    ):
+        row = row_of(variants[2], variants[:1], {"vit": base, "a": away}, threads=threads)
+        assert row.ratio is None
+        assert row.missing["ratio"].kind == "disturbed"
+
+
+def switched(blocks: list[Block]) -> list[Block]:
+    """As if a thread had been sent away ten thousand times a block."""
+    return [replace(block, switches=10_000) for block in blocks]
+
+
 def test_a_variant_that_did_not_run_has_its_refusal_for_every_result(variants: list[ProfiledVariant]) -> None:
     refusal = Missing(kind="no_device", reason="built, not run here: no GPU")
     row = row_of(changed(variants[2], target="trt"), variants[:1], {"vit": timing(8)}, {"a": refusal})
@@ -118,10 +142,8 @@ def test_a_variant_that_did_not_run_has_its_refusal_for_every_result(variants: l
 
 
 def drawn(blocks: np.ndarray, cpu_share: float = 1.0, **more: Any) -> RawTiming:
-    rows = [row.astype(np.int64) for row in blocks]
-    return RawTiming(
-        1.0, 1.0, 1.0, 1000, blocks_ns=rows, cpu_ns=[int(row.sum() * cpu_share) for row in rows], **more
-    )
+    rows = [Block(row.astype(np.int64), (row * cpu_share).astype(np.int64)) for row in blocks]
+    return RawTiming(1.0, 1.0, 1.0, 1000, blocks=rows, **more)
 
 
 STEADY = np.full((40, 30), 1_000_000)
@@ -140,11 +162,15 @@ def test_what_weakens_a_result_is_said() -> None:
     # Uniform in 1 +- .2: standard deviation .4 / sqrt(12) = 11.5 %.
     noisy = drawn(1e6 * rng.uniform(0.8, 1.2, size=(40, 30)))
     assert any("varies by 11." in note for note in timing_notes(noisy, noisy, None, is_alone=True))
-    shared, ratio = drawn(STEADY, cpu_share=0.8), Ratio(against="vit", median=1.5, low=1.25, high=2.0)
+    shared = drawn(STEADY, cpu_share=0.8)
+    ratio = Ratio(against="vit", median=1.5, low=1.25, high=2.0, clock="cpu", rounds=40)
     said = timing_notes(shared, drawn(STEADY), ratio, is_alone=True)
     assert "the process had a core for 80% of the timed time: it was not alone on it" in said
-    assert any("by CPU time instead of wall time it is 1.50 [1.25, 2.00] times as fast" in n for n in said)
-    assert not any("CPU" in n or "core" in n for n in timing_notes(shared, shared, ratio, is_alone=False))
+    assert any("the ratio is by CPU time, since other processes used the cores" in note for note in said)
+    some = ratio.model_copy(update={"clock": "wall", "rounds": 31})
+    said = timing_notes(drawn(STEADY), drawn(STEADY), some, is_alone=True)
+    assert any("the ratio is of 31 of 40 rounds" in note for note in said)
+    assert not any("core" in note for note in timing_notes(shared, shared, None, is_alone=False))
     wandering = drawn(STEADY * (1 + 0.1 * np.sin(np.arange(40) / 6))[:, None])
     notes = timing_notes(wandering, drawn(STEADY), None, is_alone=True)
     assert any("interval is too narrow" in note for note in notes)
@@ -220,10 +246,17 @@ def test_what_cannot_be_counted_says_why(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_samples_know_their_process(tmp_path: Path) -> None:
-    write_samples(tmp_path / "samples" / "a.npz", timing(7))
+    timed = timing(7, cpu_share=0.5)
+    write_samples(tmp_path / "samples" / "a.npz", replace(timed, whole=timed.blocks[3:5]))
     with np.load(tmp_path / "samples" / "a.npz") as stored:
         assert stored["launch"].tolist() == [0] * 20 + [1] * 20
         assert stored["round"].tolist() == [number for number in range(8) for _ in range(5)]
+        assert (set(stored["samples_ns"]), set(stored["cpu_ns"])) == ({7}, {3})
+        assert stored["whole_launch"].tolist() == [0] * 5 + [1] * 5
+        assert stored["whole_ns"].size == stored["whole_cpu_ns"].size == 10
+    write_samples(tmp_path / "samples" / "b.npz", timed)
+    with np.load(tmp_path / "samples" / "b.npz") as stored:
+        assert stored["whole_ns"].size == 0
 
 
 def test_the_command_repeats_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,8 +279,8 @@ def test_the_command_repeats_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_method_counts_its_rounds() -> None:
-    timing = RawTiming(1.0, 1.0, 1.0, None, blocks_ns=[np.array([5])] * 23, cpu_ns=[5] * 23)
-    method = method_of(TimingConfig(duration_s=3.0, threads=2), {"a": timing})
+    timed = RawTiming(1.0, 1.0, 1.0, None, blocks=[Block(np.array([5]), np.array([5]))] * 23)
+    method = method_of(TimingConfig(duration_s=3.0, threads=2), {"a": timed})
     assert method["interleaving"].startswith("23 rounds;")
     assert (method["least_duration_s"], method["threads"], method["pinned"]) == (3.0, 2, False)
     assert "one multiply-add counts as one" in method["macs"]

@@ -16,7 +16,7 @@ from bundle_data import ended, profiled, write_tiny_bundle
 from ptsr_edge.core.errors import JobError
 from ptsr_edge.profile.timing import pinned_cpus
 from ptsr_edge.profile.variants import ProfiledVariant
-from ptsr_edge.profile.worker import RawTiming, Worker
+from ptsr_edge.profile.worker import Block, RawTiming, Worker, all_runs
 
 pytestmark = pytest.mark.slow
 
@@ -29,11 +29,11 @@ def variant(folders: tuple[Path, Path]) -> ProfiledVariant:
 def test_a_block_lasts_both_minima(variant: ProfiledVariant) -> None:
     with Worker(variant) as process:
         process.load()
-        few, _ = process.block(duration_s=0.0, runs=7)
+        few = process.block(duration_s=0.0, runs=7)
         started = time.perf_counter()
         process.block(duration_s=0.05, runs=1)
         assert time.perf_counter() - started >= 0.05
-    assert len(few) == 7
+    assert few.wall_ns.size == few.cpu_ns.size == 7
 
 
 def test_processes_end_with_the_block(variant: ProfiledVariant) -> None:
@@ -138,9 +138,12 @@ def test_pinning_binds_the_process(variant: ProfiledVariant) -> None:
 
 
 def test_samples_know_their_round() -> None:
-    blocks = [np.array([5, 6]), np.array([7]), np.array([8, 9, 10])]
-    timing = RawTiming(1.0, 1.0, 1.0, None, blocks_ns=blocks, cpu_ns=[11, 7, 18])
+    times = [([5, 6], [5, 6]), ([7], [7]), ([8, 9, 10], [6, 6, 6])]
+    blocks = [Block(np.array(wall), np.array(cpu), launch=k // 2) for k, (wall, cpu) in enumerate(times)]
+    timing = RawTiming(1.0, 1.0, 1.0, None, blocks=blocks)
     assert timing.samples_ns.tolist() == [5, 6, 7, 8, 9, 10]
-    assert timing.rounds.tolist() == [0, 0, 1, 2, 2, 2]
+    assert all_runs(blocks).round.tolist() == [0, 0, 1, 2, 2, 2]
+    assert all_runs(blocks).launch.tolist() == [0, 0, 0, 1, 1, 1]
+    assert all_runs([]).wall_ns.size == 0
     # 36 of 45 nanoseconds.
     assert timing.cpu_share == pytest.approx(0.8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -45,11 +46,13 @@ def test_timed_runs_counts_every_call() -> None:
         calls.append(1)
         time.sleep(0.001)
 
-    samples = worker_process.timed_runs(lambda: calls.append(1), 0.0, 9)
+    samples, _ = worker_process.timed_runs(lambda: calls.append(1), 0.0, 9)
     assert len(calls) == len(samples) == 9
     calls.clear()
-    samples = worker_process.timed_runs(nap, 0.01, 1)
-    assert len(calls) == len(samples)
+    samples, cpu = worker_process.timed_runs(nap, 0.01, 1)
+    assert len(calls) == len(samples) == len(cpu)
+    # Asleep is not at work: a run of a millisecond and more on the wall, hardly any of it on a core.
+    assert sum(cpu) < sum(samples) / 2
     # Ten milliseconds of sleeps of one and more are ten calls at most, each measured as one and more.
     assert len(samples) <= 10
     assert min(samples) >= 1_000_000
@@ -64,7 +67,7 @@ def test_requests_are_answered_line_by_line() -> None:
     memory, refused = (json.loads(line) for line in answers.getvalue().splitlines())
     assert memory["peak_rss_bytes"] > 0
     assert refused == {
-        "error": "nothing is loaded, or no call 'x'; accepted: infer, predict",
+        "error": "nothing is loaded, or no call 'x'; accepted: infer, predict, sample",
         "kind": "InputError",
     }
 
@@ -76,14 +79,54 @@ def test_load_and_block(tmp_path: Path) -> None:
         "seed": 3,
     }  # fmt: skip
     block = {"op": "block", "duration_s": 0.0, "runs": 4, "settle": 1}
-    loaded, infer, predict, refused = answers(
-        load, block | {"call": "infer"}, block | {"call": "predict"}, block | {"call": "train"}
+    calls = [block | {"call": call} for call in ("infer", "predict", "sample", "train")]
+    loaded, *timed, refused = answers(load, *calls)
+    assert sorted(loaded) == ["base_rss_bytes", "first_ms", "import_ms", "load_ms", "missing"]
+    assert loaded["missing"] == {}
+    for answer in timed:
+        assert len(answer["wall_ns"]) == len(answer["cpu_ns"]) == 4
+        assert min(answer["wall_ns"]) > 0
+        assert min(answer["cpu_ns"]) >= 0
+        assert min(answer.get(name, 0) for name in ("switches", "waited_ns", "stolen_ns")) >= 0
+    assert refused["kind"] == "InputError"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_being_sent_away_is_counted() -> None:
+    cpus, before = os.sched_getaffinity(0), worker_process.disturbances()
+    assert {"switches", "stolen_ns"} <= set(before)
+    # Another process wants the same core until it is killed: sooner or later one of the two is sent away.
+    rival = subprocess.Popen(
+        [sys.executable, "-c", "while True: pass"], preexec_fn=lambda: os.sched_setaffinity(0, {min(cpus)})
     )
-    assert sorted(loaded) == ["base_rss_bytes", "first_ms", "import_ms", "load_ms"]
-    for timed in (infer, predict):
-        assert len(timed["ns"]) == 4
-        assert min(timed["ns"]) > 0
-        assert timed["cpu_ns"] >= 0
+    try:
+        os.sched_setaffinity(0, {min(cpus)})
+        end = time.monotonic() + 30
+        while worker_process.disturbances()["switches"] < before["switches"] + 3 and time.monotonic() < end:
+            sum(range(100_000))
+    finally:
+        os.sched_setaffinity(0, cpus)
+        rival.kill()
+        rival.wait()
+    assert worker_process.disturbances()["switches"] >= before["switches"] + 3
+
+
+def test_a_model_of_ready_made_flow_has_no_whole_sample(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path, [0.5])
+    published = bundle.preprocess.model_copy(update={"flow": "published"})
+    write_bundle(tmp_path, bundle.model_copy(update={"preprocess": published}))
+    load = {
+        "op": "load", "bundle": str(tmp_path), "variant": bundle.variants[0].id, "threads": 1, "cpus": None,
+        "seed": 3,
+    }  # fmt: skip
+    loaded, refused = answers(
+        load, {"op": "block", "duration_s": 0.0, "runs": 4, "settle": 1, "call": "sample"}
+    )
+    told = {
+        "kind": "not_applicable",
+        "reason": "a whole sample was not timed: the model takes ready-made flow",
+    }
+    assert loaded["missing"] == {"sample_ms": told, "ratio_sample": told}
     assert refused["kind"] == "InputError"
 
 

@@ -108,7 +108,12 @@ def test_names_are_those_that_are_accepted(line: str, names: tuple[str, ...]) ->
 def test_every_key_of_a_file_is_there_and_no_other(title: str, kinds: list[type[Record]]) -> None:
     known = set().union(*(keys_of(kind) for kind in kinds))
     named = quoted(section(title)) - {"bundle.json", "profile.json", "profile", "ptsr_edge", ".safetensors"}
-    named -= {"predict", "stages.flow_ms", *get_args(profile_record.MissingKind)}
+    named -= {
+        "predict",
+        "stages.flow_ms",
+        *get_args(profile_record.MissingKind),
+        *get_args(profile_record.FaultKind),
+    }
     assert named == known
 
 

@@ -15,6 +15,7 @@ from ptsr_edge.stats.latency import (
     process_interval,
     ratio_interval,
     round_ratios,
+    shared_ratio_interval,
     student_quantile,
 )
 
@@ -115,6 +116,21 @@ def test_two_runs_of_the_same_overlap_and_their_change_holds_one() -> None:
     # Two intervals of 95 % that are independent overlap in more than 99 of 100 cases.
     assert overlap >= 196
     assert held / 200 >= 0.95 - 3 * (0.95 * 0.05 / 200) ** 0.5
+
+
+def test_by_cpu_time_beside_others_the_interval_takes_in_typical_and_least_disturbed_runs() -> None:
+    # Two starts; of each, a baseline's times are 40 of 90, 20 of 100, 40 of 120, and a variant's a tenth, always the same.
+    base = [np.repeat([90.0, 100.0, 120.0], [4, 2, 4]) for _ in range(12)]
+    fast = [np.full(10, 10.0) for _ in range(12)]
+    launches = [0] * 6 + [1] * 6
+    found = shared_ratio_interval(base, fast, against="vit", launches=launches)
+    # The quartile and the lowest tenth are 90, the median is 100: all ratios of one process are alike.
+    assert (found.median, found.low, found.high) == pytest.approx((9.0, 9.0, 10.0))
+    assert (found.clock, found.rounds, found.per_process) == ("cpu", 12, pytest.approx([9.0, 9.0]))
+    # Of one process alone, its rounds are drawn.
+    assert shared_ratio_interval(base, fast, against="vit", launches=[0] * 12).high == pytest.approx(10.0)
+    with pytest.raises(InputError, match="got 12 of the baseline and 11 of the variant in 12 rounds"):
+        shared_ratio_interval(base, fast[1:], against="vit", launches=launches)
 
 
 def test_process_interval_is_students_on_logarithms() -> None:
