@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from profile_index import END, PAGE, START, index_lines, indexed, main
+from profile_index import END, PAGE, START, index_lines, indexed, main, with_tables
 from report_data import make_profile
 
 from ptsr_edge.core.errors import InputError
+from ptsr_edge.report.comparison import ratio_text
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 
@@ -18,8 +19,33 @@ def test_the_committed_index_is_true() -> None:
     page = PROFILES / PAGE
     text = page.read_text(encoding="utf-8")
     assert text == indexed(text, index_lines(PROFILES), page), (
-        "run: python benchmarks/profile_index.py profiles"
+        "run: python benchmarks/profile_index.py profiles README.md"
     )
+
+
+def test_the_committed_table_is_true() -> None:
+    page = PROFILES.parent / PAGE
+    text = page.read_text(encoding="utf-8")
+    assert text == with_tables(text, page), "run: python benchmarks/profile_index.py profiles README.md"
+
+
+def test_a_table_says_what_the_record_says(tmp_path: Path) -> None:
+    profile = make_profile(tmp_path / "board" / "tiny", samples=20, raw="none")
+    base, fast = profile.variants[0], profile.variants[-1]
+    page = tmp_path / "page.md"
+    text = f"before\n<!-- measured: board/tiny {base.id} {fast.id} -->\nold\n<!-- end of measured -->\nafter"
+    lines = with_tables(text, page).splitlines()
+    assert (lines[0], lines[-1]) == ("before", "after")
+    assert "old" not in lines
+    assert lines[3].startswith("Measured on 2026-01-15: Test CPU 3000, ")
+    assert lines[7].startswith("| full-token ViT, fp32, cpu | ")
+    assert lines[7].count(" baseline ") == 2
+    assert fast.ratio is not None
+    assert f" {ratio_text(fast.ratio)} " in lines[8]
+    with pytest.raises(InputError, match="has not measured none-such; it has"):
+        with_tables(text.replace(fast.id, "none-such"), page)
+    with pytest.raises(InputError, match="has no table"):
+        with_tables("nothing", page)
 
 
 def test_a_line_says_device_model_date_and_command(tmp_path: Path) -> None:
