@@ -271,6 +271,24 @@ def change_interval(
     return _interval(float(before.mean() - after.mean()), spread, freedom)
 
 
+def ratio_change(old: Ratio, new: Ratio) -> tuple[float, float, float]:
+    """Returns how many times as long a variant takes as it did, from its ratios in two runs: (mean, low, high).
+
+    Where a run was timed by CPU time beside other processes, the interval takes in the changes of typical runs and of those that
+    were disturbed least; a ratio by wall time stands for both.
+
+    Raises:
+        InputError: one of them has fewer than two processes.
+    """
+    mean, low, high = change_interval(old.per_process, new.per_process)
+    pairs = [
+        (old.per_process_typical or old.per_process, new.per_process_typical or new.per_process),
+        (old.per_process_least or old.per_process, new.per_process_least or new.per_process),
+    ]
+    found = [change_interval(*pair) for pair in pairs if pair != (old.per_process, new.per_process)]
+    return mean, min([low, *(one[1] for one in found)]), max([high, *(one[2] for one in found)])
+
+
 def student_quantile(freedom: float) -> float:
     """The 97.5 % quantile of Student's t distribution.
 

@@ -9,10 +9,12 @@ from timings import launched, simulated
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.stats.latency import (
     MIN_ROUNDS,
+    Ratio,
     change_interval,
     lag_one_correlation,
     latency_summary,
     process_interval,
+    ratio_change,
     ratio_interval,
     round_ratios,
     shared_ratio_interval,
@@ -151,6 +153,21 @@ def test_change_is_time_over_time() -> None:
     assert change_interval([2.0, 2.0], [1.6, 1.6]) == pytest.approx((1.25, 1.25, 1.25))
     with pytest.raises(InputError, match="needs two of them"):
         change_interval([2.0, 2.0], [1.6])
+
+
+def test_a_change_beside_others_takes_in_typical_and_least_disturbed_runs() -> None:
+    def of(*each: float, **more: list[float]) -> Ratio:
+        return Ratio(against="vit", median=1.0, low=1.0, high=1.0, per_process=list(each), **more)
+
+    quiet = of(2.0, 2.1, 2.2)
+    assert ratio_change(quiet, quiet) == change_interval([2.0, 2.1, 2.2], [2.0, 2.1, 2.2])
+    shared = of(2.0, 2.1, 2.2, per_process_typical=[1.8, 1.9, 2.0], per_process_least=[2.2, 2.3, 2.4])
+    mean, low, high = ratio_change(quiet, shared)
+    assert mean == pytest.approx(1.0)
+    assert low == change_interval([2.0, 2.1, 2.2], [2.2, 2.3, 2.4])[1]
+    assert high == change_interval([2.0, 2.1, 2.2], [1.8, 1.9, 2.0])[2]
+    # Both disturbed alike: the change is as well known as in quiet.
+    assert ratio_change(shared, shared)[2] < high
 
 
 def test_intervals_over_processes_are_the_bootstrap_written_out() -> None:
