@@ -41,7 +41,7 @@ from ptsr_edge.core.files import check_place, sha256_of, staged_folder, write_js
 from ptsr_edge.core.records import parse
 from ptsr_edge.core.system import describe_environment
 from ptsr_edge.evaluate.executor import CONNECT_S
-from ptsr_edge.profile.profiler import profile_bundles
+from ptsr_edge.profile.profiler import check_subjects, profile_bundles
 from ptsr_edge.profile.schema import (
     FLEET,
     PROFILE,
@@ -421,6 +421,7 @@ def measure_fleet(
         MissingExtraError: distributed is not installed.
     """
     check_fleet_out(out)
+    check_subjects(subjects, data)
     shipment = pack(folders, baseline)
     order = {
         "files": shipment.files, "bundles": shipment.bundles, "baseline": shipment.baseline, "data": data,
@@ -597,7 +598,7 @@ async def _ask(client: Any, address: str, function: Callable[..., Any], *argumen
         call.cancel()
     if isinstance(answer, FileNotFoundError):
         raise _MissingError(
-            "other_version", "ptsr-edge there is older than profiles of a fleet: install this one"
+            "other_version", "the worker has a ptsr-edge without profiles of a fleet: install this one there"
         )
     if isinstance(answer, OSError):
         raise lost
@@ -612,7 +613,7 @@ def check_versions(about: Mapping[str, Any]) -> None:
     if about["code"] != here["code"]:
         theirs, ours = (f"{one['version']}, source {one['code'][:12]}" for one in (about, here))
         raise _MissingError(
-            "other_version", f"ptsr-edge there is {theirs}; here it is {ours}: install the same on both"
+            "other_version", f"the worker has ptsr-edge {theirs}; here it is {ours}: install the same on both"
         )
 
 
