@@ -184,7 +184,7 @@ def without(folder: Path, package: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Devices, the bundle, and how two runs over them went."""
+    """Devices, the bundle, and how a run over them went."""
 
     folder: Path
     scheduler: str
@@ -192,9 +192,10 @@ class Cluster:
     first: subprocess.CompletedProcess[str]
     record: Fleet
 
-    def call(self, *options: str) -> list[str]:
-        words = ["profile", "--bundle", "pi", "--fleet", self.scheduler, "--out", "fleet"]
-        return [sys.executable, "-m", "ptsr_edge", *words, *(options or OPTIONS)]
+
+def call(scheduler: str, *options: str) -> list[str]:
+    words = ["profile", "--bundle", "pi", "--fleet", scheduler, "--out", "fleet"]
+    return [sys.executable, "-m", "ptsr_edge", *words, *(options or OPTIONS)]
 
 
 def wait_until(holds: Callable[[], bool], what: str) -> None:
@@ -221,11 +222,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     }
     with device_cluster(folder, environments) as (scheduler, devices):
         _wait_for_workers(scheduler, len(devices))
-        cluster = Cluster(
-            folder, scheduler, devices, subprocess.CompletedProcess([], 0), Fleet.model_construct()
-        )
         running = subprocess.Popen(
-            cluster.call(), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            call(scheduler), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         wait_until(devices["attic"].measures, "the attic measures")
         devices["attic"].process.kill()
@@ -309,7 +307,9 @@ def test_what_a_device_has_is_not_sent_again(cluster: Cluster) -> None:
     kitchen = next(one for one in cluster.record.devices if one.name == "kitchen")
     expected = sizes(cluster.folder)
     assert (kitchen.sent_files, kitchen.sent_bytes) == (len(expected), sum(expected))
-    again = subprocess.run(cluster.call(), cwd=cluster.folder, capture_output=True, text=True, check=False)
+    again = subprocess.run(
+        call(cluster.scheduler), cwd=cluster.folder, capture_output=True, text=True, check=False
+    )
     record = read_fleet(cluster.folder / "fleet")
     kinds = {one.name: one.missing.kind if one.missing else None for one in record.devices}
     assert kinds["kitchen"] is None, again.stderr
@@ -321,7 +321,7 @@ def test_what_a_device_has_is_not_sent_again(cluster: Cluster) -> None:
 def test_the_end_of_a_run_ends_what_devices_are_at(cluster: Cluster) -> None:
     kitchen = cluster.devices["kitchen"]
     running = subprocess.Popen(
-        cluster.call("--duration-s", "60"), cwd=cluster.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        call(cluster.scheduler, "--duration-s", "60"), cwd=cluster.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )  # fmt: skip
     wait_until(kitchen.measures, "the kitchen measures")
     running.send_signal(signal.SIGINT)

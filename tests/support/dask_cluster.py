@@ -101,7 +101,8 @@ def device_cluster(
     Yields:
         The scheduler's address from here, and the devices.
     """
-    base = os.environ | {"OMP_NUM_THREADS": "1", "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "3s"}
+    # What is sent into a cable that was cut is given up after that; distributed takes nothing much below it.
+    base = os.environ | {"OMP_NUM_THREADS": "1", "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "12s"}
     port, mark = 8786, os.getpid() % 10_000
     devices: dict[str, Device] = {}
     started: list[subprocess.Popen[bytes]] = []
