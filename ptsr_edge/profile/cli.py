@@ -153,7 +153,11 @@ def main(
         check_fleet_call(data, root, checkpoint, control_seeds if _is_given("control_seeds") else 0)
         command = command_of(bundles, out, timing, baseline=baseline, data=data, subjects=subjects)
         with if_interrupted(
-            lambda: f"{out / FLEET} has the devices that had answered; the same command starts anew"
+            lambda: (
+                f"{out / FLEET} has the devices that had answered; the same command starts anew"
+                if (out / FLEET).is_file()
+                else ""
+            )
         ):
             found = measure_fleet(
                 fleet, bundles, out=out, baseline=baseline, data=data, subjects=subjects, timing=timing, pin=pin,

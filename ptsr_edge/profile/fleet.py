@@ -539,7 +539,10 @@ async def _profiled(
         )
     about = _checked(await ask(look, shipment.targets))
     check_versions(about)
-    device = device.model_copy(update={"machine": parse(Machine, about["machine"], device.name)})
+    try:
+        device = device.model_copy(update={"machine": parse(Machine, about["machine"])})
+    except InputError as error:
+        raise _MissingError("failed", f"what it says of its machine cannot be read: {error}") from None
     written.update(device)
     if not about["runs"]:
         extras = dict.fromkeys(find_runtime(name).extra or name for name in shipment.targets)
