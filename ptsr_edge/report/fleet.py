@@ -147,7 +147,7 @@ def verdict(fleet: Fleet, limit_ms: float | None) -> str:
     if not rates:
         return f"No device holds any budget within {limit_ms:g} ms at p95.{lost}"
     least, slowest = min(rates)
-    at_least = f"at least {budget_text(least)} of the tokens"
+    at_least = "all tokens" if least == 1 else f"at least {budget_text(least)} of the tokens"
     if none:
         names_of_none = ", ".join(device.name for device in none)
         rest = f"the {'other holds' if len(rates) == 1 else 'others hold'} {at_least}"

@@ -122,7 +122,7 @@ def test_a_device_holds_the_largest_budget_within_a_limit(
          "p95. 1 of 4 devices has no results."),
         (ALL, 14.0, "Within 14 ms at p95, every device that answered can hold at least 25 % of the tokens. 1 of 4 devices has "
          "no results."),
-        (fleet(ORIN, PI4), 5.0, "Within 5 ms at p95, pi4 can hold no budget; the other holds at least 100 % of the tokens."),
+        (fleet(ORIN, PI4), 5.0, "Within 5 ms at p95, pi4 can hold no budget; the other holds all tokens."),
         (fleet(PI4), 15.0, "Within 15 ms at p95, pi4 can hold at least 50 % of the tokens."),
         (fleet(PI4), 1.0, "No device holds any budget within 1 ms at p95."),
         (fleet(PI4), None, "pi4 takes 25 % int8, 7.5 ms at p95, at its fastest."),
