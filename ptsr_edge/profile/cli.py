@@ -5,6 +5,7 @@ python -m ptsr_edge.profile --bundle out/ptsr-tiny-cpu --data synthetic --out ou
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import click
 from click.core import ParameterSource
 
 from ptsr_edge.core.console import Verb, finish, if_interrupted
-from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.data.datasets import find_dataset
+from ptsr_edge.profile.fleet import measure_fleet
 from ptsr_edge.profile.profiler import profile_bundles
-from ptsr_edge.profile.schema import NOT_RUN, PROFILE, Profile
+from ptsr_edge.profile.results import command_of
+from ptsr_edge.profile.schema import FLEET, NOT_RUN, PROFILE, Fleet, Profile, slowest_first
 from ptsr_edge.profile.timing import TimingConfig, quick_timing
 
 
@@ -41,6 +45,45 @@ def table(profile: Profile) -> list[str]:
             f"left out: {profile.method['left_out']}"
         )
     return lines
+
+
+def fleet_lines(fleet: Fleet, out: Path) -> list[str]:
+    """Writes a line per device, the slowest first, the call that makes the page, and the path of the record."""
+    lines = [f"{'device':24} {'machine':32} {'ViT p95 ms':>10} {'best p95 ms':>11}  best variant"]
+    for device in slowest_first(fleet.devices):
+        machine = device.machine
+        about = "-" if machine is None else machine.board or machine.cpu or machine.architecture
+        if device.missing:
+            lines.append(f"{device.name:24.24} {about:32.32} {device.missing.kind}: {device.missing.reason}")
+            continue
+        cells = [
+            f"{row.latency_ms.p95:.3f}" if row and row.latency_ms else "-"
+            for row in (device.vit, device.fastest)
+        ]
+        best = device.fastest.id if device.fastest else "-"
+        lines.append(f"{device.name:24.24} {about:32.32} {cells[0]:>10} {cells[1]:>11}  {best}")
+    folder = shlex.quote(out.as_posix())
+    lines += [f"the page over all devices: python -m ptsr_edge.report --fleet {folder}", str(out / FLEET)]
+    return lines
+
+
+def check_fleet_call(
+    data: str | None, root: Path | None, checkpoint: Path | None, control_seeds: int
+) -> None:
+    """Makes sure that a call over a fleet asks for nothing that is on this machine alone.
+
+    Raises:
+        InputError: it does; the message says which option.
+    """
+    if root is not None or (data is not None and not find_dataset(data).is_rendered):
+        raise InputError(
+            "data in folders stay here: with --fleet, --data can only be synthetic, which devices make themselves"
+        )
+    if checkpoint is not None or control_seeds:
+        option = "--checkpoint" if checkpoint is not None else "--control-seeds"
+        raise InputError(
+            f"{option} compares selections with torch and the weights, which no device is sent: leave it out with --fleet"
+        )
 
 
 def _is_given(name: str) -> bool:
@@ -81,18 +124,21 @@ def _is_given(name: str) -> bool:
 @click.option("--pin", is_flag=True, help="Bind all variants to the same cores.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order and the bootstrap.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/profile"), show_default=True)
+@click.option("--fleet", metavar="ADDRESS",
+              help="Profile on every worker of this Dask cluster (tcp://HOST:PORT) instead of here.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the record.")
 def main(
     bundles: tuple[Path, ...], baseline: Path | None, data: str | None, root: Path | None, subjects: int | None,
     checkpoint: Path | None, control_seeds: int, quick: bool, duration_s: float, min_runs: int, threads: int,
-    processes: int, attempts: int, streams: int, pin: bool, seed: int, out: Path, as_json: bool,
+    processes: int, attempts: int, streams: int, pin: bool, seed: int, out: Path, fleet: str | None,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Measure MACs, latency, memory, size and accuracy of every variant beside the full-token ViT."""
     if root is not None and data is None:
         raise InputError("--root is the folder of the data: it goes with --data")
     asked: dict[str, Any] = dict(
-        duration_s=duration_s, min_runs=min_runs, threads=threads, pin=pin, seed=seed, processes=processes,
-        attempts=attempts, streams=streams,
+        duration_s=duration_s, min_runs=min_runs, threads=threads, pin=pin and fleet is None, seed=seed,
+        processes=processes, attempts=attempts, streams=streams,
     )  # fmt: skip
     if quick:
         given = {name: value for name, value in asked.items() if _is_given(name)}
@@ -103,6 +149,25 @@ def main(
         timing, control_seeds = quick_timing(**given), 0
     else:
         timing = TimingConfig(**asked, extras=True)
+    if fleet is not None:
+        check_fleet_call(data, root, checkpoint, control_seeds if _is_given("control_seeds") else 0)
+        command = command_of(bundles, out, timing, baseline=baseline, data=data, subjects=subjects)
+        with if_interrupted(
+            lambda: (
+                f"{out / FLEET} has the devices that had answered; the same command starts anew"
+                if (out / FLEET).is_file()
+                else ""
+            )
+        ):
+            found = measure_fleet(
+                fleet, bundles, out=out, baseline=baseline, data=data, subjects=subjects, timing=timing, pin=pin,
+                command=f"{command}{' --pin' if pin else ''} --fleet {shlex.quote(fleet)}",
+            )  # fmt: skip
+        finish(found.model_dump(mode="json", by_alias=True), fleet_lines(found, out), as_json)
+        if gone := [device for device in found.devices if device.missing]:
+            names = ", ".join(f"{one.name} ({one.missing.kind})" for one in gone if one.missing)
+            raise JobError(f"{len(gone)} of {len(found.devices)} devices have no results: {names}")
+        return
     earlier = (out / PROFILE).is_file()
     with if_interrupted(
         lambda: f"{out} is {'as it was' if earlier else 'not written'}; the same command starts anew"

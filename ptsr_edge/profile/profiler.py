@@ -73,11 +73,7 @@ def profile_bundles(
         raise InputError(
             f"--control-seeds is a number of draws, 0 for no comparison of selections, got {control_seeds}"
         )
-    if subjects is not None and (data is None or subjects < 1):
-        raise InputError(
-            f"--subjects is a number of people to judge, at least 1, and goes with --data synthetic, got {subjects}"
-            + (" without --data" if data is None else "")
-        )
+    check_subjects(subjects, data)
     bundles = read_bundles(folders)
     first = check_same_model(bundles)
     with tempfile.TemporaryDirectory() as scratch:
@@ -147,6 +143,19 @@ def record_text(profile: Profile) -> str:
     )
     # A line break stands between the brackets, so no string can match: JSON writes theirs as \\n.
     return re.sub(r"\[\n[-+.,\deE\s]*\]", lambda found: "".join(found[0].split()), text) + "\n"
+
+
+def check_subjects(subjects: int | None, data: str | None) -> None:
+    """Makes sure that a number of people to render is one, and goes with data.
+
+    Raises:
+        InputError: it does not.
+    """
+    if subjects is not None and (data is None or subjects < 1):
+        raise InputError(
+            f"--subjects is a number of people to judge, at least 1, and goes with --data synthetic, got {subjects}"
+            + (" without --data" if data is None else "")
+        )
 
 
 def check_out(out: Path) -> None:

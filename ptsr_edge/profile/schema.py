@@ -5,6 +5,8 @@ A result that was not measured is null, and `missing` of its variant says why.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +18,8 @@ from ptsr_edge.runtimes.base import find_runtime
 from ptsr_edge.stats.latency import Latency, Ratio
 
 PROFILE = "profile.json"
+
+FLEET = "fleet.json"
 
 NOT_RUN = "built, not run here"
 """In words, kind `no_device` of `Missing`: an engine on a machine without its GPU has no result that needs a run."""
@@ -343,3 +347,130 @@ def _with_reasons(row: Measured, *, is_baseline: bool) -> Measured:
         return Missing(kind="not_asked", reason=IN_NOTES)
 
     return row.model_copy(update={"missing": {name: why(name) for name in null_results(row)} | row.missing})
+
+
+# ---------------------------------------------------------------------------------------------
+# Many devices
+
+DeviceMissingKind = Literal[
+    "not_installed", "other_version", "no_runtime", "refused", "failed", "killed", "lost", "unfinished"
+]  # fmt: skip
+"""Why a device has no results. In this order: its worker has no ptsr-edge; it has another one; no runtime that the bundles
+need is there; the call is not acceptable on that device; the profile failed; its process was killed; the worker left the
+cluster; the run was ended before the device had answered."""
+
+
+class DeviceMissing(Record):
+    """Why a device has no results: the kind, for programs, and one sentence, for people."""
+
+    kind: DeviceMissingKind
+    reason: str
+
+
+class Machine(Record):
+    """A device in short; what its system does not tell is null."""
+
+    cpu: str | None
+    board: str | None
+    architecture: str
+    cores: int
+    gpus: list[str]
+    memory_bytes: int | None
+    os: str
+    python: str
+    packages: dict[str, str]
+
+
+class FleetBundle(Record):
+    """What was sent: a bundle or the baseline's; `sha256` is over its manifest and all files of its variants."""
+
+    name: str
+    sha256: str
+    files: int
+    bytes: int
+    is_baseline: bool
+
+
+class FleetVariant(Record):
+    """A variant on one device, fields as in `Measured`; of those that are null, `missing` says why."""
+
+    id: str
+    target: str
+    precision: str
+    keep_rate: float
+    tokens: int
+    is_baseline: bool
+    latency_ms: Latency | None
+    ratio: Ratio | None
+    ratio_same_precision: Ratio | None
+    missing: dict[str, Missing]
+
+
+class FleetDevice(Record):
+    """A worker of the cluster.
+
+    Attributes:
+        name: of its folder, which holds its profile.
+        worker, address: as the cluster names it.
+        machine: null where it was lost before it told.
+        sent_files, sent_bytes: what was sent to it in this run; a device keeps what it has got.
+        created: when its profile was made.
+        unstable: why its last attempt is to be taken with care.
+        missing: why there are no results; null where there are.
+    """
+
+    name: str
+    worker: str
+    address: str
+    machine: Machine | None = None
+    sent_files: int = 0
+    sent_bytes: int = 0
+    created: str | None = None
+    unstable: str | None = None
+    variants: list[FleetVariant] = Field(default_factory=list)
+    missing: DeviceMissing | None = None
+
+    @property
+    def fastest(self) -> FleetVariant | None:
+        """The variant with the lowest p95, the ViT aside; None where it has none."""
+        return min((row for row in self.variants if not row.is_baseline), key=_p95_ms, default=None)
+
+    @property
+    def vit(self) -> FleetVariant | None:
+        """The full-token ViT that ratios are against, which is the first of the variants."""
+        return next((row for row in self.variants if row.is_baseline), None)
+
+
+def _p95_ms(row: FleetVariant) -> float:
+    return row.latency_ms.p95 if row.latency_ms else math.inf
+
+
+def slowest_first(devices: Iterable[FleetDevice]) -> list[FleetDevice]:
+    """Sorts devices by the p95 of the fastest variant that each can run; those without results come last."""
+
+    def best_ms(device: FleetDevice) -> float:
+        return -1.0 if device.fastest is None else _p95_ms(device.fastest)
+
+    return sorted(devices, key=lambda device: (device.missing is not None, -best_ms(device), device.name))
+
+
+class Fleet(Record):
+    """The record of one `profile --fleet` run: `command` reproduces it; each device's folder holds its whole profile."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    command: str
+    created: str
+    model: str
+    model_card: str
+    is_quick: bool
+    bundles: list[FleetBundle] = Field(min_length=1)
+    devices: list[FleetDevice] = Field(min_length=1)
+
+
+def read_fleet(folder: Path) -> Fleet:
+    """Reads `fleet.json` in a folder that `ptsr-edge profile --fleet` wrote.
+
+    Raises:
+        InputError: it is not there, or is of another schema.
+    """
+    return read_record(Fleet, folder / FLEET)

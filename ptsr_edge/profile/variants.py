@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from ptsr_edge.bundle import MANIFEST, Bundle, Variant, baseline_place, read_bundle
 from ptsr_edge.core.config import baseline_of
 from ptsr_edge.core.console import say
-from ptsr_edge.core.errors import InputError, JobError, require
+from ptsr_edge.core.errors import InputError, JobError, PtsrError, require
 from ptsr_edge.profile.schema import needs_gpu
-from ptsr_edge.runtimes.base import RUNTIMES
+from ptsr_edge.runtimes.base import RUNTIMES, find_runtime
 from ptsr_edge.runtimes.build_on_device import cuda_devices
 
 GEOMETRY = ("image_size", "patch_size", "channels", "dim", "depth", "heads", "mlp_ratio", "classes")
@@ -124,12 +125,11 @@ def baselines_for(bundles: Mapping[Path, Bundle], given: Path | None, scratch: P
 def choose_baselines(pool: Sequence[ProfiledVariant], bundles: Iterable[Bundle]) -> list[ProfiledVariant]:
     """Returns of the ViT's variants the one that all ratios are against, then those of a kind that the bundles have."""
     bundles = list(bundles)
-    has_gpu = bool(cuda_devices())
 
     def rank(one: ProfiledVariant) -> tuple[bool, bool, bool]:
         target, precision = one.kind
         # A baseline has to run.
-        return needs_gpu(target) and not has_gpu, target != bundles[0].target, precision != "fp32"
+        return not runs_here(target), target != bundles[0].target, precision != "fp32"
 
     reference = min(pool, key=rank)
     kinds = {(variant.target, variant.precision) for bundle in bundles for variant in bundle.variants}
@@ -138,6 +138,15 @@ def choose_baselines(pool: Sequence[ProfiledVariant], bundles: Iterable[Bundle])
         if one.kind in kinds and one.kind != reference.kind:
             fair.setdefault(one.kind, one)
     return [reference, *fair.values()]
+
+
+def runs_here(target: str) -> bool:
+    """Says whether this machine has what artifacts of a target run with: a runtime's package, and a GPU if they need one."""
+    try:
+        packages = find_runtime(target).packages
+    except PtsrError:  # the package that brings the target is not installed
+        return False
+    return any(find_spec(name) for name in packages) and (not needs_gpu(target) or bool(cuda_devices()))
 
 
 def given_baseline(folder: Path, first: Bundle) -> list[ProfiledVariant]:

@@ -26,8 +26,9 @@ from ptsr_edge.core.console import Verb, finish, say
 from ptsr_edge.core.errors import ComparisonError, InputError, JobError, require
 from ptsr_edge.core.files import write_whole
 from ptsr_edge.core.records import Record, parse
-from ptsr_edge.profile.schema import Profile, read_profile
+from ptsr_edge.profile.schema import Profile, read_fleet, read_profile
 from ptsr_edge.report.comparison import Comparison, compare, read_sources, sentence
+from ptsr_edge.report.fleet import fleet_lines, fleet_words, without_budget
 from ptsr_edge.report.plotting import FONT, SVG_CSS, standalone, theme_css
 from ptsr_edge.report.recommendation import Decision, Limits, Recommendation, check_limits, recommend
 from ptsr_edge.report.regression import Regression, changes_words, compare_profiles, outcome, summary
@@ -184,6 +185,29 @@ def write_report(
         record["changes"] = changes.model_dump(mode="json", by_alias=True)
         lines += ["", *summary(changes)]
     return Written(page, report, record, [*lines, page.as_posix()])
+
+
+def finish_fleet(folder: Path, out: Path, limit_ms: float | None, as_json: bool) -> None:
+    """Writes the page over the devices of a fleet as `fleet.html` and `fleet.md`, and prints it in short.
+
+    Raises:
+        InputError: there is no fleet's record, or the limit is no limit.
+        JobError: a device can hold no budget within the limit; the page is written.
+    """
+    found = read_fleet(folder)
+    words = fleet_words(found, folder, limit_ms)
+    page = out / "fleet.html"
+    pages = {path: render(f"{path.name}.jinja", words) for path in (page.with_suffix(".md"), page)}
+    for path, content in pages.items():
+        write_whole(path, content)
+    if limit_ms is not None and without_budget(found, limit_ms):
+        raise JobError(f"{words['sentence']} The page: {page.as_posix()}")
+    record = {
+        "report": page.as_posix(),
+        "verdict": words["sentence"],
+        "fleet": found.model_dump(mode="json", by_alias=True),
+    }
+    finish(record, [*fleet_lines(words), page.as_posix()], as_json)
 
 
 def choice_for(
@@ -344,10 +368,11 @@ def json_text(record: dict[str, Any]) -> str:
 )
 @click.option(
     "--out",
-    required=True,
     type=click.Path(path_type=Path),
     help="Folder for report.html, report.md, report.json and figures/.",
 )
+@click.option("--fleet", type=click.Path(path_type=Path),
+              help="Instead: folder with a fleet.json; writes fleet.html and fleet.md into it, or into --out.")  # fmt: skip
 @click.option("--max-latency-ms", type=float, help="Choose a variant whose p95 latency is at most this.")
 @click.option("--max-uar-drop", type=float,
               help="Choose one that surely loses no more UAR than this against fp32 at full budget.")  # fmt: skip
@@ -362,13 +387,22 @@ def json_text(record: dict[str, Any]) -> str:
               help="Bundle that shall recommend the chosen variant; may be repeated.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def main(
-    profiles: tuple[Path, ...], out: Path, max_latency_ms: float | None, max_uar_drop: float | None,
+    profiles: tuple[Path, ...], out: Path | None, fleet: Path | None, max_latency_ms: float | None, max_uar_drop: float | None,
     confidence: float, unit: Unit, old: Path | None, strict: bool, bundles: tuple[Path, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Turn profiles into a page, a Markdown file, a JSON record and charts, and choose a variant.
 
     The fastest that meets all limits that are given is chosen, and no other limit is set.
     """
+    if fleet is not None:
+        if profiles or old or strict or bundles or max_uar_drop is not None:
+            raise InputError(
+                "--fleet takes --max-latency-ms, --out and --json only: the other options are about profiles"
+            )
+        finish_fleet(fleet, out or fleet, max_latency_ms, as_json)
+        return
+    if out is None:
+        raise InputError("name the folder for the report: --out DIR")
     if strict and old is None:
         raise InputError("--fail-on-regression needs --compare DIR, the profile to compare with")
     limits = check_limits(max_latency_ms, max_uar_drop, confidence, unit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,10 @@ def test_the_baseline_is_fp32_on_the_bundles_target(
     assert chosen(first) == ["cpu-fp32"]
     assert chosen(quantized) == ["cpu-fp32", "cpu-int8"]
     assert chosen(first.model_copy(update={"target": "openvino"})) == ["openvino-fp32", "cpu-fp32"]
-    # An engine cannot be what all is measured against where there is no GPU.
+    # What all is measured against has to run: not without its runtime, and no engine where there is no GPU.
+    with monkeypatch.context() as patch:
+        patch.setattr(variants, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
+        assert chosen(first) == ["openvino-fp32", "cpu-fp32"]
     monkeypatch.setattr(variants, "cuda_devices", list)
     assert chosen(first.model_copy(update={"target": "trt"})) == ["cpu-fp32"]
 

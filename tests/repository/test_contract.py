@@ -101,19 +101,29 @@ def test_names_are_those_that_are_accepted(line: str, names: tuple[str, ...]) ->
                 profile_record.Dynamic,
             ],
         ),
+        (
+            "`fleet.json`",
+            [
+                profile_record.Fleet,
+                profile_record.FleetBundle,
+                profile_record.FleetDevice,
+                profile_record.FleetVariant,
+                profile_record.Machine,
+                profile_record.DeviceMissing,
+            ],
+        ),
         ("Checkpoints", [CheckpointInfo]),
     ],
-    ids=["bundle", "profile", "checkpoint"],
+    ids=["bundle", "profile", "fleet", "checkpoint"],
 )
 def test_every_key_of_a_file_is_there_and_no_other(title: str, kinds: list[type[Record]]) -> None:
     known = set().union(*(keys_of(kind) for kind in kinds))
     named = quoted(section(title)) - {"bundle.json", "profile.json", "profile", "ptsr_edge", ".safetensors"}
-    named -= {
-        "predict",
-        "stages.flow_ms",
-        *get_args(profile_record.MissingKind),
-        *get_args(profile_record.FaultKind),
-    }
+    named -= {"predict", "stages.flow_ms", "fleet.json"}
+    for kinds_of_reasons in (
+        profile_record.MissingKind, profile_record.FaultKind, profile_record.DeviceMissingKind,
+    ):  # fmt: skip
+        named -= set(get_args(kinds_of_reasons))
     assert named == known
 
 
