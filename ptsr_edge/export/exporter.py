@@ -40,7 +40,6 @@ from ptsr_edge.core.files import staged_folder
 from ptsr_edge.core.records import parse
 from ptsr_edge.core.system import describe_cpu, describe_gpus, installed
 from ptsr_edge.data.datasets import FlowDataset, dataset_origin, known_dataset
-from ptsr_edge.export.accuracy_control import JudgedSamples, build_within, rank_layers
 from ptsr_edge.export.calibration import (
     budgets_from_data,
     calibrate,
@@ -65,6 +64,7 @@ from ptsr_edge.export.targets.base import (
     find_target,
     variant_id,
 )
+from ptsr_edge.export.targets.quantization import JudgedSamples, build_within, rank_layers
 from ptsr_edge.models.checkpoint import CheckpointInfo, predict_logits, random_info, resolve, save_checkpoint
 from ptsr_edge.models.macs import MacCount, count_macs
 from ptsr_edge.models.ptsr import Model, build_model, count_parameters
