@@ -25,11 +25,13 @@ import pytest
 import torch
 from bundle_data import write_tiny_bundle
 from numpy.typing import NDArray
+from onnx import ModelProto
 
 from ptsr_edge.bundle import MANIFEST, Variant, check_files, read_bundle
-from ptsr_edge.core.config import LABELS, Preprocess
+from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
 from ptsr_edge.core.disk_cache import DiskCache, cache_key
 from ptsr_edge.core.errors import JobError, ParityError
+from ptsr_edge.core.files import sha256_of
 from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.export import exporter, parity
 from ptsr_edge.export.exporter import (
@@ -45,7 +47,7 @@ from ptsr_edge.export.exporter import (
     surroundings,
     trace_budgets,
 )
-from ptsr_edge.export.onnx_graph import write_sharing_weights
+from ptsr_edge.export.onnx_graph import trace, write_sharing_weights
 from ptsr_edge.export.parity import DEPARTURES
 from ptsr_edge.export.targets.base import Artifact, BuildRequest, Graph, Target
 from ptsr_edge.export.targets.onnxruntime import CpuTarget
@@ -820,6 +822,49 @@ def key_of(
         return caught.value.args
 
     return key
+
+
+def test_a_graph_is_traced_once_for_what_it_depends_on_and_each_budget(
+    job: ExportJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PTSR_EDGE_CACHE", str(tmp_path / "cache"))
+    traced = []
+
+    def counted(static: torch.nn.Module, config: ModelConfig) -> ModelProto:
+        traced.append(config)
+        return trace(static, config)
+
+    monkeypatch.setattr(exporter, "trace", counted)
+
+    def traces(name: str, **change: Any) -> int:
+        traced.clear()
+        (tmp_path / name).mkdir()
+        trace_budgets(dataclasses.replace(job, **change), tmp_path / name)
+        return len(traced)
+
+    assert traces("one", rates=[0.5], identity={"weights": "these"}) == 1
+    assert traces("more", identity={"weights": "these"}) == 1
+    assert traces("others", rates=[0.5], identity={"weights": "others"}) == 1
+    assert traces("anew") == 2
+    assert content(tmp_path / "more") == content(tmp_path / "anew")
+
+
+def test_a_graph_depends_on_weights_and_surroundings_where_the_cache_may_be_used(
+    tiny_checkpoint: Path, megc_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(job: ExportJob, _: Path) -> None:
+        raise _Asked(job.identity)
+
+    monkeypatch.setattr(exporter, "trace_budgets", asked)
+    for cache, expected in (
+        (True, {"weights": sha256_of(tiny_checkpoint), **surroundings()}),
+        (False, None),
+    ):
+        with pytest.raises(_Asked) as caught:
+            export_bundle(
+                out=tmp_path / "out", checkpoint=tiny_checkpoint, calibration=megc_folder, cache=cache
+            )
+        assert caught.value.args == (expected,)
 
 
 @pytest.mark.parametrize(
