@@ -128,6 +128,7 @@ def tiny_bundle(tiny_checkpoint: Path, megc_folder: Path, tmp_path_factory: pyte
         budgets=(1.0, 0.5, 0.25),
         precisions=("fp32",),
         calibration=megc_folder,
+        cache=True,
     )
     return folder
 

@@ -124,7 +124,7 @@ def test_every_recipe_is_exported(path: Path, checkpoint: Path, clips: Path, tmp
         "--out",
         tmp_path / "bundle",
     ]
-    result = CliRunner().invoke(main, [*map(str, call), "--no-cache"])
+    result = CliRunner().invoke(main, [*map(str, call)])
     assert result.exit_code == 0, result.stderr
     variants = read_bundle(tmp_path / "bundle").variants
     wanted = recipe.precisions or find_target(target).precisions

@@ -111,7 +111,7 @@ def test_a_toy_target_is_exported_and_run(
     bundle = tmp_path / "bundle"
     export_bundle(
         out=bundle, checkpoint=tiny_checkpoint, calibration=megc_folder, budgets=(1.0, 0.5), target="toy",
-        options={"greeting": "hello"},
+        options={"greeting": "hello"}, cache=True,
     )  # fmt: skip
     session = Session.open(bundle, budget=0.5)
     assert session.variant.artifact == "ptsr-test-toy-fp32-k8.toy"
