@@ -36,9 +36,8 @@ from ptsr_edge.bundle import (
 )
 from ptsr_edge.core.config import DEFAULT_MODEL, LABELS, MODELS, baseline_of
 from ptsr_edge.core.console import doing, progress, say
-from ptsr_edge.core.disk_cache import DiskCache, SpoiledEntryError, cache_key, code_digest
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.core.files import staged_folder
+from ptsr_edge.core.files import DiskCache, SpoiledEntryError, cache_key, code_digest, staged_folder
 from ptsr_edge.core.records import parse
 from ptsr_edge.core.system import describe_cpu, describe_gpus, installed
 from ptsr_edge.data.datasets import FlowDataset, dataset_origin, known_dataset
@@ -368,8 +367,13 @@ def _traced(static: nn.Module, tokens: int, job: ExportJob) -> ModelProto:
     graphs, key = DiskCache("graphs"), cache_key({**job.identity, "tokens": tokens})
     found = graphs.fetch(key, lambda stream: ModelProto.FromString(stream.read()))
     if found is None:
-        found = made = trace(static, job.info.model)
-        graphs.store(key, lambda stream: stream.write(made.SerializeToString()) and None)
+        found = trace(static, job.info.model)
+        content = found.SerializeToString()
+
+        def write(stream: BinaryIO) -> None:
+            stream.write(content)
+
+        graphs.store(key, write)
         graphs.shrink()
     return found
 

@@ -29,9 +29,8 @@ from onnx import ModelProto
 
 from ptsr_edge.bundle import MANIFEST, Variant, check_files, read_bundle
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
-from ptsr_edge.core.disk_cache import DiskCache, cache_key
 from ptsr_edge.core.errors import JobError, ParityError
-from ptsr_edge.core.files import sha256_of
+from ptsr_edge.core.files import DiskCache, cache_key, sha256_of
 from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.export import exporter, parity
 from ptsr_edge.export.exporter import (
