@@ -125,7 +125,7 @@ class Cascade(Record):
         escalated: share of the samples that the full budget was asked for.
         limit: most drop of UAR, against the full budget alone, that was allowed.
         drop: measured drop of UAR.
-        upper: upper bound of the drop, at most `limit`, that holds with `confidence` (see `stats.risk_bounds`).
+        upper: upper bound of the drop, at most `limit`, that holds with `confidence` (see `stats.classification`).
         confidence: of the bound, for the margin that was chosen (fixed-sequence testing, from the safest margin on).
         unit: the unit that is taken as independent.
         units, samples: their numbers in the calibration data.

@@ -42,7 +42,7 @@ from ptsr_edge.report.sections import (
     lines_to_paste,
 )
 from ptsr_edge.report.tables import aligned, build_tables, flatten_record, markdown, pipe_table, remarks
-from ptsr_edge.stats.risk_bounds import CONFIDENCE, Unit
+from ptsr_edge.stats.classification import CONFIDENCE, Unit
 
 TEMPLATES = Path(__file__).parent / "templates"
 
