@@ -37,9 +37,8 @@ from ptsr_edge.data.annotations import (
     RowFault,
     read_sheet,
 )
-from ptsr_edge.data.catalog import Columns
+from ptsr_edge.data.catalog import Columns, Frames, canonical, read_frames
 from ptsr_edge.data.extraction import VIDEO_SUFFIXES, video_times
-from ptsr_edge.data.frame_folders import Frames, canonical, read_frames
 from ptsr_edge.data.recorded import RowReader
 
 if sys.version_info >= (3, 11):
