@@ -9,10 +9,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ptsr_edge.core.config import FLAT, ModelConfig, Preprocess
+from ptsr_edge.core.config import FLAT, ModelConfig, Preprocess, Record, read_record
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import sha256_of, write_json
-from ptsr_edge.core.records import Record, read_record
 
 MANIFEST = "bundle.json"
 

@@ -25,9 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.core.config import LABELS, Preprocess
+from ptsr_edge.core.config import LABELS, Preprocess, nearest
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.core.records import nearest
 from ptsr_edge.data import synthetic_clips as synthetic
 from ptsr_edge.data.annotations import (
     Annotations,

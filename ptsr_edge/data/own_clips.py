@@ -25,9 +25,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from ptsr_edge.core.config import Record, nearest, parse
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_place, write_whole
-from ptsr_edge.core.records import Record, nearest, parse
 from ptsr_edge.data.annotations import (
     TABLE_SUFFIXES,
     AnnotationRow,

@@ -24,9 +24,9 @@ import torch
 from numpy.typing import NDArray
 
 from ptsr_edge.bundle import Cascade, RecommendedVariant, Variant
+from ptsr_edge.core.config import Record
 from ptsr_edge.core.console import progress, say
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.records import Record
 from ptsr_edge.data.datasets import (
     HELD_OUT,
     FlowDataset,

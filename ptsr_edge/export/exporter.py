@@ -34,11 +34,10 @@ from ptsr_edge.bundle import (
     read_bundle,
     write_bundle,
 )
-from ptsr_edge.core.config import DEFAULT_MODEL, LABELS, MODELS, baseline_of
+from ptsr_edge.core.config import DEFAULT_MODEL, LABELS, MODELS, baseline_of, parse
 from ptsr_edge.core.console import doing, progress, say
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import DiskCache, SpoiledEntryError, cache_key, code_digest, staged_folder
-from ptsr_edge.core.records import parse
 from ptsr_edge.core.system import describe_cpu, describe_gpus, installed
 from ptsr_edge.data.datasets import FlowDataset, dataset_origin, known_dataset
 from ptsr_edge.export.calibration import (

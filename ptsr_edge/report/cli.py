@@ -22,10 +22,10 @@ from ptsr_edge.bundle import (
     read_bundle,
     write_recommended,
 )
+from ptsr_edge.core.config import Record, parse
 from ptsr_edge.core.console import Verb, finish, say
 from ptsr_edge.core.errors import ComparisonError, InputError, JobError, require
 from ptsr_edge.core.files import write_whole
-from ptsr_edge.core.records import Record, parse
 from ptsr_edge.profile.schema import Profile, read_profile
 from ptsr_edge.report.comparison import Comparison, compare, read_sources, sentence
 from ptsr_edge.report.plotting import FONT, SVG_CSS, standalone, theme_css

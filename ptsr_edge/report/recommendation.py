@@ -9,8 +9,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from ptsr_edge.core.config import Record
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.records import Record
 from ptsr_edge.profile.schema import NEW_CLIPS
 from ptsr_edge.report.comparison import (
     ComparedVariant,

@@ -23,10 +23,9 @@ from signalled import signalled
 
 from ptsr_edge import Session
 from ptsr_edge.bundle import MANIFEST, Bundle, check_files, read_bundle
-from ptsr_edge.core.config import LABELS, Preprocess, named_model
+from ptsr_edge.core.config import LABELS, Preprocess, named_model, parse
 from ptsr_edge.core.errors import JobError, install_line
 from ptsr_edge.core.files import sha256_of
-from ptsr_edge.core.records import parse
 from ptsr_edge.data.recorded import MEGC_FOLDER, MEGC_TABLE
 from ptsr_edge.export import exporter, parity
 from ptsr_edge.export.cli import main

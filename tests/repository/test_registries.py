@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from ptsr_edge import Session
+from ptsr_edge.core.config import parse
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.core.records import parse
 from ptsr_edge.export.config import ExportConfig
 from ptsr_edge.export.exporter import export_bundle
 from ptsr_edge.runtimes.base import RUNTIMES, find_runtime, target_names

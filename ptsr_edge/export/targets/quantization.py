@@ -31,10 +31,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
+from ptsr_edge.core.config import Record
 from ptsr_edge.core.console import progress, say
 from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.core.files import write_whole
-from ptsr_edge.core.records import Record
 from ptsr_edge.export.config import Method
 from ptsr_edge.export.onnx_graph import PRODUCTS, layer_of
 from ptsr_edge.export.targets.base import (
