@@ -319,6 +319,8 @@ def _to_judge(
     """Returns the samples that budgets are judged on; None, and why, where their answers would say nothing."""
     if len(variants) == 1:
         return None, "there is no other variant"
+    if job.info.model.kind == "vit":
+        return None, "a full-token ViT is there to be compared with"
     if job.info.provenance.get("kind") == "random":
         return None, "its weights are random"
     if list(side.label_names) != job.info.labels:

@@ -570,6 +570,10 @@ def test_a_baseline_is_put_beside_the_bundle(pocket: Path, megc_folder: Path, tm
     assert [(one.precision, one.tokens) for one in baseline.variants] == [("fp32", 4), ("int8", 4)]
     assert (baseline.name, baseline.model.kind) == ("vit-pocket", "vit")
     assert baseline.provenance["kind"] == "random"
+    assert baseline.recommended is not None
+    assert baseline.recommended.reason.endswith(
+        "none was judged: a full-token ViT is there to be compared with"
+    )
     for variant in baseline.variants:
         check_files(tmp_path / "pocket-baseline", variant)
 
