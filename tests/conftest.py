@@ -26,6 +26,11 @@ Build = Callable[..., ModelConfig]
 Randomised = Callable[[ModelConfig], Model]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the pages first: they take longest of all files, and what they export is then in the cache for the others."""
+    items.sort(key=lambda item: item.path.name != "test_pages.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or fills the cache of the person who runs it; all processes of a run share one.
