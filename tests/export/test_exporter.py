@@ -9,6 +9,7 @@ import dataclasses
 import errno
 import inspect
 import io
+import json
 import os
 import re
 import subprocess
@@ -915,12 +916,11 @@ def test_the_surroundings_are_in_the_key_of_an_export_and_do_not_change_by_thems
 
 
 EXPORT = """
-import sys
+import json, sys
 from pathlib import Path
 from ptsr_edge.export.exporter import export_bundle
-out, checkpoint, calibration = map(Path, sys.argv[1:])
-export_bundle(out=out, checkpoint=checkpoint, calibration=calibration, target=("cpu", "openvino"),
-              precisions=("fp32", "int8"), budgets=(1.0, 0.25))
+out, checkpoint, calibration = map(Path, sys.argv[1:4])
+export_bundle(out=out, checkpoint=checkpoint, calibration=calibration, **json.loads(sys.argv[4]))
 """
 
 
@@ -930,11 +930,20 @@ def test_the_same_inputs_give_the_same_bytes_in_another_process(
     """Each process draws another seed for its hashes, and OpenVINO counts its names from another number."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("nncf", reason="nncf is missing: the extra openvino-build brings it")
-    for name in ("first", "second"):
-        call = [sys.executable, "-c", EXPORT, str(tmp_path / name), str(tiny_checkpoint), str(megc_folder)]
-        environment = os.environ | {"PYTHONHASHSEED": str(len(name))}
-        done = subprocess.run(call, capture_output=True, text=True, check=False, env=environment)
-        assert done.returncode == 0, done.stderr
+    arguments = {"target": ("cpu", "openvino"), "precisions": ("fp32", "int8"), "budgets": (1.0, 0.25)}
+    export_bundle(out=tmp_path / "first", checkpoint=tiny_checkpoint, calibration=megc_folder, **arguments)
+    call = [
+        sys.executable,
+        "-c",
+        EXPORT,
+        tmp_path / "second",
+        tiny_checkpoint,
+        megc_folder,
+        json.dumps(arguments),
+    ]
+    environment = os.environ | {"PYTHONHASHSEED": "6"}
+    done = subprocess.run([*map(str, call)], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
     first, second = content(tmp_path / "first"), content(tmp_path / "second")
     assert len(first) == 1 + 2 * 2 + 2 + 2 * 2 * 2  # the manifest; ONNX files, their weights; IRs with theirs
     assert [name for name in first if first[name] != second[name]] == []
