@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
 import json
 import tempfile
@@ -232,6 +233,7 @@ class Branching(nn.Module):
 def test_what_cannot_be_exported_is_a_job_error(ptsr_config: Any) -> None:
     with pytest.raises(JobError, match="torch cannot export ptsr-test: "):
         trace(Branching(), ptsr_config())
+    assert gc.isenabled()
 
 
 def test_a_graph_that_fails_the_checker_is_a_job_error(graphs: list[Graph], tmp_path: Path) -> None:
