@@ -9,10 +9,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ptsr_edge.core.config import FLAT, ModelConfig, Preprocess
+from ptsr_edge.core.config import FLAT, ModelConfig, Preprocess, Record, read_record
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import sha256_of, write_json
-from ptsr_edge.core.records import Record, read_record
 
 MANIFEST = "bundle.json"
 
@@ -125,7 +124,7 @@ class Cascade(Record):
         escalated: share of the samples that the full budget was asked for.
         limit: most drop of UAR, against the full budget alone, that was allowed.
         drop: measured drop of UAR.
-        upper: upper bound of the drop, at most `limit`, that holds with `confidence` (see `stats.risk_bounds`).
+        upper: upper bound of the drop, at most `limit`, that holds with `confidence` (see `stats.classification`).
         confidence: of the bound, for the margin that was chosen (fixed-sequence testing, from the safest margin on).
         unit: the unit that is taken as independent.
         units, samples: their numbers in the calibration data.

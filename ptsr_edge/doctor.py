@@ -24,10 +24,9 @@ from typing import Any, Literal, NamedTuple
 import click
 from packaging.requirements import Requirement
 
-from ptsr_edge.core.config import DEFAULT_MODEL
+from ptsr_edge.core.config import DEFAULT_MODEL, Record
 from ptsr_edge.core.console import Verb, doing, finish, run_verb, say
 from ptsr_edge.core.errors import JobError, install_line
-from ptsr_edge.core.records import Record
 from ptsr_edge.core.system import describe_cpu, installed, visible_cpus
 from ptsr_edge.runtimes import build_on_device
 from ptsr_edge.runtimes.base import Runtime, find_runtime, load_part, target_names

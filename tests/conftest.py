@@ -6,6 +6,7 @@ weights would not show. `randomised` redraws everything.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,21 @@ Build = Callable[..., ModelConfig]
 Randomised = Callable[[ModelConfig], Model]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the pages first: they take longest of all files, and what they export is then in the cache for the others."""
+    items.sort(key=lambda item: item.path.name != "test_pages.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or fills the cache of the person who runs it."""
+    """No test reads or fills the cache of the person who runs it; all processes of a run share one.
+
+    What is exported or rendered in several tests is made once. A test of the making itself sets a cache of its own.
+    """
+    base = tmp_path_factory.getbasetemp()
+    run = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PTSR_EDGE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("PTSR_EDGE_CACHE", str(run / "cache"))
         yield
 
 
@@ -122,6 +133,7 @@ def tiny_bundle(tiny_checkpoint: Path, megc_folder: Path, tmp_path_factory: pyte
         budgets=(1.0, 0.5, 0.25),
         precisions=("fp32",),
         calibration=megc_folder,
+        cache=True,
     )
     return folder
 

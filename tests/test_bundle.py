@@ -30,10 +30,9 @@ from ptsr_edge.bundle import (
     write_bundle,
     write_recommended,
 )
-from ptsr_edge.core.config import LABELS, Preprocess, named_model
+from ptsr_edge.core.config import LABELS, Preprocess, named_model, parse
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import sha256_of
-from ptsr_edge.core.records import parse
 from ptsr_edge.data.datasets import DATASETS
 from ptsr_edge.vision.flow import to_input
 

@@ -203,7 +203,7 @@ def every_target(tiny_checkpoint: Path, megc_folder: Path, tmp_path_factory: pyt
     export_bundle(
         out=folder, checkpoint=tiny_checkpoint, calibration=megc_folder, target=("cpu", "openvino", "trt"),
         budgets=(1.0, 0.5), precisions=("fp32", "int8"), max_uar_drop=1.0,
-        calibration_samples=4,
+        calibration_samples=4, cache=True,
         options={"compute_capabilities": ["8.6"], "int8_scheme": "static", "flavour": "tensorrt-rtx"},
     )  # fmt: skip
     return folder

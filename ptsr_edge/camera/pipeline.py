@@ -32,8 +32,8 @@ from ptsr_edge.camera.inference import BudgetController, SharedSession
 from ptsr_edge.camera.metrics import Cause, StageTimes, StreamStats
 from ptsr_edge.camera.spotting import SpotSettings, Spotter
 from ptsr_edge.camera.stream import CameraStream, OnlineSpotter, Sighting, check_pts
+from ptsr_edge.core.config import Record
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.core.records import Record
 from ptsr_edge.vision.face_detection import Face, FaceOption, open_detector
 from ptsr_edge.vision.face_tracking import DETECT_EVERY_S, Region, crop_side
 from ptsr_edge.vision.flow import check_frame, flow_sample, opencv

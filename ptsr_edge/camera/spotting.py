@@ -23,8 +23,8 @@ from pydantic import Field, model_validator
 
 from ptsr_edge.camera.face_motion import EYES, MIN_SIDE, REGIONS, Frame, MotionMeter
 from ptsr_edge.camera.metrics import Cause
+from ptsr_edge.core.config import Record
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.records import Record
 
 Array = NDArray[np.float64]
 

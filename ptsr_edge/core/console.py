@@ -330,7 +330,7 @@ def load_verb(name: str) -> click.Command:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    from ptsr_edge.core.records import nearest  # loads pydantic, which `--help` can do without
+    from ptsr_edge.core.config import nearest  # loads pydantic, which `--help` can do without
 
     return nearest(name, known)
 

@@ -1,18 +1,44 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written whole or not at all, and one cache on disk for whatever is made again and again.
+
+The cache keeps entries under a digest of all that they depend on. An entry is one file, `KEY[:2]/KEY.entry`: the SHA-256
+of its content, then the content, which is checked before anybody reads it. What was not used for longest goes when there
+is too much; what a dead process left half written goes after a day.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dis
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import CodeType
+from typing import Any, BinaryIO, TypeVar
 
 from ptsr_edge.core.errors import InputError, JobError
+
+log = logging.getLogger("ptsr_edge")
+
+T = TypeVar("T")
+
+FOLDER_VARIABLE = "PTSR_EDGE_CACHE"
+
+LIMIT_BYTES = 4_000_000_000
+"""What the entries of one kind may take, unless a cache is told otherwise."""
+
+ABANDONED_S = 24 * 3600
+"""An unfinished entry of that age was left by a process that is gone."""
+
+ENTRY_SUFFIX = ".entry"
+
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def sha256_of(path: Path) -> str:
@@ -168,3 +194,192 @@ def _swap(stage: Path, target: Path) -> None:
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+class SpoiledEntryError(Exception):
+    """An entry is not what was stored. Raised by a reader to have it removed; never leaves `DiskCache`."""
+
+
+class DiskCache:
+    """The entries of one kind. Processes and threads may share them; a fault of the cache never fails a job."""
+
+    def __init__(self, kind: str, folder: Path | None = None, limit_bytes: int = LIMIT_BYTES) -> None:
+        """Makes nothing on disk before the first `store`.
+
+        Args:
+            kind: what is kept: names the subfolder, and is named in the log.
+            folder: by default `kind` in `default_folder()`.
+            limit_bytes: what `shrink` leaves, and the most that one entry may take.
+        """
+        home = default_folder()
+        self.kind = kind
+        self.folder = folder if folder is not None else home / kind if home is not None else None
+        self.limit_bytes = limit_bytes
+        self.is_off = False
+        if self.folder is None:
+            self._turn_off("there is no home directory")
+
+    def fetch(self, key: str, read: Callable[[BinaryIO], T]) -> T | None:
+        """Returns what `read` makes of an entry's content, or None where there is no sound entry.
+
+        An entry whose content has changed, or that `read` refuses by `SpoiledEntryError`, is removed and told of.
+        Other errors of `read` are the caller's.
+        """
+        if self.folder is None:
+            return None
+        path = self._path(key)
+        try:
+            stream = path.open("rb")
+        except OSError:
+            return None
+        with stream:
+            try:
+                digest = stream.read(DIGEST_BYTES)
+                # An entry is only ever replaced by a rename: what is hashed here is what is read then.
+                if _sha256(stream) != digest:
+                    raise SpoiledEntryError("its content has changed")
+                stream.seek(DIGEST_BYTES)
+                found = read(stream)
+            except SpoiledEntryError as error:
+                log.warning("cache: %s is not what was stored (%s); it is made anew", path, error)
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+                return None
+        with contextlib.suppress(OSError):  # a cache that may only be read, or another process made room
+            os.utime(path)
+        return found
+
+    def store(self, key: str, write: Callable[[BinaryIO], None]) -> None:
+        """Keeps what `write` writes under a key; an entry that is there already stays."""
+        if self.folder is None or self.is_off or self._path(key).exists():
+            return
+        try:
+            with staged_file(self._path(key)) as stage:
+                with stage.open("w+b") as stream:
+                    stream.write(bytes(DIGEST_BYTES))
+                    write(stream)
+                    stream.seek(DIGEST_BYTES)
+                    digest = _sha256(stream)
+                    stream.seek(0)
+                    stream.write(digest)
+                if stage.stat().st_size > self.limit_bytes:
+                    log.info("cache: %s of %s is larger than the cache may be: not kept", key, self.kind)
+                    stage.unlink()
+        except JobError as error:
+            self._turn_off(str(error))
+
+    def shrink(self) -> None:
+        """Removes what was used longest ago until the rest fits; and what dead processes left."""
+        if self.folder is None:
+            return
+        entries = []
+        for path in self.folder.glob(f"*/*{ENTRY_SUFFIX}"):
+            with contextlib.suppress(OSError):  # another process was at it
+                facts = path.stat()
+                if not path.name.startswith("."):
+                    entries.append((facts.st_mtime_ns, facts.st_size, path))
+                elif time.time() - facts.st_mtime > ABANDONED_S:
+                    path.unlink()
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in sorted(entries):
+            if total <= self.limit_bytes:
+                break
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            total -= size
+
+    def _path(self, key: str) -> Path:
+        assert self.folder is not None
+        return self.folder / key[:2] / f"{key}{ENTRY_SUFFIX}"
+
+    def _turn_off(self, reason: str) -> None:
+        log.info("cache: off, %s not kept: %s", self.kind, reason)
+        self.is_off = True
+
+
+def _sha256(stream: BinaryIO) -> bytes:
+    """The digest of what is left of a stream; of what cannot be read, that of nothing."""
+    digest = hashlib.sha256()
+    with contextlib.suppress(OSError):
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.digest()
+
+
+def default_folder() -> Path | None:
+    """Returns $PTSR_EDGE_CACHE, else ptsr-edge in $XDG_CACHE_HOME or ~/.cache; None where there is no home."""
+    chosen = os.environ.get(FOLDER_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if base.is_absolute():  # others are to be ignored: XDG Base Directory Specification 0.8
+        return base / "ptsr-edge"
+    try:
+        return Path.home() / ".cache" / "ptsr-edge"
+    except RuntimeError:
+        return None
+
+
+def cache_key(parts: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of all that an entry depends on, as 64 hexadecimal digits; the order of keys says nothing.
+
+    Args:
+        parts: what JSON can hold. Numbers must be finite.
+
+    Raises:
+        TypeError: a part that JSON cannot hold.
+        ValueError: a number that is NaN or infinite.
+    """
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def code_digest(package: Path = Path(__file__).parents[1]) -> str:
+    """Returns the SHA-256 over a package's Python source files, their names included."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(package).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _imports(code: CodeType) -> Iterator[str]:
+    """Yields the modules that a piece of code imports, and what it takes out of them, by their full names.
+
+    Of the bytecode, since Python 3.11 at times fails to make a syntax tree ("AST constructor recursion depth mismatch").
+    """
+    module = ""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "IMPORT_NAME":
+            module = str(instruction.argval)
+            yield module
+        elif instruction.opname == "IMPORT_FROM":
+            yield f"{module}.{instruction.argval}"
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _imports(constant)
+
+
+def closure_digest(module: str) -> str:
+    """Returns the SHA-256 over the source of a module of this package and of all of the package that it imports.
+
+    `module` is its full name. Imports inside functions count, so nothing that decides a result has to be listed by hand.
+    """
+    package = Path(__file__).parents[1]
+    found: dict[str, bytes] = {}
+    waiting = {module}
+    while waiting:
+        name = waiting.pop()
+        path = package.parent.joinpath(*name.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if name in found or not path.is_file():  # a name that an import takes out of a module
+            continue
+        found[name] = path.read_bytes()
+        imported = _imports(compile(found[name], str(path), "exec", dont_inherit=True))
+        waiting.update(one for one in imported if one.partition(".")[0] == package.name)
+    digest = hashlib.sha256()
+    for name, content in sorted(found.items()):
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()

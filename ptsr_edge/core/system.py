@@ -1,19 +1,30 @@
-"""The machine, as far as a timing depends on it. Never a host name, a user or a path.
+"""The machine, as far as a timing depends on it, and its meters of energy. Never a host name, a user or a path.
 
 Facts are read from the standard places of Linux (`/proc`, `/sys`, `/etc/os-release`); what a system does not tell is
 null. This module needs no package, not even numpy.
+
+Energy is read from counters of the processor (RAPL) or the GPU (NVML), or sensors of a Jetson. A meter sees the whole
+package, GPU or board, whatever else runs on it: idle power is included.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import importlib.util
+import itertools
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 TELLING_FLAGS: dict[str, str] = {
     "avx2": "avx2",
@@ -214,3 +225,159 @@ def _operating_system(root: Path) -> str:
         if line.startswith("PRETTY_NAME="):
             return line.partition("=")[2].strip('"')
     return platform.system()
+
+
+SAMPLE_S = 0.02
+"""How often a sensor of power is read; the INA3221 of a Jetson converts a channel in a millisecond or more."""
+
+
+@dataclass(frozen=True)
+class Meter:
+    """A source of energy readings.
+
+    Attributes:
+        source: its name, in words.
+        joules: the energy used since some moment, wrapping at `wraps_at` joules; or None,
+        watts: the power just now, which is summed up over time.
+    """
+
+    source: str
+    joules: Callable[[], float] | None = None
+    wraps_at: float | None = None
+    watts: Callable[[], float] | None = None
+
+    def used(self, work: Callable[[], object]) -> float:
+        """Returns the joules that went by while `work` ran.
+
+        Raises:
+            OSError: the source stopped answering.
+        """
+        if self.joules is not None:
+            start = self.joules()
+            work()
+            gone = self.joules() - start
+            return gone if gone >= 0 or self.wraps_at is None else gone + self.wraps_at
+        assert self.watts is not None
+        return _integrated(self.watts, work)
+
+
+@dataclass(frozen=True)
+class NoMeter:
+    """Why there is no meter; the kinds are those of results that are missing."""
+
+    kind: Literal["not_supported", "not_installed"]
+    reason: str
+
+
+def find_meter(on_gpu: bool, root: Path = Path("/")) -> Meter | NoMeter:
+    """Finds the meter for a device.
+
+    Args:
+        on_gpu: a GPU is metered by its own counter or the board's sensor, else the processor by its counter.
+        root: the folder that holds `sys`.
+
+    Returns:
+        The meter, or the reasons why there is none.
+    """
+    found = [_nvml()] if on_gpu and root == Path("/") else []
+    found += [_jetson(root)] if on_gpu else [_rapl(root), _jetson(root)]
+    reasons = []
+    for meter in found:
+        if isinstance(meter, Meter):
+            return meter
+        reasons.append(meter)
+    lacking = any(reason.kind == "not_installed" for reason in reasons)
+    return NoMeter(
+        "not_installed" if lacking else "not_supported", "; ".join(reason.reason for reason in reasons)
+    )
+
+
+def _rapl(root: Path) -> Meter | NoMeter:
+    """Intel's and AMD's counters: Linux, Documentation/power/powercap/powercap.rst."""
+    packages = [
+        zone
+        for zone in sorted((root / "sys/class/powercap").glob("intel-rapl:*"))
+        if zone.name.count(":") == 1 and (zone / "energy_uj").exists()
+    ]
+    if not packages:
+        return _untold("no RAPL counter in /sys/class/powercap")
+    try:
+        for zone in packages:
+            _number(zone / "energy_uj")
+        # Of several packages the sum cannot be unwrapped; one is what nearly every machine of this kind has.
+        wraps_at = _number(packages[0] / "max_energy_range_uj") / 1e6 if len(packages) == 1 else None
+    except PermissionError:
+        return _untold("the RAPL counter may be read by root only")
+    except (OSError, ValueError) as error:
+        return _untold(f"the RAPL counter cannot be read: {error}")
+    return Meter(
+        f"RAPL, {len(packages)} processor package(s)",
+        joules=lambda: sum(_number(zone / "energy_uj") for zone in packages) / 1e6,
+        wraps_at=wraps_at,
+    )
+
+
+def _jetson(root: Path) -> Meter | NoMeter:
+    """The board's input channel of an INA3221: millivolts times milliamperes."""
+    for label in sorted((root / "sys/class/hwmon").glob("hwmon*/in*_label")):
+        name = label.read_text(encoding="utf-8").strip()
+        number = label.name.removeprefix("in").removesuffix("_label")
+        volts, amperes = (label.with_name(f"{kind}{number}_input") for kind in ("in", "curr"))
+        if name in ("VDD_IN", "POM_5V_IN") and volts.is_file() and amperes.is_file():
+            return Meter(
+                f"INA3221, channel {name}: the whole board",
+                watts=partial(_power, volts, amperes),
+            )
+    return _untold("no INA3221 channel of a Jetson's input in /sys/class/hwmon")
+
+
+def _nvml() -> Meter | NoMeter:
+    if importlib.util.find_spec("pynvml") is None:
+        return NoMeter(
+            "not_installed",
+            "the package nvidia-ml-py, which reads the GPU's counter, is not installed",
+        )
+    pynvml = importlib.import_module("pynvml")
+    try:
+        pynvml.nvmlInit()
+        device = pynvml.nvmlDeviceGetHandleByIndex(0)
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(device)
+    except pynvml.NVMLError as error:
+        return _untold(f"NVML tells no energy: {error}")
+    return Meter(
+        "NVML, the first GPU", joules=lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(device) / 1e3
+    )
+
+
+def _untold(reason: str) -> NoMeter:
+    return NoMeter("not_supported", reason)
+
+
+def _power(millivolts: Path, milliamperes: Path) -> float:
+    """Returns watts."""
+    return _number(millivolts) * _number(milliamperes) / 1e6
+
+
+def _number(path: Path) -> float:
+    return float(path.read_text(encoding="ascii"))
+
+
+def _integrated(watts: Callable[[], float], work: Callable[[], object]) -> float:
+    """Returns joules by the trapezoidal rule over readings that a thread takes while `work` runs."""
+    readings: list[tuple[float, float]] = [(time.monotonic(), watts())]
+    done = threading.Event()
+
+    def sample() -> None:
+        with contextlib.suppress(OSError):
+            while not done.wait(SAMPLE_S):
+                readings.append((time.monotonic(), watts()))
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        work()
+    finally:
+        done.set()
+        thread.join()
+    readings.append((time.monotonic(), watts()))
+    return sum((later - earlier) * (a + b) / 2 for (earlier, a), (later, b) in itertools.pairwise(readings))

@@ -20,9 +20,25 @@ from typing import Any
 
 from ptsr_edge.core.config import LABELS
 from ptsr_edge.core.errors import InputError, require
-from ptsr_edge.data.catalog import Published
 
 SKIP_BAD_VARIABLE = "PTSR_EDGE_SKIP_BAD"
+
+
+@dataclass(frozen=True)
+class Published:
+    """Counts to hold against what is found; None where none is published.
+
+    Attributes:
+        clips: of the three classes.
+        classes: clips that are negative, positive, surprise.
+        subjects: people in these clips.
+        rows: of the sheet.
+    """
+
+    clips: int | None = None
+    classes: tuple[int, int, int] | None = None
+    subjects: int | None = None
+    rows: int | None = None
 
 
 class RowFault(Exception):  # noqa: N818

@@ -25,12 +25,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.core.config import LABELS, Preprocess
+from ptsr_edge.core.config import LABELS, Preprocess, nearest
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.core.records import nearest
 from ptsr_edge.data import synthetic_clips as synthetic
-from ptsr_edge.data.annotations import Annotations, Clip, Finding, SetSummary, refuse_unfit, skips_unfit
-from ptsr_edge.data.catalog import COMPOSITE, RECORDED, SIGNED, Published
+from ptsr_edge.data.annotations import (
+    Annotations,
+    Clip,
+    Finding,
+    Published,
+    SetSummary,
+    refuse_unfit,
+    skips_unfit,
+)
+from ptsr_edge.data.catalog import COMPOSITE, RECORDED, SIGNED
 from ptsr_edge.data.extraction import finder_for, look_at_clips, measure_clips
 from ptsr_edge.data.own_clips import OWN, folder_card, read_folder
 from ptsr_edge.data.recorded import read_composite, read_fields, read_megc_flow, read_recorded

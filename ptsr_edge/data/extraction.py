@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.console import progress
-from ptsr_edge.core.disk_cache import DiskCache, SpoiledEntryError, cache_key, closure_digest
 from ptsr_edge.core.errors import InputError, MissingExtraError, require
-from ptsr_edge.core.files import sha256_of
+from ptsr_edge.core.files import DiskCache, SpoiledEntryError, cache_key, closure_digest, sha256_of
 from ptsr_edge.core.system import installed
 from ptsr_edge.data.annotations import Clip, Finding, RowFault
 from ptsr_edge.vision.face_detection import Detector, open_detector, two_ways
@@ -403,7 +402,7 @@ class FlowCache:
     """The flow samples that were measured before, in a `DiskCache`."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """`folder` by default `flow` in `disk_cache.default_folder()`."""
+        """`folder` by default `flow` in `core.files.default_folder()`."""
         self._entries = DiskCache("flow", folder)
 
     def fetch(self, key: str, shape: tuple[int, ...]) -> NDArray[np.float32] | None:

@@ -25,9 +25,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from ptsr_edge.core.config import Record, nearest, parse
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_place, write_whole
-from ptsr_edge.core.records import Record, nearest, parse
 from ptsr_edge.data.annotations import (
     TABLE_SUFFIXES,
     AnnotationRow,
@@ -37,9 +37,8 @@ from ptsr_edge.data.annotations import (
     RowFault,
     read_sheet,
 )
-from ptsr_edge.data.catalog import Columns
+from ptsr_edge.data.catalog import Columns, Frames, canonical, read_frames
 from ptsr_edge.data.extraction import VIDEO_SUFFIXES, video_times
-from ptsr_edge.data.frame_folders import Frames, canonical, read_frames
 from ptsr_edge.data.recorded import RowReader
 
 if sys.version_info >= (3, 11):

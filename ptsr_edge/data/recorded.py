@@ -37,9 +37,18 @@ from ptsr_edge.data.annotations import (
     Unfit,
     read_sheet,
 )
-from ptsr_edge.data.catalog import COMPOSITE, COMPOSITE_FOLDERS, RECORDED, Columns, RecordedSet
+from ptsr_edge.data.catalog import (
+    COMPOSITE,
+    COMPOSITE_FOLDERS,
+    RECORDED,
+    Columns,
+    Frames,
+    FrameTree,
+    RecordedSet,
+    canonical,
+    find_tree,
+)
 from ptsr_edge.data.extraction import decode_image, read_file
-from ptsr_edge.data.frame_folders import Frames, FrameTree, canonical, find_tree
 
 SHEET_DEPTH = 3
 """How far below the root a sheet is searched for."""

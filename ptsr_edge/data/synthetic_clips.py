@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 
 from ptsr_edge.core.config import LABELS, Preprocess
 from ptsr_edge.core.console import progress
-from ptsr_edge.core.disk_cache import DiskCache, SpoiledEntryError, cache_key, closure_digest
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.files import sha256_of
+from ptsr_edge.core.files import DiskCache, SpoiledEntryError, cache_key, closure_digest, sha256_of
 from ptsr_edge.core.system import installed
 from ptsr_edge.data.synthetic_faces import (
     LANDMARKS,

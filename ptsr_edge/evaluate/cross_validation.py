@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptsr_edge.core.config import ModelConfig
-from ptsr_edge.core.disk_cache import closure_digest
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.files import sha256_of
+from ptsr_edge.core.files import closure_digest, sha256_of
 from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.evaluate.evaluation import GROUPS, THROUGH, Fold, folds
 from ptsr_edge.evaluate.executor import Arrays, Task, run_tasks

@@ -3,7 +3,7 @@
 Samples are stratified, seeded, from the training side, and never from those that accuracy is reported on.
 
 A cascade answers as the small budget does where that leads by a margin, else as the full budget. Its drop of UAR
-against the full budget is bounded by `risk_bounds.upper_bound`, which assumes no distribution. Margins are tested in an
+against the full budget is bounded by `classification.upper_bound`, which assumes no distribution. Margins are tested in an
 order that is fixed beforehand, from the safest one (the full budget is always asked: no loss) down, and the last one
 before the first whose bound exceeds the limit is taken. Such fixed-sequence testing needs no correction for the number
 of margins: that any margin is accepted whose expected drop exceeds the limit has a probability of at most
@@ -24,9 +24,9 @@ import torch
 from numpy.typing import NDArray
 
 from ptsr_edge.bundle import Cascade, RecommendedVariant, Variant
+from ptsr_edge.core.config import Record
 from ptsr_edge.core.console import progress, say
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.records import Record
 from ptsr_edge.data.datasets import (
     HELD_OUT,
     FlowDataset,
@@ -38,8 +38,7 @@ from ptsr_edge.data.datasets import (
 from ptsr_edge.models.checkpoint import CheckpointInfo
 from ptsr_edge.models.ptsr import Model, Ptsr, dynamic_counts
 from ptsr_edge.session import default_variant, open_artifact, preferred_targets, why_not_here
-from ptsr_edge.stats.classification import confusion, uar
-from ptsr_edge.stats.risk_bounds import CONFIDENCE, Bound, paired, upper_bound
+from ptsr_edge.stats.classification import CONFIDENCE, Bound, confusion, paired, uar, upper_bound
 from ptsr_edge.vision.flow import to_input
 
 log = logging.getLogger("ptsr_edge")

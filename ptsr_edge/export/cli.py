@@ -17,7 +17,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from ptsr_edge.bundle import MANIFEST, Bundle, Variant, baseline_place, read_bundle
-from ptsr_edge.core.config import DEFAULT_MODEL, MODELS, ModelConfig, named_model, parse_keep_rate
+from ptsr_edge.core.config import DEFAULT_MODEL, MODELS, ModelConfig, named_model, parse, parse_keep_rate
 from ptsr_edge.core.console import (
     Verb,
     comma_separated,
@@ -29,7 +29,6 @@ from ptsr_edge.core.console import (
 )
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import require_file
-from ptsr_edge.core.records import parse
 from ptsr_edge.data.cli import DataOption
 from ptsr_edge.data.datasets import find_dataset
 from ptsr_edge.export.config import (

@@ -11,10 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ptsr_edge.bundle import MANIFEST
-from ptsr_edge.core.config import ModelConfig
+from ptsr_edge.core.config import ModelConfig, Record, nearest, parse
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import check_place
-from ptsr_edge.core.records import Record, nearest, parse
 from ptsr_edge.export.targets.base import Flag, Offer, TargetOptions, find_offer
 from ptsr_edge.runtimes.base import find_runtime, target_names
 from ptsr_edge.runtimes.tensorrt import choose_capabilities, choose_version

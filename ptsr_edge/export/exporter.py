@@ -2,7 +2,7 @@
 
 The stages: resolve the model, draw calibration samples, choose budgets, trace one graph per budget, build
 each precision of each target, prove every variant against the eager model, recommend one of them, write the bundle.
-The same export again is a copy out of the cache.
+The same export again is a copy out of the cache, and another one of the same weights takes its graphs from there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import logging
 import tarfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from onnx import ModelProto
+from torch import nn
 
 from ptsr_edge.bundle import (
     Bundle,
@@ -32,15 +34,12 @@ from ptsr_edge.bundle import (
     read_bundle,
     write_bundle,
 )
-from ptsr_edge.core.config import DEFAULT_MODEL, LABELS, MODELS, baseline_of
+from ptsr_edge.core.config import DEFAULT_MODEL, LABELS, MODELS, baseline_of, parse
 from ptsr_edge.core.console import doing, progress, say
-from ptsr_edge.core.disk_cache import DiskCache, SpoiledEntryError, cache_key, code_digest
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.core.files import staged_folder
-from ptsr_edge.core.records import parse
+from ptsr_edge.core.files import DiskCache, SpoiledEntryError, cache_key, code_digest, staged_folder
 from ptsr_edge.core.system import describe_cpu, describe_gpus, installed
 from ptsr_edge.data.datasets import FlowDataset, dataset_origin, known_dataset
-from ptsr_edge.export.accuracy_control import JudgedSamples, build_within, rank_layers
 from ptsr_edge.export.calibration import (
     budgets_from_data,
     calibrate,
@@ -65,6 +64,7 @@ from ptsr_edge.export.targets.base import (
     find_target,
     variant_id,
 )
+from ptsr_edge.export.targets.quantization import JudgedSamples, build_within, rank_layers
 from ptsr_edge.models.checkpoint import CheckpointInfo, predict_logits, random_info, resolve, save_checkpoint
 from ptsr_edge.models.macs import MacCount, count_macs
 from ptsr_edge.models.ptsr import Model, build_model, count_parameters
@@ -139,13 +139,14 @@ def export_bundle(
     rates = config.rates_for(info.model)
     quantizes = any("int8" in wanted for _, wanted in plan)
     count = calibration_samples or (CALIBRATION_SAMPLES if quantizes else PROOF_SAMPLES)
-    key = ""
+    key, identity = "", None
     if cache:
         wanted = [[builder.name, names] for builder, names in plan]
         data = calibration_data or str(info.provenance.get("data") or "")
         source = [calibration_data, count, data_fingerprint(data, calibration)]
         call = [digest, wanted, rates, source, max_uar_drop, cascade_loss, threads, dict(options or {})]
-        key = cache_key({"call": call, **surroundings()})
+        around = surroundings()
+        key, identity = cache_key({"call": call, **around}), {"weights": digest, **around}
         if (kept := fetch_bundle(key, out)) is not None:
             say("served from the cache: nothing that the export depends on has changed")
             return kept
@@ -155,6 +156,7 @@ def export_bundle(
                 builder.check_tools(names)
     limit = max_uar_drop if quantizes else None
     job, side, said = _prepare(loaded, info, rates, count, calibration, calibration_data, limit, options)
+    job = replace(job, identity=identity)
     aside = None if cascade_loss is None else _set_aside(job, side, cascade_loss)
     card = bundle_card(info.provenance.get("card"))
     not_built = ""
@@ -249,6 +251,8 @@ class ExportJob:
         judged: other samples of the training side, on which the loss of int8 is measured.
         options: what targets understand; see their `build`.
         max_uar_drop: the largest loss of UAR of int8 against fp32 on `judged`; None: not judged.
+        identity: all that a traced graph depends on beside its budget, as a part of `cache_key`; None: every graph is
+            traced anew.
     """
 
     model: Model
@@ -258,6 +262,7 @@ class ExportJob:
     judged: FlowDataset
     options: Mapping[str, Any] = field(default_factory=dict)
     max_uar_drop: float | None = None
+    identity: Mapping[str, Any] | None = None
 
     @cached_property
     def calibration_inputs(self) -> NDArray[np.float32]:
@@ -314,6 +319,8 @@ def _to_judge(
     """Returns the samples that budgets are judged on; None, and why, where their answers would say nothing."""
     if len(variants) == 1:
         return None, "there is no other variant"
+    if job.info.model.kind == "vit":
+        return None, "a full-token ViT is there to be compared with"
     if job.info.provenance.get("kind") == "random":
         return None, "its weights are random"
     if list(side.label_names) != job.info.labels:
@@ -342,7 +349,7 @@ def trace_budgets(job: ExportJob, folder: Path) -> dict[int, TracedBudget]:
     for rate in progress(job.rates, "tracing graphs"):
         tokens = config.tokens_at(rate)
         static = to_static(job.model, tokens)
-        model = trace(static, config)
+        model = _traced(static, tokens, job)
         add_metadata(model, job.info.labels, job.info.preprocess)
         macs = count_macs(static, (torch.zeros(1, *config.input_shape),))
         if macs.uncounted:
@@ -352,6 +359,24 @@ def trace_budgets(job: ExportJob, folder: Path) -> dict[int, TracedBudget]:
     models = {budget.graph.path: budget.graph.model for budget in traced.values()}
     write_sharing_weights(models, folder / "weights.bin")
     return traced
+
+
+def _traced(static: nn.Module, tokens: int, job: ExportJob) -> ModelProto:
+    """Returns the graph of a budget; out of the cache, where other targets or options were built from it before."""
+    if job.identity is None:
+        return trace(static, job.info.model)
+    graphs, key = DiskCache("graphs"), cache_key({**job.identity, "tokens": tokens})
+    found = graphs.fetch(key, lambda stream: ModelProto.FromString(stream.read()))
+    if found is None:
+        found = trace(static, job.info.model)
+        content = found.SerializeToString()
+
+        def write(stream: BinaryIO) -> None:
+            stream.write(content)
+
+        graphs.store(key, write)
+        graphs.shrink()
+    return found
 
 
 def build(

@@ -11,6 +11,7 @@ above 2^100, so that anything computed from them would show: it is refused.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
@@ -52,7 +53,7 @@ def trace(static: nn.Module, config: ModelConfig) -> ModelProto:
     """
     example = torch.linspace(-1, 1, config.channels * config.image_size**2)
     example = example.view(1, config.channels, config.image_size, config.image_size)
-    with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnx_ir"):
+    with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnx_ir"), _without_collection():
         warnings.simplefilter("ignore")  # of torch's exporter about its own internals
         try:
             program = torch.onnx.export(
@@ -88,6 +89,18 @@ def _quiet(*names: str) -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Holds the garbage collector inside a `with` block: an export makes so many objects that a fifth of it is collection."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def name_products(model: ModelProto, static: nn.Module) -> None:

@@ -27,9 +27,9 @@ from xml.etree import ElementTree
 import onnx
 
 from ptsr_edge.bundle import Bundle, Variant, check_files, read_bundle
+from ptsr_edge.core.config import nearest
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_place, link_file, staged_folder, write_json, write_whole
-from ptsr_edge.core.records import nearest
 from ptsr_edge.export.config import LAYOUTS
 from ptsr_edge.runtimes.base import find_runtime
 

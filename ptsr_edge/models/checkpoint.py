@@ -22,10 +22,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ptsr_edge.core.config import DEVICES as DEVICES
-from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess, named_model
+from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess, Record, named_model, parse
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import sha256_of, write_whole
-from ptsr_edge.core.records import Record, parse
 from ptsr_edge.models.ptsr import Model, Ptsr, Vit, build_model
 from ptsr_edge.vision.flow import to_input
 

@@ -29,9 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptsr_edge.core.config import ModelConfig
+from ptsr_edge.core.config import ModelConfig, nearest
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.records import nearest
 
 
 def static_selection(scores: Tensor, tokens: int) -> Tensor:

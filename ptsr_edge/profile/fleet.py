@@ -34,11 +34,18 @@ from typing import Any, NamedTuple, NoReturn
 from uuid import uuid4
 
 from ptsr_edge.bundle import MANIFEST, Bundle, baseline_place, check_files, read_bundle
+from ptsr_edge.core.config import parse
 from ptsr_edge.core.console import doing, say
-from ptsr_edge.core.disk_cache import DiskCache, code_digest
 from ptsr_edge.core.errors import InputError, JobError, PtsrError, require
-from ptsr_edge.core.files import check_place, sha256_of, staged_folder, write_json, write_whole
-from ptsr_edge.core.records import parse
+from ptsr_edge.core.files import (
+    DiskCache,
+    check_place,
+    code_digest,
+    sha256_of,
+    staged_folder,
+    write_json,
+    write_whole,
+)
 from ptsr_edge.core.system import describe_environment
 from ptsr_edge.evaluate.executor import CONNECT_S
 from ptsr_edge.profile.profiler import check_subjects, profile_bundles

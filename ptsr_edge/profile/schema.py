@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from ptsr_edge.core.config import Record, read_record
 from ptsr_edge.core.errors import PtsrError
-from ptsr_edge.core.records import Record, read_record
 from ptsr_edge.runtimes.base import find_runtime
 from ptsr_edge.stats.latency import Latency, Ratio
 

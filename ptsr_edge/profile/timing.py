@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from ptsr_edge.core.console import doing, say
 from ptsr_edge.core.console import progress as progress_bar
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
-from ptsr_edge.core.system import visible_cpus
-from ptsr_edge.profile.energy import Meter, find_meter
+from ptsr_edge.core.system import Meter, NoMeter, find_meter, visible_cpus
 from ptsr_edge.profile.schema import NOT_RUN, FaultKind, Missing, MissingKind, needs_gpu
 from ptsr_edge.profile.variants import ProfiledVariant
 from ptsr_edge.profile.worker import SETTLE_RUNS, Block, RawTiming, Worker, all_runs
@@ -461,7 +460,7 @@ def _measure_extras(
             ceilings[kind] = worker.ceiling(duration_s=CEILING_S)
         timing.ceiling = _without_reasons("ceiling", ceilings[kind], timing)
         timing.stages = _without_reasons("stages", worker.stages(runs=STAGE_RUNS), timing)
-        energy = _energy_mj(worker, find_meter(worker.variant.variant.target), duration_s)
+        energy = _energy_mj(worker, find_meter(needs_gpu(worker.variant.variant.target)), duration_s)
         if isinstance(energy, Missing):
             timing.energy_from = energy.reason
             reason = f"energy was not measured: {energy.reason}"
@@ -479,10 +478,10 @@ def _without_reasons(field: str, answer: Mapping[str, Any], timing: RawTiming) -
     return {name: value for name, value in answer.items() if name != "missing"}
 
 
-def _energy_mj(worker: Worker, meter: Meter | Missing, duration_s: float) -> tuple[float, str] | Missing:
+def _energy_mj(worker: Worker, meter: Meter | NoMeter, duration_s: float) -> tuple[float, str] | Missing:
     """Measures the millijoules of an inference, and names the meter."""
-    if isinstance(meter, Missing):
-        return meter
+    if isinstance(meter, NoMeter):
+        return Missing(kind=meter.kind, reason=meter.reason)
     runs = 0
 
     def work() -> None:

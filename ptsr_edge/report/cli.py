@@ -22,10 +22,10 @@ from ptsr_edge.bundle import (
     read_bundle,
     write_recommended,
 )
+from ptsr_edge.core.config import Record, parse
 from ptsr_edge.core.console import Verb, finish, say
 from ptsr_edge.core.errors import ComparisonError, InputError, JobError, require
 from ptsr_edge.core.files import write_whole
-from ptsr_edge.core.records import Record, parse
 from ptsr_edge.profile.schema import Profile, read_fleet, read_profile
 from ptsr_edge.report.comparison import Comparison, compare, read_sources, sentence
 from ptsr_edge.report.fleet import fleet_lines, fleet_words, without_budget
@@ -43,7 +43,7 @@ from ptsr_edge.report.sections import (
     lines_to_paste,
 )
 from ptsr_edge.report.tables import aligned, build_tables, flatten_record, markdown, pipe_table, remarks
-from ptsr_edge.stats.risk_bounds import CONFIDENCE, Unit
+from ptsr_edge.stats.classification import CONFIDENCE, Unit
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -9,8 +9,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from ptsr_edge.core.config import Record
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.records import Record
 from ptsr_edge.profile.schema import NEW_CLIPS
 from ptsr_edge.report.comparison import (
     ComparedVariant,
@@ -24,7 +24,7 @@ from ptsr_edge.report.comparison import (
     short_ms,
     three_digits,
 )
-from ptsr_edge.stats.risk_bounds import CONFIDENCE, Paired, Unit, needed_factor, paired, upper_bound
+from ptsr_edge.stats.classification import CONFIDENCE, Paired, Unit, needed_factor, paired, upper_bound
 
 MAX_UAR_DROP = 0.02
 """The largest loss of UAR that a variant may have where no other limit was asked for."""

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from ptsr_edge.core.config import Record
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.records import Record
 from ptsr_edge.profile.schema import Accuracy, Judged, Measured, Profile
 from ptsr_edge.stats.classification import paired_bootstrap, uar_half_width
 from ptsr_edge.stats.latency import change_interval

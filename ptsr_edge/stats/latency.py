@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from ptsr_edge.core.config import Record
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.records import Record
 
 Samples = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]

@@ -23,10 +23,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptsr_edge.core.config import LABELS, ModelConfig
+from ptsr_edge.core.config import LABELS, ModelConfig, Record
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import write_whole
-from ptsr_edge.core.records import Record
 from ptsr_edge.data.datasets import FlowDataset, find_dataset
 from ptsr_edge.models.checkpoint import load_checkpoint, starting_checkpoint
 from ptsr_edge.models.ptsr import MeanReadout, Model, Ptsr, build_model, patch_means

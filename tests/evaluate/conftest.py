@@ -16,7 +16,7 @@ def typed_bundle(tiny_checkpoint: Path, megc_folder: Path) -> Callable[..., Path
     def export(folder: Path, **options: object) -> Path:
         export_bundle(
             out=folder, checkpoint=tiny_checkpoint, target="trt", budgets=(1.0, 0.25), precisions=("fp16",),
-            calibration=megc_folder, options=options,
+            calibration=megc_folder, options=options, cache=True,
         )  # fmt: skip
         return folder
 

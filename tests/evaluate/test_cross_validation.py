@@ -12,8 +12,8 @@ import pytest
 from dask_cluster import dask_cluster
 from fold_data import QUICK, TOY, NearestMean, composite, toy_learner
 
-from ptsr_edge.core.disk_cache import closure_digest
 from ptsr_edge.core.errors import InputError, ParityError
+from ptsr_edge.core.files import closure_digest
 from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.evaluate import cross_validation
 from ptsr_edge.evaluate.cross_validation import (

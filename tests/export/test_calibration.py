@@ -43,8 +43,7 @@ from ptsr_edge.export.calibration import (
 from ptsr_edge.models.checkpoint import CheckpointInfo, load_checkpoint, predict_logits, save_checkpoint
 from ptsr_edge.models.ptsr import Model
 from ptsr_edge.session import Session
-from ptsr_edge.stats.classification import confusion, uar
-from ptsr_edge.stats.risk_bounds import paired, upper_bound
+from ptsr_edge.stats.classification import confusion, paired, uar, upper_bound
 
 COUNTS = {("a", 0): 14, ("b", 0): 5, ("c", 0): 1, ("a", 1): 4, ("c", 1): 2, ("b", 2): 2, ("d", 2): 1}
 """Clips by subject and class: 20, 6 and 3 of the classes, no subject like the other."""

@@ -23,10 +23,9 @@ from signalled import signalled
 
 from ptsr_edge import Session
 from ptsr_edge.bundle import MANIFEST, Bundle, check_files, read_bundle
-from ptsr_edge.core.config import LABELS, Preprocess, named_model
+from ptsr_edge.core.config import LABELS, Preprocess, named_model, parse
 from ptsr_edge.core.errors import JobError, install_line
 from ptsr_edge.core.files import sha256_of
-from ptsr_edge.core.records import parse
 from ptsr_edge.data.recorded import MEGC_FOLDER, MEGC_TABLE
 from ptsr_edge.export import exporter, parity
 from ptsr_edge.export.cli import main
@@ -401,19 +400,24 @@ def test_a_disk_without_room_is_one_line_and_leaves_the_older_bundle(
     assert list(scratch.iterdir()) == []
 
 
-@pytest.mark.parametrize("older", [False, True])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+ORT = ("cpu", "onnxruntime", "cpu int8 ...")
+OV = ("openvino", "openvino", "openvino fp16 ...")
+"""fp32 has been built and run by then: a handler of signals meets what OpenVINO's threads and kernels leave."""
+
+
 @pytest.mark.parametrize(
-    ("target", "package", "after"),
+    ("target", "package", "after", "number", "older"),
     [
-        ("cpu", "onnxruntime", "cpu int8 ..."),
-        # fp32 has been built and run by then: a handler of signals meets what OpenVINO's threads and kernels leave.
-        ("openvino", "openvino", "openvino fp16 ..."),
+        # Each signal with each target, each with and without an older bundle.
+        (*ORT, signal.SIGINT, False),
+        (*ORT, signal.SIGTERM, True),
+        (*OV, signal.SIGINT, True),
+        (*OV, signal.SIGTERM, False),
     ],
 )
 def test_a_signal_ends_an_export_and_leaves_nothing_half_written(
     pocket: Path, megc_folder: Path, tiny_bundle: Path, tmp_path: Path,
-    older: bool, number: signal.Signals, target: str, package: str, after: str,
+    target: str, package: str, after: str, number: signal.Signals, older: bool,
 ) -> None:  # fmt: skip
     pytest.importorskip(package)
     out = tmp_path / "bundle"
@@ -422,7 +426,7 @@ def test_a_signal_ends_an_export_and_leaves_nothing_half_written(
     before = digest_of(tmp_path)
     ended = signalled(
         "export", "--target", target, "--precision", "fp32,int8" if target == "cpu" else "fp32,fp16",
-        "--checkpoint", pocket, "--calibration", megc_folder, "--no-cache", "--calibration-samples", 6,
+        "--checkpoint", pocket, "--calibration", megc_folder, "--calibration-samples", 6,
         "--out", "bundle", after=after, number=number, folder=tmp_path,
     )  # fmt: skip
     assert (ended.code, ended.stdout, ended.left) == (128 + number, "", [])
@@ -566,6 +570,10 @@ def test_a_baseline_is_put_beside_the_bundle(pocket: Path, megc_folder: Path, tm
     assert [(one.precision, one.tokens) for one in baseline.variants] == [("fp32", 4), ("int8", 4)]
     assert (baseline.name, baseline.model.kind) == ("vit-pocket", "vit")
     assert baseline.provenance["kind"] == "random"
+    assert baseline.recommended is not None
+    assert baseline.recommended.reason.endswith(
+        "none was judged: a full-token ViT is there to be compared with"
+    )
     for variant in baseline.variants:
         check_files(tmp_path / "pocket-baseline", variant)
 

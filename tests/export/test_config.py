@@ -12,9 +12,8 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from ptsr_edge.bundle import MANIFEST, read_bundle
-from ptsr_edge.core.config import LABELS, Preprocess, named_model, parse_keep_rate
+from ptsr_edge.core.config import LABELS, Preprocess, named_model, parse, parse_keep_rate
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.records import parse
 from ptsr_edge.data.recorded import MEGC_FOLDER, MEGC_TABLE
 from ptsr_edge.export.cli import main
 from ptsr_edge.export.config import ExportConfig, check_out, rates_of, read_recipe
@@ -124,7 +123,7 @@ def test_every_recipe_is_exported(path: Path, checkpoint: Path, clips: Path, tmp
         "--out",
         tmp_path / "bundle",
     ]
-    result = CliRunner().invoke(main, [*map(str, call), "--no-cache"])
+    result = CliRunner().invoke(main, [*map(str, call)])
     assert result.exit_code == 0, result.stderr
     variants = read_bundle(tmp_path / "bundle").variants
     wanted = recipe.precisions or find_target(target).precisions

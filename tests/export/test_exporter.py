@@ -9,6 +9,7 @@ import dataclasses
 import errno
 import inspect
 import io
+import json
 import os
 import re
 import subprocess
@@ -25,11 +26,12 @@ import pytest
 import torch
 from bundle_data import write_tiny_bundle
 from numpy.typing import NDArray
+from onnx import ModelProto
 
 from ptsr_edge.bundle import MANIFEST, Variant, check_files, read_bundle
-from ptsr_edge.core.config import LABELS, Preprocess
-from ptsr_edge.core.disk_cache import DiskCache, cache_key
+from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
 from ptsr_edge.core.errors import JobError, ParityError
+from ptsr_edge.core.files import DiskCache, cache_key, sha256_of
 from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.export import exporter, parity
 from ptsr_edge.export.exporter import (
@@ -45,7 +47,7 @@ from ptsr_edge.export.exporter import (
     surroundings,
     trace_budgets,
 )
-from ptsr_edge.export.onnx_graph import write_sharing_weights
+from ptsr_edge.export.onnx_graph import trace, write_sharing_weights
 from ptsr_edge.export.parity import DEPARTURES
 from ptsr_edge.export.targets.base import Artifact, BuildRequest, Graph, Target
 from ptsr_edge.export.targets.onnxruntime import CpuTarget
@@ -822,6 +824,49 @@ def key_of(
     return key
 
 
+def test_a_graph_is_traced_once_for_what_it_depends_on_and_each_budget(
+    job: ExportJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PTSR_EDGE_CACHE", str(tmp_path / "cache"))
+    traced = []
+
+    def counted(static: torch.nn.Module, config: ModelConfig) -> ModelProto:
+        traced.append(config)
+        return trace(static, config)
+
+    monkeypatch.setattr(exporter, "trace", counted)
+
+    def traces(name: str, **change: Any) -> int:
+        traced.clear()
+        (tmp_path / name).mkdir()
+        trace_budgets(dataclasses.replace(job, **change), tmp_path / name)
+        return len(traced)
+
+    assert traces("one", rates=[0.5], identity={"weights": "these"}) == 1
+    assert traces("more", identity={"weights": "these"}) == 1
+    assert traces("others", rates=[0.5], identity={"weights": "others"}) == 1
+    assert traces("anew") == 2
+    assert content(tmp_path / "more") == content(tmp_path / "anew")
+
+
+def test_a_graph_depends_on_weights_and_surroundings_where_the_cache_may_be_used(
+    tiny_checkpoint: Path, megc_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(job: ExportJob, _: Path) -> None:
+        raise _Asked(job.identity)
+
+    monkeypatch.setattr(exporter, "trace_budgets", asked)
+    for cache, expected in (
+        (True, {"weights": sha256_of(tiny_checkpoint), **surroundings()}),
+        (False, None),
+    ):
+        with pytest.raises(_Asked) as caught:
+            export_bundle(
+                out=tmp_path / "out", checkpoint=tiny_checkpoint, calibration=megc_folder, cache=cache
+            )
+        assert caught.value.args == (expected,)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -871,12 +916,11 @@ def test_the_surroundings_are_in_the_key_of_an_export_and_do_not_change_by_thems
 
 
 EXPORT = """
-import sys
+import json, sys
 from pathlib import Path
 from ptsr_edge.export.exporter import export_bundle
-out, checkpoint, calibration = map(Path, sys.argv[1:])
-export_bundle(out=out, checkpoint=checkpoint, calibration=calibration, target=("cpu", "openvino"),
-              precisions=("fp32", "int8"), budgets=(1.0, 0.25))
+out, checkpoint, calibration = map(Path, sys.argv[1:4])
+export_bundle(out=out, checkpoint=checkpoint, calibration=calibration, **json.loads(sys.argv[4]))
 """
 
 
@@ -886,11 +930,20 @@ def test_the_same_inputs_give_the_same_bytes_in_another_process(
     """Each process draws another seed for its hashes, and OpenVINO counts its names from another number."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("nncf", reason="nncf is missing: the extra openvino-build brings it")
-    for name in ("first", "second"):
-        call = [sys.executable, "-c", EXPORT, str(tmp_path / name), str(tiny_checkpoint), str(megc_folder)]
-        environment = os.environ | {"PYTHONHASHSEED": str(len(name))}
-        done = subprocess.run(call, capture_output=True, text=True, check=False, env=environment)
-        assert done.returncode == 0, done.stderr
+    arguments = {"target": ("cpu", "openvino"), "precisions": ("fp32", "int8"), "budgets": (1.0, 0.25)}
+    export_bundle(out=tmp_path / "first", checkpoint=tiny_checkpoint, calibration=megc_folder, **arguments)
+    call = [
+        sys.executable,
+        "-c",
+        EXPORT,
+        tmp_path / "second",
+        tiny_checkpoint,
+        megc_folder,
+        json.dumps(arguments),
+    ]
+    environment = os.environ | {"PYTHONHASHSEED": "6"}
+    done = subprocess.run([*map(str, call)], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
     first, second = content(tmp_path / "first"), content(tmp_path / "second")
     assert len(first) == 1 + 2 * 2 + 2 + 2 * 2 * 2  # the manifest; ONNX files, their weights; IRs with theirs
     assert [name for name in first if first[name] != second[name]] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
 import json
 import tempfile
@@ -177,16 +178,16 @@ def test_the_traced_weights_are_the_models(graphs: list[Graph], tiny_checkpoint:
 
 
 @pytest.fixture(scope="module")
-def six_budgets(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, int]:
-    """Bytes on the disk of ptsr-tiny at one budget, and at six."""
+def three_budgets(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, int]:
+    """Bytes on the disk of ptsr-tiny at one budget, and at three."""
     config = named_model("ptsr-tiny")
     model = build_model(config)
     sizes = []
     traced: dict[str, onnx.ModelProto] = {}
-    for rate in (1.0, 0.75, 0.5, 0.35, 0.25, 0.12):
+    for rate in (1.0, 0.5, 0.12):
         tokens = config.tokens_at(rate)
         traced[f"{tokens}.onnx"] = trace(to_static(model, tokens), config)
-        if len(traced) in (1, 6):
+        if len(traced) in (1, 3):
             folder = tmp_path_factory.mktemp("budgets")
             copies = {}
             for name, graph in traced.items():
@@ -197,11 +198,11 @@ def six_budgets(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
-def test_six_budgets_take_hardly_more_disk_than_one(six_budgets: tuple[int, int]) -> None:
-    one, six = six_budgets
-    # 1.06 is what the project promises: five graphs without weights and their masks come on top.
+def test_more_budgets_take_hardly_more_disk_than_one(three_budgets: tuple[int, int]) -> None:
+    one, three = three_budgets
+    # 1.06 is what the project promises of six: five graphs without weights and their masks come on top, here two.
     assert one > 4 * 2.7e6  # ptsr-tiny has 2.7 M parameters, 4 bytes each
-    assert six <= 1.06 * one
+    assert three <= (1 + 0.06 * 2 / 5) * one
 
 
 def test_the_baseline_is_exported_with_the_same_names(
@@ -232,6 +233,7 @@ class Branching(nn.Module):
 def test_what_cannot_be_exported_is_a_job_error(ptsr_config: Any) -> None:
     with pytest.raises(JobError, match="torch cannot export ptsr-test: "):
         trace(Branching(), ptsr_config())
+    assert gc.isenabled()
 
 
 def test_a_graph_that_fails_the_checker_is_a_job_error(graphs: list[Graph], tmp_path: Path) -> None:

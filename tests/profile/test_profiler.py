@@ -180,7 +180,7 @@ def test_a_busy_machine_is_said_beforehand(capsys: pytest.CaptureFixture[str]) -
 def test_the_default_baseline_is_exported_for_the_run(tmp_path: Path) -> None:
     from ptsr_edge.export.exporter import export_bundle
 
-    export_bundle(out=tmp_path / "nano", model="ptsr-nano", budgets=[0.25], precisions=["fp32"])
+    export_bundle(out=tmp_path / "nano", model="ptsr-nano", budgets=[0.25], precisions=["fp32"], cache=True)
     record = profile_bundles([tmp_path / "nano"], out=tmp_path / "p", timing=SHORT)
     base, variant = record.variants
     assert (base.id, base.bundle) == ("vit-nano-cpu-fp32-k49", None)

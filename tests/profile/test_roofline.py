@@ -76,7 +76,12 @@ def test_the_runtimes_profiler_tells(target: str, tmp_path: Path) -> None:
 
         side = 28
         bundle = export_bundle(
-            out=tmp_path / "b", model="ptsr-nano", target=target, budgets=[0.25], precisions=["fp32"]
+            out=tmp_path / "b",
+            model="ptsr-nano",
+            target=target,
+            budgets=[0.25],
+            precisions=["fp32"],
+            cache=True,
         )
     flow = np.random.default_rng(0).normal(size=(1, 3, side, side)).astype(np.float32)
     before = set((tmp_path / "b").iterdir())

@@ -12,7 +12,7 @@ from report_data import make_profile, write_profile
 
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import write_json
-from ptsr_edge.profile.schema import PROFILE, Measured, Profile, read_profile
+from ptsr_edge.profile.schema import PROFILE, Measured, Profile, needs_gpu, read_profile
 from ptsr_edge.stats.latency import Latency
 
 
@@ -126,3 +126,9 @@ def test_committed_profiles_have_a_reason_for_each_result_that_is_null() -> None
     for path in found:
         for row in read_profile(path.parent).variants:
             check_reasons(row)
+
+
+def test_a_target_that_is_not_known_here_needs_no_gpu() -> None:
+    assert needs_gpu("trt")
+    assert not needs_gpu("cpu")
+    assert not needs_gpu("toy")

@@ -21,8 +21,8 @@ from report_data import lacking, make_profile, write_profile
 
 from ptsr_edge.bundle import MANIFEST, describe_file, files_digest, read_bundle, write_bundle
 from ptsr_edge.camera.cli import main as camera
+from ptsr_edge.core.config import read_record
 from ptsr_edge.core.errors import InputError, MissingExtraError
-from ptsr_edge.core.records import read_record
 from ptsr_edge.export.cli import main as export_main
 from ptsr_edge.profile.schema import Attempt, Measured, Profile, read_profile
 from ptsr_edge.report import cli as module

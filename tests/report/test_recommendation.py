@@ -22,8 +22,8 @@ from ptsr_edge.report.recommendation import (
     people_of_few_clips,
     recommend,
 )
+from ptsr_edge.stats.classification import needed_factor, paired, upper_bound
 from ptsr_edge.stats.latency import Ratio
-from ptsr_edge.stats.risk_bounds import needed_factor, paired, upper_bound
 
 
 def exact(profile: Profile, change: Callable[[Measured], Measured] = lambda row: row) -> Profile:

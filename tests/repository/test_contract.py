@@ -10,9 +10,8 @@ from typing import get_args
 import pytest
 
 from ptsr_edge import bundle as manifest
-from ptsr_edge.core.config import MODELS, Preprocess
+from ptsr_edge.core.config import MODELS, Preprocess, Record
 from ptsr_edge.core.console import VERBS, load_verb
-from ptsr_edge.core.records import Record
 from ptsr_edge.data.datasets import DATASETS
 from ptsr_edge.evaluate.evaluation import PROTOCOLS
 from ptsr_edge.export.config import recipe_folder

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from ptsr_edge import Session
+from ptsr_edge.cli import main
+from ptsr_edge.core.config import parse
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.core.records import parse
 from ptsr_edge.export.config import ExportConfig
 from ptsr_edge.export.exporter import export_bundle
 from ptsr_edge.runtimes.base import RUNTIMES, find_runtime, target_names
@@ -111,7 +113,7 @@ def test_a_toy_target_is_exported_and_run(
     bundle = tmp_path / "bundle"
     export_bundle(
         out=bundle, checkpoint=tiny_checkpoint, calibration=megc_folder, budgets=(1.0, 0.5), target="toy",
-        options={"greeting": "hello"},
+        options={"greeting": "hello"}, cache=True,
     )  # fmt: skip
     session = Session.open(bundle, budget=0.5)
     assert session.variant.artifact == "ptsr-test-toy-fp32-k8.toy"
@@ -175,12 +177,12 @@ def test_a_toy_target_is_profiled_and_reported(tmp_path: Path) -> None:
     export_bundle(
         out=bundle, model="ptsr-nano", target="toy", budgets=(1.0, 0.5), calibration_samples=4, cache=True
     )
-    profile = [sys.executable, "-m", "ptsr_edge.profile", "--bundle", bundle, "--out", tmp_path / "profile",
-               "--duration-s", "0.1", "--processes", "1", "--attempts", "1"]  # fmt: skip
-    report = [sys.executable, "-m", "ptsr_edge.report", "--profile", tmp_path / "profile", "--out", tmp_path / "report"]  # fmt: skip
+    profile = ["profile", "--bundle", bundle, "--out", tmp_path / "profile", "--duration-s", "0.1",
+               "--processes", "1", "--attempts", "1"]  # fmt: skip
+    report = ["report", "--profile", tmp_path / "profile", "--out", tmp_path / "report"]
     for call in (profile, report):
-        done = subprocess.run([*map(str, call)], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        done = CliRunner().invoke(main, [*map(str, call)])
+        assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "profile" / "profile.json").read_text(encoding="utf-8"))
     measured = [variant for variant in record["variants"] if variant["target"] == "toy"]
     assert [variant["tokens"] for variant in measured] == [49, 49, 25], "the full-token baseline comes first"

@@ -41,7 +41,11 @@ def git_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     folder = tmp_path_factory.mktemp("served")
-    for call in (["clone", "-q", "--bare", str(ROOT), "edge.git"], ["-C", "edge.git", "update-server-info"]):
+    # Not local: one pack, where a copy would have a file, and a request, for each object.
+    for call in (
+        ["clone", "-q", "--bare", "--no-local", str(ROOT), "edge.git"],
+        ["-C", "edge.git", "update-server-info"],
+    ):
         subprocess.run(["git", *call], cwd=folder, check=True)
 
     class Files(SimpleHTTPRequestHandler):

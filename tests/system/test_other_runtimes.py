@@ -56,7 +56,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("others") / "bundle"
     export_bundle(
         out=folder, target=("cpu", "openvino"), precisions=("fp32", "int8"), budgets=(BUDGET,),
-        calibration_samples=32,
+        calibration_samples=32, cache=True,
     )  # fmt: skip
     return folder
 

@@ -18,9 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ptsr_edge.core.console import say
-from ptsr_edge.core.disk_cache import code_digest
 from ptsr_edge.core.errors import JobError
-from ptsr_edge.core.files import staged_folder
+from ptsr_edge.core.files import code_digest, staged_folder
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.bundle import Through
-from ptsr_edge.core.config import Preprocess
+from ptsr_edge.core.config import Preprocess, Record, parse
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.records import Record, parse
 from ptsr_edge.runtimes.base import Runner, find_runtime, load_part
 
 if TYPE_CHECKING:

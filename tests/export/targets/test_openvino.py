@@ -378,7 +378,7 @@ def test_what_stays_in_float_without_being_named(graphs: dict[int, Graph]) -> No
 
 
 def test_the_read_out_of_the_means_stays_in_float(ptsr_config, randomised, tmp_path: Path) -> None:
-    config = ptsr_config(score="strain", mean_readout=True)
+    config = ptsr_config(score="strain", mean_readout=True, depth=1)
     means = write_graphs(tmp_path / "graphs", randomised(config))
     assert {name.partition("/")[0] for name in reads_means(read_onnx(ov, means[8].path))} == {"means.linear"}
     plain = write_graphs(tmp_path / "plain", randomised(config.model_copy(update={"mean_readout": False})))

@@ -1,3 +1,5 @@
+"""int8 graphs hold Q/DQ pairs where they should; of the layers that int8 hurts no more are put back than it takes."""
+
 from __future__ import annotations
 
 import json
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +18,33 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from numpy.typing import NDArray
 from onnx import ModelProto, helper, numpy_helper
 from typed_graphs import flows, graph, saved, small_graph
 
 import ptsr_edge
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.export.onnx_graph import trace
+from ptsr_edge.export.onnx_graph import layer_of, trace
 from ptsr_edge.export.static_model import to_static
-from ptsr_edge.export.targets.base import Graph
+from ptsr_edge.export.targets.base import Artifact, Graph
+from ptsr_edge.export.targets.onnxruntime import CpuTarget
 from ptsr_edge.export.targets.quantization import (
+    RANKED_SAMPLES,
+    JudgedSamples,
+    LayerSensitivity,
     attention_products,
+    build_within,
     first_products,
     means_products,
     products_kept_float,
+    quantizable_layers,
     quantize_dynamic_int8,
     quantize_static_qdq,
+    rank_layers,
     statistics_products,
 )
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
+from ptsr_edge.stats.classification import confusion, uar
 
 pytestmark = pytest.mark.slow
 
@@ -180,12 +192,13 @@ def test_which_products_stay_in_floating_point() -> None:
 
 
 def test_the_read_out_of_the_means_stays_in_floating_point(ptsr_config: Any, randomised: Any) -> None:
-    for score, tokens in (("strain", 4), ("class-attention", 4), ("strain", 16)):
-        for means in (True, False):
-            config = ptsr_config(score=score, mean_readout=means)
-            model = trace(to_static(randomised(config), tokens), config)
-            assert means_products(model) == (["means.linear"] if means else [])
-            assert ("means.linear" in products_kept_float(model)) == means
+    for score, tokens, means in (
+        ("strain", 4, True), ("class-attention", 4, True), ("strain", 16, True), ("strain", 4, False),
+    ):  # fmt: skip
+        config = ptsr_config(score=score, mean_readout=means, depth=1)
+        model = trace(to_static(randomised(config), tokens), config)
+        assert means_products(model) == (["means.linear"] if means else [])
+        assert ("means.linear" in products_kept_float(model)) == means
 
 
 def test_a_wrong_call_is_refused(source: Graph, tmp_path: Path) -> None:
@@ -202,3 +215,278 @@ def test_an_invalid_graph_is_refused(tmp_path: Path) -> None:
     broken = small_graph([node], [4, 4], {"weights": np.eye(3, dtype=np.float32)})
     with pytest.raises(JobError, match="no valid ONNX graph: .*MatMul"):
         quantize_dynamic_int8(broken, tmp_path / "out.onnx", exclude=[])
+
+
+WIDTH = 32
+OUTLIER = 2000.0
+"""How much larger one hidden channel is than the others; the next layer's weights make up for it."""
+
+Array = NDArray[np.float64]
+
+
+def weights(outlier: float = OUTLIER) -> dict[str, Array]:
+    rng = np.random.default_rng(0)
+    made = {name: rng.normal(size=(WIDTH, WIDTH)) / WIDTH**0.5 for name in ("fc1", "fc2", "fc3")}
+    made["fc1"][:, 7] *= outlier
+    made["fc2"][7] /= outlier
+    return made
+
+
+def write(path: Path, values: dict[str, Array]) -> Graph:
+    """relu(relu(flow @ fc1) @ fc2) @ fc3, and its square products, which no weight takes part in."""
+    nodes = [
+        helper.make_node("Flatten", ["flow"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "fc1"], ["h1"], name="blocks.0.fc1"),
+        helper.make_node("Relu", ["h1"], ["a1"]),
+        helper.make_node("MatMul", ["a1", "fc2"], ["h2"], name="blocks.0.fc2"),
+        helper.make_node("Relu", ["h2"], ["a2"]),
+        helper.make_node("MatMul", ["a2", "fc3"], ["logits"], name="head"),
+    ]
+    constants = {name: value.astype(np.float32) for name, value in values.items()}
+    return saved(small_graph(nodes, [1, WIDTH, 1, 1], constants), path)
+
+
+@pytest.fixture(scope="module")
+def samples() -> NDArray[np.float32]:
+    return np.random.default_rng(1).normal(size=(RANKED_SAMPLES, WIDTH, 1, 1)).astype(np.float32)
+
+
+def forward(values: dict[str, Array], rows: Array, quantized: str | None) -> Array:
+    """The graph in float64, one layer as int8 by definition: activations by 255 steps, weights by +-64."""
+    for name in ("fc1", "fc2", "fc3"):
+        weight = values[name]
+        if name == quantized:
+            low, high = min(rows.min(), 0.0), max(rows.max(), 0.0)
+            step = (high - low) / 255
+            zero = np.rint(-low / step)
+            rows = (np.clip(np.rint(rows / step) + zero, 0, 255) - zero) * step
+            steps = np.abs(weight).max(axis=0) / 64  # 7 bits, which no processor's sums overflow
+            weight = np.rint(weight / steps) * steps
+        rows = rows @ weight
+        rows = rows if name == "fc3" else np.maximum(rows, 0)
+    return rows
+
+
+def test_the_layer_behind_an_outlier_is_the_first(tmp_path: Path, samples: NDArray[np.float32]) -> None:
+    ranking = rank_layers(write(tmp_path / "graph.onnx", weights()), samples)
+    assert ranking[0].layer == "blocks.0.fc2"
+    assert [one.error for one in ranking] == sorted((one.error for one in ranking), reverse=True)
+    # One range for all channels: 255 steps over the outlier leave none for the others.
+    assert ranking[0].error > 10 * ranking[1].error
+    even = rank_layers(write(tmp_path / "even.onnx", weights(outlier=1.0)), samples)
+    assert even[0].error < 0.2 * ranking[0].error
+
+
+@pytest.mark.parametrize("outlier", [1.0, OUTLIER])
+def test_errors_are_those_of_int8_by_definition(
+    tmp_path: Path, samples: NDArray[np.float32], outlier: float
+) -> None:
+    values = weights(outlier)
+    ranking = rank_layers(write(tmp_path / "graph.onnx", values), samples)
+    rows = samples.reshape(RANKED_SAMPLES, WIDTH).astype(np.float64)
+    exact = forward(values, rows, None)
+    found = {one.layer: one.error for one in ranking}
+    assert set(found) == {"blocks.0.fc1", "blocks.0.fc2", "head"}
+    for layer, name in (("blocks.0.fc1", "fc1"), ("blocks.0.fc2", "fc2"), ("head", "fc3")):
+        expected = np.abs(forward(values, rows, name) - exact).mean()
+        # Integer sums are exact; float32 around them rounds, and may move an activation by one step of 255.
+        assert found[layer] == pytest.approx(expected, rel=1e-3), layer
+
+
+def test_only_the_first_samples_are_looked_at(tmp_path: Path, samples: NDArray[np.float32]) -> None:
+    graph = write(tmp_path / "graph.onnx", weights())
+    more = np.concatenate([samples, 1e6 * samples[:3]])
+    assert rank_layers(graph, more) == rank_layers(graph, samples)
+
+
+def test_nothing_is_left_beside_the_graph(tmp_path: Path, samples: NDArray[np.float32]) -> None:
+    graph = write(tmp_path / "graph.onnx", weights())
+    before = graph.model.SerializeToString()
+    rank_layers(graph, samples[:2])
+    assert [one.name for one in tmp_path.iterdir()] == ["graph.onnx"]
+    assert graph.path.read_bytes() == graph.model.SerializeToString() == before
+
+
+@pytest.mark.parametrize(
+    ("node", "layer"),
+    [
+        ("blocks.1.attention.query", "blocks.1.attention.query"),
+        ("blocks.1.attention.query/2", "blocks.1.attention.query"),
+        ("head/12", "head"),
+        ("", ""),
+    ],
+)
+def test_products_by_one_weight_are_one_layer(node: str, layer: str) -> None:
+    assert layer_of(node) == layer
+
+
+def test_attention_and_statistics_are_no_candidates() -> None:
+    """By the model's own linear layers: 2 blocks, of which the first has a second query for the class row."""
+    parts = ("attention.key_value", "attention.query", "attention.proj", "tail.mlp.fc1", "tail.mlp.fc2")
+    linear = [f"blocks.{block}.{part}" for block in (0, 1) for part in parts]
+    assert quantizable_layers(graph()) == ["tokenizer.kernel", *linear, "head.global_"]
+
+
+def test_a_second_product_of_a_layer_is_quantized_with_the_first(
+    tmp_path: Path, samples: NDArray[np.float32]
+) -> None:
+    values = weights(outlier=1.0)
+    nodes = [
+        helper.make_node("Flatten", ["flow"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "fc1"], ["h1"], name="shared"),
+        helper.make_node("Relu", ["h1"], ["a1"]),
+        helper.make_node("MatMul", ["a1", "fc1"], ["logits"], name="shared/2"),
+    ]
+    constants = {"fc1": values["fc1"].astype(np.float32)}
+    graph = saved(small_graph(nodes, [1, WIDTH, 1, 1], constants), tmp_path / "twice.onnx")
+    assert quantizable_layers(graph.model) == ["shared"]
+    (both,) = rank_layers(graph, samples)
+    assert both.layer == "shared"
+    assert both.error > 0
+
+
+pytest.importorskip("onnxruntime")
+
+LAYERS = ["fc1", "proj", "query", "fc2", "key", "head"]
+RANKING = [LayerSensitivity(layer=layer, error=0.5**place) for place, layer in enumerate(LAYERS)]
+JUDGED, CLASSES = 30, 3
+LABELS = np.arange(JUDGED) % CLASSES
+INPUTS = np.eye(CLASSES, dtype=np.float32)[LABELS].reshape(JUDGED, CLASSES, 1, 1)
+"""Each sample shows its class: a graph that multiplies by the identity is always right."""
+
+
+class Builder:
+    """Builds graphs that answer wrongly while one of `faulty` layers is int8.
+
+    A graph at `tokens` mixes up classes 0 and 1 for such a layer, which takes UAR from 1 to 1/3: the
+    recalls become 0, 0 and 1.
+    """
+
+    def __init__(self, folder: Path, faulty: Mapping[int, Sequence[str]]) -> None:
+        self.folder, self.faulty = folder, faulty
+        self.asked: list[list[str]] = []
+
+    def __call__(self, kept: Sequence[str]) -> dict[int, Artifact]:
+        self.asked.append(list(kept))
+        built = {}
+        for tokens, faulty in self.faulty.items():
+            weights = np.eye(CLASSES, dtype=np.float32)
+            if set(faulty) - set(kept):
+                weights = weights[[1, 0, 2]]
+            nodes = [
+                onnx.helper.make_node("Flatten", ["flow"], ["flat"]),
+                onnx.helper.make_node("MatMul", ["flat", "w"], ["logits"]),
+            ]
+            path = self.folder / f"k{tokens}-{len(self.asked)}.onnx"
+            onnx.save(small_graph(nodes, [1, CLASSES, 1, 1], {"w": weights}), path)
+            built[tokens] = Artifact(path, [path], {"keep_float": list(kept)}, {})
+        return built
+
+
+def judged(**expected: float) -> JudgedSamples:
+    """The samples, with the UAR that fp32 is said to reach: `k8=1.0`."""
+    return JudgedSamples(INPUTS, LABELS, CLASSES, {int(name[1:]): value for name, value in expected.items()})
+
+
+def opened(artifact: Artifact) -> OrtRunner:
+    return OrtRunner(artifact.path, threads=1)
+
+
+def counted() -> tuple[Callable[[], list[LayerSensitivity]], list[int]]:
+    calls: list[int] = []
+
+    def rank() -> list[LayerSensitivity]:
+        calls.append(1)
+        return RANKING
+
+    return rank, calls
+
+
+def answers(runner: OrtRunner) -> NDArray[np.intp]:
+    return np.array([runner.run(one[None])[0].argmax() for one in INPUTS])
+
+
+def test_uar_is_that_of_the_artifacts_answers(tmp_path: Path) -> None:
+    wrong = opened(Builder(tmp_path, {4: ["fc1"]})([])[4])
+    assert judged().uar(wrong) == pytest.approx(1 / 3)
+    few = np.array([0, 2, 2, 1])  # all of class 2's right, others wrong: recalls 0, 0, 1 whatever the counts
+    assert JudgedSamples(INPUTS[few], few, CLASSES, {}).uar(wrong) == pytest.approx(1 / 3)
+    assert uar(confusion(LABELS, answers(wrong), CLASSES)) == pytest.approx(1 / 3)
+
+
+def test_what_holds_the_limit_is_left_as_it_is(tmp_path: Path) -> None:
+    build, (rank, ranked) = Builder(tmp_path, {8: [], 4: []}), counted()
+    artifacts, record = build_within(0.0, CpuTarget(), build, judged(k8=1.0, k4=1.0), rank)
+    assert build.asked == [[]]
+    assert not ranked, "ranking takes minutes: only when something has to be repaired"
+    assert list(artifacts) == [8, 4]
+    assert record == {
+        "limit": 0.0,
+        "kept_float": [],
+        "uar": {"8": 1.0, "4": 1.0},
+        "uar_fp32": {"8": 1.0, "4": 1.0},
+        "sensitivity": None,
+        "samples": JUDGED,
+        "through": "artifact",
+    }
+
+
+@pytest.mark.parametrize(
+    ("faulty", "rounds"),
+    [
+        (["fc1"], [0, 1]),
+        (["proj"], [0, 1, 2]),
+        (["fc1", "fc2"], [0, 1, 2, 4]),
+        (["head"], [0, 1, 2, 4, 6]),  # there are six layers: the last step is no doubling
+    ],
+)
+def test_twice_as_many_layers_are_put_back_until_it_holds(
+    tmp_path: Path, faulty: list[str], rounds: list[int]
+) -> None:
+    build, (rank, ranked) = Builder(tmp_path, {8: [], 4: faulty}), counted()
+    artifacts, record = build_within(0.1, CpuTarget(), build, judged(k8=1.0, k4=1.0), rank)
+    assert build.asked == [LAYERS[:count] for count in rounds]
+    assert len(ranked) == 1
+    assert record["kept_float"] == LAYERS[: rounds[-1]]
+    assert record["uar"] == {"8": 1.0, "4": 1.0}
+    assert record["sensitivity"] == [{"layer": one.layer, "error": one.error} for one in RANKING]
+    # The artifacts are those of the last round and not of one before.
+    assert artifacts[4].built_with == {"keep_float": LAYERS[: rounds[-1]]}
+    np.testing.assert_array_equal(answers(opened(artifacts[4])), LABELS)
+
+
+def test_the_loss_is_against_fp32_of_the_same_budget(tmp_path: Path) -> None:
+    # 1/3 is no loss where fp32 itself reaches no more; more than fp32 is none either.
+    build, (rank, _) = Builder(tmp_path, {8: [], 4: ["fc1"]}), counted()
+    _, record = build_within(0.0, CpuTarget(), build, judged(k8=0.9, k4=1 / 3), rank)
+    assert build.asked == [[]]
+    assert record["uar_fp32"] == {"8": 0.9, "4": 0.3333}
+
+
+def test_the_limit_itself_holds(tmp_path: Path) -> None:
+    build, (rank, _) = Builder(tmp_path, {4: ["fc1"]}), counted()
+    build_within(1 - judged().uar(opened(build([])[4])), CpuTarget(), build, judged(k4=1.0), rank)
+    assert build.asked == [[], []]
+
+
+def test_what_cannot_be_repaired_lists_the_layers(tmp_path: Path) -> None:
+    build, (rank, ranked) = Builder(tmp_path, {8: [], 4: ["no layer of the ranking"]}), counted()
+    with pytest.raises(JobError) as caught:
+        build_within(0.05, CpuTarget(), build, judged(k8=1.0, k4=1.0), rank)
+    assert str(caught.value) == (
+        "int8 loses 0.667 UAR (limit 0.05) with every layer put back; the most sensitive: "
+        "fc1 (1), proj (0.5), query (0.25), fc2 (0.12), key (0.062), head (0.031)"
+    )
+    assert [len(kept) for kept in build.asked] == [0, 1, 2, 4, 6]
+    assert len(ranked) == 1
+
+
+def test_what_cannot_run_here_is_not_called_accurate(tmp_path: Path) -> None:
+    class Elsewhere(CpuTarget):
+        def runner(self, artifact: Artifact, threads: int | None) -> Any:
+            return super().runner(artifact, threads) if "k8" in artifact.path.name else None
+
+    build, (rank, ranked) = Builder(tmp_path, {8: [], 4: []}), counted()
+    with pytest.raises(JobError, match="cannot be measured here: the artifact cannot run on this machine"):
+        build_within(1.0, Elsewhere(), build, judged(k8=1.0, k4=1.0), rank)
+    assert (len(build.asked), ranked) == (1, [])
