@@ -21,13 +21,13 @@ from ptsr_edge.report.comparison import (
     bytes_text,
     pareto,
     percent,
-    precision_rank,
     quantity,
     three_digits,
     uar_bounds,
     undominated,
 )
 from ptsr_edge.report.plotting import (
+    KEY_LINE,
     NARROW,
     WIDE,
     Box,
@@ -37,7 +37,9 @@ from ptsr_edge.report.plotting import (
     NotDrawn,
     boxes_along,
     colour,
+    key_lines,
     place_labels,
+    precision_roles,
     role_of,
     scale_time,
     shortened,
@@ -93,8 +95,16 @@ def tradeoff(comparison: Comparison, recommendation: Recommendation) -> Drawing 
     def point(row: ComparedVariant) -> tuple[float, float]:
         return row.p50_ms or 0.0, (row.uar or 0.0) if judged else 100 * row.measured.keep_rate
 
+    signs = ["hollow: full ViT"] if any(row.is_baseline for row in rows) else []
+    signs += ["ring: recommended"] if picked else []
+    signs += ["dashed: beaten by no other in both"] if any(len(front) > 1 for front in fronts) else []
+    signs += ["pale: beaten in accuracy, latency and size"] if pale else []
+    signs += ["upright line: 95 % interval"] if bounds else []
+
     def paint(canvas: Canvas) -> None:
-        axes = canvas.axes(44, 10, 64, 44)
+        explained = key_lines(signs, canvas.width)
+        above = 34.0 + KEY_LINE * len(explained)
+        axes = canvas.axes(44, 10, above + 22, 44)
         scale_time(axes, times, logarithmic)
         edges = [edge for found in bounds.values() for edge in found]
         _scale_level(axes, [*(point(row)[1] for row in rows), *edges], 0.02 if judged else 10)
@@ -122,13 +132,11 @@ def tradeoff(comparison: Comparison, recommendation: Recommendation) -> Drawing 
         named = [row for row in rows if not crowded or row in best or row.is_baseline]
         named.sort(key=lambda row: (row not in subjects, row not in best, not row.is_baseline))
         _label_marks(canvas, axes, named, point, sizes, subjects, taken)
-        precisions = {row.measured.precision: role_of(row, comparison) for row in rows if not row.is_baseline}
-        if len(precisions) > 1:
-            canvas.key(
-                {precision: precisions[precision] for precision in sorted(precisions, key=precision_rank)}
-            )
+        canvas.key(precision_roles(rows, comparison))
+        for number, line in enumerate(explained):
+            canvas.write(4, 38 + KEY_LINE * number, "   ".join(line))
         _area_key(canvas, rows)
-        canvas.write(4, 54, "UAR" if judged else "Tokens kept, %", "ink")
+        canvas.write(4, above + 10, "UAR" if judged else "Tokens kept, %", "ink")
         scale = ", log scale" if logarithmic else ""
         canvas.title_axis(44, f"Latency (p50) in ms, faster to the left{scale}")
 
@@ -138,11 +146,11 @@ def tradeoff(comparison: Comparison, recommendation: Recommendation) -> Drawing 
     title = None if judged else "Budget against latency"
     caption = _tradeoff_caption(comparison, rows, judged)
     if bounds:
-        caption += f" Whiskers: 95 % interval, {_interval_method(rows)}"
+        caption += f" Intervals: {_interval_method(rows)}"
         caption += (
             "." if len(bounds) == len(rows) else "; of the ViT and of what is joined by the dashed line."
         )
-    return Drawing(paint, (470, 390), caption, words, title)
+    return Drawing(paint, (400, 420), caption, words, title)
 
 
 def _diameter(row: ComparedVariant, rows: Sequence[ComparedVariant], canvas: Canvas) -> float:
@@ -201,12 +209,9 @@ def _point_words(row: ComparedVariant) -> str:
 
 
 def _tradeoff_caption(comparison: Comparison, rows: Sequence[ComparedVariant], judged: bool) -> str:
-    caption = "Area: size on disk. Hollow: the full-token ViT."
+    caption = "Area: size on disk."
     if judged:
         caption = f"{_judged_on(rows)} {caption}"
-        caption += (
-            " Dashed: what no other beats in both. Pale: what another beats in accuracy, latency and size."
-        )
     else:
         caption += " Accuracy was not measured, so the budget stands in its place."
     targets = sorted({row.measured.target for row in rows})
