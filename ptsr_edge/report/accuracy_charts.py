@@ -89,7 +89,7 @@ def tradeoff(comparison: Comparison, recommendation: Recommendation) -> Drawing 
     times = [row.p50_ms or 0.0 for row in rows]
     logarithmic = max(times) > 12 * min(times)
     # Of many, those that the choice is between.
-    telling = [row for row in rows if len(rows) <= MOST_WHISKERED or row in best or row.is_baseline]
+    telling = [row for row in rows if len(rows) <= MOST_WHISKERED or row in best or row in subjects]
     bounds = {row: found for row in telling if judged and (found := uar_bounds(row)) is not None}
 
     def point(row: ComparedVariant) -> tuple[float, float]:
@@ -102,8 +102,9 @@ def tradeoff(comparison: Comparison, recommendation: Recommendation) -> Drawing 
     signs += ["upright line: 95 % interval"] if bounds else []
 
     def paint(canvas: Canvas) -> None:
-        explained = key_lines(signs, canvas.width)
-        above = 34.0 + KEY_LINE * len(explained)
+        explained = key_lines(signs, canvas.width - (0 if canvas.compact else 230))  # beside the key of sizes
+        top = 46 if canvas.compact else 38
+        above = top + KEY_LINE * len(explained) - 4
         axes = canvas.axes(44, 10, above + 22, 44)
         scale_time(axes, times, logarithmic)
         edges = [edge for found in bounds.values() for edge in found]
@@ -129,12 +130,12 @@ def tradeoff(comparison: Comparison, recommendation: Recommendation) -> Drawing 
             if row is picked:
                 axes.plot([x], [y], ms=sizes[row] + 7, mfc="none", mec=colour(role), zorder=2, **style)
         crowded = len(rows) > (8 if canvas.compact else 14)
-        named = [row for row in rows if not crowded or row in best or row.is_baseline]
+        named = [row for row in rows if not crowded or row in best or row in subjects]
         named.sort(key=lambda row: (row not in subjects, row not in best, not row.is_baseline))
         _label_marks(canvas, axes, named, point, sizes, subjects, taken)
         canvas.key(precision_roles(rows, comparison))
         for number, line in enumerate(explained):
-            canvas.write(4, 38 + KEY_LINE * number, "   ".join(line))
+            canvas.write(4, top + KEY_LINE * number, "; ".join(line))
         _area_key(canvas, rows)
         canvas.write(4, above + 10, "UAR" if judged else "Tokens kept, %", "ink")
         scale = ", log scale" if logarithmic else ""
@@ -148,7 +149,9 @@ def tradeoff(comparison: Comparison, recommendation: Recommendation) -> Drawing 
     if bounds:
         caption += f" Intervals: {_interval_method(rows)}"
         caption += (
-            "." if len(bounds) == len(rows) else "; of the ViT and of what is joined by the dashed line."
+            "."
+            if len(bounds) == len(rows)
+            else "; of the variant that is recommended, of its baseline and of what is joined by the dashed line."
         )
     return Drawing(paint, (400, 420), caption, words, title)
 

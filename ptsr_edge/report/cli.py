@@ -343,7 +343,7 @@ def _exact(number: float) -> str:
 def unbroken(text: str) -> str:
     """Keeps numbers with their units and intervals on one line."""
     text = re.sub(r"(?<=\d) (?=(ms|%)(\W|$))", "\u00a0", text)
-    text = re.sub(r"(?<=x) (?=\[)|(?<=\[\d\.\d,) ", "\u00a0", text)
+    text = re.sub(r"(?<=x) (?=\[)|(?<=\d,) (?=[-+\d.]+\])", "\u00a0", text)
     text = re.sub(r"(?<=n) = (?=\d)", "\u00a0=\u00a0", text)
     return text.replace("full-token", "full\u2011token")
 

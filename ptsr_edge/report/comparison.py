@@ -449,7 +449,7 @@ def signed(value: float) -> str:
 
 def interval_text(low: float, high: float) -> str:
     """Writes the interval of a difference: `[-0.010, +0.050]`."""
-    return f"[{low:+.3f}, {high:+.3f}]"
+    return f"[{signed(low)}, {signed(high)}]"
 
 
 def difference_text(value: float, low: float, high: float) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,33 @@ MOST_MACS_BARS = 16
 EFFECT_ROLES = {"runtime": "s3", "precision": "s2", "runtime and precision": "s2", "selection": "s1"}
 
 
+@dataclass(frozen=True)
+class Bar:
+    """A bar of the waterfall: a factor with its interval, and where it begins."""
+
+    name: str
+    role: str
+    times: float
+    low: float | None
+    high: float | None
+    start: float = 1.0
+
+    @property
+    def end(self) -> float:
+        """Where the next one begins."""
+        return self.start * self.times
+
+    @property
+    def reach(self) -> float:
+        """The right end of what is drawn."""
+        return max(self.start, self.end, self.start * (self.high or 0.0))
+
+    @property
+    def value(self) -> str:
+        """The factor in words."""
+        return times_text(self.times, self.low, self.high)
+
+
 def effects(comparison: Comparison, recommendation: Recommendation) -> Drawing | NotDrawn:
     """Draws the effects of runtime, precision and selection on the recommended variant's speed as a waterfall."""
     row = next((row for row in comparison.rows if row.name == recommendation.name), None)
@@ -67,65 +95,53 @@ def effects(comparison: Comparison, recommendation: Recommendation) -> Drawing |
         return NotDrawn(f"the full-token ViT was not timed in {built}, or a ratio with it was not measured")
     if len(steps) == 1:
         return NotDrawn(f"the selection of tokens alone sets {row.name} apart from its baseline")
-    lines = [
-        (f"{step.kind}: {step.what}", EFFECT_ROLES[step.kind], step.times, step.low, step.high)
+    bars = [
+        Bar(f"{step.kind}: {step.what}", EFFECT_ROLES[step.kind], step.times, step.low, step.high)
         for step in steps
     ]
-    lines.append(("together", "ink", total.median, total.low, total.high))
-    starts = [1.0]
-    for step in steps[:-1]:
-        starts.append(starts[-1] * step.times)
-    starts.append(1.0)
-    values = [times_text(times, low, high) for _, _, times, low, high in lines]
+    for place, bar in enumerate(bars[1:]):
+        bars[place + 1] = replace(bar, start=bars[place].end)
+    bars.append(Bar("together", "ink", total.median, total.low, total.high))
 
     def paint(canvas: Canvas) -> None:
-        above = 22.0 if canvas.compact else 0.0  # a phone has the names above the bars
-        pitch = 58 if canvas.compact else 40
-        names = max(text_width(name) for name, *_ in lines)
-        left, right = (4.0 if canvas.compact else names + 12), 16 + max(map(text_width, values))
-        axes = canvas.axes(left, right, 4, 42)
-        axes.set_ylim(len(lines) - 0.5, -0.5)
+        above, pitch = (22.0, 58) if canvas.compact else (0.0, 40)  # a phone has the names above the bars
+        left = 4.0 if canvas.compact else 12 + max(text_width(bar.name) for bar in bars)
+        axes = canvas.axes(left, 16 + max(text_width(bar.value, bold=True) for bar in bars), 4, 42)
+        axes.set_ylim(len(bars) - 0.5, -0.5)
         axes.set_yticks([])
-        edges = [
-            edge
-            for start, (_, _, times, *_) in zip(starts, lines, strict=True)
-            for edge in (start, start * times)
-        ]
+        # An interval that is much wider than the bars ends at the edge.
+        first = min(min(bar.start, bar.end) for bar in bars) / 1.15
+        last = min(max(bar.reach for bar in bars), 1.6 * max(bar.end for bar in bars)) * 1.02
         axes.set_xscale("log")
-        axes.set_xlim(min(edges) / 1.01, max(edges) * 1.01)
-        ticks = [
-            tick for tick in (0.5, 1, 2, 3, 5, 10, 20, 50) if min(edges) / 1.01 <= tick <= max(edges) * 1.01
-        ]
+        axes.set_xlim(first, last)
+        ticks = [tick for tick in (0.5, 1, 2, 3, 5, 10, 20, 50) if first <= tick <= last]
         axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
         axes.set_xticks([], minor=True)
         axes.xaxis.grid(visible=True)
-        for place, (start, (name, role, times, low, high), value) in enumerate(
-            zip(starts, lines, values, strict=True)
-        ):
+        for place, bar in enumerate(bars):
             centre = place + above / 2 / pitch
-            end = start * times
-            (bar,) = axes.barh([centre], [end - start], left=start, height=20 / pitch, color=colour(role))
-            canvas.tip(bar, f"{name}: {value}")
-            if low is not None and high is not None:
-                axes.plot(
-                    [start * low, start * high], [centre, centre], color=colour("ink"), lw=1.5, clip_on=False
-                )
+            (shape,) = axes.barh(
+                [centre], [bar.end - bar.start], left=bar.start, height=20 / pitch, color=colour(bar.role)
+            )
+            canvas.tip(shape, f"{bar.name}: {bar.value}")
+            if bar.low is not None and bar.high is not None:
+                for role, width in (("paper", 4), ("ink", 1.5)):  # seen on the bar and beside it
+                    reach = [bar.start * bar.low, bar.start * bar.high]
+                    axes.plot(reach, [centre, centre], color=colour(role), lw=width, solid_capstyle="butt")
             if place < len(steps) - 1:
-                axes.plot([end, end], [centre, centre + 1], color=colour("muted"), lw=1, zorder=0)
-            x, y = canvas.pixel(axes, max(start, end, start * (high or 0.0)), centre)
-            canvas.write(x + 8, y + 4, value, "ink", weight="bold" if name == "together" else "normal")
-            if canvas.compact:
-                canvas.write(4, y - 15, name, "ink")
-            else:
-                canvas.write(left - 10, y + 4, name, "ink", ha="right")
+                axes.plot([bar.end, bar.end], [centre, centre + 1], color=colour("muted"), lw=1, zorder=0)
+            x, y = canvas.pixel(axes, min(last, bar.reach), centre)
+            canvas.write(x + 8, y + 4, bar.value, "ink", weight="bold" if place == len(steps) else "normal")
+            name_at, align = ((4.0, y - 15), "left") if canvas.compact else ((left - 10, y + 4), "right")
+            canvas.write(*name_at, bar.name, "ink", ha=align)
         canvas.title_axis(left, "Times as fast, equal steps are equal factors")
 
     full = f"{base.measured.precision} on {base.measured.target}"
     caption = f"From the full-token ViT in {full} to {row.name}: each bar begins where the one before ends. Line in a bar: 95 % "
     caption += "interval. Runtime and precision are ratios of the ViT itself, the selection is the ratio within them; in "
     caption += "another order the factors would differ a little, together they would not."
-    words = "; ".join(f"{name} {value}" for (name, *_), value in zip(lines, values, strict=True))
-    return Drawing(paint, (46 + 40 * len(lines), 46 + 58 * len(lines)), caption, f"Times as fast: {words}.")
+    words = "; ".join(f"{bar.name} {bar.value}" for bar in bars)
+    return Drawing(paint, (46 + 40 * len(bars), 46 + 58 * len(bars)), caption, f"Times as fast: {words}.")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -193,7 +209,7 @@ def _distribution(
     axes.plot([p50, p50], [place - 0.66, place + 0.1], color=colour("ink"), lw=1.5)
     canvas.tip(shape, _latency_words(row, samples))
     x_top, y_top = canvas.pixel(axes, float(p50), place - 0.66)
-    canvas.write(x_top + 4, y_top + 8, three_digits(float(p50)), "ink")
+    canvas.write(x_top + 5, y_top + 8, three_digits(float(p50)), "ink")
 
 
 def _latency_words(row: ComparedVariant, samples: NDArray[np.float64]) -> str:

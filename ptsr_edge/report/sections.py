@@ -190,6 +190,8 @@ def verdict(comparison: Comparison, recommendation: Recommendation) -> list[str]
     fast = [f"{ratio_text(fair)} as fast as the ViT built alike"] if fair is not None else []
     fast += [f"{ratio_text(whole)} as a whole sample"] if whole is not None else []
     against = "" if total is None or total == fair else f"{ratio_text(total)} as fast as {full}"
+    known = {"the ratio to the ViT built alike": fair, "that of a whole sample": whole}
+    lacking = [what for what, ratio in known.items() if ratio is None] if total is not None else []
     if not fast:
         fast, against = [against or f"{short_ms(row.p50_ms)} ms (p50)"], ""
     if total is None:
@@ -203,9 +205,10 @@ def verdict(comparison: Comparison, recommendation: Recommendation) -> list[str]
     cost = accuracy_clause(row, comparison)
     if recommendation.status == "chance":
         cost = "the ViT itself is about as good as guessing, so what it costs in accuracy is not known"
+    missing = f"not measured: {' and '.join(lacking)}" if lacking else ""
     return [
         f"{first}{name}: {', '.join(fast)}.",
-        sentence("; ".join(filter(None, (against, cost)))),
+        sentence("; ".join(filter(None, (against, cost, missing)))),
     ]
 
 

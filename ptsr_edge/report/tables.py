@@ -11,7 +11,6 @@ from ptsr_edge.profile.schema import ITSELF, Accuracy, MissingKind, null_results
 from ptsr_edge.report.comparison import (
     ComparedVariant,
     Comparison,
-    budget_text,
     bytes_text,
     difference_text,
     percent,
@@ -57,6 +56,7 @@ class Column:
         sort: the number or text that a cell is sorted by, of what was found.
         of_baseline: what is written for a baseline without it, which is not compared with itself.
         explained: how to read it, said below the table.
+        is_folded: whether it is said below the table where it is the same for all.
     """
 
     heading: str
@@ -66,6 +66,7 @@ class Column:
     sort: Callable[[Any], Value] = lambda found: found
     of_baseline: str | None = None
     explained: str = ""
+    is_folded: bool = False
 
     def found(self, row: ComparedVariant) -> Any:
         """Returns what is shown of a variant, None where it was not measured."""
@@ -140,8 +141,6 @@ _UAR_LOST = Column(
 
 _TOKENS = Column("Tokens", "tokens", str)
 
-_MACS = Column("MACs", "macs", quantity)
-
 _SIZE = Column("Size", "size_bytes", bytes_text)
 
 TABLES: tuple[tuple[str, str, tuple[Column, ...]], ...] = (
@@ -169,7 +168,6 @@ TABLES: tuple[tuple[str, str, tuple[Column, ...]], ...] = (
             _UAR,
             _UAR_LOST,
             _TOKENS,
-            _SIZE,
         ),
     ),
     (
@@ -223,11 +221,7 @@ TABLES: tuple[tuple[str, str, tuple[Column, ...]], ...] = (
         "cost",
         "Cost in full",
         (
-            Column("Target", "target"),
-            Column("Precision", "precision"),
-            Column("Budget", "keep_rate", budget_text),
             _TOKENS,
-            _MACS,
             Column("Parameters", "parameters", quantity),
             _SIZE,
             Column("Peak memory", "peak_rss_bytes", bytes_text),
@@ -240,8 +234,8 @@ TABLES: tuple[tuple[str, str, tuple[Column, ...]], ...] = (
         "accuracy",
         "Accuracy in full",
         (
-            Column("Data", "accuracy.data"),
-            Column("Protocol", "accuracy.protocol"),
+            Column("Data", "accuracy.data", is_folded=True),
+            Column("Protocol", "accuracy.protocol", is_folded=True),
             Column("n", "accuracy.n", "{:,}".format),
             Column("UF1", "accuracy.uf1", "{:.3f}".format),
             _UAR,
@@ -299,16 +293,25 @@ def build_tables(comparison: Comparison, recommendation: Recommendation) -> list
         ]
         if not columns:
             continue
+        folded = {column.heading: shared for column in columns if (shared := _shared(column, comparison))}
+        columns = [column for column in columns if column.heading not in folded]
         lines = tuple(
             Line(row.name, tuple(_cell(column, row) for column in columns), row.name == recommendation.name)
             for row in comparison.rows
         )
-        notes = [column.explained for column in columns if column.explained]
+        notes = [f"{heading}: {shared}." for heading, shared in folded.items()]
+        notes += [column.explained for column in columns if column.explained]
         if any(cell.text.endswith("by CPU") for line in lines for cell in line.cells):
             notes.append("By CPU: of the time that the processes had a core, since others used it too.")
         headings = ("Variant", *(column.heading for column in columns))
         tables.append(Table(name, title, headings, lines, tuple(notes)))
     return tables
+
+
+def _shared(column: Column, comparison: Comparison) -> str | None:
+    """Returns what a column that may be folded has for every variant that has it, None where that differs."""
+    found = {column.found(row) for row in comparison.rows} - {None} if column.is_folded else set()
+    return found.pop() if len(found) == 1 else None
 
 
 def _cell(column: Column, row: ComparedVariant) -> Cell:
