@@ -4,6 +4,7 @@ dynamic mode would keep; and the card that shows the result in one picture.
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -436,7 +437,7 @@ def dynamic(comparison: Comparison, _: Recommendation) -> Drawing | NotDrawn:
 # ---------------------------------------------------------------------------------------------
 # The result in one picture
 
-CARD_HEIGHT = 236
+CARD_HEIGHT = 250
 
 
 def summary(comparison: Comparison, recommendation: Recommendation) -> Drawing | NotDrawn:
@@ -478,17 +479,19 @@ def summary(comparison: Comparison, recommendation: Recommendation) -> Drawing |
     shown = [other for other in comparison.rows if other.source is row.source and other.p50_ms is not None]
     judged = [other for other in shown if other.uar is not None]
 
+    weights = textwrap.wrap(f"Weights: {profile.model_card}", 125, max_lines=2, placeholder="…")
+
     def paint(canvas: Canvas) -> None:
         canvas.write(4, 22, shortened(head, canvas.width, 18), "ink", size=18, weight="bold")
         for place, (value, what) in enumerate(figures):
             y = 60 + 38 * place
             canvas.write(4, y, value, "ink" if place else "s1", size=17, weight="bold")
             canvas.write(190, y - 1, what, "muted", size=13)
-        canvas.write(4, CARD_HEIGHT - 24, ", ".join(foot), "muted")
-        canvas.write(4, CARD_HEIGHT - 8, shortened(f"Weights: {profile.model_card}", canvas.width), "muted")
+        for number, text in enumerate([", ".join(foot), *weights]):
+            canvas.write(4, CARD_HEIGHT - 40 + 16 * number, text, "muted")
         if len(judged) < 2:
             return
-        axes = canvas.axes(560, 16, 44, 66)
+        axes = canvas.axes(560, 16, 44, 78)
         axes.set_xscale("log")
         axes.set_xticks([])
         axes.set_xticks([], minor=True)
@@ -506,7 +509,7 @@ def summary(comparison: Comparison, recommendation: Recommendation) -> Drawing |
         axes.margins(0.1, 0.15)
         axes.spines[["left", "bottom"]].set_visible(True)
         canvas.write(560, 38, "UAR; filled: this variant, hollow: the ViT", "muted", size=11)
-        canvas.write(560, CARD_HEIGHT - 52, "latency, faster to the left", "muted", size=11)
+        canvas.write(560, CARD_HEIGHT - 62, "latency, faster to the left", "muted", size=11)
 
     words = "; ".join(f"{value} {what}" for value, what in figures)
     return Drawing(

@@ -206,15 +206,17 @@ def test_the_median_stands_at_the_median_and_colours_have_names(tmp_path: Path) 
         for x, text in re.findall(r'<text[^>]*? x="([\d.]+)"[^>]*>([^<]+)</text>', picture.wide)
     }
     assert {"fp32", "int8", "full ViT"} <= texts.keys()
-    ticks = re.findall(
-        r'd="M ([\d.]+) [\d.]+\s+L \1 [\d.]+\s+" [^>]*stroke: var\(--ink\); stroke-width: 1.5', picture.wide
+    upright = re.findall(
+        r'd="M ([\d.]+) ([\d.]+)\s+L \1 ([\d.]+)"[^>]*var\(--ink\); stroke-width: 1.5', picture.wide
     )
-    medians = sorted(float(x) for x in ticks)
+    medians = sorted(
+        float(x) for x, top, bottom in upright if abs(float(top) - float(bottom)) > 20
+    )  # p99: short
     written = sorted(texts[three_digits(row.p50_ms)] for row in comparison.rows if row.p50_ms)
     assert written == pytest.approx([x + 5 for x in medians], abs=0.1)
 
 
-def test_stages_show_the_latency_of_the_tables(tmp_path: Path) -> None:
+def test_stages_show_the_latency_of_the_tables() -> None:
     record = Stages(
         flow_ms=2.0, strain_ms=0.5, normalise_ms=0.1, inference_ms=4.0, postprocess_ms=0.2,
         operators={"selection": 0.25, "matrix products": 0.75}, operators_why=None,

@@ -10,6 +10,7 @@ import pytest
 from report_data import compared, lacking, make_profile, with_effects, without, write_profile
 
 from ptsr_edge.profile.schema import Attempt, Ceiling, Measured, Profile
+from ptsr_edge.report.comparison import Comparison
 from ptsr_edge.report.hazards import (
     HAZARDS,
     SEVERITIES,
@@ -69,19 +70,19 @@ PLANTED: dict[str, tuple[Callable[[Measured], dict[str, Any]], str]] = {
     "ratio by CPU time": (
         lambda row: ratio(row, 3.0, 2.9, 3.1, clock="cpu"), "ratios are of CPU time, and the latencies in milliseconds",
     ),
-    "shared core": (lambda row: {"cpu_share": 0.4}, "a thread had its core for 40 % of the time at the least"),
+    "shared core": (lambda _: {"cpu_share": 0.4}, "a thread had its core for 40 % of the time at the least"),
     "interval wider than the gain": (lambda row: ratio(row, 1.2, 1.0, 1.4), "wider than the gain: 25 % fp32, 25 % int8."),
     "loss not excluded": (
         lambda row: accuracy(row, uar_drop=0.0, uar_drop_low=-0.01, uar_drop_high=0.047), "of up to 0.047 is not excluded for 25 % int8",
     ),
     "restless tail": (lambda row: latency(row, p95=99.0), "p95 is more than 1.5 times the median: 25 % fp32, 25 % int8."),
-    "little inference": (lambda row: {"sample_ms": 20.0}, "Of a whole sample at 25 % int8, inference is only 6 %"),
+    "little inference": (lambda _: {"sample_ms": 20.0}, "Of a whole sample at 25 % int8, inference is only 6 %"),
     "reorders": (
         lambda row: stages(row, operators={"matrix products": 0.8, "shapes and copies": 0.11, "number formats": 0.09}),
         "20 % of the inference at 25 % int8 goes into reordering",
     ),
     "far from the ceiling": (
-        lambda row: {"ceiling": Ceiling(gmacs_per_s=1.0, shape=[1, 1, 1], share=0.1, why=None)},
+        lambda _: {"ceiling": Ceiling(gmacs_per_s=1.0, shape=[1, 1, 1], share=0.1, why=None)},
         "25 % int8 reaches 10 % of the speed of a plain matrix product",
     ),
 }  # fmt: skip
