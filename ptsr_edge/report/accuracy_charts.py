@@ -46,7 +46,7 @@ from ptsr_edge.report.plotting import (
     spread,
     text_width,
 )
-from ptsr_edge.report.recommendation import Recommendation
+from ptsr_edge.report.recommendation import Recommendation, Status
 from ptsr_edge.runtimes.base import find_runtime, target_names
 
 OTHER_MARKER = "D"
@@ -64,6 +64,15 @@ def marker_of(target: str) -> str:
 
 MOST_WHISKERED = 8
 """More marks than these are drawn without their intervals, but for those that the choice is between."""
+
+
+RINGED: dict[Status, str] = {
+    "beyond": "the closest",
+    "none-meets-the-limits": "nearest to the limits",
+    "chance": "the fastest",
+    "accuracy-not-measured": "the fastest",
+}
+"""What the variant with a ring is, where it is not recommended."""
 
 
 def tradeoff(comparison: Comparison, recommendation: Recommendation) -> Drawing | NotDrawn:
@@ -96,7 +105,7 @@ def tradeoff(comparison: Comparison, recommendation: Recommendation) -> Drawing 
         return row.p50_ms or 0.0, (row.uar or 0.0) if judged else 100 * row.measured.keep_rate
 
     signs = ["hollow: full ViT"] if any(row.is_baseline for row in rows) else []
-    signs += ["ring: recommended"] if picked else []
+    signs += [f"ring: {RINGED.get(recommendation.status, 'recommended')}"] if picked else []
     signs += ["dashed: beaten by no other in both"] if any(len(front) > 1 for front in fronts) else []
     signs += ["pale: beaten in accuracy, latency and size"] if pale else []
     signs += ["upright line: 95 % interval"] if bounds else []

@@ -49,6 +49,7 @@ from ptsr_edge.report.tables import (
     aligned,
     build_tables,
     flatten_record,
+    gaps,
     markdown,
     pipe_table,
     reasons,
@@ -136,6 +137,9 @@ def write_report(
     found = hazards(comparison, recommendation)
     report = _report(comparison, recommendation, decision, changes, pictures, found, command)
     tables = build_tables(comparison, recommendation)
+    held = None if decision is None else decision_evidence(decision)
+    why = [*reasons(comparison), *(entry for section in sections for entry in section.empty)]
+    why += [] if held is None or held.table is None else gaps(held.table)
     words = {
         "model": comparison.model,
         "recommendation": recommendation,
@@ -146,9 +150,9 @@ def write_report(
         "hazards": found,
         "lead": lead,
         "tables": tables,
-        "decision": None if decision is None else decision_evidence(decision),
+        "decision": held,
         "sections": [section for section in sections if section.blocks],
-        "reasons": [*reasons(comparison), *(entry for section in sections for entry in section.empty)],
+        "reasons": why,
         "remarks": remarks(comparison),
         "changes": None if changes is None else changes_words(changes),
         "sources": [

@@ -443,7 +443,7 @@ CARD_HEIGHT = 250
 def summary(comparison: Comparison, recommendation: Recommendation) -> Drawing | NotDrawn:
     """Draws a card to be pasted elsewhere: what is recommended, how much faster it is, its accuracy, where and when."""
     row = next((row for row in comparison.rows if row.name == recommendation.name), None)
-    if row is None or row.p50_ms is None:
+    if row is None or row.p50_ms is None or recommendation.status == "none-meets-the-limits":
         return NotDrawn("no variant with a latency is recommended")
     measured, profile = row.measured, row.source.profile
     base = comparison.reference(row)
@@ -479,6 +479,7 @@ def summary(comparison: Comparison, recommendation: Recommendation) -> Drawing |
     shown = [other for other in comparison.rows if other.source is row.source and other.p50_ms is not None]
     judged = [other for other in shown if other.uar is not None]
 
+    beside = 14 + max(text_width(value, 17, bold=True) for value, _ in figures)
     weights = textwrap.wrap(f"Weights: {profile.model_card}", 125, max_lines=2, placeholder="…")
 
     def paint(canvas: Canvas) -> None:
@@ -486,7 +487,7 @@ def summary(comparison: Comparison, recommendation: Recommendation) -> Drawing |
         for place, (value, what) in enumerate(figures):
             y = 60 + 38 * place
             canvas.write(4, y, value, "ink" if place else "s1", size=17, weight="bold")
-            canvas.write(190, y - 1, what, "muted", size=13)
+            canvas.write(beside, y - 1, what, "muted", size=13)
         for number, text in enumerate([", ".join(foot), *weights]):
             canvas.write(4, CARD_HEIGHT - 40 + 16 * number, text, "muted")
         if len(judged) < 2:

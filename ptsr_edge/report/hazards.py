@@ -291,11 +291,11 @@ def instability(comparison: Comparison) -> list[str]:
 def limitations(comparison: Comparison) -> Iterator[str]:
     """Yields, in sentences, what the numbers do not say."""
     yield (
-        "The latencies are those of the machine, versions and thread count under Environment, at batch 1. "
+        "The latencies are those of the machine, versions and thread count under Environment on the page, at batch 1. "
         "Another device needs a profile of its own."
     )
     yield (
-        "What is timed is what Method says; finding the face and measuring the optical flow are not part "
+        "What is timed is what Method on the page says; finding the face and measuring the optical flow are not part "
         "of it unless Method names them."
     )
     yield "One multiply-add counts as one MAC. MACs bound what a budget can gain, they do not promise it."

@@ -227,6 +227,8 @@ def recommended_row(comparison: Comparison, recommendation: Recommendation) -> C
 def effects_sentence(comparison: Comparison, recommendation: Recommendation) -> str:
     """Returns what the recommended variant's speed is made of, empty where that is one effect or was not measured."""
     row = recommended_row(comparison, recommendation)
+    if recommendation.status == "none-meets-the-limits":
+        return ""
     steps = None if row is None else steps_of(row, comparison)
     if row is None or row.measured.ratio is None or not steps or len(steps) < 2:
         return ""

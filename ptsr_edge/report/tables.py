@@ -353,6 +353,15 @@ def reasons(comparison: Comparison) -> list[tuple[str, str]]:
     ]
 
 
+def gaps(table: Table) -> list[tuple[str, str]]:
+    """Returns why cells of a table have no result: each reason once, with the lines that it concerns."""
+    found: dict[str, list[str]] = {}
+    for line in table.lines:
+        for reason in dict.fromkeys(cell.reason for cell in line.cells if cell.reason):
+            found.setdefault(reason, []).append(line.name)
+    return [(reason, f"{table.title}: {', '.join(names)}") for reason, names in found.items()]
+
+
 def remarks(comparison: Comparison) -> list[tuple[str, str]]:
     """Returns the profiles' notes beside results that are there: each once, with the variants that it concerns."""
     found: dict[str, list[str]] = {}

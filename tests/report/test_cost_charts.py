@@ -14,7 +14,7 @@ from report_data import compared, drawn, make_profile, with_effects, without, wr
 from ptsr_edge.profile.schema import Stages, read_profile
 from ptsr_edge.report.comparison import steps_of, three_digits
 from ptsr_edge.report.cost_charts import MOST_DISTRIBUTIONS, MOST_OPERATORS, stages_ms
-from ptsr_edge.report.recommendation import recommend
+from ptsr_edge.report.recommendation import Limits, recommend
 from ptsr_edge.report.sections import draw_card
 
 
@@ -235,6 +235,7 @@ def test_the_card_has_all_that_a_reader_elsewhere_needs(tmp_path: Path) -> None:
                  "as fast as the ViT in fp32 on cpu", "Test CPU 3000, 1 thread, 2026-01-15", "not for judging people"):  # fmt: skip
         assert said in text
     assert re.search(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\] UAR; the full-token ViT: 0\.\d{3}", text)
+    assert "recommended" in draw_card(comparison, recommend(comparison, Limits(max_latency_ms=0.001))[0]).note
     bare = make_profile(tmp_path, raw="none", kept=False)
     write_profile(tmp_path, without(bare, latency_ms=None, accuracy=None))
     comparison = compared(tmp_path)

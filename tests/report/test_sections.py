@@ -197,6 +197,8 @@ def test_the_effects_in_a_sentence(tmp_path: Path) -> None:
     comparison = compared(tmp_path)
     told = effects_sentence(comparison, recommend(comparison)[0])
     assert told == "25 % of the tokens: 3.3x; int8: 2.22x; openvino: 1.43x; together 10.4x."
+    nothing = recommend(comparison, Limits(max_latency_ms=0.001))[0]
+    assert effects_sentence(comparison, nothing) == "", "none is recommended"
     write_profile(tmp_path, with_effects(make_profile(tmp_path, samples=50)))
     comparison = compared(tmp_path)
     assert effects_sentence(comparison, recommend(comparison)[0]) == ""

