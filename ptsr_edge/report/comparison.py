@@ -464,5 +464,5 @@ def rounded_up(value: float) -> str:
 
 def sentence(text: str) -> str:
     """Makes a sentence of a clause: a capital letter in front, a full stop behind."""
-    first = text[:1].upper() if text[1:2].islower() or text[1:2] == " " else text[:1]
+    first = text[:1].upper() if text[1:3].lstrip()[:1].islower() else text[:1]
     return f"{first}{text[1:].removesuffix('.')}."

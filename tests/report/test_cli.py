@@ -185,8 +185,12 @@ def test_every_result_stands_in_the_page_and_the_main_ones_in_markdown(
 
 def test_markdown_points_to_the_charts(made: Path) -> None:
     markdown = (made / "out" / "report.md").read_text(encoding="utf-8")
-    files = re.findall(r"\]\((figures/[^)]*)\)", markdown)
-    assert files == ["figures/tradeoff.svg", "figures/effects.svg"]
+    assert re.findall(r"!\[[^]]*\]\((figures/[^)]*)\)", markdown) == [
+        "figures/tradeoff.svg",
+        "figures/effects.svg",
+    ]
+    linked = set(re.findall(r"\]\(figures/([^)]*)\)", markdown))
+    assert linked | {"summary.svg"} == {path.name for path in (made / "out" / "figures").iterdir()}
     for file in (made / "out" / "figures").iterdir():
         ElementTree.parse(file)
         assert file.stat().st_size < 40_000
