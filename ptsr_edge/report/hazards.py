@@ -57,20 +57,17 @@ class Hazard(Record):
     variants: list[str]
 
 
+Found = Iterator[tuple[str, Sequence[ComparedVariant]]]
+"""Sentences, each with the variants that it concerns."""
+
+
 @dataclass(frozen=True)
 class Rule:
-    """A kind of hazard and what looks for it.
-
-    Attributes:
-        find: yields a sentence with the variants that it concerns.
-    """
+    """A kind of hazard and the function that looks for it."""
 
     kind: str
     severity: Severity
-    find: Callable[[Comparison, Recommendation], Iterator[tuple[str, Sequence[ComparedVariant]]]]
-
-
-Found = Iterator[tuple[str, Sequence[ComparedVariant]]]
+    find: Callable[[Comparison, Recommendation], Found]
 
 
 def hazards(comparison: Comparison, recommendation: Recommendation) -> list[Hazard]:

@@ -322,14 +322,9 @@ class Canvas:
             start += length
         axes.annotate(total, (start, place), (7, -4), textcoords="offset points", va="baseline")
 
-    def key(self, roles: Mapping[str, str], room: float = 0) -> None:
-        """Writes each name in the colour of its role, at the top, in as many lines as that takes.
-
-        Args:
-            roles: name -> role.
-            room: pixels at the right that are left free.
-        """
-        for number, line in enumerate(key_lines(roles, self.width - room)):
+    def key(self, roles: Mapping[str, str]) -> None:
+        """Writes each name in the colour of its role, at the top, in as many lines as that takes."""
+        for number, line in enumerate(key_lines(roles, self.width)):
             x = 4.0
             for name in line:
                 self.write(x, 16 + KEY_LINE * number, name, roles[name], weight="bold")
