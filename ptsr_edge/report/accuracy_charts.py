@@ -21,13 +21,13 @@ from ptsr_edge.report.comparison import (
     bytes_text,
     pareto,
     percent,
-    precision_rank,
     quantity,
     three_digits,
     uar_bounds,
     undominated,
 )
 from ptsr_edge.report.plotting import (
+    KEY_LINE,
     NARROW,
     WIDE,
     Box,
@@ -37,14 +37,16 @@ from ptsr_edge.report.plotting import (
     NotDrawn,
     boxes_along,
     colour,
+    key_lines,
     place_labels,
+    precision_roles,
     role_of,
     scale_time,
     shortened,
     spread,
     text_width,
 )
-from ptsr_edge.report.recommendation import Recommendation
+from ptsr_edge.report.recommendation import Recommendation, Status
 from ptsr_edge.runtimes.base import find_runtime, target_names
 
 OTHER_MARKER = "D"
@@ -62,6 +64,15 @@ def marker_of(target: str) -> str:
 
 MOST_WHISKERED = 8
 """More marks than these are drawn without their intervals, but for those that the choice is between."""
+
+
+RINGED: dict[Status, str] = {
+    "beyond": "the closest",
+    "none-meets-the-limits": "nearest to the limits",
+    "chance": "the fastest",
+    "accuracy-not-measured": "the fastest",
+}
+"""What the variant with a ring is, where it is not recommended."""
 
 
 def tradeoff(comparison: Comparison, recommendation: Recommendation) -> Drawing | NotDrawn:
@@ -87,14 +98,23 @@ def tradeoff(comparison: Comparison, recommendation: Recommendation) -> Drawing 
     times = [row.p50_ms or 0.0 for row in rows]
     logarithmic = max(times) > 12 * min(times)
     # Of many, those that the choice is between.
-    telling = [row for row in rows if len(rows) <= MOST_WHISKERED or row in best or row.is_baseline]
+    telling = [row for row in rows if len(rows) <= MOST_WHISKERED or row in best or row in subjects]
     bounds = {row: found for row in telling if judged and (found := uar_bounds(row)) is not None}
 
     def point(row: ComparedVariant) -> tuple[float, float]:
         return row.p50_ms or 0.0, (row.uar or 0.0) if judged else 100 * row.measured.keep_rate
 
+    signs = ["hollow: full ViT"] if any(row.is_baseline for row in rows) else []
+    signs += [f"ring: {RINGED.get(recommendation.status, 'recommended')}"] if picked else []
+    signs += ["dashed: beaten by no other in both"] if any(len(front) > 1 for front in fronts) else []
+    signs += ["pale: beaten in accuracy, latency and size"] if pale else []
+    signs += ["upright line: 95 % interval"] if bounds else []
+
     def paint(canvas: Canvas) -> None:
-        axes = canvas.axes(44, 10, 64, 44)
+        explained = key_lines(signs, canvas.width - (0 if canvas.compact else 230))  # beside the key of sizes
+        top = 46 if canvas.compact else 38
+        above = top + KEY_LINE * len(explained) - 4
+        axes = canvas.axes(44, 10, above + 22, 44)
         scale_time(axes, times, logarithmic)
         edges = [edge for found in bounds.values() for edge in found]
         _scale_level(axes, [*(point(row)[1] for row in rows), *edges], 0.02 if judged else 10)
@@ -119,16 +139,14 @@ def tradeoff(comparison: Comparison, recommendation: Recommendation) -> Drawing 
             if row is picked:
                 axes.plot([x], [y], ms=sizes[row] + 7, mfc="none", mec=colour(role), zorder=2, **style)
         crowded = len(rows) > (8 if canvas.compact else 14)
-        named = [row for row in rows if not crowded or row in best or row.is_baseline]
+        named = [row for row in rows if not crowded or row in best or row in subjects]
         named.sort(key=lambda row: (row not in subjects, row not in best, not row.is_baseline))
         _label_marks(canvas, axes, named, point, sizes, subjects, taken)
-        precisions = {row.measured.precision: role_of(row, comparison) for row in rows if not row.is_baseline}
-        if len(precisions) > 1:
-            canvas.key(
-                {precision: precisions[precision] for precision in sorted(precisions, key=precision_rank)}
-            )
+        canvas.key(precision_roles(rows, comparison))
+        for number, line in enumerate(explained):
+            canvas.write(4, top + KEY_LINE * number, "; ".join(line))
         _area_key(canvas, rows)
-        canvas.write(4, 54, "UAR" if judged else "Tokens kept, %", "ink")
+        canvas.write(4, above + 10, "UAR" if judged else "Tokens kept, %", "ink")
         scale = ", log scale" if logarithmic else ""
         canvas.title_axis(44, f"Latency (p50) in ms, faster to the left{scale}")
 
@@ -138,11 +156,13 @@ def tradeoff(comparison: Comparison, recommendation: Recommendation) -> Drawing 
     title = None if judged else "Budget against latency"
     caption = _tradeoff_caption(comparison, rows, judged)
     if bounds:
-        caption += f" Whiskers: 95 % interval, {_interval_method(rows)}"
+        caption += f" Intervals: {_interval_method(rows)}"
         caption += (
-            "." if len(bounds) == len(rows) else "; of the ViT and of what is joined by the dashed line."
+            "."
+            if len(bounds) == len(rows)
+            else "; of the variant that is recommended, of its baseline and of what is joined by the dashed line."
         )
-    return Drawing(paint, (470, 390), caption, words, title)
+    return Drawing(paint, (400, 420), caption, words, title)
 
 
 def _diameter(row: ComparedVariant, rows: Sequence[ComparedVariant], canvas: Canvas) -> float:
@@ -201,12 +221,9 @@ def _point_words(row: ComparedVariant) -> str:
 
 
 def _tradeoff_caption(comparison: Comparison, rows: Sequence[ComparedVariant], judged: bool) -> str:
-    caption = "Area: size on disk. Hollow: the full-token ViT."
+    caption = "Area: size on disk."
     if judged:
         caption = f"{_judged_on(rows)} {caption}"
-        caption += (
-            " Dashed: what no other beats in both. Pale: what another beats in accuracy, latency and size."
-        )
     else:
         caption += " Accuracy was not measured, so the budget stands in its place."
     targets = sorted({row.measured.target for row in rows})

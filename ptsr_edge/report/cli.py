@@ -29,6 +29,7 @@ from ptsr_edge.core.files import write_whole
 from ptsr_edge.profile.schema import Profile, read_fleet, read_profile
 from ptsr_edge.report.comparison import Comparison, compare, read_sources, sentence
 from ptsr_edge.report.fleet import fleet_lines, fleet_words, without_budget
+from ptsr_edge.report.hazards import Hazard, hazards, instability, limitations
 from ptsr_edge.report.plotting import FONT, SVG_CSS, standalone, theme_css
 from ptsr_edge.report.recommendation import Decision, Limits, Recommendation, check_limits, recommend
 from ptsr_edge.report.regression import Regression, changes_words, compare_profiles, outcome, summary
@@ -36,13 +37,25 @@ from ptsr_edge.report.sections import (
     LEAD,
     Picture,
     build_sections,
+    circumstances,
+    clock_warning,
     decision_evidence,
     draw,
-    instability,
-    limitations,
+    draw_card,
+    effects_sentence,
     lines_to_paste,
+    verdict,
 )
-from ptsr_edge.report.tables import aligned, build_tables, flatten_record, markdown, pipe_table, remarks
+from ptsr_edge.report.tables import (
+    aligned,
+    build_tables,
+    flatten_record,
+    gaps,
+    markdown,
+    pipe_table,
+    reasons,
+    remarks,
+)
 from ptsr_edge.stats.classification import CONFIDENCE, Unit
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -73,6 +86,7 @@ class Report(Record):
     recommendation: Recommendation = Field(alias="verdict")
     profiles: list[MergedProfile] = Field(min_length=1)
     charts: list[WrittenChart] = Field(alias="figures")
+    hazards: list[Hazard] = Field(default_factory=list)
     decision: Decision | None = None
     changes: Regression | None = None
 
@@ -118,18 +132,28 @@ def write_report(
     choice = choice_for(known, comparison, recommendation)
     lead = draw(LEAD, comparison, recommendation)
     sections = build_sections(comparison, recommendation)
-    pictures = [lead, *(block.picture for section in sections for block in section.blocks if block.picture)]
+    pictures = [lead, *(picture for section in sections for picture in section.pictures)]
+    pictures.append(draw_card(comparison, recommendation))
     command = _command(profiles, out, limits, old)
-    report = _report(comparison, recommendation, decision, changes, pictures, command)
+    found = hazards(comparison, recommendation)
+    report = _report(comparison, recommendation, decision, changes, pictures, found, command)
     tables = build_tables(comparison, recommendation)
+    held = None if decision is None else decision_evidence(decision)
+    why = [*reasons(comparison), *(entry for section in sections for entry in section.empty)]
+    why += [] if held is None or held.table is None else gaps(held.table)
     words = {
         "model": comparison.model,
         "recommendation": recommendation,
-        "unstable": instability(comparison),
+        "verdict": verdict(comparison, recommendation),
+        "effects": effects_sentence(comparison, recommendation),
+        "circumstances": circumstances(comparison),
+        "warnings": [*instability(comparison), *clock_warning(comparison)],
+        "hazards": found,
         "lead": lead,
         "tables": tables,
-        "decision": None if decision is None else decision_evidence(decision),
-        "sections": sections,
+        "decision": held,
+        "sections": [section for section in sections if section.blocks],
+        "reasons": why,
         "remarks": remarks(comparison),
         "changes": None if changes is None else changes_words(changes),
         "sources": [
@@ -178,7 +202,8 @@ def write_report(
             for row in comparison.rows
         ],
     }
-    lines = [*aligned(tables[0]), "", *instability(comparison), _told(recommendation)]
+    warnings = [*instability(comparison), *clock_warning(comparison)]
+    lines = [*aligned(tables[0]), "", *warnings, _told(recommendation)]
     if decision is not None:
         record["decision"] = decision.model_dump(mode="json")
     if changes is not None:
@@ -284,6 +309,7 @@ def _report(
     decision: Decision | None,
     changes: Regression | None,
     pictures: Sequence[Picture],
+    found: Sequence[Hazard],
     command: str,
 ) -> Report:
     record = {
@@ -300,6 +326,7 @@ def _report(
             }
             for picture in pictures
         ],
+        "hazards": list(found),
         "decision": decision,
         "changes": changes,
     }
@@ -344,7 +371,7 @@ def _exact(number: float) -> str:
 def unbroken(text: str) -> str:
     """Keeps numbers with their units and intervals on one line."""
     text = re.sub(r"(?<=\d) (?=(ms|%)(\W|$))", "\u00a0", text)
-    text = re.sub(r"(?<=x) (?=\[)|(?<=\[\d\.\d,) ", "\u00a0", text)
+    text = re.sub(r"(?<=x) (?=\[)|(?<=\d,) (?=[-+\d.]+\])", "\u00a0", text)
     text = re.sub(r"(?<=n) = (?=\d)", "\u00a0=\u00a0", text)
     return text.replace("full-token", "full\u2011token")
 

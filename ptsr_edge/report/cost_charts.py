@@ -1,9 +1,13 @@
-"""Charts of cost: how latency is distributed, where multiply-adds and time go, what DTSM's dynamic mode would keep."""
+"""Charts of cost: what makes a variant faster, how latency is distributed, where multiply-adds and time go, what DTSM's
+dynamic mode would keep; and the card that shows the result in one picture.
+"""
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +20,12 @@ from ptsr_edge.report.comparison import (
     budget_text,
     percent,
     quantity,
+    ratio_text,
     raw_samples,
+    steps_of,
     three_digits,
+    times_text,
+    uar_bounds,
 )
 from ptsr_edge.report.plotting import (
     KEY_LINE,
@@ -29,6 +37,7 @@ from ptsr_edge.report.plotting import (
     NotDrawn,
     colour,
     key_lines,
+    precision_roles,
     role_of,
     scale_time,
     shortened,
@@ -41,6 +50,99 @@ MOST_DISTRIBUTIONS = 16
 MOST_TIME_BARS = 12
 
 MOST_MACS_BARS = 16
+
+
+# ---------------------------------------------------------------------------------------------
+# What makes it faster
+
+EFFECT_ROLES = {"runtime": "s3", "precision": "s2", "runtime and precision": "s2", "selection": "s1"}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of the waterfall: a factor with its interval, and where it begins."""
+
+    name: str
+    role: str
+    times: float
+    low: float | None
+    high: float | None
+    start: float = 1.0
+
+    @property
+    def end(self) -> float:
+        """Where the next one begins."""
+        return self.start * self.times
+
+    @property
+    def reach(self) -> float:
+        """The right end of what is drawn."""
+        return max(self.start, self.end, self.start * (self.high or 0.0))
+
+    @property
+    def value(self) -> str:
+        """The factor in words."""
+        return times_text(self.times, self.low, self.high)
+
+
+def effects(comparison: Comparison, recommendation: Recommendation) -> Drawing | NotDrawn:
+    """Draws the effects of runtime, precision and selection on the recommended variant's speed as a waterfall."""
+    row = next((row for row in comparison.rows if row.name == recommendation.name), None)
+    if row is None:
+        return NotDrawn("no variant is recommended")
+    steps, total, base = steps_of(row, comparison), row.measured.ratio, comparison.reference(row)
+    if steps is None or total is None or base is None:
+        built = f"{row.measured.precision} on {row.measured.target}"
+        return NotDrawn(f"the full-token ViT was not timed in {built}, or a ratio with it was not measured")
+    if len(steps) == 1:
+        return NotDrawn(f"the selection of tokens alone sets {row.name} apart from its baseline")
+    bars = [
+        Bar(f"{step.kind}: {step.what}", EFFECT_ROLES[step.kind], step.times, step.low, step.high)
+        for step in steps
+    ]
+    for place, bar in enumerate(bars[1:]):
+        bars[place + 1] = replace(bar, start=bars[place].end)
+    bars.append(Bar("together", "ink", total.median, total.low, total.high))
+
+    def paint(canvas: Canvas) -> None:
+        above, pitch = (22.0, 58) if canvas.compact else (0.0, 40)  # a phone has the names above the bars
+        left = 4.0 if canvas.compact else 12 + max(text_width(bar.name) for bar in bars)
+        axes = canvas.axes(left, 16 + max(text_width(bar.value, bold=True) for bar in bars), 4, 42)
+        axes.set_ylim(len(bars) - 0.5, -0.5)
+        axes.set_yticks([])
+        # An interval that is much wider than the bars ends at the edge.
+        first = min(min(bar.start, bar.end) for bar in bars) / 1.15
+        last = min(max(bar.reach for bar in bars), 1.6 * max(bar.end for bar in bars)) * 1.02
+        axes.set_xscale("log")
+        axes.set_xlim(first, last)
+        ticks = [tick for tick in (0.5, 1, 2, 3, 5, 10, 20, 50) if first <= tick <= last]
+        axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+        axes.set_xticks([], minor=True)
+        axes.xaxis.grid(visible=True)
+        for place, bar in enumerate(bars):
+            centre = place + above / 2 / pitch
+            (shape,) = axes.barh(
+                [centre], [bar.end - bar.start], left=bar.start, height=20 / pitch, color=colour(bar.role)
+            )
+            canvas.tip(shape, f"{bar.name}: {bar.value}")
+            if bar.low is not None and bar.high is not None:
+                for role, width in (("paper", 4), ("ink", 1.5)):  # seen on the bar and beside it
+                    reach = [bar.start * bar.low, bar.start * bar.high]
+                    axes.plot(reach, [centre, centre], color=colour(role), lw=width, solid_capstyle="butt")
+            if place < len(steps) - 1:
+                axes.plot([bar.end, bar.end], [centre, centre + 1], color=colour("muted"), lw=1, zorder=0)
+            x, y = canvas.pixel(axes, min(last, bar.reach), centre)
+            canvas.write(x + 8, y + 4, bar.value, "ink", weight="bold" if place == len(steps) else "normal")
+            name_at, align = ((4.0, y - 15), "left") if canvas.compact else ((left - 10, y + 4), "right")
+            canvas.write(*name_at, bar.name, "ink", ha=align)
+        canvas.title_axis(left, "Times as fast, equal steps are equal factors")
+
+    full = f"{base.measured.precision} on {base.measured.target}"
+    caption = f"From the full-token ViT in {full} to {row.name}: each bar begins where the one before ends. Line in a bar: 95 % "
+    caption += "interval. Runtime and precision are ratios of the ViT itself, the selection is the ratio within them; in "
+    caption += "another order the factors would differ a little, together they would not."
+    words = "; ".join(f"{bar.name} {bar.value}" for bar in bars)
+    return Drawing(paint, (46 + 40 * len(bars), 46 + 58 * len(bars)), caption, f"Times as fast: {words}.")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -63,20 +165,23 @@ def latency(comparison: Comparison, recommendation: Recommendation) -> Drawing |
 
     def paint(canvas: Canvas) -> None:
         margin = min(12 + max(text_width(row.name) for row, _ in drawn), 0.4 * canvas.width)
-        axes = canvas.axes(margin, 12, 4, 44)
-        scale_time(axes, extremes, logarithmic=True, room=0.2 if canvas.compact else 0.08)
+        axes = canvas.axes(margin, 12, 26, 44)
+        scale_time(axes, extremes, logarithmic=True, room=0.04)
         axes.set_ylim(len(drawn) - 0.6, -0.85)
         names = [shortened(row.name, margin - 8) for row, _ in drawn]
         axes.set_yticks(range(len(drawn)), names, color=colour("ink"))
         axes.xaxis.grid(visible=True)
         for place, (row, samples) in enumerate(drawn):
             _distribution(canvas, axes, place, role_of(row, comparison), row, samples)
+        canvas.key(roles)
         canvas.title_axis(margin, "Latency in ms, equal steps are equal factors")
+
+    roles = precision_roles([row for row, _ in drawn], comparison)
 
     counts = sorted({int(samples.size) for _, samples in drawn})
     span = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
     caption = f"All raw samples, {span} a variant, none removed. Shape: the samples up to p95; number and "
-    caption += "bar: the median; tick: p99; line: from the fastest to the slowest sample."
+    caption += "long tick: the median; short tick: p99; line: from the fastest to the slowest sample."
     caption += f" Not drawn: {'; '.join(missing)}." if missing else ""
     caption += (
         f" {left_out} slower {'one is' if left_out == 1 else 'ones are'} left out for room."
@@ -84,7 +189,7 @@ def latency(comparison: Comparison, recommendation: Recommendation) -> Drawing |
         else ""
     )
     words = "; ".join(_latency_words(row, samples) for row, samples in drawn)
-    height = 54 + 38 * len(drawn)
+    height = 76 + 38 * len(drawn)
     return Drawing(paint, (height, height), caption, f"{words}.")
 
 
@@ -104,8 +209,8 @@ def _distribution(
     axes.plot([samples.max()], [place], "o", ms=4, color=colour(role), clip_on=False)
     axes.plot([p50, p50], [place - 0.66, place + 0.1], color=colour("ink"), lw=1.5)
     canvas.tip(shape, _latency_words(row, samples))
-    x_left, y_left = canvas.pixel(axes, float(samples.min()), place)
-    canvas.write(x_left - 7, y_left + 4, three_digits(float(p50)), "ink", ha="right")
+    x_top, y_top = canvas.pixel(axes, float(p50), place - 0.66)
+    canvas.write(x_top + 5, y_top + 8, three_digits(float(p50)), "ink")
 
 
 def _latency_words(row: ComparedVariant, samples: NDArray[np.float64]) -> str:
@@ -203,7 +308,7 @@ def stages(comparison: Comparison, recommendation: Recommendation) -> Drawing | 
         return NotDrawn("stages were not timed")
     first = sorted(timed, key=lambda pair: not pair[0].is_baseline and pair[0].name != recommendation.name)
     shown = [pair for pair in timed if pair in first[:MOST_TIME_BARS]]
-    rows = [(row.name, stages_ms(record)) for row, record in shown]
+    rows = [(row.name, stages_ms(record, row.p50_ms)) for row, record in shown]
     roles = _part_roles([parts for _, parts in rows])
 
     def key(width: int) -> float:
@@ -225,9 +330,7 @@ def stages(comparison: Comparison, recommendation: Recommendation) -> Drawing | 
             canvas.stacked_bar(axes, place, entries, f"{three_digits(total)} ms")
         canvas.key(roles)
 
-    caption = (
-        "Milliseconds of one sample, medians. The inference is split by the shares that the runtime's own "
-    )
+    caption = "Milliseconds of one sample, medians; the inference is the p50 of the tables, split by the shares that the runtime's own "
     caption += (
         "profiler gives, which slows small operators more than large ones. Finding the face is not part of "
     )
@@ -244,14 +347,18 @@ def stages(comparison: Comparison, recommendation: Recommendation) -> Drawing | 
     return Drawing(paint, (heights[0], heights[1]), caption, f"{words}.")
 
 
-def stages_ms(record: Stages) -> dict[str, float]:
-    """Returns milliseconds by part, in the order of time: before the network, its classes of operators, after it."""
+def stages_ms(record: Stages, p50_ms: float | None = None) -> dict[str, float]:
+    """Returns milliseconds by part, in the order of time: before the network, its classes of operators, after it.
+
+    The inference takes `p50_ms`, where that is known: the latency that every other chart shows for the same work.
+    """
+    inference = record.inference_ms if p50_ms is None else p50_ms
     parts = {FLOW: (record.flow_ms or 0.0) + (record.strain_ms or 0.0)}
     shares = record.operators or {}
     for kind, share in sorted(shares.items(), key=lambda entry: -entry[1]):
-        parts[kind] = share * record.inference_ms
+        parts[kind] = share * inference
     if not shares:
-        parts["inference"] = record.inference_ms
+        parts["inference"] = inference
     parts[AROUND] = record.normalise_ms + record.postprocess_ms
     return {part: time for part, time in parts.items() if time > 0}
 
@@ -325,3 +432,91 @@ def dynamic(comparison: Comparison, _: Recommendation) -> Drawing | NotDrawn:
     words = f"Between {counts.min()} and {counts.max()} tokens, median {int(np.median(counts))}. {shares}."
     height = 240 + 18 * len(shown)
     return Drawing(paint, (height, height), caption, words)
+
+
+# ---------------------------------------------------------------------------------------------
+# The result in one picture
+
+CARD_HEIGHT = 250
+
+
+def summary(comparison: Comparison, recommendation: Recommendation) -> Drawing | NotDrawn:
+    """Draws a card to be pasted elsewhere: what is recommended, how much faster it is, its accuracy, where and when."""
+    row = next((row for row in comparison.rows if row.name == recommendation.name), None)
+    if row is None or row.p50_ms is None or recommendation.status == "none-meets-the-limits":
+        return NotDrawn("no variant with a latency is recommended")
+    measured, profile = row.measured, row.source.profile
+    base = comparison.reference(row)
+    built = f"{measured.precision} on {measured.target}"
+    head = f"{comparison.model}: {budget_text(measured.keep_rate)} of the tokens, {built}"
+    entries = [
+        (ratio, what)
+        for ratio, what in (
+            (measured.ratio_same_precision, "as fast as the full-token ViT built alike"),
+            (measured.ratio_sample, "as a whole sample, flow included"),
+            (measured.ratio, f"as fast as the ViT in {_built(base)}"),
+        )
+        if ratio is not None
+    ]
+    if len(entries) > 1 and entries[0][0] == entries[-1][0]:
+        entries.pop()  # the baseline is built alike
+    figures = [
+        (ratio_text(ratio) + (" by CPU" if ratio.clock == "cpu" else ""), what) for ratio, what in entries
+    ]
+    figures = figures or [(f"{three_digits(row.p50_ms)} ms", "at the median; no ratio was measured")]
+    if row.uar is not None:
+        bounds = uar_bounds(row)
+        interval = f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else ""
+        full = "" if base is None or base.uar is None else f"; the full-token ViT: {base.uar:.3f}"
+        figures.append((f"{row.uar:.3f}{interval}", f"UAR{full}"))
+    cpu = profile.environment.get("cpu") or {}
+    count = profile.method.get("threads")
+    foot = [
+        str(cpu.get("board") or cpu.get("model") or "unknown processor"),
+        f"{count} thread{'' if count == 1 else 's'}",
+    ]
+    foot = [*foot[: 1 if count is None else 2], profile.created[:10]]
+    shown = [other for other in comparison.rows if other.source is row.source and other.p50_ms is not None]
+    judged = [other for other in shown if other.uar is not None]
+
+    beside = 14 + max(text_width(value, 17, bold=True) for value, _ in figures)
+    weights = textwrap.wrap(f"Weights: {profile.model_card}", 125, max_lines=2, placeholder="…")
+
+    def paint(canvas: Canvas) -> None:
+        canvas.write(4, 22, shortened(head, canvas.width, 18), "ink", size=18, weight="bold")
+        for place, (value, what) in enumerate(figures):
+            y = 60 + 38 * place
+            canvas.write(4, y, value, "ink" if place else "s1", size=17, weight="bold")
+            canvas.write(beside, y - 1, what, "muted", size=13)
+        for number, text in enumerate([", ".join(foot), *weights]):
+            canvas.write(4, CARD_HEIGHT - 40 + 16 * number, text, "muted")
+        if len(judged) < 2:
+            return
+        axes = canvas.axes(560, 16, 44, 78)
+        axes.set_xscale("log")
+        axes.set_xticks([])
+        axes.set_xticks([], minor=True)
+        axes.set_yticks([])
+        for other in judged:
+            x, y_value, subject = other.p50_ms, other.uar, other is row or other is base
+            role = role_of(other, comparison)
+            limits = uar_bounds(other)
+            if subject and limits:
+                axes.vlines(x, *limits, color=colour(role), lw=1.25)
+            face = "paper" if other.is_baseline else role
+            style = {"color": colour(role), "mfc": colour(face), "alpha": 1.0 if subject else 0.35}
+            (mark,) = axes.plot([x], [y_value], "o", ms=11 if subject else 7, zorder=3, **style)
+            canvas.tip(mark, f"{other.name}: {three_digits(x or 0.0)} ms, UAR {y_value:.3f}")
+        axes.margins(0.1, 0.15)
+        axes.spines[["left", "bottom"]].set_visible(True)
+        canvas.write(560, 38, "UAR; filled: this variant, hollow: the ViT", "muted", size=11)
+        canvas.write(560, CARD_HEIGHT - 62, "latency, faster to the left", "muted", size=11)
+
+    words = "; ".join(f"{value} {what}" for value, what in figures)
+    return Drawing(
+        paint, (CARD_HEIGHT, 0), "", f"{head}. {words}. {', '.join(foot)}. Weights: {profile.model_card}."
+    )
+
+
+def _built(row: ComparedVariant | None) -> str:
+    return "its own runtime" if row is None else f"{row.measured.precision} on {row.measured.target}"

@@ -67,6 +67,14 @@ def theme_css(theme: int) -> str:
     return " ".join(f"--{role}: {values[theme]};" for role, values in THEME.items())
 
 
+def precision_roles(rows: Iterable[ComparedVariant], comparison: Comparison) -> dict[str, str]:
+    """Returns a key of the colours of these rows: each precision, from wide to narrow, and the full-token ViT."""
+    rows = list(rows)
+    roles = {row.measured.precision: role_of(row, comparison) for row in rows if not row.is_baseline}
+    key = {name: roles[name] for name in sorted(roles, key=precision_rank)}
+    return key | ({"full ViT": "ink"} if any(row.is_baseline for row in rows) else {})
+
+
 def role_of(row: ComparedVariant, comparison: Comparison) -> str:
     """Returns the colour of a variant, the same in every chart: that of its precision; baselines are ink."""
     if row.is_baseline:
@@ -105,19 +113,20 @@ class NotDrawn:
     reason: str
 
 
-def render(name: str, drawing: Drawing) -> tuple[str, str]:
+def render(name: str, drawing: Drawing, widths: Sequence[int] = (WIDE, NARROW)) -> list[str]:
     """Paints a chart for a desktop and for a phone, as inline SVG; the same input gives the same bytes.
 
     Args:
         name: of the chart; makes the ids unique on the page.
         drawing: what is painted.
+        widths: in pixels, one for each drawing that is wanted.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     matplotlib = require("matplotlib", "report", "drawing a chart")
     painted = []
-    for width, height in zip((WIDE, NARROW), drawing.heights, strict=True):
+    for width, height in zip(widths, drawing.heights, strict=False):
         with matplotlib.rc_context(_style(name)), warnings.catch_warnings():
             # A glyph that the layout font lacks is drawn with the page's font all the same.
             warnings.filterwarnings("ignore", message="Glyph .* missing")
@@ -126,7 +135,7 @@ def render(name: str, drawing: Drawing) -> tuple[str, str]:
             stream = io.StringIO()
             canvas.figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
         painted.append(page_ready(stream.getvalue(), f"{name}-{width}", canvas.tips))
-    return painted[0], painted[1]
+    return painted
 
 
 def page_ready(raw: str, name: str, tips: Mapping[str, str]) -> str:

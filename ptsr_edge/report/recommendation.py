@@ -208,7 +208,7 @@ def _by_estimates(comparison: Comparison) -> Recommendation:
     if not timed:
         best = min(judged, key=_drop)
         text = f"Latency was not measured; {_lower_first(_where(best, comparison))} PTSR is closest "
-        text += f"to the full-token ViT: {_accuracy_clause(best, comparison)}."
+        text += f"to the full-token ViT: {accuracy_clause(best, comparison)}."
         return _recommendation("latency-not-measured", text, best)
     fastest = min(timed, key=_p50)
     speed = _speed_clause(fastest, comparison)
@@ -229,10 +229,10 @@ def _by_estimates(comparison: Comparison) -> Recommendation:
         close = min(both, key=lambda row: (_drop(row), _p50(row)))
         text = f"No variant stays within {MAX_UAR_DROP:g} of the full-token ViT's UAR. The closest: "
         text += f"{_lower_first(_speed_clause(close, comparison))}, "
-        text += f"but {_accuracy_clause(close, comparison)}."
+        text += f"but {accuracy_clause(close, comparison)}."
         return _recommendation("beyond", text, close)
     pick = min(within, key=_p50)
-    text = f"{_speed_clause(pick, comparison)}, and {_accuracy_clause(pick, comparison)}."
+    text = f"{_speed_clause(pick, comparison)}, and {accuracy_clause(pick, comparison)}."
     if any(_p50(row) < _p50(pick) for row in both):
         text += f" What is faster loses more than {MAX_UAR_DROP:g}."
     return _recommendation("within", text, pick)
@@ -443,7 +443,7 @@ def _speed_clause(row: ComparedVariant, comparison: Comparison) -> str:
         full += f" in {base.measured.precision} on {base.measured.target}"
     if base and base.p50_ms is not None:
         full += f" at {short_ms(base.p50_ms)} ms"
-    ratio = row.measured.ratio
+    ratio, fair = row.measured.ratio, row.measured.ratio_same_precision
     if ratio is None:
         known = base is not None and base.p50_ms is not None
         return f"{text}, beside {full}, a ratio that was not measured" if known else (
@@ -452,10 +452,15 @@ def _speed_clause(row: ComparedVariant, comparison: Comparison) -> str:
     times = ratio_text(ratio)
     if ratio.low <= 1 <= ratio.high:
         return f"{text}, not told apart from {full} ({times} as fast)"
-    return f"{text}, {'which is slower: ' if ratio.high < 1 else ''}{times} as fast as {full}"
+    alike = base is None or _build_of(base) == _build_of(row) or fair is None
+    first = (
+        "" if alike or fair is None else f"{ratio_text(fair)} as fast as the full-token ViT built alike and "
+    )
+    return f"{text}, {'which is slower: ' if ratio.high < 1 else ''}{first}{times} as fast as {full}"
 
 
-def _accuracy_clause(row: ComparedVariant, comparison: Comparison) -> str:
+def accuracy_clause(row: ComparedVariant, comparison: Comparison) -> str:
+    """Says in a clause how a variant's UAR lies to that of its baseline, with the interval of the difference."""
     accuracy = row.measured.accuracy
     if accuracy is None or accuracy.uar_drop is None:
         return "its loss of UAR was not measured"
@@ -465,9 +470,14 @@ def _accuracy_clause(row: ComparedVariant, comparison: Comparison) -> str:
     if accuracy.is_told_apart is False:
         gain = interval_text(-(accuracy.uar_drop_high or 0.0), -(accuracy.uar_drop_low or 0.0))
         return f"in UAR there is no difference ({accuracy.uar:.3f}{against}, {gain}, n = {accuracy.n})"
-    return (
-        f"its UAR is {_step(accuracy.uar_drop, 'the same')} ({accuracy.uar:.3f}{against}, n = {accuracy.n})"
+    known = accuracy.uar_drop_low is not None and accuracy.uar_drop_high is not None
+    gain = (
+        f"{interval_text(-(accuracy.uar_drop_high or 0.0), -(accuracy.uar_drop_low or 0.0))}, "
+        if known
+        else ""
     )
+    told = f"({accuracy.uar:.3f}{against}, {gain}n = {accuracy.n})"
+    return f"its UAR is {_step(accuracy.uar_drop, 'the same')} {told}"
 
 
 def _where(row: ComparedVariant, comparison: Comparison) -> str:
@@ -512,7 +522,7 @@ def _words(
         )
     text = f"Take {found.name}: it answers within {three_digits(found.p95_ms)} ms ({PERCENTILE})"
     if reference is None:
-        loss_told = _accuracy_clause(about, comparison)
+        loss_told = accuracy_clause(about, comparison)
         text, detail = (
             f"{text}, and none is shown to be faster.",
             f"Accuracy was not held against a limit: {loss_told}.",

@@ -1,4 +1,4 @@
-"""The page's sections: which charts stand where, the tables and sentences behind them, and what they do not say.
+"""The page's sections: the verdict, which charts stand where, and the tables and sentences behind them.
 
 A further chart is a function, from the compared variants to a `Drawing`, and one entry of `CHARTS`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,22 +20,31 @@ from ptsr_edge.report.comparison import (
     budget_text,
     difference_text,
     percent,
+    ratio_text,
     rounded_up,
+    sentence,
+    short_ms,
     signed,
+    steps_of,
     three_digits,
+    times_text,
 )
-from ptsr_edge.report.plotting import Drawing, NotDrawn, render
-from ptsr_edge.report.recommendation import Decision, Recommendation
-from ptsr_edge.report.tables import Cell, Line, Table
-from ptsr_edge.stats.latency import CV_LIMIT
+from ptsr_edge.report.plotting import WIDE, Drawing, NotDrawn, render
+from ptsr_edge.report.recommendation import Candidate, Decision, Recommendation, accuracy_clause
+from ptsr_edge.report.tables import NONE, Cell, Line, Table
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What stands below a chart or a heading: sentences, then a table where there is something to list."""
+    """What stands below a chart or a heading: sentences, then a table where there is something to list.
+
+    `fold` is the line behind which the sentences are closed at first; `missing` says why there is nothing to tell.
+    """
 
     texts: Sequence[str] = ()
     table: Table | None = None
+    fold: str = ""
+    missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,10 +102,17 @@ class Block:
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page."""
+    """A section of the page: what there is to show; why the rest is not, with its title; and the charts that were not drawn."""
 
     title: str
     blocks: tuple[Block, ...]
+    empty: tuple[tuple[str, str], ...] = ()
+    undrawn: tuple[Picture, ...] = ()
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """All of its charts."""
+        return [*(block.picture for block in self.blocks if block.picture), *self.undrawn]
 
 
 def draw(chart: Chart, comparison: Comparison, recommendation: Recommendation) -> Picture:
@@ -112,6 +128,19 @@ def draw(chart: Chart, comparison: Comparison, recommendation: Recommendation) -
     return Picture(chart.name, drawn.title or chart.title, drawn.caption, drawn.words, wide, narrow)
 
 
+def draw_card(comparison: Comparison, recommendation: Recommendation) -> Picture:
+    """Draws the picture that is made to be pasted elsewhere: a file that is not on the page.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    drawn = cost_charts.summary(comparison, recommendation)
+    name, title = "summary", "The result in one picture"
+    if isinstance(drawn, NotDrawn):
+        return Picture(name, title, note=f"Not drawn: {drawn.reason}.")
+    return Picture(name, title, words=drawn.words, wide=render(name, drawn, (WIDE,))[0])
+
+
 def build_sections(comparison: Comparison, recommendation: Recommendation) -> list[Section]:
     """Draws all charts of `CHARTS` and gathers what stands below them.
 
@@ -120,20 +149,138 @@ def build_sections(comparison: Comparison, recommendation: Recommendation) -> li
     """
     sections = []
     for title, entries in CHARTS:
-        blocks = []
+        blocks: list[Block] = []
+        empty: list[tuple[str, str]] = []
+        undrawn: list[Picture] = []
         for entry in entries:
             picture = draw(entry, comparison, recommendation) if isinstance(entry, Chart) else None
             evidence = entry.tell(comparison) if entry.tell is not None else Evidence()
-            blocks.append(Block(entry.title if picture is None else picture.title, picture, evidence))
-        sections.append(Section(title, tuple(blocks)))
+            heading = entry.title if picture is None else picture.title
+            is_drawn = picture is not None and picture.wide is not None
+            if picture is not None and not is_drawn:
+                undrawn.append(picture)
+            why = evidence.missing or ("" if picture is None or is_drawn else picture.note)
+            if why:
+                empty.append((why, heading))
+            if is_drawn or evidence.texts or evidence.table:
+                blocks.append(Block(heading, picture if is_drawn else None, evidence))
+        sections.append(Section(title, tuple(blocks), tuple(empty), tuple(undrawn)))
     return sections
+
+
+# ---------------------------------------------------------------------------------------------
+# The first screen
+
+
+def verdict(comparison: Comparison, recommendation: Recommendation) -> list[str]:
+    """Returns the answer in two lines: which variant and how much faster, fairly first; what it costs in accuracy.
+
+    Where no variant is named, or its latency is not known, it is the recommendation's sentence alone.
+    """
+    row = recommended_row(comparison, recommendation)
+    if row is None or row.p50_ms is None or recommendation.status == "none-meets-the-limits":
+        return [recommendation.sentence]
+    measured, base = row.measured, comparison.reference(row)
+    fair, whole, total = measured.ratio_same_precision, measured.ratio_sample, measured.ratio
+    profile = f", in the profile {row.source.name}" if len(comparison.sources) > 1 else ""
+    name = f"{budget_text(measured.keep_rate)} of the tokens in {measured.precision} on {measured.target}{profile}"
+    full = "the full-token ViT"
+    if base is not None:
+        full += f" in {base.measured.precision} on {base.measured.target}"
+    fast = [f"{ratio_text(fair)} as fast as the ViT built alike"] if fair is not None else []
+    fast += [f"{ratio_text(whole)} as a whole sample"] if whole is not None else []
+    against = "" if total is None or total == fair else f"{ratio_text(total)} as fast as {full}"
+    known = {"the ratio to the ViT built alike": fair, "that of a whole sample": whole}
+    lacking = [what for what, ratio in known.items() if ratio is None] if total is not None else []
+    if not fast:
+        fast, against = [against or f"{short_ms(row.p50_ms)} ms (p50)"], ""
+    if total is None:
+        why = row.why_missing("ratio")
+        withheld = why is not None and why.kind == "disturbed"
+        against = "no ratio is given: the machine was too busy" if withheld else "no ratio was measured"
+    first = {
+        "chosen": "Take ",
+        "beyond": f"None stays within {recommendation.max_uar_drop or 0:g} of the ViT's UAR; the closest is ",
+    }.get(recommendation.status, "")
+    cost = accuracy_clause(row, comparison)
+    if recommendation.status == "chance":
+        cost = "the ViT itself is about as good as guessing, so what it costs in accuracy is not known"
+    missing = f"not measured: {' and '.join(lacking)}" if lacking else ""
+    return [
+        f"{first}{name}: {', '.join(fast)}.",
+        sentence("; ".join(filter(None, (against, cost, missing)))),
+    ]
+
+
+def recommended_row(comparison: Comparison, recommendation: Recommendation) -> ComparedVariant | None:
+    """Returns the variant that the recommendation is about, None where it is about none."""
+    return next(
+        (
+            row
+            for row in comparison.rows
+            if row.measured.id == recommendation.id and row.source.name == recommendation.profile
+        ),
+        None,
+    )
+
+
+def effects_sentence(comparison: Comparison, recommendation: Recommendation) -> str:
+    """Returns what the recommended variant's speed is made of, empty where that is one effect or was not measured."""
+    row = recommended_row(comparison, recommendation)
+    if recommendation.status == "none-meets-the-limits":
+        return ""
+    steps = None if row is None else steps_of(row, comparison)
+    if row is None or row.measured.ratio is None or not steps or len(steps) < 2:
+        return ""
+    told = "; ".join(step.told for step in reversed(steps))
+    total = row.measured.ratio
+    return f"{told}; together {times_text(total.median, total.low, total.high, interval=False)}."
+
+
+def circumstances(comparison: Comparison) -> list[str]:
+    """Returns, for each profile, the machine, the threads and the day."""
+    lines = []
+    for source in comparison.sources:
+        profile = source.profile
+        cpu = profile.environment.get("cpu") or {}
+        gpus = profile.environment.get("gpus") or []
+        machine = [str(cpu.get("board") or cpu.get("model") or "an unknown processor")]
+        machine += [str(gpu.get("name", "GPU")) for gpu in gpus if isinstance(gpu, dict)]
+        count = profile.method.get("threads")
+        parts = [" with ".join(machine)]
+        parts += [] if count is None else [f"{count} thread{'' if count == 1 else 's'}"]
+        lines.append(", ".join([*parts, f"measured on {profile.created[:10]}"]))
+        if len(comparison.sources) > 1:
+            lines[-1] = f"{source.name}: {lines[-1]}"
+    return lines
+
+
+def clock_warning(comparison: Comparison) -> list[str]:
+    """Returns a sentence where ratios were taken by CPU time, and one where they are withheld."""
+    texts = []
+    if any(row.measured.ratio and row.measured.ratio.clock == "cpu" for row in comparison.rows):
+        texts.append(
+            "Ratios are of CPU time: other processes shared the cores while this was measured, so the milliseconds are "
+            "longer than on a quiet machine."
+        )
+    withheld = [
+        row
+        for row in comparison.rows
+        if (why := row.measured.missing.get("ratio")) and why.kind == "disturbed"
+    ]
+    if withheld:
+        texts.append(
+            f"No ratio is given for {len(withheld)} of {len(comparison.rows)} rows: other processes used the machine too "
+            "much while they were measured. Measure again on a quiet machine."
+        )
+    return texts
 
 
 # ---------------------------------------------------------------------------------------------
 # What stands behind a choice under limits
 
 Cells = Sequence[tuple[str, float | int | str | None]]
-"""What is written and by what it is sorted, cell by cell."""
+"""What is written and by what it is sorted, cell by cell; None: there is nothing, and what is written says why."""
 
 
 def _table(
@@ -144,11 +291,12 @@ def _table(
     picked: str | None = None,
 ) -> Table | None:
     """Builds a table; None where it has no line."""
+
+    def cell(text: str, sort: float | int | str | None) -> Cell:
+        return Cell(NONE, None, True, text) if sort is None else Cell(text, sort, not isinstance(sort, str))
+
     lines = tuple(
-        Line(
-            label, tuple(Cell(text, sort, not isinstance(sort, str)) for text, sort in cells), label == picked
-        )
-        for label, cells in rows
+        Line(label, tuple(cell(*found) for found in cells), label == picked) for label, cells in rows
     )
     return Table(name, title, tuple(headings), lines) if lines else None
 
@@ -156,8 +304,8 @@ def _table(
 def decision_evidence(decision: Decision) -> Evidence:
     """Tells how each candidate stands against the limits, and what its bound rests on."""
 
-    def bound(value: float | None) -> tuple[str, float | None]:
-        return "-" if value is None else rounded_up(value), value
+    def bound(value: float | None, why: str) -> tuple[str, float | None]:
+        return why if value is None else rounded_up(value), value
 
     limits, unit = decision.limits, decision.limits.unit
     title = "Held against the limits"
@@ -176,17 +324,23 @@ def decision_evidence(decision: Decision) -> Evidence:
             "No limit on the loss of UAR was asked for (--max-uar-drop): none is held against it.",
         ]
         return Evidence(texts, _table("decision", title, headings, times, decision.picked))
+    slow, itself = "not looked at: it is too slow", "it is what the others are measured against"
     rows: list[tuple[str, Cells]] = [
         (
             entry.name,
             (
                 (entry.told, entry.told),
                 (three_digits(entry.p95_ms), entry.p95_ms),
-                ("-" if entry.drop is None else signed(entry.drop), entry.drop),
-                bound(entry.upper),
-                bound(entry.upper_if_independent),
-                ("-" if entry.needed_units is None else f"{entry.needed_units:,}", entry.needed_units),
-                bound(entry.upper_against_baseline),
+                ("not judged" if entry.drop is None else signed(entry.drop), entry.drop),
+                bound(entry.upper, slow),
+                bound(entry.upper_if_independent, slow if entry.told == "too slow" else itself),
+                (_needs_none(entry, slow), entry.needed_units)
+                if entry.needed_units is None
+                else (f"{entry.needed_units:,}", entry.needed_units),
+                bound(
+                    entry.upper_against_baseline,
+                    slow if entry.told == "too slow" else "the ViT was not judged",
+                ),
             ),
         )
         for entry in decision.candidates
@@ -213,6 +367,13 @@ def decision_evidence(decision: Decision) -> Evidence:
     return Evidence(texts, _table("decision", title, headings, rows, decision.picked))
 
 
+def _needs_none(entry: Candidate, slow: str) -> str:
+    """Says why a candidate has no number of units that it needs."""
+    if entry.told == "too slow":
+        return slow
+    return "no amount of such data would show it" if entry.told == "drop too large" else "it needs no more"
+
+
 # ---------------------------------------------------------------------------------------------
 # What stands at the end: the lines that use the variant
 
@@ -232,14 +393,7 @@ def lines_to_paste(comparison: Comparison, recommendation: Recommendation) -> Pa
     Threads are those that it was measured with. CHECKPOINT stands for a file whose place no record holds, BUNDLE and MODEL
     for names that would end a block of code.
     """
-    row = next(
-        (
-            row
-            for row in comparison.rows
-            if row.measured.id == recommendation.id and row.source.name == recommendation.profile
-        ),
-        None,
-    )
+    row = recommended_row(comparison, recommendation)
     if row is None or row.measured.bundle is None or recommendation.status not in ("chosen", "within"):
         return None
     measured, profile = row.measured, row.source.profile
@@ -298,25 +452,23 @@ def macs_evidence(comparison: Comparison) -> Evidence:
             alike = "the same" if found.macs_graph == found.macs else f"{found.macs_graph:,}"
             text += f", {alike} counted on the ONNX file itself"
         texts[text + ("." if found.macs == found.macs_eager else f": {found.macs_explained}.")] = None
-    return Evidence(list(texts))
+    return Evidence(list(texts), fold="Why multiply-adds as written and as exported differ")
 
 
 def controls_evidence(comparison: Comparison) -> Evidence:
     """Tells what DTSM gains over other ways to select tokens."""
     controls = next((s.profile.controls for s in comparison.sources if s.profile.controls), None)
     if not controls:
-        return Evidence(
-            ["DTSM was not set against its controls: that needs --data and the checkpoint of the bundle."]
-        )
+        return Evidence(missing="not compared: that needs --data and the checkpoint of the bundle")
     rows: list[tuple[str, Cells]] = []
     gains: dict[str, list[str]] = {}
     for entry in controls:
-        gain = "-"
+        gain = "itself" if entry.selection == "DTSM" else "not known"
         if entry.gain is not None and entry.gain_low is not None and entry.gain_high is not None:
             gain = difference_text(entry.gain, entry.gain_low, entry.gain_high)
             gains.setdefault(entry.selection, []).append(f"{gain} at {entry.tokens} tokens")
         cells = ((str(entry.tokens), entry.tokens), (str(entry.seeds), entry.seeds),
-                 (f"{entry.uar:.3f}", entry.uar), (gain, entry.gain))  # fmt: skip
+                 (f"{entry.uar:.3f}", entry.uar), (gain, entry.gain or 0.0))  # fmt: skip
         rows.append((entry.selection, cells))
     names = {"random": "random selection", "strain": "selection by strain energy"}
     parts = [
@@ -339,9 +491,7 @@ def dynamic_evidence(comparison: Comparison) -> Evidence:
     dynamic = next((s.profile.dynamic_counts for s in comparison.sources if s.profile.dynamic_counts), None)
     if dynamic is None:
         return Evidence(
-            [
-                "Not counted: that needs calibration data (export --budgets auto) or --data, and the bundle's weights."
-            ]
+            missing="not counted: that needs calibration data (export --budgets auto) or --data, and the bundle's weights"
         )
     counts = sorted(int(count) for count, n in dynamic.counts.items() for _ in range(n))
     whose = "calibration samples" if dynamic.on == "calibration" else "judged samples"
@@ -367,7 +517,7 @@ def int8_evidence(comparison: Comparison) -> Evidence:
         if row.measured.int8_layers:  # the same for all budgets of a target
             found.setdefault((row.measured.target, row.source.name), (row, row.measured.int8_layers))
     if not found:
-        return Evidence(["No int8 was judged at its export: export --max-uar-drop does that."])
+        return Evidence(missing="no int8 was judged at its export: export --max-uar-drop does that")
     parts = []
     lines: list[tuple[str, Cells]] = []
     for row, record in found.values():
@@ -386,12 +536,13 @@ def int8_evidence(comparison: Comparison) -> Evidence:
 
 
 LEAD = Chart("tradeoff", "Accuracy against latency", accuracy_charts.tradeoff)
-"""The chart that stands below the recommendation."""
+"""The chart that stands below the verdict."""
 
 CHARTS: list[tuple[str, list[Chart | Finding]]] = [
     (
         "Cost",
         [
+            Chart("effects", "What makes it faster", cost_charts.effects),
             Chart("latency", "How latency is distributed", cost_charts.latency),
             Chart("macs", "Where the multiply-adds go", cost_charts.macs, macs_evidence),
             Chart("stages", "Where the time goes", cost_charts.stages),
@@ -415,84 +566,3 @@ CHARTS: list[tuple[str, list[Chart | Finding]]] = [
     ),
 ]
 """The sections of the page with their charts, in the order of reading."""
-
-
-# ---------------------------------------------------------------------------------------------
-# What the numbers do not say
-
-TAIL_SAMPLES = 24_576
-"""Samples that MLPerf asks for before it trusts a 90th percentile at 99 % confidence."""
-
-
-def instability(comparison: Comparison) -> list[str]:
-    """Returns a sentence per profile whose last attempt was unstable: what disturbed it, and how often it was tried."""
-    texts = []
-    for source in comparison.sources:
-        attempts = source.profile.attempts
-        if attempts and attempts[-1].unstable:
-            which = f"The profile {source.name} is" if len(comparison.sources) > 1 else "This profile is"
-            times = "once" if len(attempts) == 1 else f"{len(attempts)} times"
-            texts.append(
-                f"{which} unstable: {attempts[-1].unstable}. It was measured {times}; times and ratios are to be "
-                "taken with care until a quiet machine repeats them."
-            )
-    return texts
-
-
-def limitations(comparison: Comparison) -> Iterator[str]:
-    """Yields, in sentences, what the numbers do not say."""
-    yield (
-        "The latencies are those of the machine, versions and thread count under Environment, at batch 1. "
-        "Another device needs a profile of its own."
-    )
-    yield (
-        "What is timed is what Method says; finding the face and measuring the optical flow are not part "
-        "of it unless Method names them."
-    )
-    yield "One multiply-add counts as one MAC. MACs bound what a budget can gain, they do not promise it."
-    latencies = [row.measured.latency_ms for row in comparison.rows if row.measured.latency_ms]
-    fewest = min((latency.n for latency in latencies), default=TAIL_SAMPLES)
-    if fewest < TAIL_SAMPLES:
-        yield (
-            f"The tail percentiles rest on {fewest:,} samples and more. MLPerf asks for "
-            f"{TAIL_SAMPLES:,} before it trusts a 90th percentile: read p99 as an impression."
-        )
-    restless = [latency.cv for latency in latencies if latency.cv > CV_LIMIT]
-    if restless:
-        yield (
-            f"The latency of {len(restless)} of {len(latencies)} variants varied by more than "
-            f"{100 * CV_LIMIT:g} % (coefficient of variation, up to {percent(max(restless))}): the machine "
-            "was not quiet."
-        )
-    if len(comparison.sources) > 1:
-        yield (
-            "The profiles are separate runs. A ratio holds within its own profile, and the dashed line of "
-            "the first chart joins points of one profile only."
-        )
-    methods = [source.profile.method for source in comparison.sources]
-    for left_out in sorted({method["left_out"] for method in methods if method.get("quick")}):
-        yield f"A quick run, for a first look: few starts and rounds; not measured: {left_out}."
-    unlike = {
-        method["baseline_trained"] for method in methods if method.get("baseline_trained_alike") is False
-    }
-    for trained in sorted(unlike):
-        yield f"The baseline was trained {trained}: what its accuracy differs by is not the architecture's alone."
-    judged = [row for row in comparison.rows if row.measured.accuracy]
-    if judged:
-        yield (
-            "Accuracy is that of one set of weights on one set of samples. Another training seed moves it, "
-            "and a difference of a hundredth is not evidence."
-        )
-    if any(row.source.profile.is_of_rendered_data for row in judged):
-        yield (
-            "Accuracy on synthetic data shows what a smaller budget or precision keeps of what the "
-            "checkpoint learnt. It is no evidence about people."
-        )
-    yield (
-        "The weights that ship with ptsr-edge were trained on the project's own synthetic data. They are "
-        "for trying the toolkit, not for judging people."
-    )
-    yield (
-        "PTSR is a documented reconstruction from the publication's abstract and published building "
-        "blocks, not its authors' code. A class is a pattern of movement, not what somebody feels."
-    )

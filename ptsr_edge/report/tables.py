@@ -1,4 +1,4 @@
-"""The report's tables: columns, cells with the footnotes of what is missing, and tables as plain text."""
+"""The report's tables: columns, cells, why the empty ones are empty, and tables as plain text."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ptsr_edge.profile.schema import NOT_RUN, Accuracy
+from ptsr_edge.profile.schema import ITSELF, Accuracy, MissingKind, null_results
 from ptsr_edge.report.comparison import (
     ComparedVariant,
     Comparison,
-    budget_text,
     bytes_text,
     difference_text,
     percent,
@@ -25,7 +24,25 @@ from ptsr_edge.stats.latency import Ratio
 
 Value = float | int | str | None
 
-NOT_MEASURED = "not measured"
+NONE = "-"
+"""What stands in a cell without a result; its reason is shown on hover and in the table of reasons."""
+
+MARKS: dict[MissingKind, str] = {"no_device": "not run", "failed": "failed", "disturbed": "disturbed"}
+"""The kinds of a missing result that a cell names in a word."""
+
+RESULTS = {
+    "latency_ms": "latency", "ratio": "times as fast as the baseline", "ratio_same_precision": "times as fast as the ViT alike",
+    "ratio_cpu_time": "ratio by CPU time", "ratio_sample": "ratio of a whole sample", "sample_ms": "time of a whole sample",
+    "predict_ms": "time of a predict call", "load_ms": "time to load", "first_ms": "first inference", "cpu_share": "share of a core",
+    "peak_rss_bytes": "peak memory", "base_rss_bytes": "memory of the runtime", "throughput_per_s": "throughput",
+    "energy_mj": "energy", "stages": "time by stage", "stages.face_ms": "time to find a face", "stages.flow_ms": "time of the flow",
+    "stages.strain_ms": "time of the strain", "stages.operators": "time by operator", "ceiling": "ceiling of the machine",
+    "ceiling.gmacs_per_s": "ceiling of the machine", "ceiling.share": "share of the ceiling", "accuracy.uar_drop": "UAR lost",
+    "accuracy.uar_drop_low": "interval of the UAR lost", "accuracy.uar_drop_high": "interval of the UAR lost",
+    "accuracy.confusion": "confusion matrix", "accuracy.predicted": "answers by sample", "macs_by_operator": "MACs by operator",
+    "macs_eager": "MACs as written", "macs_graph": "MACs in the file",
+}  # fmt: skip
+"""Results in words, by the names of `missing`; one that is not here is its own name."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +50,13 @@ class Column:
     """A heading, the field that it shows, and how that is written.
 
     Attributes:
-        field: of `Measured`, such as `latency_ms.p50`; where it is null, its reason is the footnote.
+        field: of `Measured`, such as `latency_ms.p50`; where it is null, its reason is that of the cell.
         write: makes the text of what was found; None: that is a text itself.
         find: what is shown of a variant where that is not the field itself; None is missing.
         sort: the number or text that a cell is sorted by, of what was found.
-        of_baseline: what is written for baselines, which are not compared with themselves.
-        is_optional: whether it is left out where no variant has it.
+        of_baseline: what is written for a baseline without it, which is not compared with itself.
+        explained: how to read it, said below the table.
+        is_folded: whether it is said below the table where it is the same for all.
     """
 
     heading: str
@@ -47,7 +65,8 @@ class Column:
     find: Callable[[ComparedVariant], Any] | None = None
     sort: Callable[[Any], Value] = lambda found: found
     of_baseline: str | None = None
-    is_optional: bool = False
+    explained: str = ""
+    is_folded: bool = False
 
     def found(self, row: ComparedVariant) -> Any:
         """Returns what is shown of a variant, None where it was not measured."""
@@ -57,11 +76,24 @@ class Column:
         return self.find(row) if self.find else found
 
 
-def _ratio(heading: str, field: str, **more: Any) -> Column:
+def _ratio(heading: str, field: str, explained: str) -> Column:
     def middle(ratio: Ratio) -> float:
         return ratio.median
 
-    return Column(heading, field, ratio_text, sort=middle, **more)
+    return Column(heading, field, _timed_text, sort=middle, of_baseline="baseline", explained=explained)
+
+
+def _timed_text(ratio: Ratio) -> str:
+    return ratio_text(ratio) + (" by CPU" if ratio.clock == "cpu" else "")
+
+
+def _total_ms(row: ComparedVariant) -> float | None:
+    """Returns the time of a whole sample by its stages, with the inference as it is in every other table."""
+    stages = row.measured.stages
+    if stages is None or stages.flow_ms is None or stages.strain_ms is None:
+        return None
+    inference = stages.inference_ms if row.p50_ms is None else row.p50_ms
+    return stages.flow_ms + stages.strain_ms + stages.normalise_ms + inference + stages.postprocess_ms
 
 
 def _gmacs_per_s(row: ComparedVariant) -> float | None:
@@ -103,11 +135,11 @@ _UAR_LOST = Column(
     _judged_against_baseline,
     lambda found: found.uar_drop,
     "baseline",
+    "UAR lost: of the full-token ViT, with the 95 % interval; above zero is worse, below zero better, and it is called "
+    "none where the interval holds zero.",
 )
 
 _TOKENS = Column("Tokens", "tokens", str)
-
-_MACS = Column("MACs", "macs", quantity)
 
 _SIZE = Column("Size", "size_bytes", bytes_text)
 
@@ -116,13 +148,26 @@ TABLES: tuple[tuple[str, str, tuple[Column, ...]], ...] = (
         "summary",
         "Every variant",
         (
-            _TOKENS,
+            _ratio(
+                "As the ViT alike",
+                "ratio_same_precision",
+                "Columns of x: how many times as fast, with the 95 % interval. As the ViT alike: as the full-token ViT in the "
+                "same runtime and precision, so that tokens alone differ.",
+            ),
+            _ratio(
+                "Whole sample",
+                "ratio_sample",
+                "Whole sample: from two face crops to the answer, flow and strain included, against the same of the baseline.",
+            ),
+            _ratio(
+                "As the baseline",
+                "ratio",
+                "As the baseline: against the ViT of the row called baseline; runtime, precision and tokens differ together.",
+            ),
             _P50,
-            _ratio("Times as fast", "ratio", of_baseline="baseline"),
             _UAR,
             _UAR_LOST,
-            _MACS,
-            _SIZE,
+            _TOKENS,
         ),
     ),
     (
@@ -139,7 +184,6 @@ TABLES: tuple[tuple[str, str, tuple[Column, ...]], ...] = (
             Column("Samples", "latency_ms.n", "{:,}".format),
             Column("Load, ms", "load_ms", three_digits),
             Column("First, ms", "first_ms", three_digits),
-            _ratio("Times as fast as the ViT alike", "ratio_same_precision", is_optional=True),
         ),
     ),
     (
@@ -150,8 +194,15 @@ TABLES: tuple[tuple[str, str, tuple[Column, ...]], ...] = (
             Column("Flow, ms", "stages.flow_ms", three_digits),
             Column("Strain, ms", "stages.strain_ms", three_digits),
             Column("Normalise, ms", "stages.normalise_ms", three_digits),
-            Column("Inference, ms", "stages.inference_ms", three_digits),
+            Column(
+                "Inference, ms",
+                "latency_ms.p50",
+                three_digits,
+                explained="Inference: p50 of the latency, as in every table and chart; the other stages were timed apart from it.",
+            ),
             Column("Answer, ms", "stages.postprocess_ms", three_digits),
+            Column("Sum, ms", "stages", three_digits, _total_ms, explained="Sum: without finding the face."),
+            Column("Whole sample, ms", "sample_ms", three_digits),
         ),
     ),
     (
@@ -170,11 +221,7 @@ TABLES: tuple[tuple[str, str, tuple[Column, ...]], ...] = (
         "cost",
         "Cost in full",
         (
-            Column("Target", "target"),
-            Column("Precision", "precision"),
-            Column("Budget", "keep_rate", budget_text),
             _TOKENS,
-            _MACS,
             Column("Parameters", "parameters", quantity),
             _SIZE,
             Column("Peak memory", "peak_rss_bytes", bytes_text),
@@ -187,8 +234,8 @@ TABLES: tuple[tuple[str, str, tuple[Column, ...]], ...] = (
         "accuracy",
         "Accuracy in full",
         (
-            Column("Data", "accuracy.data"),
-            Column("Protocol", "accuracy.protocol"),
+            Column("Data", "accuracy.data", is_folded=True),
+            Column("Protocol", "accuracy.protocol", is_folded=True),
             Column("n", "accuracy.n", "{:,}".format),
             Column("UF1", "accuracy.uf1", "{:.3f}".format),
             _UAR,
@@ -201,13 +248,12 @@ TABLES: tuple[tuple[str, str, tuple[Column, ...]], ...] = (
 
 @dataclass(frozen=True)
 class Cell:
-    """What is written, the value it is sorted by (None: last), and the numbers of its footnotes."""
+    """What is written, the value it is sorted by (None: last), and why there is no result where there is none."""
 
     text: str
     sort: Value
     is_number: bool
-    notes: tuple[int, ...] = ()
-    is_missing: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -221,7 +267,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: the first heading is that of the rows' names, `notes` are numbered from 1."""
+    """A table: the first heading is that of the rows' names, `notes` explain columns and marks below it."""
 
     name: str
     title: str
@@ -229,63 +275,112 @@ class Table:
     lines: tuple[Line, ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def has_gaps(self) -> bool:
+        """Whether a cell has no result."""
+        return any(cell.reason for line in self.lines for cell in line.cells)
+
 
 def build_tables(comparison: Comparison, recommendation: Recommendation) -> list[Table]:
-    """Builds all tables that have a line per variant."""
+    """Builds all tables that have a line per variant, without the columns and tables for which nothing was measured."""
     tables = []
     for name, title, known in TABLES:
         recalls = [_recall(label, place) for place, label in enumerate(comparison.labels)]
         columns = [
             column
             for column in (*known, *(recalls if name == "accuracy" else ()))
-            if not column.is_optional or any(column.found(row) is not None for row in comparison.rows)
+            if any(column.found(row) is not None for row in comparison.rows)
         ]
-        notes: list[str] = []
+        if not columns:
+            continue
+        folded = {column.heading: shared for column in columns if (shared := _shared(column, comparison))}
+        columns = [column for column in columns if column.heading not in folded]
         lines = tuple(
-            Line(
-                row.name,
-                tuple(_cell(column, row, notes) for column in columns),
-                row.name == recommendation.name,
-            )
+            Line(row.name, tuple(_cell(column, row) for column in columns), row.name == recommendation.name)
             for row in comparison.rows
         )
+        notes = [f"{heading}: {shared}." for heading, shared in folded.items()]
+        notes += [column.explained for column in columns if column.explained]
+        if any(cell.text.endswith("by CPU") for line in lines for cell in line.cells):
+            notes.append("By CPU: of the time that the processes had a core, since others used it too.")
         headings = ("Variant", *(column.heading for column in columns))
         tables.append(Table(name, title, headings, lines, tuple(notes)))
     return tables
 
 
-def _cell(column: Column, row: ComparedVariant, notes: list[str]) -> Cell:
+def _shared(column: Column, comparison: Comparison) -> str | None:
+    """Returns what a column that may be folded has for every variant that has it, None where that differs."""
+    found = {column.found(row) for row in comparison.rows} - {None} if column.is_folded else set()
+    return found.pop() if len(found) == 1 else None
+
+
+def _cell(column: Column, row: ComparedVariant) -> Cell:
     found = column.found(row)
     is_number = column.write is not None
-    if row.is_baseline and column.of_baseline is not None:
-        return Cell(column.of_baseline, 0.0 if found is None else column.sort(found), is_number)
     if found is not None:
-        return Cell(column.write(found) if column.write else found, column.sort(found), is_number)
+        text = column.write(found) if column.write else found
+        its_own = column.of_baseline if row.measured.id == row.source.profile.baseline else None
+        return Cell(its_own or text, column.sort(found), is_number)
     missing = row.why_missing(column.field)
-    reason = "no reason was recorded" if missing is None else missing.reason
-    if reason not in notes:
-        notes.append(reason)
-    unrun = missing is not None and missing.kind == "no_device"
-    text = NOT_RUN if unrun else NOT_MEASURED
-    return Cell(text, None, is_number, (notes.index(reason) + 1,), is_missing=True)
+    if row.is_baseline and column.of_baseline and (missing is None or missing.kind == "not_applicable"):
+        return Cell(column.of_baseline, 0.0, is_number)
+    if missing is None:
+        return Cell(NONE, None, is_number, "no reason was recorded")
+    return Cell(MARKS.get(missing.kind, NONE), None, is_number, missing.reason)
 
 
-def remarks(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    """Returns the profiles' notes and reasons: first those of every variant, then the others by variant.
+# ---------------------------------------------------------------------------------------------
+# Reasons and remarks, each once
 
-    The reasons in a profile of schema 1 point to its notes, so these stand alone.
-    """
-    told = {}
+
+def reasons(comparison: Comparison) -> list[tuple[str, str]]:
+    """Returns why results are missing: each reason once, with the results and variants that it concerns."""
+    found: dict[str, dict[str, list[str]]] = {}
     for row in comparison.rows:
-        reasons = [entry.reason for entry in row.measured.missing.values()]
-        reasons = reasons if row.source.profile.schema_ > 1 else []
-        told[row.name] = list(dict.fromkeys([*row.measured.notes, *reasons]))
-    entries = list(told.items())
-    if len(entries) > 1:
-        shared = [note for note in entries[0][1] if all(note in notes for notes in told.values())]
-        own = [(name, [note for note in notes if note not in shared]) for name, notes in entries]
-        entries = [("every variant", shared), *own]
-    return [(name, notes) for name, notes in entries if notes]
+        of_row: dict[str, list[str]] = {}
+        for field in null_results(row.measured):
+            missing = row.why_missing(field)
+            if missing is None or missing.reason == ITSELF:
+                continue
+            word = RESULTS.get(field, field.replace("_", " "))
+            words = of_row.setdefault(missing.reason, [])
+            words += [] if word in words else [word]
+        for reason, words in of_row.items():
+            found.setdefault(reason, {}).setdefault(", ".join(words), []).append(row.name)
+    return [
+        (reason, "; ".join(f"{words}: {_whose(names, comparison)}" for words, names in groups.items()))
+        for reason, groups in found.items()
+    ]
+
+
+def gaps(table: Table) -> list[tuple[str, str]]:
+    """Returns why cells of a table have no result: each reason once, with the lines that it concerns."""
+    found: dict[str, list[str]] = {}
+    for line in table.lines:
+        for reason in dict.fromkeys(cell.reason for cell in line.cells if cell.reason):
+            found.setdefault(reason, []).append(line.name)
+    return [(reason, f"{table.title}: {', '.join(names)}") for reason, names in found.items()]
+
+
+def remarks(comparison: Comparison) -> list[tuple[str, str]]:
+    """Returns the profiles' notes beside results that are there: each once, with the variants that it concerns."""
+    found: dict[str, list[str]] = {}
+    for row in comparison.rows:
+        why = {entry.reason for entry in row.measured.missing.values()}
+        for note in dict.fromkeys(row.measured.notes):
+            if note not in why:
+                found.setdefault(note, []).append(row.name)
+    return [(note, _whose(names, comparison)) for note, names in found.items()]
+
+
+def _whose(names: list[str], comparison: Comparison) -> str:
+    """Writes which variants something concerns, in as few words as will do."""
+    every = [row.name for row in comparison.rows]
+    if len(names) == len(every) > 1:
+        return "every variant"
+    if len(names) > 1 and names == [row.name for row in comparison.rows if not row.is_baseline]:
+        return "every variant but the ViT"
+    return ", ".join(names)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -308,20 +403,16 @@ def aligned(table: Table) -> list[str]:
 
 
 def pipe_table(table: Table) -> list[str]:
-    """Returns a table as lines of Markdown; numbers behind a cell point to the notes below it."""
+    """Returns a table as lines of Markdown."""
     numbers = [False, *(cell.is_number for cell in table.lines[0].cells)]
     written = [
         "| " + " | ".join(table.headings) + " |",
         "|" + "|".join(" ---: " if number else " --- " for number in numbers) + "|",
     ]
     for line in table.lines:
-        cells = [markdown(line.name)]
-        for cell in line.cells:
-            numbers_of = f" ({', '.join(str(number) for number in cell.notes)})" if cell.notes else ""
-            cells.append(markdown(cell.text) + numbers_of)
-        written.append("| " + " | ".join(cells) + " |")
-    notes = [f"{number}. {markdown(note)}" for number, note in enumerate(table.notes, start=1)]
-    return [*written, *([""] if notes else []), *notes]
+        name = f"**{markdown(line.name)}**" if line.is_picked else markdown(line.name)
+        written.append(f"| {' | '.join([name, *(markdown(cell.text) for cell in line.cells)])} |")
+    return written
 
 
 def markdown(text: str) -> str:

@@ -184,17 +184,28 @@ def test_accuracy_against_latency_has_the_intervals_of_what_the_choice_is_betwee
     few = compared(tmp_path / "few")
     picture = drawn("tradeoff", few)
     assert picture.words.count("[") == len(few.rows)
-    assert picture.caption.count("Whiskers") == 1
+    assert picture.caption.count("Intervals: ") == 1
+    assert picture.wide is not None
+    for sign in (
+        "hollow: full ViT",
+        "ring: recommended",
+        "dashed: beaten by no other",
+        "upright line: 95 % interval",
+    ):
+        assert sign in picture.wide
     make_profile(
         tmp_path / "many", precisions=("fp32", "fp16", "int8"), targets=("cpu", "openvino"), samples=50
     )
     many = compared(tmp_path / "many")
     picture = drawn("tradeoff", many)
     optimal = picture.words.partition("Beaten by no other in both: ")[2].rstrip(".").split(", ")
-    baselines = {row.name for row in many.rows if row.is_baseline}
-    assert len(many.rows) > max(MOST_WHISKERED, len({*optimal, *baselines}))
-    assert picture.words.count("[") == len({*optimal, *baselines})
-    assert "of the ViT and of what is joined" in picture.caption
+    chosen = next(row for row in many.rows if row.name == recommend(many)[0].name)
+    base = many.reference(chosen)
+    assert base is not None
+    telling = {*optimal, chosen.name, base.name}
+    assert len(many.rows) > max(MOST_WHISKERED, len(telling))
+    assert picture.words.count("[") == len(telling)
+    assert "of its baseline and of what is joined" in picture.caption
 
 
 def test_the_border_of_one_cell_is_its_four_sides() -> None:

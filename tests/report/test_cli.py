@@ -17,7 +17,7 @@ import pytest
 from bundle_data import write_tiny_bundle
 from click.testing import CliRunner, Result
 from judged_data import judged_profile
-from report_data import lacking, make_profile, write_profile
+from report_data import lacking, make_profile, with_effects, write_profile
 
 from ptsr_edge.bundle import MANIFEST, describe_file, files_digest, read_bundle, write_bundle
 from ptsr_edge.camera.cli import main as camera
@@ -70,7 +70,8 @@ class Page(HTMLParser):
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the profile `one` and its report in `out`."""
     folder = tmp_path_factory.mktemp("made")
-    make_profile(folder / "one", precisions=("fp32", "int8"), samples=300)
+    profile = make_profile(folder / "one", precisions=("fp32", "int8"), samples=300)
+    write_profile(folder / "one", with_effects(profile))
     assert write_report([folder / "one"], folder / "out").page == folder / "out" / "report.html"
     return folder
 
@@ -88,7 +89,18 @@ def record(made: Path) -> Report:
 def test_files(made: Path) -> None:
     out = made / "out"
     files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
-    names = ("budgets", "confusion", "dynamic", "kept", "latency", "macs", "stages", "tradeoff")
+    names = (
+        "budgets",
+        "confusion",
+        "dynamic",
+        "effects",
+        "kept",
+        "latency",
+        "macs",
+        "stages",
+        "summary",
+        "tradeoff",
+    )
     assert files == [*(f"figures/{name}.svg" for name in names), "report.html", "report.json", "report.md"]
 
 
@@ -106,7 +118,13 @@ def test_the_page_needs_nothing_else(made: Path, page: Page) -> None:
 
 def test_the_recommendation_comes_first(page: Page, record: Report) -> None:
     text = page.text()
-    assert record.recommendation.sentence in text
+    first = "25 % of the tokens in int8 on cpu: 3.3x [3.2, 3.4] as fast as the ViT built alike"
+    places = [
+        text.index(part)
+        for part in (first, "fp32 on cpu; its UAR", "1 thread, measured on 2026-01-15", "not for judging")
+    ]
+    assert places == sorted(places)
+    assert places[-1] < text.index(record.recommendation.sentence)
     for later in (
         "Every variant",
         "Cost",
@@ -115,7 +133,7 @@ def test_the_recommendation_comes_first(page: Page, record: Report) -> None:
         "Environment",
         "What these numbers do not say",
     ):
-        assert text.index(record.recommendation.sentence) < text.index(later)
+        assert places[-1] < text.rindex(later)
 
 
 def test_the_page_works_without_script_and_for_everybody(page: Page) -> None:
@@ -125,9 +143,9 @@ def test_the_page_works_without_script_and_for_everybody(page: Page) -> None:
     # Buttons are made by the script alone: without it there is nothing that does not work.
     assert not [tag for tag, _ in page.tags if tag == "button"]
     images = [attributes for tag, attributes in page.tags if attributes.get("role") == "img"]
-    assert len(images) == 8
+    assert len(images) == 9
     assert all(len(str(attributes.get("aria-label"))) > 60 for attributes in images)
-    assert sum(tag == "figcaption" for tag, _ in page.tags) == 8
+    assert sum(tag == "figcaption" for tag, _ in page.tags) == 9
     heads = [attributes for tag, attributes in page.tags if tag == "th"]
     assert all(attributes.get("scope") in ("col", "row") for attributes in heads)
     assert ("html", {"lang": "en"}) in page.tags
@@ -147,7 +165,9 @@ def test_limits_are_told(page: Page) -> None:
     assert "documented reconstruction" in text
 
 
-def test_every_result_stands_in_page_and_markdown(made: Path, page: Page, record: Report) -> None:
+def test_every_result_stands_in_the_page_and_the_main_ones_in_markdown(
+    made: Path, page: Page, record: Report
+) -> None:
     markdown = (made / "out" / "report.md").read_text(encoding="utf-8")
     text = page.text()
     for row in record.profiles[0].profile.variants:
@@ -155,7 +175,7 @@ def test_every_result_stands_in_page_and_markdown(made: Path, page: Page, record
         assert row.accuracy is not None
         for result in (f"{row.accuracy.uar:.3f}", f"{row.accuracy.uf1:.3f}", f"{row.latency_ms.n:,}"):
             assert result in text
-            assert result in markdown
+        assert f"| {row.accuracy.uar:.3f} |" in markdown
     assert record.command in text
     assert record.command in markdown
     assert record.profiles[0].profile.command in text
@@ -165,11 +185,16 @@ def test_every_result_stands_in_page_and_markdown(made: Path, page: Page, record
 
 def test_markdown_points_to_the_charts(made: Path) -> None:
     markdown = (made / "out" / "report.md").read_text(encoding="utf-8")
-    files = re.findall(r"\]\((figures/[^)]*)\)", markdown)
-    assert len(files) == 8
-    for file in files:
-        ElementTree.parse(made / "out" / file)
-        assert (made / "out" / file).stat().st_size < 40_000
+    assert re.findall(r"!\[[^]]*\]\((figures/[^)]*)\)", markdown) == [
+        "figures/tradeoff.svg",
+        "figures/effects.svg",
+    ]
+    linked = set(re.findall(r"\]\(figures/([^)]*)\)", markdown))
+    assert linked | {"summary.svg"} == {path.name for path in (made / "out" / "figures").iterdir()}
+    for file in (made / "out" / "figures").iterdir():
+        ElementTree.parse(file)
+        assert file.stat().st_size < 40_000
+    assert len(markdown) < 12_000
     assert markdown.startswith("# ptsr-tiny against the full-token ViT\n")
 
 
@@ -203,8 +228,7 @@ def test_missing_results_are_called_missing(tmp_path: Path) -> None:
     markdown = (out / "report.md").read_text(encoding="utf-8")
     assert "Neither latency nor accuracy was measured." in text
     for written in (text, markdown):
-        assert "not measured" in written
-        assert "his was not measured: a test" in written
+        assert written.count("his was not measured: a test") == 1
         assert not re.search(r"\b(None|nan|null)\b", written)
     assert sorted(path.name for path in (out / "figures").iterdir()) == ["macs.svg", "other.svg"]
     drawn = {chart.name: chart.file for chart in read_record(Report, out / "report.json").charts}
@@ -221,6 +245,40 @@ def test_an_unstable_run_is_named_on_the_page_and_in_markdown(tmp_path: Path) ->
         )
 
 
+def test_no_reason_and_no_remark_stands_twice(made: Path, page: Page, record: Report) -> None:
+    markdown = (made / "out" / "report.md").read_text(encoding="utf-8")
+    shown = [
+        text for text in page.texts if not text.startswith("not measured: ")
+    ]  # of a cell, for those who hear it
+    for reason in {why.reason for row in record.profiles[0].profile.variants for why in row.missing.values()}:
+        assert sum(reason[1:] in text for text in shown) == 1, reason
+        assert markdown.count(reason[1:].replace("_", "\\_")) == 1, reason
+
+
+def test_hazards_are_listed_and_recorded(made: Path, page: Page, record: Report) -> None:
+    markdown = (made / "out" / "report.md").read_text(encoding="utf-8")
+    assert {hazard.kind for hazard in record.hazards} >= {"little inference"}
+    for hazard in record.hazards:
+        assert hazard.text in page.text()
+        assert f"**{hazard.severity}**" in markdown
+
+
+def test_the_contents_name_every_section(page: Page) -> None:
+    sections = {
+        attributes["id"] for tag, attributes in page.tags if tag == "section" and attributes.get("id")
+    }
+    assert {f"#{name}" for name in sections} == {
+        attributes["href"] for tag, attributes in page.tags if tag == "a"
+    }
+
+
+def test_the_card_is_legible_by_itself_in_both_themes(made: Path) -> None:
+    text = (made / "out" / "figures" / "summary.svg").read_text(encoding="utf-8")
+    assert "prefers-color-scheme: dark" in text
+    assert "as fast as the full-token ViT built alike" in text
+    assert not re.findall(r"(?:href|src)=\"(?!#)", text)
+
+
 def test_a_target_that_nobody_knows_gives_a_page(tmp_path: Path) -> None:
     make_profile(tmp_path / "one", samples=50, targets=("cpu", "toy"))
     page = write_report([tmp_path / "one"], tmp_path / "out").page.read_text(encoding="utf-8")
@@ -230,10 +288,10 @@ def test_a_target_that_nobody_knows_gives_a_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["ptsr-tiny", "ptsr-small"])
 def test_a_committed_profile_gives_a_page(tmp_path: Path, name: str) -> None:
     folder = Path(__file__).parents[2] / "profiles" / "intel-xeon-2-cores" / name
-    page = write_report([folder], tmp_path).page.read_text(encoding="utf-8")
+    page = Page(write_report([folder], tmp_path).page.read_text(encoding="utf-8")).text()
     for row in read_record(Profile, folder / "profile.json").variants:
         for note in row.notes:
-            assert note[1:].rstrip(".") in Page(page).text()
+            assert note[1:].rstrip(".") in page
 
 
 def test_what_a_profile_says_is_text_not_markup(tmp_path: Path) -> None:
@@ -269,7 +327,7 @@ def test_the_command_prints_table_and_path(made: Path) -> None:
     result = CliRunner().invoke(main, call)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert lines[0].split()[:2] == ["Variant", "Tokens"]
+    assert lines[0].split()[:2] == ["Variant", "As"]
     assert lines[-1] == str(made / "out" / "report.html")
     as_json = CliRunner().invoke(main, [*call, "--json"])
     record = json.loads(as_json.stdout)
@@ -347,10 +405,9 @@ def test_compare_marks_what_changed_and_fails_where_asked(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("strict", [(), ("--fail-on-regression",)])
-def test_nothing_to_compare_has_an_exit_code_of_its_own(
-    made: Path, tmp_path: Path, strict: tuple[str, ...]
-) -> None:
-    one = str(made / "one")  # its variants ran in one process each
+def test_nothing_to_compare_has_an_exit_code_of_its_own(tmp_path: Path, strict: tuple[str, ...]) -> None:
+    one = str(tmp_path / "one")  # its variants ran in one process each
+    make_profile(tmp_path / "one", samples=20, kept=False)
     result = run("--profile", one, "--compare", one, *strict, "--out", tmp_path / "r")
     assert result.exit_code == 3
     (line,) = result.stderr.splitlines()

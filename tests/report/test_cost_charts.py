@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from report_data import compared, drawn, make_profile, without, write_profile
+from judged_data import judged_profile
+from report_data import compared, drawn, make_profile, with_effects, without, write_profile
 
-from ptsr_edge.profile.schema import Stages
+from ptsr_edge.profile.schema import Stages, read_profile
+from ptsr_edge.report.comparison import steps_of, three_digits
 from ptsr_edge.report.cost_charts import MOST_DISTRIBUTIONS, MOST_OPERATORS, stages_ms
-from ptsr_edge.report.recommendation import recommend
+from ptsr_edge.report.recommendation import Limits, recommend
+from ptsr_edge.report.sections import draw_card
 
 
 def test_latency_shows_the_raw_samples(tmp_path: Path) -> None:
@@ -158,3 +162,81 @@ def test_without_counts_it_says_so(tmp_path: Path) -> None:
     picture = drawn("dynamic", comparison)
     assert picture.wide is None
     assert picture.note.startswith("Not drawn:")
+
+
+def test_the_effects_multiply_to_the_whole(tmp_path: Path) -> None:
+    profile = make_profile(
+        tmp_path, samples=50, precisions=("fp32", "int8"), targets=("cpu", "openvino"), kept=False
+    )
+    write_profile(tmp_path, with_effects(profile))
+    comparison = compared(tmp_path)
+    row = next(row for row in comparison.rows if row.name == "25 % int8 openvino")
+    steps = steps_of(row, comparison)
+    assert steps is not None
+    assert [step.kind for step in steps] == ["runtime", "precision", "selection"]
+    assert row.measured.ratio is not None
+    assert math.prod(step.times for step in steps) == pytest.approx(row.measured.ratio.median)
+    # Of int8, the quotient of each process's ratios, which are alike in their luck: its interval has no width.
+    assert (steps[1].low, steps[1].high) == pytest.approx((steps[1].times, steps[1].times))
+    picture = drawn("effects", comparison)
+    assert picture.wide is not None
+    bars = re.findall(r"<title>(\w+)[^<]*</title>\s*<path d=\"M ([\d.]+) [\d.]+\s+L ([\d.]+) ", picture.wide)
+    places = {name: (float(left), float(right)) for name, left, right in bars}
+    assert places["runtime"][1] == pytest.approx(places["precision"][0], abs=0.03)
+    assert places["precision"][1] == pytest.approx(places["selection"][0], abs=0.03)
+    assert places["together"] == pytest.approx((places["runtime"][0], places["selection"][1]), abs=0.05)
+
+
+def test_effects_need_the_vit_in_every_kind_and_two_of_them(tmp_path: Path) -> None:
+    profile = make_profile(tmp_path, samples=50, kept=False, precisions=("fp32", "int8"))
+    assert "the full-token ViT was not timed in int8 on cpu" in drawn("effects", compared(tmp_path)).note
+    alone = with_effects(make_profile(tmp_path, samples=50, kept=False))
+    write_profile(tmp_path, alone)
+    assert "the selection of tokens alone" in drawn("effects", compared(tmp_path)).note
+    assert profile.variants
+
+
+def test_the_median_stands_at_the_median_and_colours_have_names(tmp_path: Path) -> None:
+    make_profile(tmp_path, samples=50, kept=False, precisions=("fp32", "int8"))
+    comparison = compared(tmp_path)
+    picture = drawn("latency", comparison)
+    assert picture.wide is not None
+    texts = {
+        text: float(x)
+        for x, text in re.findall(r'<text[^>]*? x="([\d.]+)"[^>]*>([^<]+)</text>', picture.wide)
+    }
+    assert {"fp32", "int8", "full ViT"} <= texts.keys()
+    upright = re.findall(
+        r'd="M ([\d.]+) ([\d.]+)\s+L \1 ([\d.]+)"[^>]*var\(--ink\); stroke-width: 1.5', picture.wide
+    )
+    medians = sorted(
+        float(x) for x, top, bottom in upright if abs(float(top) - float(bottom)) > 20
+    )  # p99: short
+    written = sorted(texts[three_digits(row.p50_ms)] for row in comparison.rows if row.p50_ms)
+    assert written == pytest.approx([x + 5 for x in medians], abs=0.1)
+
+
+def test_stages_show_the_latency_of_the_tables() -> None:
+    record = Stages(
+        flow_ms=2.0, strain_ms=0.5, normalise_ms=0.1, inference_ms=4.0, postprocess_ms=0.2,
+        operators={"selection": 0.25, "matrix products": 0.75}, operators_why=None,
+    )  # fmt: skip
+    assert stages_ms(record, 2.0)["matrix products"] == 1.5
+
+
+def test_the_card_has_all_that_a_reader_elsewhere_needs(tmp_path: Path) -> None:
+    judged_profile(tmp_path, worse={1.0: 0.0, 0.5: 0.0, 0.25: 0.0}, precisions=("fp32", "int8"))
+    write_profile(tmp_path, with_effects(read_profile(tmp_path)))
+    comparison = compared(tmp_path)
+    picture = draw_card(comparison, recommend(comparison)[0])
+    assert picture.wide is not None
+    text = " ".join(re.findall(r">([^<>]+)</text>", picture.wide))
+    for said in ("ptsr-tiny: 25 % of the tokens, int8 on cpu", "as fast as the full-token ViT built alike", "as a whole sample",
+                 "as fast as the ViT in fp32 on cpu", "Test CPU 3000, 1 thread, 2026-01-15", "not for judging people"):  # fmt: skip
+        assert said in text
+    assert re.search(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\] UAR; the full-token ViT: 0\.\d{3}", text)
+    assert "recommended" in draw_card(comparison, recommend(comparison, Limits(max_latency_ms=0.001))[0]).note
+    bare = make_profile(tmp_path, raw="none", kept=False)
+    write_profile(tmp_path, without(bare, latency_ms=None, accuracy=None))
+    comparison = compared(tmp_path)
+    assert draw_card(comparison, recommend(comparison)[0]).note.startswith("Not drawn:")

@@ -7,7 +7,7 @@ the budget; confusion matrices are drawn row by row for a wanted recall.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -125,6 +125,39 @@ def without(profile: Profile, **changes: Any) -> Profile:
     return profile.model_copy(
         update={"variants": [row.model_copy(update=changes) for row in profile.variants]}
     )
+
+
+def with_effects(profile: Profile, clock: Literal["wall", "cpu"] = "wall") -> Profile:
+    """The profile as it is measured today: every ViT against the first, every variant against its own too, whole samples."""
+    first = profile.variants[0]
+    vits = {(row.target, row.precision): row for row in profile.variants if row.bundle is None}
+
+    def ratio(against: Measured, times: float) -> Ratio:
+        each = [times * luck for luck in (0.99, 1.0, 1.01)]
+        return Ratio(
+            against=against.id, median=times, low=0.98 * times, high=1.02 * times, per_process=each, clock=clock, rounds=60
+        )  # fmt: skip
+
+    def sample_ms(row: Measured) -> float:
+        return _p50(row) + 2.0
+
+    rows = []
+    for row in profile.variants:
+        alike = vits[row.target, row.precision]
+        missing = {name: why for name, why in row.missing.items() if name != "ratio_same_precision"}
+        update: dict[str, Any] = {"missing": missing, "sample_ms": sample_ms(row)}
+        if row is not first:
+            update["ratio"] = ratio(first, _p50(first) / _p50(row))
+            update["ratio_sample"] = ratio(first, sample_ms(first) / sample_ms(row))
+        if row.bundle is not None:
+            update["ratio_same_precision"] = ratio(alike, _p50(alike) / _p50(row))
+        rows.append(row.model_copy(update=update))
+    return profile.model_copy(update={"variants": rows})
+
+
+def _p50(row: Measured) -> float:
+    assert row.latency_ms is not None, "every row is timed"
+    return row.latency_ms.p50
 
 
 def lacking(row: Measured, kind: MissingKind, reason: str, *fields: str) -> Measured:

@@ -1,4 +1,4 @@
-// Makes the tables sortable; without it they stay as they were written.
+// Makes the tables sortable and says where one goes on to the right; without it they stay as they were written.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
@@ -23,3 +23,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+const hint = () => {
+  for (const box of document.querySelectorAll(".scroll")) box.nextElementSibling.hidden = box.scrollWidth <= box.clientWidth + 1;
+};
+addEventListener("resize", hint);
+addEventListener("toggle", hint, true);
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => (part.open = true)));
+hint();
