@@ -68,6 +68,9 @@ def _is_given(name: str) -> bool:
 @click.option("--quick", is_flag=True,
               help="A first look: fewer starts and rounds; no stages, ceiling, energy, throughput "
               "or other selections.")  # fmt: skip
+@click.option("--count-instructions", is_flag=True,
+              help="Count each variant's instructions with valgrind where the processor does not tell them; a minute "
+              "or two each.")  # fmt: skip
 @click.option("--duration-s", type=float, default=5.0, show_default=True,
               help="Least timed duration of each variant.")  # fmt: skip
 @click.option("--min-runs", type=int, default=100, show_default=True, help="Least samples of each variant.")
@@ -84,15 +87,15 @@ def _is_given(name: str) -> bool:
 @click.option("--json", "as_json", is_flag=True, help="Print the record.")
 def main(
     bundles: tuple[Path, ...], baseline: Path | None, data: str | None, root: Path | None, subjects: int | None,
-    checkpoint: Path | None, control_seeds: int, quick: bool, duration_s: float, min_runs: int, threads: int,
-    processes: int, attempts: int, streams: int, pin: bool, seed: int, out: Path, as_json: bool,
+    checkpoint: Path | None, control_seeds: int, quick: bool, count_instructions: bool, duration_s: float,
+    min_runs: int, threads: int, processes: int, attempts: int, streams: int, pin: bool, seed: int, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure MACs, latency, memory, size and accuracy of every variant beside the full-token ViT."""
     if root is not None and data is None:
         raise InputError("--root is the folder of the data: it goes with --data")
     asked: dict[str, Any] = dict(
         duration_s=duration_s, min_runs=min_runs, threads=threads, pin=pin, seed=seed, processes=processes,
-        attempts=attempts, streams=streams,
+        attempts=attempts, streams=streams, count_instructions=count_instructions,
     )  # fmt: skip
     if quick:
         given = {name: value for name, value in asked.items() if _is_given(name)}

@@ -27,10 +27,10 @@ from ptsr_edge.core.errors import ComparisonError, InputError, JobError, require
 from ptsr_edge.core.files import write_whole
 from ptsr_edge.core.records import Record, parse
 from ptsr_edge.profile.schema import Profile, read_profile
+from ptsr_edge.report.changes import Regression, changes_words, compare_profiles, outcome, summary
 from ptsr_edge.report.comparison import Comparison, compare, read_sources, sentence
 from ptsr_edge.report.plotting import FONT, SVG_CSS, standalone, theme_css
 from ptsr_edge.report.recommendation import Decision, Limits, Recommendation, check_limits, recommend
-from ptsr_edge.report.regression import Regression, changes_words, compare_profiles, outcome, summary
 from ptsr_edge.report.sections import (
     LEAD,
     Picture,

@@ -13,7 +13,7 @@ from timings import launched
 
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.profile.schema import Attempt, Measured, Profile
-from ptsr_edge.report.regression import changes_words, compare_profiles, summary, time_verdict
+from ptsr_edge.report.changes import changes_words, compare_profiles, summary, time_verdict
 from ptsr_edge.stats.latency import Ratio, ratio_interval
 
 
