@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from ptsr_edge.core.console import Verb, finish, if_interrupted
+from ptsr_edge.core.console import Verb, finish, if_interrupted, is_given
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.profile.profiler import profile_bundles
 from ptsr_edge.profile.schema import NOT_RUN, PROFILE, Profile
@@ -41,12 +40,6 @@ def table(profile: Profile) -> list[str]:
             f"left out: {profile.method['left_out']}"
         )
     return lines
-
-
-def _is_given(name: str) -> bool:
-    """Tells whether an option of this call was given, on the command line or by its variable."""
-    source = click.get_current_context().get_parameter_source(name)
-    return source not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
 
 
 @click.command(
@@ -98,9 +91,9 @@ def main(
         attempts=attempts, streams=streams, count_instructions=count_instructions,
     )  # fmt: skip
     if quick:
-        given = {name: value for name, value in asked.items() if _is_given(name)}
+        given = {name: value for name, value in asked.items() if is_given(name)}
         for name, value in (("streams", streams), ("control_seeds", control_seeds)):
-            if value and _is_given(name):
+            if value and is_given(name):
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(f"--quick leaves out what {option} {value} asks for: give one of the two")
         timing, control_seeds = quick_timing(**given), 0
