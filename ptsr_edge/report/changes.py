@@ -706,7 +706,7 @@ def changed_variants(history: History, machine: str) -> list[ChangedVariant]:
         rows.append(ChangedVariant(variant, created, texts, said))
     order = {step.new_created: place for line in history.machines if line.name == machine
              for place, step in enumerate(line.steps)}  # fmt: skip
-    return sorted(rows, key=lambda row: -order[row.created])
+    return sorted(rows, key=lambda row: (-order[row.created], row.acknowledged == ""))
 
 
 def history_lines(history: History) -> list[str]:
@@ -735,6 +735,9 @@ def run_text(profile: Profile) -> str:
     if {row.ratio.clock for row in profile.variants if row.ratio} == {"cpu"}:
         words.append("timed by CPU time")
     return "; ".join(words)
+
+
+NOT_COUNTED = "not counted"
 
 
 @dataclass(frozen=True)
@@ -779,7 +782,7 @@ def _differ(old: Sequence[int | None], new: Sequence[int | None]) -> bool:
 
 def _count_cell(old: int | None, new: int | None) -> tuple[str, str]:
     if new is None:
-        return "not counted", ""
+        return NOT_COUNTED, ""
     if old is None or old == new:
         return f"{new:,}", ""
     return f"{new:,} ({new - old:+,})", WORSE if new > old else BETTER
@@ -788,8 +791,8 @@ def _count_cell(old: int | None, new: int | None) -> tuple[str, str]:
 # ---------------------------------------------------------------------------------------------
 # Drawings of a history
 
-STRIP, STRIP_TOP, DATES = 112.0, 30.0, 40.0
-"""Height of a variant's strip and of its head, and the room of the dates below the last one, in pixels."""
+STRIP, STRIP_TOP, STRIP_BOTTOM, DATES = 120.0, 30.0, 16.0, 32.0
+"""Height of a variant's strip, of its head and of the gap below it, and the room of the dates below the last one, in pixels."""
 
 Series = list[tuple[int, float, float, float]]
 """Place of the profile, value, and the ends of its interval."""
@@ -850,10 +853,14 @@ class _Strip:
     second: Series
     unit: str
 
-    def text(self, place: int = -1) -> str:
-        """Writes a value of the main series with its interval."""
-        _, value, low, high = self.main[place]
-        return f"{value:.3g}{self.unit} [{low:.3g}, {high:.3g}]"
+    def newest(self) -> str:
+        """Writes the last value of the main series with its interval."""
+        return self.written(*self.main[-1][1:])
+
+    def written(self, value: float, low: float, high: float) -> str:
+        """Writes a value with its interval: ratios with two digits behind the point, shares with three."""
+        digits = 2 if self.unit else 3
+        return f"{value:.{digits}f}{self.unit} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _drawing(
@@ -879,7 +886,7 @@ def _drawing(
         "Bars are 95 % intervals. A triangle that points down marks a profile that is worse than the one before it beyond "
         "noise, one that points up a better one; hollow: acknowledged. Profiles stand at equal distances."
     )
-    words = "; ".join(f"{strip.name} {strip.text()} in the newest profile" for strip in shown)
+    words = "; ".join(f"{strip.name} {strip.newest()} in the newest profile" for strip in shown)
     return Drawing(paint, (height, height), caption, words, title)
 
 
@@ -907,7 +914,7 @@ def _paint_strip(
 ) -> None:
     top = STRIP * number
     below = canvas.height - top - STRIP
-    axes = canvas.axes(48, 16, top + STRIP_TOP, below + 8)
+    axes = canvas.axes(48, 16, top + STRIP_TOP, below + STRIP_BOTTOM)
     values = [bound for entry in (*strip.main, *strip.second) for bound in entry[1:]]
     low, high = min(values), max(values)
     room = max(0.1 * (high - low), 0.05 * high - 0.5 * (high - low), 1e-9)
@@ -920,12 +927,12 @@ def _paint_strip(
         every = math.ceil(len(dates) * (16 + max(map(text_width, dates))) / (canvas.width - 64))
         places = list(range(len(dates) - 1, -1, -every))
         axes.set_xticks(places, [dates[place] for place in places])
+    # Beside one another where there are two, by 4 pixels each.
+    aside = 4 * len(dates) / (canvas.width - 64) if strip.second else 0.0
     for series, role, is_hollow in ((strip.second, "muted", True), (strip.main, "s1", False)):
         if not series:
             continue
-        # Beside one another where there are two, in pixels.
-        aside = 0 if not strip.second else 4 if is_hollow else -4
-        shift = aside * len(dates) / (canvas.width - 64)
+        shift = aside if is_hollow else -aside
         places_x = [place + shift for place, *_ in series]
         middles = [entry[1] for entry in series]
         axes.plot(places_x, middles, color=colour(role), linewidth=1.5, alpha=0.6)
@@ -936,21 +943,19 @@ def _paint_strip(
                 markerfacecolor=colour("paper" if is_hollow else role),
             )  # fmt: skip
             kind = "fairly " if is_hollow else ""
-            canvas.tip(
-                mark, f"{strip.name}, {dates[place]}: {kind}{value:.3g}{strip.unit} [{least:.3g}, {most:.3g}]"
-            )
+            canvas.tip(mark, f"{strip.name}, {dates[place]}: {kind}{strip.written(value, least, most)}")
     for place, found in marks.items():
         found_at = [entry[1] for entry in strip.main if entry[0] == place]
         if not found_at:
             continue
         role = "s2" if found.is_ == WORSE else "s3"
         (mark,) = axes.plot(
-            [place], found_at, "v" if found.is_ == WORSE else "^", markersize=13, color=colour(role), markeredgewidth=2,
+            [place - aside], found_at, "v" if found.is_ == WORSE else "^", markersize=13, color=colour(role), markeredgewidth=2,
             markerfacecolor=colour("paper" if found.acknowledged else role),
         )  # fmt: skip
         said = f"; acknowledged: {found.acknowledged}" if found.acknowledged else ""
         canvas.tip(mark, f"{strip.name}, {dates[place]}: {found.is_}, {found.text}{said}")
-    told = strip.text()
+    told = strip.newest()
     canvas.write(
         0, top + 18, shortened(strip.name, canvas.width - text_width(told) - 16), "ink", weight="bold"
     )

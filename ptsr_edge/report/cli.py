@@ -30,6 +30,7 @@ from ptsr_edge.profile.schema import Profile, read_profile
 from ptsr_edge.report.changes import (
     ACKNOWLEDGED,
     COUNTS,
+    NOT_COUNTED,
     Acknowledged,
     Gate,
     History,
@@ -354,7 +355,6 @@ def write_history(
         "model": history.model,
         "headline": headline(history),
         "machines": [_machine_words(history, line, pictures[line.name]) for line in lines],
-        "count_headings": [heading for heading, _ in COUNTS.values()],
         "command": command,
         **_theme_words(),
     }
@@ -405,11 +405,21 @@ def _machine_words(history: History, line: Timeline, pictures: Sequence[Picture]
         )
         for step in reversed(machine.steps)
     ]
+    rows = count_rows(line)
+    told = [any(row.cells[place][0] != NOT_COUNTED for row in rows) for place in range(len(COUNTS))]
     return {
         "name": line.name,
         "pictures": pictures,
         "changes": changed_variants(history, line.name),
-        "counts": count_rows(line),
+        "counts": {
+            "headings": [
+                heading for (heading, _), is_told in zip(COUNTS.values(), told, strict=True) if is_told
+            ],
+            "rows": [
+                (row, [cell for cell, is_told in zip(row.cells, told, strict=True) if is_told])
+                for row in rows
+            ],
+        },
         "runs": [
             (source.profile.created, source.folder.as_posix(), run_text(source.profile))
             for source in reversed(line.sources)
@@ -447,6 +457,7 @@ def render(template: str, words: dict[str, Any]) -> str:
         "unbroken": unbroken,
         "sentence": sentence,
         "exact": _exact,
+        "minute": lambda created: created[:16].replace("T", " "),
     }
     environment.globals["table_lines"] = pipe_table
     return str(environment.get_template(template).render(words))
@@ -528,7 +539,7 @@ def main(
         raise InputError(
             "--fail-on-regression needs --compare DIR, the profile to compare with, or --history DIR, profiles in time"
         )
-    _check_companions(places, further, named, reason)
+    _check_companions(places, further, named, reason, strict=strict)
     if places:
         written_history = write_history([*places, *further], out, acknowledged, named, reason)
         _tell_history(written_history, gate if strict else None, as_json)
@@ -563,7 +574,7 @@ NOT_WITH_HISTORY = {
 
 
 def _check_companions(
-    places: Sequence[Path], further: Sequence[Path], named: Sequence[str], reason: str | None
+    places: Sequence[Path], further: Sequence[Path], named: Sequence[str], reason: str | None, *, strict: bool
 ) -> None:
     """Refuses options that go with `--history` alone, or not with it.
 
@@ -579,6 +590,8 @@ def _check_companions(
                 if places
                 else f"{option} goes with --history DIR, profiles in time"
             )
+    if is_given("gate") and not strict:
+        raise InputError("--gate says what --fail-on-regression fails on: give both")
     if bool(named) != (reason is not None):
         raise InputError("--acknowledge VARIANT@CREATED and --reason TEXT go together")
 

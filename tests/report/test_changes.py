@@ -12,8 +12,25 @@ from report_data import make_profile
 from timings import launched
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.profile.schema import Attempt, Measured, Profile
-from ptsr_edge.report.changes import changes_words, compare_profiles, summary, time_verdict
+from ptsr_edge.profile.schema import Attempt, Measured, Missing, Profile
+from ptsr_edge.report.changes import (
+    Acknowledged,
+    History,
+    acknowledge,
+    changed_variants,
+    changes_words,
+    compare_profiles,
+    count_rows,
+    headline,
+    history_lines,
+    history_of,
+    profile_folders,
+    sentence,
+    summary,
+    time_verdict,
+    timelines,
+)
+from ptsr_edge.report.comparison import Source
 from ptsr_edge.stats.latency import Ratio, ratio_interval
 
 
@@ -202,3 +219,248 @@ def test_words(profile: Profile) -> None:
 def test_profiles_that_cannot_be_compared(profile: Profile, fields: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         compare_profiles(profile, profile.model_copy(update=fields))
+
+
+# ---------------------------------------------------------------------------------------------
+# What runs are told apart by
+
+
+def test_a_quick_run_beside_a_full_one_is_named(profile: Profile) -> None:
+    def told(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+        sides = [profile.model_copy(update={"method": {**profile.method, **more}}) for more in (old, new)]
+        return compare_profiles(*sides).conditions
+
+    assert told({}, {"quick": True}) == ["a full run before, a quick run now"]
+    assert told({"quick": True}, {"quick": False}) == ["a quick run before, a full run now"]
+    assert told({}, {"quick": False}) == []  # earlier records do not say it, and are full
+
+
+NOISE = 0.005
+"""Of the bootstrap: the ratio's own interval has 500 draws here, the one that it is held against 4000."""
+
+
+def by_cpu(found: Ratio, wider: float) -> Ratio:
+    """The ratio taken beside other processes: its interval is wider, by this factor at either end."""
+    ends = {"low": found.low / wider, "high": found.high * wider}
+    return found.model_copy(update={"clock": "cpu", **ends})
+
+
+def test_a_ratio_by_cpu_time_brings_its_wider_interval(profile: Profile) -> None:
+    before, after = ratio(0, 1.0), ratio(1, 1.1)
+
+    def found(old: Ratio, new: Ratio) -> tuple[str, float, float, str | None]:
+        change = compare_profiles(changed(profile, ratio=old), changed(profile, ratio=new)).changes[1]
+        assert change.low is not None
+        assert change.high is not None
+        return change.time, change.low, change.high, change.note
+
+    verdict, low, high, note = found(before, after)
+    assert (verdict, note) == ("slower", None)
+    # Each side reaches 6 % beyond its processes: both do at either end of the change.
+    verdict, wide_low, wide_high, note = found(by_cpu(before, 1.06), by_cpu(after, 1.06))
+    assert (wide_low, wide_high) == pytest.approx((low / 1.06**2, high * 1.06**2), rel=NOISE)
+    assert (verdict, note) == ("unclear", "both by CPU time, beside other processes")
+    verdict, low_of_one, _, note = found(before, by_cpu(after, 1.06))
+    assert low_of_one == pytest.approx(low / 1.06, rel=NOISE)
+    assert note == "by wall time before, by CPU time now"
+    # An interval that is no wider than its processes changes nothing.
+    assert found(before, by_cpu(after, 1.0))[1:3] == pytest.approx((low, high), rel=NOISE)
+
+
+@pytest.mark.parametrize("when", ["before", "now"])
+def test_a_ratio_that_was_withheld_is_not_compared(profile: Profile, when: str) -> None:
+    withheld = changed(
+        profile, ratio=None, missing={"ratio": Missing(kind="disturbed", reason="others used the machine")}
+    )
+    timed = changed(profile, ratio=ratio(0, 1.0))
+    sides = (withheld, timed) if when == "before" else (timed, withheld)
+    change = compare_profiles(*sides).changes[1]
+    assert (change.time, change.note) == ("not compared", f"disturbed {when}")
+
+
+# ---------------------------------------------------------------------------------------------
+# Counts
+
+RUN = {"MatMul": 20, "Transpose": 6, "Reorder": 2, "QuantizeLinear": 3, "DequantizeLinear": 4}
+
+
+def test_any_count_that_is_another_one_is_told(profile: Profile) -> None:
+    old = changed(profile, operators_run=RUN, instructions=1_000_000)
+
+    def counts(**fields: Any) -> dict[str, float]:
+        change = compare_profiles(old, changed(old, **fields)).changes[1]
+        assert change.uncounted == []
+        return {score.name: score.new - score.old for score in change.counts}
+
+    assert counts() == {}
+    assert counts(operators_run={**RUN, "Transpose": 7}) == {"nodes": 1, "transposes": 1}
+    assert counts(operators_run={**RUN, "ReorderInput": 2}) == {"nodes": 2, "reorders": 2}
+    assert counts(operators_run={**RUN, "DequantizeLinear": 2}) == {"nodes": -2, "quantizers": -2}
+    row = profile.variants[1]
+    assert counts(macs=row.macs + 1, size_bytes=row.size_bytes + 1) == {"macs": 1, "size_bytes": 1}
+    # Instructions: half a per cent is what they all share.
+    assert counts(instructions=1_004_900) == {}
+    assert counts(instructions=1_005_100) == {"instructions": 5_100}
+
+
+def test_a_count_of_one_side_or_of_another_tool_is_not_compared(profile: Profile) -> None:
+    counted = changed(profile, operators_run=RUN, instructions=10)
+    told = {"method": {**profile.method, "instructions": "perf"}}
+    (_, change, *_) = compare_profiles(profile, counted).changes
+    assert change.uncounted == ["nodes", "transposes", "reorders", "quantizers", "instructions"]
+    assert "not comparable: nodes run, transposes, reorders, Q/DQ, instructions" in sentence(change)
+    (_, change, *_) = compare_profiles(
+        counted, changed(counted, instructions=20).model_copy(update=told)
+    ).changes
+    assert (change.counts, change.uncounted) == ([], ["instructions"])
+
+
+# ---------------------------------------------------------------------------------------------
+# History
+
+
+def at(profile: Profile, day: int, *, machine: str | None = None, **fields: Any) -> Source:
+    """A profile of that day, on another machine if one is named, with fields of the second variant replaced."""
+    cpu = {**profile.environment["cpu"], **({"model": machine} if machine else {})}
+    made = changed(profile, **{"ratio": ratio(day, 1.0), "operators_run": RUN} | fields).model_copy(
+        update={
+            "created": f"2026-01-{day:02}T10:00:00+00:00",
+            "environment": {**profile.environment, "cpu": cpu},
+        }
+    )
+    return Source(f"p{day}", Path(f"p{day}"), made)
+
+
+def history(*sources: Source, acknowledged: Acknowledged | None = None) -> History:
+    return history_of(timelines(sources), acknowledged or Acknowledged(), "command")
+
+
+MORE = {**RUN, "Transpose": 8}
+
+
+def test_neighbours_in_time_are_compared_machine_by_machine(profile: Profile) -> None:
+    # In any order; the other machine is faster as a whole and has other nodes, which is no change.
+    found = history(
+        at(profile, 3, ratio=ratio(3, 1.2)), at(profile, 1), at(profile, 2, machine="Other", operators_run=MORE),
+        at(profile, 4, ratio=ratio(4, 1.2)),
+    )  # fmt: skip
+    assert [(machine.name, machine.folders) for machine in found.machines] == [
+        ("Other, 1 thread", ["p2"]), ("Test CPU 3000, 1 thread", ["p1", "p3", "p4"]),
+    ]  # fmt: skip
+    (slower,) = found.findings
+    assert (slower.variant, slower.result, slower.is_, slower.is_newest) == (
+        profile.variants[1].id, "time", "worse", False,
+    )  # fmt: skip
+    assert (slower.before[:10], slower.created[:10]) == ("2026-01-01", "2026-01-03")
+    threads = profile.model_copy(update={"method": {**profile.method, "threads": 2}})
+    baseline = profile.model_copy(update={"baseline": profile.variants[1].id})
+    names = [line.name for line in timelines([at(profile, 1), at(threads, 2), at(baseline, 3)])]
+    assert names == [
+        "Test CPU 3000, 1 thread, against ptsr-k1-fp32-cpu", "Test CPU 3000, 1 thread, against vit-k1-fp32-cpu",
+        "Test CPU 3000, 2 threads",
+    ]  # fmt: skip
+
+
+def test_the_gate_is_the_newest_step_and_what_is_acknowledged_passes(profile: Profile) -> None:
+    name = profile.variants[1].id
+    first, slow = at(profile, 1), at(profile, 2, ratio=ratio(2, 1.2), operators_run=MORE)
+    found = history(first, slow)
+    assert [one.result for one in found.failures("all")] == ["time", "nodes", "transposes"]
+    assert [one.result for one in found.failures("counts")] == ["nodes", "transposes"]
+    assert headline(found) == f"Worse at the newest step: time, nodes run, transposes of {name}."
+
+    accepted = acknowledge(found, Acknowledged(), [f"{name}@{slow.profile.created}"], " needed for opset 21 ")
+    (entry,) = accepted.entries
+    assert (entry.machine, entry.results, entry.reason) == (
+        "Test CPU 3000, 1 thread", ["time", "nodes", "transposes"], "needed for opset 21",
+    )  # fmt: skip
+    passed = history(first, slow, acknowledged=accepted)
+    assert passed.failures("all") == []
+    assert headline(passed) == "Nothing got worse at the newest step."
+    assert [row.acknowledged for row in changed_variants(passed, entry.machine)] == ["needed for opset 21"]
+    # It is about these results of this profile: another result of it fails, and so does a later one.
+    worse = at(profile, 2, ratio=ratio(2, 1.2), operators_run={**MORE, "Reorder": 3})
+    assert [one.result for one in history(first, worse, acknowledged=accepted).failures("all")] == [
+        "reorders"
+    ]
+    later = at(profile, 3, ratio=ratio(3, 1.2), operators_run={**MORE, "Transpose": 9})
+    assert [one.result for one in history(first, slow, later, acknowledged=accepted).failures("all")] == [
+        "nodes", "transposes",
+    ]  # fmt: skip
+    # What was never acknowledged fails at its own step alone, and stays in the headline.
+    calm = history(first, slow, at(profile, 3, ratio=ratio(3, 1.2), operators_run=MORE))
+    assert calm.failures("all") == []
+    assert headline(calm) == (
+        "Nothing got worse at the newest step. Not acknowledged: what got worse at an earlier step."
+    )
+
+
+def test_only_what_got_worse_can_be_acknowledged(profile: Profile) -> None:
+    name = profile.variants[1].id
+    found = history(at(profile, 1, operators_run=MORE), at(profile, 2), at(profile, 3, operators_run=MORE))
+    at_day = "2026-01-0{}T10:00:00+00:00".format
+    with pytest.raises(InputError, match=f"nothing got worse there; what did: {name}@2026-01-03"):
+        acknowledge(found, Acknowledged(), [f"{name}@{at_day(2)}"], "better")
+    with pytest.raises(InputError, match="--reason is empty"):
+        acknowledge(found, Acknowledged(), [f"{name}@{at_day(3)}"], " ")
+    once = acknowledge(found, Acknowledged(), [f"{name}@{at_day(3)}"], "one reason")
+    twice = acknowledge(found, once, [f"{name}@{at_day(3)}"], "a better one")
+    assert [entry.reason for entry in twice.entries] == ["a better one"]
+
+
+def test_a_gate_that_could_judge_nothing_says_so(profile: Profile) -> None:
+    alone = history(at(profile, 1), at(profile, 2, machine="Other"))
+    assert (
+        alone.nothing_compared("all")
+        == alone.nothing_compared("counts")
+        == "every machine has one profile only"
+    )
+    # One process each: no time can be told, but counts can.
+    single = ratio(1, 1.0).model_copy(update={"per_process": [1.3]})
+    times = history(at(profile, 1, ratio=single), at(profile, 2, ratio=single))
+    assert "profile with --processes 5" in (times.nothing_compared("all") or "")
+    assert times.nothing_compared("counts") is None
+    assert headline(times).endswith("Of the counts, none grew.")
+    assert any("unclear" in line and "--processes 5" in line for line in history_lines(times))
+
+
+def test_counts_stand_in_one_row_as_long_as_they_stay(profile: Profile) -> None:
+    days = [
+        at(profile, 1),
+        at(profile, 2),
+        at(profile, 3, operators_run=MORE),
+        at(profile, 4, operators_run=None),
+    ]
+    (line,) = timelines(days)
+    rows = [row for row in count_rows(line) if row.variant == profile.variants[1].id]
+    assert [(row.since[8:10], row.profiles) for row in rows] == [("01", 2), ("03", 1), ("04", 1)]
+    assert [row.cells[1] for row in rows] == [("35", ""), ("37 (+2)", "worse"), ("not counted", "")]
+
+
+@pytest.mark.parametrize(
+    ("days", "said"),
+    [
+        ([(1, {}), (1, {})], "p1 and p1 were both created 2026-01-01T10:00:00"),
+        ([(1, {"created": "yesterday"})], "created must be a time such as 2026-01-31T12:00:00"),
+    ],
+)
+def test_times_that_cannot_be_ordered(
+    profile: Profile, days: list[tuple[int, dict[str, str]]], said: str
+) -> None:
+    sources = [at(profile, day) for day, _ in days]
+    sources = [
+        Source(source.name, source.folder, source.profile.model_copy(update=more))
+        for source, (_, more) in zip(sources, days, strict=True)
+    ]
+    with pytest.raises(InputError, match=said):
+        timelines(sources)
+
+
+def test_a_folder_may_hold_profiles_or_be_one(tmp_path: Path) -> None:
+    for name in ("all/b", "all/a", "one"):
+        make_profile(tmp_path / name, samples=20, raw="none", kept=False)
+    (tmp_path / "all" / "notes").mkdir()
+    found = profile_folders([tmp_path / "one", tmp_path / "all"])
+    assert [folder.relative_to(tmp_path).as_posix() for folder in found] == ["one", "all/a", "all/b"]
+    with pytest.raises(InputError, match="notes holds no profile.json"):
+        profile_folders([tmp_path / "all" / "notes"])
