@@ -137,6 +137,8 @@ def test_processes_are_started_again_and_their_rounds_told_apart(
         assert timing.processes == 3
         assert timing.throughput_per_s is None
         assert timing.stages is None
+        assert timing.operators_run
+        assert (timing.instructions, timing.missing) == (None, {})
 
 
 def test_a_quick_run_starts_less_and_asks_for_less(
