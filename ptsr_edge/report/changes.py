@@ -472,14 +472,13 @@ class History(Record):
         ]
 
     def nothing_compared(self, gate: Gate) -> str | None:
-        """Why a gate could judge nothing on any machine; None where it could."""
-        newest = [machine.steps[-1] for machine in self.machines if machine.steps]
-        if not newest:
-            return "every machine has one profile only"
-        if gate == "counts":
-            return None if any(step.changes for step in newest) else "neighbours have no variant in common"
-        reasons = [step.nothing_compared for step in newest]
-        return None if None in reasons else "; ".join(dict.fromkeys(filter(None, reasons)))
+        """Why a gate could not judge the newest profile of all; None where it could."""
+        newest = max(self.machines, key=lambda machine: instant(machine.created[-1]))
+        if not newest.steps:
+            return f"the newest profile is the first of {newest.name}"
+        if gate == "all":
+            return newest.steps[-1].nothing_compared
+        return None if newest.steps[-1].changes else "the newest profile has no variant of the one before it"
 
 
 @dataclass(frozen=True)
@@ -554,15 +553,24 @@ def _machine(profile: Profile) -> str:
     return f"{' and '.join(names)}, {threads} thread{'s' if threads != 1 else ''}"
 
 
+def instant(created: str) -> datetime:
+    """Reads the time of a profile; one without a zone is UTC.
+
+    Raises:
+        ValueError: it is no time.
+    """
+    found = datetime.fromisoformat(created.replace("Z", "+00:00"))  # Python 3.10 knows no Z
+    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
+
+
 def _instant(source: Source) -> datetime:
-    created = source.profile.created
     try:
-        found = datetime.fromisoformat(created.replace("Z", "+00:00"))
+        return instant(source.profile.created)
     except ValueError:
         raise InputError(
-            f"{source.folder / PROFILE}: created must be a time such as 2026-01-31T12:00:00+00:00, got {created!r}"
+            f"{source.folder / PROFILE}: created must be a time such as 2026-01-31T12:00:00+00:00, "
+            f"got {source.profile.created!r}"
         ) from None
-    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
 
 
 def history_of(lines: Sequence[Timeline], acknowledged: Acknowledged, command: str) -> History:

@@ -410,11 +410,12 @@ def test_only_what_got_worse_can_be_acknowledged(profile: Profile) -> None:
 
 def test_a_gate_that_could_judge_nothing_says_so(profile: Profile) -> None:
     alone = history(at(profile, 1), at(profile, 2, machine="Other"))
-    assert (
-        alone.nothing_compared("all")
-        == alone.nothing_compared("counts")
-        == "every machine has one profile only"
-    )
+    first = "the newest profile is the first of Other, 1 thread"
+    assert alone.nothing_compared("all") == alone.nothing_compared("counts") == first
+    # Neighbours on another machine do not speak for it; what got worse there fails all the same.
+    beside = history(at(profile, 1), at(profile, 2, operators_run=MORE), at(profile, 3, machine="Other"))
+    assert beside.nothing_compared("counts") == first
+    assert [one.result for one in beside.failures("counts")] == ["nodes", "transposes"]
     # One process each: no time can be told, but counts can.
     single = ratio(1, 1.0).model_copy(update={"per_process": [1.3]})
     times = history(at(profile, 1, ratio=single), at(profile, 2, ratio=single))
