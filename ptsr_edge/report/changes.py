@@ -131,13 +131,16 @@ class Regression(Record):
         """Why no variant at all can be told to have changed or not; None where one can."""
         if any(change.is_called for change in self.changes):
             return None
+        return "; ".join(self.left_open) or "no variant beside the baseline is in both profiles"
+
+    @property
+    def left_open(self) -> list[str]:
+        """Why times cannot be told to have changed or not, each reason with the variants that it holds for."""
         names: dict[str, list[str]] = {}
         for change in self.changes:
-            if change.id != self.baseline:
+            if change.id != self.baseline and change.time in ("unclear", "not compared"):
                 names.setdefault(change.note or WIDE, []).append(change.id)
-        if not names:
-            return "no variant beside the baseline is in both profiles"
-        return "; ".join(f"{why} ({', '.join(ids)})" for why, ids in names.items())
+        return [f"{why} ({', '.join(ids)})" for why, ids in names.items()]
 
 
 def compare_profiles(old: Profile, new: Profile) -> Regression:
@@ -669,8 +672,14 @@ def headline(history: History) -> str:
         some = f"{len(variants)} variants" if len(variants) > 2 else " and ".join(variants)
         told = f"Worse at the newest step: {', '.join(results)} of {some}."
     elif why := history.nothing_compared("all"):
-        told = f"Nothing could be told to have changed: {why}."
-        told += " Of the counts, none grew." if not history.nothing_compared("counts") else ""
+        counted = history.nothing_compared("counts") is None
+        grew = any(found.is_newest and found.is_count and found.is_ == WORSE for found in history.findings)
+        counts = "What grew of the counts is acknowledged." if grew else "No count grew."
+        told = (
+            f"No time can be told to have changed or not at the newest step. {counts}"
+            if counted
+            else f"Nothing is compared yet: {why}."
+        )
     else:
         told = "Nothing got worse at the newest step."
     earlier = {
@@ -729,8 +738,7 @@ def history_lines(history: History) -> list[str]:
             lines.append(f"  {row.name}  {'; '.join(text for text, _ in row.texts)}{said}")
         if machine.steps:
             newest = machine.steps[-1]
-            lines += [f"  {change.id:32} {change.time}: {change.note or WIDE}" for change in newest.changes
-                      if change.time in ("unclear", "not compared") and change.id != newest.baseline]  # fmt: skip
+            lines += [f"  left open at the newest step: {text}" for text in newest.left_open]
             lines += [f"  not the same at the newest step: {text}" for text in newest.conditions]
     return [*lines, headline(history)]
 

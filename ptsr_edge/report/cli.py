@@ -411,6 +411,7 @@ def _machine_words(history: History, line: Timeline, pictures: Sequence[Picture]
         "name": line.name,
         "pictures": pictures,
         "changes": changed_variants(history, line.name),
+        "left_open": machine.steps[-1].left_open if machine.steps else [],
         "counts": {
             "headings": [
                 heading for (heading, _), is_told in zip(COUNTS.values(), told, strict=True) if is_told
