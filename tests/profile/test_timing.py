@@ -155,9 +155,11 @@ def test_a_quick_run_starts_less_and_asks_for_less(
 
     monkeypatch.setattr(Worker, "_ask", remember)
     timings = measure_interleaved(named(folders[0], full=16, half=8), quick_timing(duration_s=0.001))
-    # Two variants: 3 starts of each, of which each warms up in one block and runs 4 rounds and one whole call.
+    # Two variants: 3 starts of each, of which each warms up in one block and runs 4 rounds and one whole call;
+    # operators are counted once.
     assert Counter(asked) == {
         ("load", ""): 6, ("block", "infer"): 2 * 3 * (1 + 4), ("block", "predict"): 6, ("memory", ""): 6,
+        ("operators", ""): 2,
     }  # fmt: skip
     assert timings["half"].launches == [0] * 4 + [1] * 4 + [2] * 4
 
