@@ -23,7 +23,7 @@ from ptsr_edge.bundle import read_bundle
 from ptsr_edge.profile.profiler import profile_bundles
 from ptsr_edge.profile.schema import Profile
 from ptsr_edge.profile.timing import TimingConfig
-from ptsr_edge.report.regression import compare_profiles, sentence
+from ptsr_edge.report.changes import compare_profiles, sentence
 
 WRAPPER = """
 import os, time

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from ptsr_edge.core.errors import InputError, MissingExtraError, PtsrError, install_line
 
@@ -265,6 +266,12 @@ def finish(record: dict[str, Any], lines: Iterable[str], as_json: bool) -> None:
 
 # ---------------------------------------------------------------------------------------------
 # Options and verbs
+
+
+def is_given(name: str) -> bool:
+    """Tells whether an option of this call was given, on the command line or by its variable."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
 
 
 def comma_separated(

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from ptsr_edge.core.console import Verb, finish, if_interrupted
+from ptsr_edge.core.console import Verb, finish, if_interrupted, is_given
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.data.datasets import find_dataset
 from ptsr_edge.profile.fleet import measure_fleet
@@ -86,12 +85,6 @@ def check_fleet_call(
         )
 
 
-def _is_given(name: str) -> bool:
-    """Tells whether an option of this call was given, on the command line or by its variable."""
-    source = click.get_current_context().get_parameter_source(name)
-    return source not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
-
-
 @click.command(
     cls=Verb,
     epilog="Example: python -m ptsr_edge.profile --bundle out/ptsr-tiny-cpu --data synthetic "
@@ -111,6 +104,9 @@ def _is_given(name: str) -> bool:
 @click.option("--quick", is_flag=True,
               help="A first look: fewer starts and rounds; no stages, ceiling, energy, throughput "
               "or other selections.")  # fmt: skip
+@click.option("--count-instructions", is_flag=True,
+              help="Count each variant's instructions with valgrind where the processor does not tell them; a minute "
+              "or two each.")  # fmt: skip
 @click.option("--duration-s", type=float, default=5.0, show_default=True,
               help="Least timed duration of each variant.")  # fmt: skip
 @click.option("--min-runs", type=int, default=100, show_default=True, help="Least samples of each variant.")
@@ -129,28 +125,28 @@ def _is_given(name: str) -> bool:
 @click.option("--json", "as_json", is_flag=True, help="Print the record.")
 def main(
     bundles: tuple[Path, ...], baseline: Path | None, data: str | None, root: Path | None, subjects: int | None,
-    checkpoint: Path | None, control_seeds: int, quick: bool, duration_s: float, min_runs: int, threads: int,
-    processes: int, attempts: int, streams: int, pin: bool, seed: int, out: Path, fleet: str | None,
-    as_json: bool,
+    checkpoint: Path | None, control_seeds: int, quick: bool, count_instructions: bool, duration_s: float,
+    min_runs: int, threads: int, processes: int, attempts: int, streams: int, pin: bool, seed: int, out: Path,
+    fleet: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure MACs, latency, memory, size and accuracy of every variant beside the full-token ViT."""
     if root is not None and data is None:
         raise InputError("--root is the folder of the data: it goes with --data")
     asked: dict[str, Any] = dict(
         duration_s=duration_s, min_runs=min_runs, threads=threads, pin=pin and fleet is None, seed=seed,
-        processes=processes, attempts=attempts, streams=streams,
+        processes=processes, attempts=attempts, streams=streams, count_instructions=count_instructions,
     )  # fmt: skip
     if quick:
-        given = {name: value for name, value in asked.items() if _is_given(name)}
+        given = {name: value for name, value in asked.items() if is_given(name)}
         for name, value in (("streams", streams), ("control_seeds", control_seeds)):
-            if value and _is_given(name):
+            if value and is_given(name):
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(f"--quick leaves out what {option} {value} asks for: give one of the two")
         timing, control_seeds = quick_timing(**given), 0
     else:
         timing = TimingConfig(**asked, extras=True)
     if fleet is not None:
-        check_fleet_call(data, root, checkpoint, control_seeds if _is_given("control_seeds") else 0)
+        check_fleet_call(data, root, checkpoint, control_seeds if is_given("control_seeds") else 0)
         command = command_of(bundles, out, timing, baseline=baseline, data=data, subjects=subjects)
         with if_interrupted(
             lambda: (

@@ -21,7 +21,7 @@ from ptsr_edge.evaluate.evaluation import is_random, judged_data
 from ptsr_edge.profile.accuracy import evaluate_variants
 from ptsr_edge.profile.results import command_of, measured, method_of, samples_file, write_samples
 from ptsr_edge.profile.schema import NEW_CLIPS, PROFILE, Attempt, Profile
-from ptsr_edge.profile.timing import TimingConfig, time_until_stable
+from ptsr_edge.profile.timing import TimingConfig, fill_in_instructions, time_until_stable
 from ptsr_edge.profile.variants import (
     ALIKE,
     baseline_training,
@@ -87,6 +87,7 @@ def profile_bundles(
         warn_of_load(environment)
         tries, refusals = time_until_stable([*references, *variants], config)
         timings = tries[-1].timings
+        fill_in_instructions([*references, *variants], timings, config)
         found = evaluate_variants(
             references, variants, samples, refusals, config.threads,
             checkpoint=checkpoint, control_seeds=control_seeds,

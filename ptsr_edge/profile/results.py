@@ -68,6 +68,8 @@ NOT_MEASURED: Reasons = {
     "predict_ms": Missing(kind="not_asked", reason="a whole predict call was not timed"),
     "sample_ms": Missing(kind="not_asked", reason="a whole sample was not timed"),
     "ratio_sample": Missing(kind="not_asked", reason="a whole sample was not timed"),
+    "operators_run": Missing(kind="not_asked", reason="operators were not counted"),
+    "instructions": Missing(kind="not_asked", reason="instructions were not counted"),
     "stages": Missing(kind="not_asked", reason="stages were not timed"),
     "ceiling": Missing(kind="not_asked", reason="the ceiling was not measured"),
     "energy_mj": Missing(kind="not_asked", reason="energy was not measured: only the latency was asked for"),
@@ -204,6 +206,8 @@ def _timed_results(
         "predict_ms": timing.predict_ms,
         "sample_ms": sample_ms,
         "ratio_sample": sample_ratio,
+        "operators_run": timing.operators_run,
+        "instructions": timing.instructions,
         "peak_rss_bytes": timing.peak_rss_bytes,
         "base_rss_bytes": timing.base_rss_bytes,
         "throughput_per_s": timing.throughput_per_s,
@@ -458,6 +462,8 @@ def method_of(config: TimingConfig, timings: Mapping[str, RawTiming]) -> dict[st
         "energy": some.energy_from or "not measured",
         "load": "Session.open: manifest, SHA-256 of all files, loading or compiling; the import comes before",
         "memory": "VmHWM of the process that runs one variant, Python and runtime included",
+        "operators": "one inference, after the runtime's own optimisations: by ONNX Runtime's profiler, by OpenVINO's execution graph",
+        "instructions": next((raw.counted_by for raw in timings.values() if raw.counted_by), "not counted"),
         "macs": "one multiply-add counts as one; matrix products and convolutions only",
         "accuracy": "through the same artifacts, one sample at a time",
     }
@@ -495,6 +501,7 @@ def command_of(
     for name in ("processes", "attempts", "streams"):
         words += [f"--{name}", str(getattr(config, name))]
     words += ["--pin"] if config.pin else []
+    words += ["--count-instructions"] if config.count_instructions else []
     words += ["--out", shown_path(out)]
     words += ["--checkpoint", shown_path(checkpoint)] if checkpoint is not None else []
     words += ["--control-seeds", str(control_seeds)] if control_seeds and data is not None else []

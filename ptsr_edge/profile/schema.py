@@ -136,6 +136,8 @@ class Measured(Record):
         predict_ms: median of a whole `Session.predict` call, normalising included.
         sample_ms: median of a whole sample, `Session.predict_frames`: from two face crops to the answer, flow and strain
             included; `ratio_sample` is how many times as fast as the baseline's whole sample that is.
+        operators_run: how many operators the runtime executes in one inference, by its own names.
+        instructions: that a processor executes in user space for one inference on one thread; `method` says by which counter.
         base_rss_bytes: the part of `peak_rss_bytes` that Python, numpy and the runtime take with nothing loaded.
         int8_layers: what the export says of an int8 whose accuracy it judged.
         notes: for people, beside results that are there: nothing is decided by them.
@@ -156,6 +158,8 @@ class Measured(Record):
     macs_graph: int | None = None
     macs_uncounted: dict[str, int] = Field(default_factory=dict)
     macs_explained: str | None = None
+    operators_run: dict[str, int] | None = None
+    instructions: int | None = None
     parameters: int
     size_bytes: int
     load_ms: float | None = None

@@ -24,7 +24,7 @@ from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 from ptsr_edge.core.system import Meter, NoMeter, find_meter, visible_cpus
 from ptsr_edge.profile.schema import NOT_RUN, FaultKind, Missing, MissingKind, needs_gpu
 from ptsr_edge.profile.variants import ProfiledVariant
-from ptsr_edge.profile.worker import SETTLE_RUNS, Block, RawTiming, Worker, all_runs
+from ptsr_edge.profile.worker import SETTLE_RUNS, Block, Counter, RawTiming, Worker, all_runs, find_counter
 from ptsr_edge.stats.latency import MIN_ROUNDS as LEAST_ROUNDS
 from ptsr_edge.stats.latency import Ratio, ratio_interval, shared_ratio_interval
 
@@ -90,6 +90,7 @@ class TimingConfig:
         streams: sessions at once for the throughput; 0: it is not measured.
         extras: energy, stages, ceiling and throughput are measured after the last round.
         rounds: least number of rounds, over all processes.
+        count_instructions: count them by valgrind where the processor's own counter is not told, which takes minutes.
         quick: this is a quick run (see `quick_timing`), which the record says.
 
     Raises:
@@ -108,6 +109,7 @@ class TimingConfig:
     extras: bool = False
     rounds: int = MIN_ROUNDS
     quick: bool = False
+    count_instructions: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what could not be measured."""
@@ -405,6 +407,8 @@ def measure_interleaved(
             label = f"timing {launch + 1}/{config.processes}" if config.processes > 1 else "timing"
             order = np.random.default_rng(config.seed + launch)
             _run_rounds(workers, timings, progress(range(rounds), label), block_s, config, order)
+            if launch == config.processes - 1:
+                _count_operators(workers, timings)
             if launch == config.processes - 1 and config.extras:
                 with doing("measuring memory, stages, throughput and the ceiling"):
                     _measure_extras(workers, timings, config)
@@ -448,6 +452,15 @@ def _run_rounds(
             timings[name].whole.append(block)
 
 
+def _count_operators(workers: Mapping[str, Worker], timings: Mapping[str, RawTiming]) -> None:
+    """Fills in what each runtime executes; after the memory was read, since it loads the artifact once more."""
+    for name, worker in workers.items():
+        answer = worker.operators()
+        timings[name].operators_run = answer["operators_run"]
+        if answer["missing"]:
+            timings[name].missing["operators_run"] = Missing(**answer["missing"])
+
+
 def _measure_extras(
     workers: Mapping[str, Worker], timings: Mapping[str, RawTiming], config: TimingConfig
 ) -> None:
@@ -476,6 +489,36 @@ def _without_reasons(field: str, answer: Mapping[str, Any], timing: RawTiming) -
     """Moves the reasons of a worker's answer to those of the timing; returns the rest of the answer."""
     timing.missing |= {f"{field}.{name}": Missing(**why) for name, why in answer["missing"].items()}
     return {name: value for name, value in answer.items() if name != "missing"}
+
+
+def fill_in_instructions(
+    variants: Sequence[ProfiledVariant], timings: Mapping[str, RawTiming], config: TimingConfig
+) -> None:
+    """Counts the instructions of what was timed: by the processor where it tells them, else by valgrind where asked for."""
+    if not (config.count_instructions or config.extras):
+        return
+    counter = find_counter(asked=config.count_instructions)
+    timed = [profiled for profiled in variants if profiled.id in timings]
+    for profiled in timed if isinstance(counter, Missing) else progress_bar(timed, "counting instructions"):
+        timing = timings[profiled.id]
+        found = _instructions(profiled, timing, counter, config.seed)
+        if isinstance(found, Missing):
+            timing.missing["instructions"] = found
+        else:
+            timing.instructions, timing.counted_by = found
+
+
+def _instructions(
+    profiled: ProfiledVariant, timing: RawTiming, counter: Counter | Missing, seed: int
+) -> tuple[int, str] | Missing:
+    """Counts the instructions of one variant, and tells how."""
+    if isinstance(counter, Missing):
+        return counter
+    if needs_gpu(profiled.variant.target):
+        return Missing(kind="not_supported", reason="instructions were not counted: it runs on a GPU")
+    p50_s = float(np.median(timing.samples_ns)) / 1e9
+    found = counter.instructions(profiled, p50_s=p50_s, seed=seed)
+    return found if isinstance(found, Missing) else (found, counter.told)
 
 
 def _energy_mj(worker: Worker, meter: Meter | NoMeter, duration_s: float) -> tuple[float, str] | Missing:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -23,7 +26,7 @@ from numpy.typing import NDArray
 
 from ptsr_edge.core import errors
 from ptsr_edge.core.errors import JobError
-from ptsr_edge.profile.schema import Missing
+from ptsr_edge.profile.schema import Missing, MissingKind
 from ptsr_edge.profile.variants import ProfiledVariant
 
 SETTLE_RUNS = 2
@@ -31,6 +34,8 @@ SETTLE_RUNS = 2
 
 ANSWER_LIMIT_S = 600.0
 """Longest wait for an answer; loading may compile."""
+
+PROCESS = [sys.executable, "-m", "ptsr_edge.profile.worker_process"]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -77,6 +82,8 @@ class RawTiming:
         energy_from: the meter, or why there is none.
         stages: fields of `schema.Stages`.
         ceiling: fields of `schema.Ceiling`, but for `share`.
+        operators_run: how many operators the runtime executes in one inference, by its own names.
+        instructions: of one inference; `counted_by` names the counter.
         missing: why results are missing, by the name of the field in the record.
     """
 
@@ -95,6 +102,9 @@ class RawTiming:
     energy_from: str | None = None
     stages: dict[str, Any] | None = None
     ceiling: dict[str, Any] | None = None
+    operators_run: dict[str, int] | None = None
+    instructions: int | None = None
+    counted_by: str | None = None
     missing: dict[str, Missing] = field(default_factory=dict)
 
     @property
@@ -160,7 +170,7 @@ class Worker:
         """Starts the process."""
         self._stderr = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "ptsr_edge.profile.worker_process"],
+            PROCESS,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -185,13 +195,7 @@ class Worker:
             InputError: no such bundle or variant.
             JobError: the runtime is missing or refuses the artifact, or the process died.
         """
-        answer = self._ask(
-            {
-                "op": "load", "bundle": str(self.variant.folder), "variant": self.variant.variant.id,
-                "threads": self._threads, "cpus": self._cpus, "seed": self._seed,
-            }
-        )  # fmt: skip
-        return RawTiming(**answer)
+        return RawTiming(**self._ask(_load_request(self.variant, self._threads, self._cpus, self._seed)))
 
     def block(self, *, duration_s: float, runs: int, call: str = "infer", settle: int = SETTLE_RUNS) -> Block:
         """Runs until both minima are reached."""
@@ -204,6 +208,10 @@ class Worker:
         """Inferences a second of `streams` sessions in threads of the process."""
         answer = self._ask({"op": "throughput", "streams": streams, "duration_s": duration_s})
         return float(answer["per_s"])
+
+    def operators(self) -> dict[str, Any]:
+        """Counts what the runtime executes in one inference; see `worker_process.Bench.operators`."""
+        return self._ask({"op": "operators"})
 
     def stages(self, *, runs: int) -> dict[str, Any]:
         """Times one sample by stage; see `worker_process.Bench.stages`."""
@@ -286,7 +294,130 @@ class Worker:
         return f": {said[-1][:300]}" if said else "; it said nothing"
 
 
+def _load_request(
+    variant: ProfiledVariant, threads: int, cpus: Sequence[int] | None, seed: int
+) -> dict[str, Any]:
+    return {
+        "op": "load", "bundle": str(variant.folder), "variant": variant.variant.id,
+        "threads": threads, "cpus": cpus, "seed": seed,
+    }  # fmt: skip
+
+
 def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
     assert process.stdin is not None
     assert process.stdout is not None
     return process.stdin, process.stdout
+
+
+# ---------------------------------------------------------------------------------------------
+# Instructions
+
+FIRST_RUNS = 10
+"""Runs of the shorter of two counts: what only the first runs do is then in both."""
+
+
+@dataclass(frozen=True)
+class Counter:
+    """A tool that counts the instructions of a process in user space.
+
+    Attributes:
+        command: that starts the tool, up to the process that is counted; `{file}` stands for where it writes.
+        found: how the count stands in what it writes.
+        told: for the record, how instructions were counted.
+        runs_s: how long the counted runs take where nothing slows them; at least `least_runs` are made.
+        least_runs: least number of counted runs.
+    """
+
+    command: tuple[str, ...]
+    found: re.Pattern[str]
+    told: str
+    runs_s: float
+    least_runs: int
+
+    def instructions(self, variant: ProfiledVariant, *, p50_s: float, seed: int) -> int | Missing:
+        """Counts one inference on one thread: the difference of two processes that differ in their number of runs.
+
+        Args:
+            variant: what runs.
+            p50_s: of an inference, to choose the number of runs.
+            seed: of the input.
+        """
+        runs = max(self.least_runs, round(self.runs_s / p50_s))
+        load = _load_request(variant, 1, None, seed)
+        counts: list[int] = []
+        for number in (FIRST_RUNS, FIRST_RUNS + runs):
+            block = {"op": "block", "call": "infer", "duration_s": 0, "runs": number, "settle": 0}
+            count = self.count(PROCESS, "".join(json.dumps(request) + "\n" for request in (load, block)))
+            if isinstance(count, Missing):
+                return count
+            counts.append(count)
+        return round((counts[1] - counts[0]) / runs)
+
+    def count(self, command: Sequence[str], given: str = "") -> int | Missing:
+        """Counts a whole process, which reads `given` on stdin and answers lines without `error`."""
+        with tempfile.TemporaryDirectory(prefix="ptsr-edge-") as scratch:
+            file = f"{scratch}/count"
+            try:
+                done = subprocess.run(
+                    [*(word.replace("{file}", file) for word in self.command), *command],
+                    input=given,
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    timeout=ANSWER_LIMIT_S,
+                    check=False,
+                    # What the order of sets depends on would differ from process to process.
+                    env=os.environ | dict.fromkeys(_THREAD_VARIABLES, "1") | {"PYTHONHASHSEED": "0"},
+                )
+            except subprocess.TimeoutExpired:
+                return _uncounted(f"{self.command[0]} took longer than {ANSWER_LIMIT_S:g} s")
+            wrote = Path(file).read_text(encoding="utf-8") if Path(file).exists() else ""
+        answers = [json.loads(line) for line in done.stdout.splitlines() if given]
+        failed = next((str(answer["error"]) for answer in answers if "error" in answer), None)
+        if failed is not None or done.returncode:
+            said = failed or next(iter(reversed(done.stderr.strip().splitlines())), "it said nothing")
+            return _uncounted(f"under {self.command[0]} the process failed: {said[:300]}")
+        match = self.found.search(wrote)
+        if match is None:
+            return _uncounted(f"{self.command[0]} tells no number", "not_supported")
+        return int(match[1])
+
+
+def _uncounted(why: str, kind: MissingKind = "failed") -> Missing:
+    return Missing(kind=kind, reason=f"instructions were not counted: {why}")
+
+
+def perf_counter_of(event: str) -> Counter:
+    """Returns the counter of an event of the processor or the kernel, such as `instructions:u`."""
+    return Counter(
+        command=("perf", "stat", "-x,", "-e", event, "-o", "{file}", "--"),
+        found=re.compile(rf"^(\d+),[^,]*,{re.escape(event)},", re.MULTILINE),
+        told=f"perf stat -e {event}: difference of two processes, on one thread",
+        runs_s=2.0,
+        least_runs=20,
+    )
+
+
+CALLGRIND = Counter(
+    command=("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", "--log-file={file}"),
+    found=re.compile(r"Collected : (\d+)"),
+    told="valgrind's callgrind: difference of two processes, on one thread; it runs them as a processor without "
+    "AVX-512, VNNI and AMX would be asked to",
+    runs_s=0.0,
+    least_runs=20,
+)
+
+
+def find_counter(*, asked: bool) -> Counter | Missing:
+    """Returns what counts instructions here; valgrind, which is slow, only where it was asked for."""
+    perf = perf_counter_of("instructions:u")
+    why = "perf is not installed"
+    if shutil.which("perf") is not None:
+        if isinstance(perf.count(["true"]), int):
+            return perf
+        why = "this machine's processor does not tell them to perf"
+    if not asked:
+        return _uncounted(f"{why}, and --count-instructions was not given", "not_asked")
+    if shutil.which("valgrind") is not None:
+        return CALLGRIND
+    return _uncounted(f"{why}, and valgrind is not installed", "not_installed")

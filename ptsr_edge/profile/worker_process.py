@@ -4,6 +4,7 @@
     {"op": "block", "call": "infer", "duration_s": 0.05, "runs": 5, "settle": 2}; also "predict" and "sample"
     {"op": "memory"}
     {"op": "throughput", "streams": 2, "duration_s": 1.0}
+    {"op": "operators"}
     {"op": "stages", "runs": 20}
     {"op": "ceiling", "duration_s": 0.5}
 
@@ -41,7 +42,7 @@ from ptsr_edge.bundle import Bundle, Variant, find_variant, read_bundle
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, PtsrError
 from ptsr_edge.data.synthetic_faces import base_face
-from ptsr_edge.profile.roofline import Untold, measure_ceiling, operator_shares
+from ptsr_edge.profile.roofline import Untold, measure_ceiling, operator_shares, operators_run
 from ptsr_edge.runtimes.base import find_runtime
 from ptsr_edge.runtimes.openvino import silence
 from ptsr_edge.session import Session, open_variant
@@ -72,6 +73,7 @@ def serve(requests: Iterable[str], answers: TextIO) -> None:
         "block": bench.block,
         "memory": bench.memory,
         "throughput": bench.throughput,
+        "operators": bench.operators,
         "stages": bench.stages,
         "ceiling": bench.ceiling,
     }
@@ -177,6 +179,19 @@ class Bench:
         more = [open_variant(own.folder, own.variant, own.threads) for _ in range(streams - 1)]
         runs = [partial(session.infer, own.prepared) for session in (own.session, *more)]
         return {"per_s": runs_per_second(runs, duration_s)}
+
+    def operators(self) -> dict[str, Any]:
+        """Counts what the runtime executes in one inference, in a session of its own.
+
+        Returns:
+            `operators_run`: names and counts, or None; `missing`: `kind` and `reason` of a `schema.Missing`, or None.
+        """
+        own = self._loaded()
+        artifact = own.folder / own.variant.artifact
+        found = operators_run(own.variant.target, artifact, own.threads, own.prepared)
+        if isinstance(found, Untold):
+            return {"operators_run": None, "missing": found._asdict()}
+        return {"operators_run": found, "missing": None}
 
     def stages(self, *, runs: int) -> dict[str, Any]:
         """Times one sample by stage, in medians over `runs`.

@@ -22,17 +22,38 @@ from ptsr_edge.bundle import (
     read_bundle,
     write_recommended,
 )
-from ptsr_edge.core.config import Record, parse
-from ptsr_edge.core.console import Verb, finish, say
+from ptsr_edge.core.config import Record, parse, read_record
+from ptsr_edge.core.console import Verb, finish, is_given, say
 from ptsr_edge.core.errors import ComparisonError, InputError, JobError, require
-from ptsr_edge.core.files import write_whole
+from ptsr_edge.core.files import check_file, write_json, write_whole
 from ptsr_edge.profile.schema import Profile, read_fleet, read_profile
+from ptsr_edge.report.changes import COUNTS, Regression, changes_words, compare_profiles, outcome, summary
 from ptsr_edge.report.comparison import Comparison, compare, read_sources, sentence
 from ptsr_edge.report.fleet import fleet_lines, fleet_words, without_budget
 from ptsr_edge.report.hazards import Hazard, hazards, instability, limitations
-from ptsr_edge.report.plotting import FONT, SVG_CSS, standalone, theme_css
+from ptsr_edge.report.history import (
+    ACKNOWLEDGED,
+    NOT_COUNTED,
+    Acknowledged,
+    Gate,
+    History,
+    Timeline,
+    accuracy_chart,
+    acknowledge,
+    changed_variants,
+    count_rows,
+    headline,
+    history_lines,
+    history_of,
+    profile_folders,
+    result_text,
+    run_text,
+    speed_chart,
+    timelines,
+)
+from ptsr_edge.report.plotting import FONT, SVG_CSS, NotDrawn, standalone, theme_css
+from ptsr_edge.report.plotting import render as draw_svg
 from ptsr_edge.report.recommendation import Decision, Limits, Recommendation, check_limits, recommend
-from ptsr_edge.report.regression import Regression, changes_words, compare_profiles, outcome, summary
 from ptsr_edge.report.sections import (
     LEAD,
     Picture,
@@ -170,10 +191,7 @@ def write_report(
         "limitations": list(limitations(comparison)),
         "command": command,
         "paste": lines_to_paste(comparison, recommendation),
-        "svg_css": SVG_CSS,
-        "font": FONT,
-        "light": theme_css(0),
-        "dark": theme_css(1),
+        **_theme_words(),
     }
     # Everything exists before the first file is written; the page, which names the others, comes last.
     files = {
@@ -333,6 +351,134 @@ def _report(
     return parse(Report, record, "report.json")
 
 
+@dataclass(frozen=True)
+class WrittenHistory:
+    """What was written: the page, the record, and the terminal's lines."""
+
+    page: Path
+    history: History
+    lines: list[str]
+
+
+def write_history(
+    places: Sequence[Path],
+    out: Path,
+    acknowledged: Path | None = None,
+    named: Sequence[str] = (),
+    reason: str | None = None,
+) -> WrittenHistory:
+    """Writes the history of one model over profiles in time.
+
+    Args:
+        places: folders of profiles, or folders that hold such folders.
+        out: folder for `history.html`, `history.md`, `history.json` and `figures/`; may hold other files.
+        acknowledged: file with the changes that were accepted; by default `acknowledged.json` in `out`.
+        named: changes to be accepted now, `VARIANT@CREATED`, for this `reason`.
+        reason: why they are acceptable.
+
+    Raises:
+        InputError: no profile, one that cannot be read, profiles that do not belong together, or a change that is none;
+            nothing was written.
+        JobError: a file cannot be written, or matplotlib or jinja2 is not installed.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; the report needs a folder")
+    kept = out / ACKNOWLEDGED if acknowledged is None else acknowledged
+    check_file(kept)
+    lines = timelines(read_sources(profile_folders(places)))
+    accepted = read_record(Acknowledged, kept) if kept.exists() else Acknowledged()
+    words = ["python", "-m", "ptsr_edge.report"]
+    words += [word for place in places for word in ("--history", place.as_posix())]
+    words += ["--out", out.as_posix()]
+    words += [] if acknowledged is None else ["--acknowledged", acknowledged.as_posix()]
+    command = shlex.join(words)
+    history = history_of(lines, accepted, command)
+    if named:
+        accepted = acknowledge(history, accepted, named, reason or "")
+        history = history_of(lines, accepted, command)
+    pictures = {line.name: _history_pictures(history, line, n) for n, line in enumerate(lines, start=1)}
+    page_words = {
+        "model": history.model,
+        "headline": headline(history),
+        "machines": [_machine_words(history, line, pictures[line.name]) for line in lines],
+        "command": command,
+        **_theme_words(),
+    }
+    files = {
+        f"figures/{picture.name}.svg": standalone(picture.wide, f"{picture.title}. {picture.words}")
+        for some in pictures.values()
+        for picture in some
+        if picture.wide
+    }
+    files["history.json"] = json_text(history.model_dump(mode="json", by_alias=True))
+    files["history.md"] = render("history.md.jinja", page_words)
+    files["history.html"] = render("history.html.jinja", page_words)
+    if named:
+        write_json(kept, accepted.model_dump(mode="json", by_alias=True))
+        say(f"{kept} has {len(accepted.entries)} acknowledged changes")
+    for file, content in files.items():
+        write_whole(out / file, content)
+    page = out / "history.html"
+    return WrittenHistory(page, history, [*history_lines(history), page.as_posix()])
+
+
+def _history_pictures(history: History, line: Timeline, number: int) -> list[Picture]:
+    found = [finding for finding in history.findings if finding.machine == line.name]
+    pictures = []
+    for name, title, drawn in (
+        (f"history-speed-{number}", "Times as fast as the baseline", speed_chart(line, found)),
+        (f"history-accuracy-{number}", "UAR", accuracy_chart(line, found)),
+    ):
+        if isinstance(drawn, NotDrawn):
+            pictures.append(Picture(name, title, note=f"Not drawn: {drawn.reason}."))
+        else:
+            wide, narrow = draw_svg(name, drawn)
+            pictures.append(Picture(name, title, drawn.caption, drawn.words, wide, narrow))
+    return pictures
+
+
+def _machine_words(history: History, line: Timeline, pictures: Sequence[Picture]) -> dict[str, Any]:
+    """Returns what the templates write of a machine, the newest first; of its steps, what else was not the same."""
+    (machine,) = (machine for machine in history.machines if machine.name == line.name)
+    steps = [
+        (
+            step.new_created,
+            [
+                *step.conditions,
+                *(f"{variant} is gone" for variant in step.only_old),
+                *(f"{variant} is new" for variant in step.only_new),
+            ],
+        )
+        for step in reversed(machine.steps)
+    ]
+    rows = count_rows(line)
+    told = [any(row.cells[place][0] != NOT_COUNTED for row in rows) for place in range(len(COUNTS))]
+    return {
+        "name": line.name,
+        "pictures": pictures,
+        "changes": changed_variants(history, line.name),
+        "left_open": machine.steps[-1].left_open if machine.steps else [],
+        "counts": {
+            "headings": [
+                heading for (heading, _), is_told in zip(COUNTS.values(), told, strict=True) if is_told
+            ],
+            "rows": [
+                (row, [cell for cell, is_told in zip(row.cells, told, strict=True) if is_told])
+                for row in rows
+            ],
+        },
+        "runs": [
+            (source.profile.created, source.folder.as_posix(), run_text(source.profile))
+            for source in reversed(line.sources)
+        ],
+        "steps": [(created, texts) for created, texts in steps if texts],
+    }
+
+
+def _theme_words() -> dict[str, str]:
+    return {"svg_css": SVG_CSS, "font": FONT, "light": theme_css(0), "dark": theme_css(1)}
+
+
 # ---------------------------------------------------------------------------------------------
 # Words to HTML, Markdown and JSON
 
@@ -358,6 +504,7 @@ def render(template: str, words: dict[str, Any]) -> str:
         "unbroken": unbroken,
         "sentence": sentence,
         "exact": _exact,
+        "minute": lambda created: created[:16].replace("T", " "),
     }
     environment.globals["table_lines"] = pipe_table
     return str(environment.get_template(template).render(words))
@@ -408,18 +555,33 @@ def json_text(record: dict[str, Any]) -> str:
               help="What is independent: people, or every sample.")  # fmt: skip
 @click.option("--compare", "old", type=click.Path(path_type=Path),
               help="Folder of an earlier profile: say what changed beyond noise since then.")  # fmt: skip
+@click.option("--history", "places", multiple=True, type=click.Path(path_type=Path),
+              help="Folder of a profile, or of several: draw ratios, accuracy and counts over time, machine by machine; "
+              "may be repeated.")  # fmt: skip
+@click.argument("further", metavar="[DIR]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--fail-on-regression", "strict", is_flag=True,
-              help="With --compare: exit code 1 if anything got worse (3: nothing could be compared).")  # fmt: skip
+              help="With --compare or --history (its newest step): exit code 1 if anything got worse (3: nothing could be "
+              "compared).")  # fmt: skip
+@click.option("--gate", type=click.Choice(["counts", "all"]), default="all", show_default=True,
+              help="With --history: what fails; counts do not depend on load.")  # fmt: skip
+@click.option("--acknowledge", "named", multiple=True, metavar="VARIANT@CREATED",
+              help="With --history: accept what got worse there, for a --reason; may be repeated.")  # fmt: skip
+@click.option("--reason", help="Why it is acceptable.")
+@click.option("--acknowledged", type=click.Path(path_type=Path),
+              help="File that keeps what was acknowledged; default: acknowledged.json in --out.")  # fmt: skip
 @click.option("--write-choice", "bundles", multiple=True, type=click.Path(path_type=Path),
               help="Bundle that shall recommend the chosen variant; may be repeated.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def main(
-    profiles: tuple[Path, ...], out: Path | None, fleet: Path | None, max_latency_ms: float | None, max_uar_drop: float | None,
-    confidence: float, unit: Unit, old: Path | None, strict: bool, bundles: tuple[Path, ...], as_json: bool,
+    profiles: tuple[Path, ...], out: Path | None, fleet: Path | None, max_latency_ms: float | None,
+    max_uar_drop: float | None, confidence: float, unit: Unit, old: Path | None, places: tuple[Path, ...],
+    further: tuple[Path, ...], strict: bool, gate: Gate, named: tuple[str, ...], reason: str | None,
+    acknowledged: Path | None, bundles: tuple[Path, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Turn profiles into a page, a Markdown file, a JSON record and charts, and choose a variant.
 
-    The fastest that meets all limits that are given is chosen, and no other limit is set.
+    The fastest that meets all limits that are given is chosen, and no other limit is set. DIR: further folders of
+    --history.
     """
     if fleet is not None:
         if profiles or old or strict or bundles or max_uar_drop is not None:
@@ -430,8 +592,15 @@ def main(
         return
     if out is None:
         raise InputError("name the folder for the report: --out DIR")
-    if strict and old is None:
-        raise InputError("--fail-on-regression needs --compare DIR, the profile to compare with")
+    if strict and old is None and not places:
+        raise InputError(
+            "--fail-on-regression needs --compare DIR, the profile to compare with, or --history DIR, profiles in time"
+        )
+    _check_companions(places, further, named, reason, strict=strict)
+    if places:
+        written_history = write_history([*places, *further], out, acknowledged, named, reason)
+        _tell_history(written_history, gate if strict else None, as_json)
+        return
     limits = check_limits(max_latency_ms, max_uar_drop, confidence, unit)
     if bundles and limits is None:
         raise InputError(
@@ -450,3 +619,55 @@ def main(
         raise JobError(outcome(report.changes))
     if report.changes.nothing_compared:
         raise ComparisonError(f"{outcome(report.changes)}. The report: {written.page.as_posix()}")
+
+
+HISTORY_ONLY = {
+    "gate": "--gate", "named": "--acknowledge", "reason": "--reason", "acknowledged": "--acknowledged",
+}  # fmt: skip
+NOT_WITH_HISTORY = {
+    "profiles": "--profile", "max_latency_ms": "--max-latency-ms", "max_uar_drop": "--max-uar-drop",
+    "confidence": "--confidence", "unit": "--unit", "old": "--compare", "bundles": "--write-choice",
+}  # fmt: skip
+
+
+def _check_companions(
+    places: Sequence[Path], further: Sequence[Path], named: Sequence[str], reason: str | None, *, strict: bool
+) -> None:
+    """Refuses options that go with `--history` alone, or not with it.
+
+    Raises:
+        InputError: there is one.
+    """
+    if further and not places:
+        raise InputError(f"{further[0]} stands without an option: --profile DIR, or --history DIR...")
+    for name, option in (NOT_WITH_HISTORY if places else HISTORY_ONLY).items():
+        if is_given(name):
+            raise InputError(
+                f"{option} does not go with --history, which makes a page of its own"
+                if places
+                else f"{option} goes with --history DIR, profiles in time"
+            )
+    if is_given("gate") and not strict:
+        raise InputError("--gate says what --fail-on-regression fails on: give both")
+    if bool(named) != (reason is not None):
+        raise InputError("--acknowledge VARIANT@CREATED and --reason TEXT go together")
+
+
+def _tell_history(written: WrittenHistory, gate: Gate | None, as_json: bool) -> None:
+    """Prints a history; then fails where a gate is given and does not pass."""
+    history = written.history
+    finish(history.model_dump(mode="json", by_alias=True), written.lines, as_json)
+    if gate is None:
+        return
+    page = written.page.as_posix()
+    if failures := history.failures(gate):
+        told = "; ".join(
+            f"{found.variant}@{found.created} {result_text(found.result)}: {found.text}"
+            for found in failures[:3]
+        )
+        more = f" and {len(failures) - 3} more" if len(failures) > 3 else ""
+        raise JobError(
+            f"worse at the newest step: {told}{more}; undo it, or --acknowledge it with a --reason. The page: {page}"
+        )
+    if why := history.nothing_compared(gate):
+        raise ComparisonError(f"nothing could be compared: {why}. The page: {page}")

@@ -136,7 +136,7 @@ def test_a_variant_that_did_not_run_has_its_refusal_for_every_result(variants: l
     assert refused == {
         "latency_ms", "cpu_share", "ratio", "ratio_same_precision", "ratio_cpu_time", "load_ms", "first_ms",
         "predict_ms", "sample_ms", "ratio_sample", "throughput_per_s", "energy_mj", "stages", "ceiling",
-        "peak_rss_bytes", "base_rss_bytes",
+        "peak_rss_bytes", "base_rss_bytes", "operators_run", "instructions",
     }  # fmt: skip
     assert row.raw_samples is None
 

@@ -15,6 +15,7 @@ from ptsr_edge.profile.roofline import (
     Untold,
     measure_ceiling,
     operator_shares,
+    operators_run,
     shares_of,
 )
 
@@ -90,7 +91,38 @@ def test_the_runtimes_profiler_tells(target: str, tmp_path: Path) -> None:
     assert "matrix products" in shares
     assert sum(shares.values()) == pytest.approx(1)
     assert set(shares) <= set(CLASSES)
+    counts = operators_run(target, tmp_path / "b" / bundle.variants[0].artifact, 1, flow)
+    assert isinstance(counts, dict)
+    assert {"MatMul", "FullyConnected"} & set(counts)
+    # Compiled again it is the same count, although some operators take less than the profiler's clock can tell.
+    for _ in range(3):
+        assert operators_run(target, tmp_path / "b" / bundle.variants[0].artifact, 1, flow) == counts
+    assert list(counts.values()) == sorted(counts.values(), reverse=True)
     assert set((tmp_path / "b").iterdir()) == before
+
+
+def test_operators_that_run_are_those_of_the_graph(tmp_path: Path) -> None:
+    """Three products and three sines that nothing fuses or folds: six nodes run, whatever the number of runs."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    nodes = []
+    for step in range(3):
+        nodes.append(helper.make_node("Mul", [f"x{step}" if step else "flow", "flow"], [f"y{step}"]))
+        nodes.append(helper.make_node("Sin", [f"y{step}"], [f"x{step + 1}"]))
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 4, 4]) for name in ("flow", "x3")]
+    graph = helper.make_graph(nodes, "six", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / "six.onnx")
+    flow = np.ones((1, 3, 4, 4), np.float32)
+    assert operators_run("cpu", tmp_path / "six.onnx", 1, flow) == {"Mul": 3, "Sin": 3}
+
+
+def test_operators_of_a_profiler_that_is_not_read(tmp_path: Path) -> None:
+    found = operators_run("trt", tmp_path / "x.engine", 1, np.ones((1, 3, 4, 4), np.float32))
+    assert found == Untold(
+        "not_supported", "operators were not counted: the profiler of target trt is not read"
+    )
 
 
 @pytest.mark.parametrize("target", ["trt", "toy"])

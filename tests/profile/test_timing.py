@@ -142,6 +142,8 @@ def test_processes_are_started_again_and_their_rounds_told_apart(
         assert timing.processes == 3
         assert timing.throughput_per_s is None
         assert timing.stages is None
+        assert timing.operators_run
+        assert (timing.instructions, timing.missing) == (None, {})
 
 
 def test_a_quick_run_starts_less_and_asks_for_less(
@@ -159,10 +161,10 @@ def test_a_quick_run_starts_less_and_asks_for_less(
     monkeypatch.setattr(Worker, "_ask", remember)
     timings = measure_interleaved(named(folders[0], full=16, half=8), quick_timing(duration_s=0.001))
     # Two variants: 3 starts of each, of which each warms up in one block and runs 4 rounds, one
-    # predict call and 2 rounds of whole samples.
+    # predict call and 2 rounds of whole samples; operators are counted once.
     assert Counter(asked) == {
         ("load", ""): 6, ("block", "infer"): 2 * 3 * (1 + 4), ("block", "predict"): 6, ("memory", ""): 6,
-            ("block", "sample"): 2 * 3 * 2,
+        ("block", "sample"): 2 * 3 * 2, ("operators", ""): 2,
     }  # fmt: skip
     assert [block.launch for block in timings["half"].blocks] == [0] * 4 + [1] * 4 + [2] * 4
     assert [block.launch for block in timings["half"].whole] == [0] * 2 + [1] * 2 + [2] * 2

@@ -4,7 +4,10 @@ able to fail a test."""
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,9 +17,20 @@ import pytest
 from bundle_data import ended, profiled, write_tiny_bundle
 
 from ptsr_edge.core.errors import JobError
+from ptsr_edge.profile.schema import Missing
 from ptsr_edge.profile.timing import pinned_cpus
 from ptsr_edge.profile.variants import ProfiledVariant
-from ptsr_edge.profile.worker import Block, RawTiming, Worker, all_runs
+from ptsr_edge.profile.worker import (
+    CALLGRIND,
+    FIRST_RUNS,
+    Block,
+    Counter,
+    RawTiming,
+    Worker,
+    all_runs,
+    find_counter,
+    perf_counter_of,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -147,3 +161,83 @@ def test_samples_know_their_round() -> None:
     assert all_runs([]).wall_ns.size == 0
     # 36 of 45 nanoseconds.
     assert timing.cpu_share == pytest.approx(0.8)
+
+
+# ---------------------------------------------------------------------------------------------
+# Instructions
+
+needs_valgrind = pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
+needs_perf = pytest.mark.skipif(shutil.which("perf") is None, reason="perf is not installed")
+
+SQUARES = "for n in range({}): n * n"
+
+
+@needs_valgrind
+def test_callgrind_counts_the_same_twice_and_more_of_more_work() -> None:
+    def count(steps: int) -> int:
+        found = CALLGRIND.count([sys.executable, "-S", "-c", SQUARES.format(steps)])
+        assert isinstance(found, int)
+        return found
+
+    once, again, more = count(1), count(1), count(100_001)
+    assert again == pytest.approx(once, rel=1e-3)
+    # A step of this loop takes Python some tens of instructions.
+    assert 20 * 100_000 < more - once < 1000 * 100_000
+
+
+@needs_valgrind
+def test_callgrind_counts_an_inference(variant: ProfiledVariant) -> None:
+    # The tiny graph's products need one instruction for 16 multiply-adds at the very least (two registers of 8 floats).
+    found = CALLGRIND.instructions(variant, p50_s=1e-3, seed=0)
+    assert isinstance(found, int)
+    assert variant.variant.macs / 16 < found < 100_000_000
+
+
+def test_two_processes_differ_by_the_runs_that_are_counted(variant: ProfiledVariant, tmp_path: Path) -> None:
+    """A counter that writes the number of bytes that it is given: what is asked of the process is all that differs."""
+    script = tmp_path / "count"
+    script.write_text(
+        f"#!{sys.executable}\nimport json, sys\nsys.stdin.readline()\n"
+        "open(sys.argv[1], 'w').write('runs 1000' + str(json.loads(sys.stdin.readline())['runs']).zfill(3))\n",
+        encoding="utf-8",
+    )
+    script.chmod(0o755)
+    counter = Counter((str(script), "{file}"), re.compile(r"runs (\d+)"), "a count of runs", 0.1, 20)
+    # One for each run, whatever stands before them; at least 20 runs, and more where they are short.
+    assert counter.instructions(variant, p50_s=1.0, seed=0) == 1
+    assert counter.instructions(variant, p50_s=0.001, seed=0) == 1
+    assert FIRST_RUNS > 1
+
+
+@needs_perf
+def test_perf_counts_a_process() -> None:
+    # An event that the kernel counts is there on every machine; a processor in a virtual machine may hide its own.
+    found = perf_counter_of("page-faults:u").count(["true"])
+    assert isinstance(found, int)
+    assert found > 0
+    told = perf_counter_of("instructions:u").count(["true"])
+    assert isinstance(told, int) or told.kind == "not_supported"
+
+
+@needs_valgrind
+def test_a_process_that_fails_is_not_counted() -> None:
+    failed = CALLGRIND.count(["false"])
+    assert isinstance(failed, Missing)
+    assert (failed.kind, failed.reason) == (
+        "failed", "instructions were not counted: under valgrind the process failed: it said nothing",
+    )  # fmt: skip
+    answer = 'print(\'{"error": "ptsr has no variant"}\')'
+    refused = CALLGRIND.count([sys.executable, "-S", "-c", answer], given="{}")
+    assert isinstance(refused, Missing)
+    assert refused.reason.endswith("under valgrind the process failed: ptsr has no variant")
+
+
+def test_no_counter_says_which_tool_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for asked, kind, said in (
+        (False, "not_asked", "perf is not installed, and --count-instructions was not given"),
+        (True, "not_installed", "perf is not installed, and valgrind is not installed"),
+    ):
+        found = find_counter(asked=asked)
+        assert isinstance(found, Missing)
+        assert (found.kind, found.reason) == (kind, f"instructions were not counted: {said}")

@@ -27,6 +27,7 @@ from ptsr_edge.export.cli import main as export_main
 from ptsr_edge.profile.schema import Attempt, Measured, Profile, read_profile
 from ptsr_edge.report import cli as module
 from ptsr_edge.report.cli import Report, json_text, main, render, unbroken, write_report
+from ptsr_edge.report.history import Acknowledged, History
 
 pytestmark = pytest.mark.slow
 
@@ -637,3 +638,121 @@ def test_a_bundle_that_was_not_measured_or_no_choice_leaves_it_as_it_is(
     assert said in answer.stderr
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert (tmp_path / "out").exists() == (code == 1), "a wrong call writes no report either"
+
+
+# ---------------------------------------------------------------------------------------------
+# History
+
+
+NODES = {"MatMul": 20, "Transpose": 6}
+
+
+@pytest.fixture
+def days(tmp_path: Path) -> Path:
+    """Three profiles in time of one machine; the last one runs a node more in one variant."""
+    for day in (1, 2, 3):
+        made = make_profile(tmp_path / "days" / f"d{day}", samples=20, raw="none", kept=False)
+        rows = []
+        for place, row in enumerate(made.variants):
+            run = {**NODES, "Transpose": 7} if (day, place) == (3, 1) else NODES
+            ratio = row.ratio and row.ratio.model_copy(
+                update={
+                    "per_process": [row.ratio.median * luck for luck in (0.998, 1.0, 1.001, 0.999, 1.002)]
+                }
+            )
+            rows.append(row.model_copy(update={"operators_run": run, "ratio": ratio}))
+        later = {"variants": rows, "created": f"2026-01-0{day}T10:00:00+00:00"}
+        write_profile(tmp_path / "days" / f"d{day}", made.model_copy(update=later))
+    return tmp_path / "days"
+
+
+CHANGE = "ptsr-k1-fp32-cpu@2026-01-03T10:00:00+00:00"
+
+
+def test_history_is_a_page_a_gate_and_a_file_of_what_was_accepted(days: Path, tmp_path: Path) -> None:
+    out = tmp_path / "h"
+    shown = run("--history", days, "--out", out)
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.splitlines()[-1] == (out / "history.html").as_posix()
+    assert (
+        f"  {CHANGE}  nodes run worse: 26 -> 27 (+1); transposes worse: 6 -> 7 (+1)"
+        in shown.stdout.splitlines()
+    )
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*")) == [
+        "figures/history-accuracy-1.svg", "figures/history-speed-1.svg", "history.html", "history.json", "history.md",
+    ]  # fmt: skip
+    page = Page((out / "history.html").read_text(encoding="utf-8"))
+    assert len(set(page.ids)) == len(page.ids)
+    text = (out / "history.md").read_text(encoding="utf-8")
+    for told in ("Worse at the newest step: nodes run, transposes of ptsr-k1-fp32-cpu.", "27 (+1)"):
+        assert told in page.text()
+        assert told in text
+    assert "instructions" not in text.partition("### Counts")[2].partition("###")[0]  # nobody counted them
+    record = read_record(History, out / "history.json")
+    assert [found.result for found in record.failures("counts")] == ["nodes", "transposes"]
+    assert shlex.split(record.command)[3:] == ["--history", days.as_posix(), "--out", out.as_posix()]
+
+    gated = ("--history", days, "--out", out, "--fail-on-regression")
+    for more in ((), ("--gate", "counts")):
+        failed = run(*gated, *more)
+        assert failed.exit_code == 1
+        (line,) = failed.stderr.splitlines()
+        assert f"worse at the newest step: {CHANGE} nodes run: 26 -> 27 (+1); {CHANGE} transposes" in line
+    accepted = run(*gated, "--acknowledge", CHANGE, "--reason", "a new operator")
+    assert accepted.exit_code == 0, accepted.output
+    (entry,) = read_record(Acknowledged, out / "acknowledged.json").entries
+    assert (entry.results, entry.reason) == (["nodes", "transposes"], "a new operator")
+    again = run(*gated)
+    assert again.exit_code == 0, again.output
+    assert "a new operator" in Page((out / "history.html").read_text(encoding="utf-8")).text()
+    # Elsewhere nothing is known of it; folders may stand one by one.
+    elsewhere = (
+        "--history",
+        days / "d3",
+        days / "d1",
+        days / "d2",
+        "--fail-on-regression",
+        "--out",
+        tmp_path / "x",
+    )
+    assert run(*elsewhere).exit_code == 1
+    assert run(*elsewhere, "--acknowledged", out / "acknowledged.json").exit_code == 0
+
+
+def test_a_gate_without_a_neighbour_has_an_exit_code_of_its_own(days: Path, tmp_path: Path) -> None:
+    call = ("--history", days / "d1", "--out", tmp_path / "h")
+    assert run(*call).exit_code == 0
+    alone = run(*call, "--fail-on-regression")
+    assert alone.exit_code == 3
+    assert (
+        "nothing could be compared: the newest profile is the first of Test CPU 3000, 1 thread"
+        in alone.stderr
+    )
+
+
+def test_a_history_that_cannot_be_leaves_nothing(days: Path, tmp_path: Path) -> None:
+    make_profile(tmp_path / "other", model="ptsr-small", samples=20, raw="none", kept=False)
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text('{"schema": 1, "entrys": []}', encoding="utf-8")
+    history = ["--history", str(days)]
+    accept = ["--acknowledge", CHANGE]
+    for call, said in (
+        ([*history, "--profile", str(days / "d1")], "--profile does not go with --history"),
+        ([*history, "--max-latency-ms", "3"], "--max-latency-ms does not go with --history"),
+        ([*history, "--gate", "counts"], "--gate says what --fail-on-regression fails on"),
+        ([*history, *accept], "--acknowledge VARIANT@CREATED and --reason TEXT go together"),
+        ([*history, "--reason", "x"], "--acknowledge VARIANT@CREATED and --reason TEXT go together"),
+        ([*history, *accept, "--reason", ""], "--reason is empty"),
+        ([*history, "--acknowledge", "x@y", "--reason", "x"], f"nothing got worse there; what did: {CHANGE}"),
+        ([*history, "--acknowledged", str(wrong)], "nearest known key is 'entries'"),
+        ([*history, str(tmp_path / "other")], "one report is about one model"),
+        ([*history, str(days / "d1")], "was given twice"),
+        (["--history", str(tmp_path / "nowhere")], "nowhere holds no profile.json"),
+        (["--profile", str(days / "d1"), "--reason", "x"], "--reason goes with --history DIR"),
+        (["--profile", str(days / "d1"), str(days / "d2")], "stands without an option"),
+    ):
+        result = CliRunner().invoke(main, [*call, "--out", str(tmp_path / "out")])
+        assert result.exit_code == 2, call
+        assert said in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert not (tmp_path / "out").exists()

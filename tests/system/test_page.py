@@ -14,7 +14,7 @@ from judged_data import judged_profile
 from report_data import lacking, make_profile, with_effects, write_profile
 
 from ptsr_edge.profile.schema import Profile
-from ptsr_edge.report.cli import write_report
+from ptsr_edge.report.cli import write_history, write_report
 from ptsr_edge.report.recommendation import Limits
 from ptsr_edge.report.sections import CHARTS, Chart
 
@@ -230,3 +230,28 @@ def test_it_prints_light_and_whole(browser: Browser, page: Path) -> None:
     browser.open(page, 794, dark=True, media="print")  # A4 at 96 pixels an inch
     assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_history_opens_without_complaint_and_fits(
+    browser: Browser, tmp_path: Path, width: int, dark: bool
+) -> None:
+    for day, loss in ((1, 0.0), (2, 0.1), (3, 0.1)):
+        made = judged_profile(
+            tmp_path / f"{day}", worse={1.0: 0.0, 0.5: 0.0, 0.25: loss}, precisions=("fp32", "int8")
+        )
+        write_profile(
+            tmp_path / f"{day}", made.model_copy(update={"created": f"2026-01-0{day}T10:00:00+00:00"})
+        )
+    page = write_history([tmp_path], tmp_path / "h").page
+    browser.open(page, width, dark=dark)
+    assert browser.complaints() == []
+    assert browser.requested() == [page.resolve().as_uri()]
+    assert browser.run("document.querySelectorAll('[role=img]').length") == 2
+    assert browser.run(HIDDEN) == []
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+    assert browser.run(OVERFLOWING) == []
+    # A tip for each value of a variant, and one for each of the two losses of UAR that are marked.
+    tips = browser.run("[...document.querySelectorAll('.wide svg title')].map(tip => tip.textContent)")
+    assert sum(": worse, " in tip for tip in tips) == 2

@@ -12,8 +12,8 @@ from report_data import make_profile
 from timings import launched
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.profile.schema import Attempt, Measured, Profile
-from ptsr_edge.report.regression import changes_words, compare_profiles, summary, time_verdict
+from ptsr_edge.profile.schema import Attempt, Measured, Missing, Profile
+from ptsr_edge.report.changes import changes_words, compare_profiles, sentence, summary, time_verdict
 from ptsr_edge.stats.latency import Ratio, ratio_interval
 
 
@@ -202,3 +202,114 @@ def test_words(profile: Profile) -> None:
 def test_profiles_that_cannot_be_compared(profile: Profile, fields: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         compare_profiles(profile, profile.model_copy(update=fields))
+
+
+# ---------------------------------------------------------------------------------------------
+# What runs are told apart by
+
+
+def test_a_quick_run_beside_a_full_one_is_named(profile: Profile) -> None:
+    def told(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+        sides = [profile.model_copy(update={"method": {**profile.method, **more}}) for more in (old, new)]
+        return compare_profiles(*sides).conditions
+
+    assert told({}, {"quick": True}) == ["a full run before, a quick run now"]
+    assert told({"quick": True}, {"quick": False}) == ["a quick run before, a full run now"]
+    assert told({}, {"quick": False}) == []  # earlier records do not say it, and are full
+
+
+NOISE = 0.005
+"""Of the bootstrap: the ratio's own interval has 500 draws here, the one that it is held against 4000."""
+
+
+def by_cpu(found: Ratio, wider: float) -> Ratio:
+    """The ratio taken beside other processes: typical runs say less, those that were hardly disturbed more, by this factor."""
+    return found.model_copy(
+        update={
+            "clock": "cpu",
+            "per_process_typical": [each / wider for each in found.per_process],
+            "per_process_least": [each * wider for each in found.per_process],
+        }
+    )
+
+
+def test_a_ratio_by_cpu_time_brings_its_wider_interval(profile: Profile) -> None:
+    before, after = ratio(0, 1.0), ratio(1, 1.1)
+
+    def found(old: Ratio, new: Ratio) -> tuple[str, float, float, str | None]:
+        change = compare_profiles(changed(profile, ratio=old), changed(profile, ratio=new)).changes[1]
+        assert change.low is not None
+        assert change.high is not None
+        return change.time, change.low, change.high, change.note
+
+    verdict, low, high, note = found(before, after)
+    assert (verdict, note) == ("slower", None)
+    # Only the new run was disturbed: its change reaches 9 % further at either end.
+    verdict, low_of_one, high_of_one, note = found(before, by_cpu(after, 1.09))
+    assert (low_of_one, high_of_one) == pytest.approx((low / 1.09, high * 1.09), rel=NOISE)
+    assert (verdict, note) == ("unclear", "by wall time before, by CPU time now")
+    # Both were, and alike: of runs of the same kind the change is as well known as in quiet.
+    verdict, low_of_both, high_of_both, note = found(by_cpu(before, 1.09), by_cpu(after, 1.09))
+    assert (low_of_both, high_of_both) == pytest.approx((low, high), rel=NOISE)
+    assert (verdict, note) == ("slower", "both by CPU time, beside other processes")
+
+
+def test_a_run_with_a_wide_ratio_is_compared_and_one_that_drifted_is_not(profile: Profile) -> None:
+    slow = changed(profile, ratio=ratio(1, 1.1))
+    for faults, verdict in (
+        (["wide"], "slower"),
+        (["withheld"], "slower"),
+        (["wide", "drift"], "unclear"),
+        ([], "unclear"),
+    ):
+        attempts = [Attempt(unstable="it was restless", faults=faults)]
+        now = slow.model_copy(update={"attempts": attempts})
+        assert compare_profiles(changed(profile, ratio=ratio(0, 1.0)), now).changes[1].time == verdict
+
+
+@pytest.mark.parametrize("when", ["before", "now"])
+def test_a_ratio_that_was_withheld_is_not_compared(profile: Profile, when: str) -> None:
+    withheld = changed(
+        profile, ratio=None, missing={"ratio": Missing(kind="disturbed", reason="others used the machine")}
+    )
+    timed = changed(profile, ratio=ratio(0, 1.0))
+    sides = (withheld, timed) if when == "before" else (timed, withheld)
+    change = compare_profiles(*sides).changes[1]
+    assert (change.time, change.note) == ("not compared", f"disturbed {when}")
+
+
+# ---------------------------------------------------------------------------------------------
+# Counts
+
+RUN = {"MatMul": 20, "Transpose": 6, "Reorder": 2, "QuantizeLinear": 3, "DequantizeLinear": 4}
+
+
+def test_any_count_that_is_another_one_is_told(profile: Profile) -> None:
+    old = changed(profile, operators_run=RUN, instructions=1_000_000)
+
+    def counts(**fields: Any) -> dict[str, float]:
+        change = compare_profiles(old, changed(old, **fields)).changes[1]
+        assert change.uncounted == []
+        return {score.name: score.new - score.old for score in change.counts}
+
+    assert counts() == {}
+    assert counts(operators_run={**RUN, "Transpose": 7}) == {"nodes": 1, "transposes": 1}
+    assert counts(operators_run={**RUN, "ReorderInput": 2}) == {"nodes": 2, "reorders": 2}
+    assert counts(operators_run={**RUN, "DequantizeLinear": 2}) == {"nodes": -2, "quantizers": -2}
+    row = profile.variants[1]
+    assert counts(macs=row.macs + 1, size_bytes=row.size_bytes + 1) == {"macs": 1, "size_bytes": 1}
+    # Instructions: half a per cent is what they all share.
+    assert counts(instructions=1_004_900) == {}
+    assert counts(instructions=1_005_100) == {"instructions": 5_100}
+
+
+def test_a_count_of_one_side_or_of_another_tool_is_not_compared(profile: Profile) -> None:
+    counted = changed(profile, operators_run=RUN, instructions=10)
+    told = {"method": {**profile.method, "instructions": "perf"}}
+    (_, change, *_) = compare_profiles(profile, counted).changes
+    assert change.uncounted == ["nodes", "transposes", "reorders", "quantizers", "instructions"]
+    assert "not comparable: nodes run, transposes, reorders, Q/DQ, instructions" in sentence(change)
+    (_, change, *_) = compare_profiles(
+        counted, changed(counted, instructions=20).model_copy(update=told)
+    ).changes
+    assert (change.counts, change.uncounted) == ([], ["instructions"])

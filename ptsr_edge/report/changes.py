@@ -1,15 +1,17 @@
-"""What changed between two profiles beyond noise: time, size, multiply-adds, memory, accuracy.
+"""What changed from one profile to another beyond noise: time, size, multiply-adds, memory, accuracy, counts.
 
 Times are compared through the ratios against the baseline of each run, so that a machine that is slower today
 as a whole is no change. A change is called only where its whole 95 % interval, over the processes of both runs,
 lies beyond `MARGIN`: a difference that is real and too small to matter is none. Nothing is called from a run that
 was unstable: what disturbed it lasts longer than a process, so that its interval is too narrow.
+
+Counts depend on no load: any that grew is a change.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +21,7 @@ from ptsr_edge.core.config import Record
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.profile.schema import Accuracy, Judged, Measured, Profile
 from ptsr_edge.stats.classification import paired_bootstrap, uar_half_width
-from ptsr_edge.stats.latency import change_interval
+from ptsr_edge.stats.latency import Ratio, ratio_change
 
 MARGIN = 0.02
 """Changes of time, size and multiply-adds within this share are none."""
@@ -33,6 +35,35 @@ MEMORY_MARGIN = 0.05
 Verdict = Literal["slower", "faster", "no change", "unclear", "not compared"]
 WORSE, BETTER = "worse", "better"
 
+INSTRUCTIONS_MARGIN = 0.005
+"""Counted instructions move by far less from run to run; what they all share (Python, the system) may move by this."""
+
+
+def _run(*names: str) -> Callable[[Measured], int | None]:
+    """Returns a reader of how many operators of these names run, or of all operators."""
+
+    def read(row: Measured) -> int | None:
+        if row.operators_run is None:
+            return None
+        return sum(n for name, n in row.operators_run.items() if not names or name in names)
+
+    return read
+
+
+COUNTS: dict[str, tuple[str, Callable[[Measured], int | None]]] = {
+    "macs": ("multiply-adds", lambda row: row.macs),
+    "nodes": ("nodes run", _run()),
+    "transposes": ("transposes", _run("Transpose", "Permute")),
+    "reorders": ("reorders", _run("Reorder", "ReorderInput", "ReorderOutput")),
+    "quantizers": (
+        "Q/DQ",
+        _run("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "FakeQuantize", "Quantize"),
+    ),
+    "size_bytes": ("bytes", lambda row: row.size_bytes),
+    "instructions": ("instructions", lambda row: row.instructions),
+}
+"""What does not depend on load, by name: its heading, and how it is read from a variant."""
+
 
 class Score(Record):
     """A result beside the time that changed: from `old` to `new`, and whether that is `worse` or `better`."""
@@ -44,7 +75,10 @@ class Score(Record):
 
 
 class Change(Record):
-    """The change of one variant. `times_as_long` is its new time over its old one, with a 95 % interval."""
+    """The change of one variant. `times_as_long` is its new time over its old one, with a 95 % interval.
+
+    `counts` has the counts of `COUNTS` that are others now; `uncounted` names those that one of the two profiles lacks.
+    """
 
     id: str
     time: Verdict
@@ -52,6 +86,8 @@ class Change(Record):
     low: float | None = None
     high: float | None = None
     scores: list[Score] = Field(default_factory=list, alias="figures")
+    counts: list[Score] = Field(default_factory=list)
+    uncounted: list[str] = Field(default_factory=list)
     note: str | None = None
 
     @property
@@ -89,13 +125,16 @@ class Regression(Record):
         """Why no variant at all can be told to have changed or not; None where one can."""
         if any(change.is_called for change in self.changes):
             return None
+        return "; ".join(self.left_open) or "no variant beside the baseline is in both profiles"
+
+    @property
+    def left_open(self) -> list[str]:
+        """Why times cannot be told to have changed or not, each reason with the variants that it holds for."""
         names: dict[str, list[str]] = {}
         for change in self.changes:
-            if change.id != self.baseline:
+            if change.id != self.baseline and change.time in ("unclear", "not compared"):
                 names.setdefault(change.note or WIDE, []).append(change.id)
-        if not names:
-            return "no variant beside the baseline is in both profiles"
-        return "; ".join(f"{why} ({', '.join(ids)})" for why, ids in names.items())
+        return [f"{why} ({', '.join(ids)})" for why, ids in names.items()]
 
 
 def compare_profiles(old: Profile, new: Profile) -> Regression:
@@ -115,13 +154,15 @@ def compare_profiles(old: Profile, new: Profile) -> Regression:
     after_rows = {row.id: row for row in new.variants}
     both = [name for name in after_rows if name in before_rows]
     unstable = _unstable(old, new)
+    counter = old.method.get("instructions") == new.method.get("instructions")
     judged = new.judged if new.judged is not None and new.judged == old.judged else None
     return Regression(
         baseline=new.baseline,
         old_created=old.created,
         new_created=new.created,
         changes=[
-            _change(before_rows[name], after_rows[name], new.baseline, unstable, judged) for name in both
+            _change(before_rows[name], after_rows[name], new.baseline, unstable, judged, same_counter=counter)
+            for name in both
         ],
         only_old=[name for name in before_rows if name not in after_rows],
         only_new=[name for name in after_rows if name not in before_rows],
@@ -130,32 +171,77 @@ def compare_profiles(old: Profile, new: Profile) -> Regression:
 
 
 def _unstable(old: Profile, new: Profile) -> str | None:
-    """Returns what made a run unstable, so that its times cannot be held against another run's."""
+    """Returns what made a run unstable, so that its times cannot be held against another run's.
+
+    That one ratio is hardly known, or withheld, says nothing of the others: each has an interval of its own, or none.
+    """
     for when, profile in (("before", old), ("now", new)):
-        if profile.attempts and (fault := profile.attempts[-1].unstable):
+        if not profile.attempts or not (fault := profile.attempts[-1].unstable):
+            continue
+        kinds = profile.attempts[-1].faults
+        if not kinds or "drift" in kinds:
             return f"the run {when} was unstable: {fault}"
     return None
 
 
 def _change(
-    old: Measured, new: Measured, baseline: str, unstable: str | None, judged: Judged | None
+    old: Measured,
+    new: Measured,
+    baseline: str,
+    unstable: str | None,
+    judged: Judged | None,
+    *,
+    same_counter: bool,
 ) -> Change:
     scores = list(_scores(old, new, judged))
+    counts, uncounted = _counts(old, new, same_counter=same_counter)
 
     def change(time: Verdict, note: str | None, **more: float) -> Change:
-        return Change(id=new.id, time=time, note=note, figures=scores, **more)
+        return Change(
+            id=new.id, time=time, note=note, figures=scores, counts=counts, uncounted=uncounted, **more
+        )
 
     if new.id == baseline:
         return change("not compared", "all times are relative to it: what changes it moves all the others")
-    if old.ratio is None or new.ratio is None:
-        return change("not compared", f"it was not timed {'before' if old.ratio is None else 'now'}")
+    for when, row in (("before", old), ("now", new)):
+        if row.ratio is None:
+            why = row.missing.get("ratio")
+            is_disturbed = why is not None and why.kind == "disturbed"
+            return change("not compared", f"{'disturbed' if is_disturbed else 'it was not timed'} {when}")
+    assert old.ratio is not None
+    assert new.ratio is not None
     if min(len(old.ratio.per_process), len(new.ratio.per_process)) < 2:
         return change(
             "unclear", "one process of each variant says nothing about the next: profile with --processes 5"
         )
-    middle, low, high = change_interval(old.ratio.per_process, new.ratio.per_process)
+    middle, low, high = ratio_change(old.ratio, new.ratio)
     time = time_verdict(low, high) if unstable is None else "unclear"
-    return change(time, unstable, times_as_long=middle, low=low, high=high)
+    return change(time, unstable or _clocks(old.ratio, new.ratio), times_as_long=middle, low=low, high=high)
+
+
+def _clocks(old: Ratio, new: Ratio) -> str | None:
+    """Says by what the two were timed, where either was timed by CPU time."""
+    if old.clock == new.clock == "wall":
+        return None
+    if old.clock == new.clock:
+        return "both by CPU time, beside other processes"
+    return f"by {_CLOCKS[old.clock]} before, by {_CLOCKS[new.clock]} now"
+
+
+_CLOCKS = {"wall": "wall time", "cpu": "CPU time"}
+
+
+def _counts(old: Measured, new: Measured, *, same_counter: bool) -> tuple[list[Score], list[str]]:
+    """Returns the counts that changed, and the names of those that cannot be compared though one of the two has them."""
+    changed, uncounted = [], []
+    for name, (_, read) in COUNTS.items():
+        before, after = read(old), read(new)
+        is_instructions = name == "instructions"
+        if before is None or after is None or (is_instructions and not same_counter):
+            uncounted += [] if before is None and after is None else [name]
+        elif abs(after - before) > (INSTRUCTIONS_MARGIN * before if is_instructions else 0):
+            changed.append(_score(name, before, after, after > before))
+    return changed, uncounted
 
 
 def time_verdict(low: float, high: float) -> Verdict:
@@ -211,6 +297,9 @@ def _conditions(old: Profile, new: Profile) -> Iterator[str]:
     ):
         if before != after:
             yield f"{what}: {before} before, {after} now"
+    was, is_now = ("a quick run" if side.method.get("quick") else "a full run" for side in (old, new))
+    if was != is_now:
+        yield f"{was} before, {is_now} now"
 
 
 def _entries(
@@ -235,9 +324,22 @@ def sentence(change: Change) -> str:
     if change.times_as_long is not None:
         time += f": {change.times_as_long:.3f} times as long [{change.low:.3f}, {change.high:.3f}]"
     parts = [time]
-    parts += [f"{score.name} {score.is_}: {score.old:g} -> {score.new:g}" for score in change.scores]
+    counted = {score.name for score in change.counts}
+    parts += [
+        f"{score.name} {score.is_}: {score.old:g} -> {score.new:g}"
+        for score in change.scores
+        if score.name not in counted
+    ]
+    parts += [f"{COUNTS[score.name][0]} {count_text(score)}" for score in change.counts]
+    if change.uncounted:
+        parts.append(f"not comparable: {', '.join(COUNTS[name][0] for name in change.uncounted)}")
     parts += [change.note] if change.note else []
     return "; ".join(parts)
+
+
+def count_text(score: Score) -> str:
+    """Writes what a count was and is."""
+    return f"{score.old:,.0f} -> {score.new:,.0f} ({score.new - score.old:+,.0f})"
 
 
 def summary(regression: Regression) -> list[str]:
