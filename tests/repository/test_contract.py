@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pkgutil
 import re
 from pathlib import Path
 from typing import get_args
@@ -129,3 +130,10 @@ def test_every_key_of_a_file_is_there_and_no_other(title: str, kinds: list[type[
 def test_every_field_of_a_prediction_is_there() -> None:
     named = set(re.findall(r"prediction\.(\w+)", section("Calls")))
     assert named == {field.name for field in dataclasses.fields(Prediction)}
+
+
+def test_every_name_of_the_package_can_be_imported() -> None:
+    names = set(re.findall(r"\bptsr_edge(?:\.\w+)+", TEXT)) - {"ptsr_edge.VERB", "ptsr_edge.targets"}
+    assert len(names) > 3
+    for name in names:
+        assert pkgutil.resolve_name(name)
