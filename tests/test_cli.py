@@ -12,7 +12,7 @@ import pytest
 from click.core import ParameterSource
 from click.testing import CliRunner
 
-from ptsr_edge.cli import main
+from ptsr_edge.__main__ import main
 from ptsr_edge.core.console import VERBS, load_verb
 from ptsr_edge.core.errors import install_line
 
@@ -20,7 +20,7 @@ from ptsr_edge.core.errors import install_line
 def call(*arguments: str, program: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     start = ["-m", "ptsr_edge"]
     if program:  # as its entry point is called
-        start = ["-c", f"from ptsr_edge.cli import main; main(prog_name={program!r})"]
+        start = ["-c", f"from ptsr_edge.__main__ import main; main(prog_name={program!r})"]
     return subprocess.run(
         [sys.executable, *start, *arguments],
         capture_output=True, text=True, timeout=120, check=False, env=os.environ | environment,
@@ -38,7 +38,7 @@ def test_a_verb_is_the_command_of_its_module_and_shows_an_example(name: str) -> 
 
 def test_help_lists_every_verb_and_imports_none() -> None:
     program = (
-        "import sys\nfrom ptsr_edge.cli import VERBS, main\n"
+        "import sys\nfrom ptsr_edge.__main__ import VERBS, main\n"
         "main(['--help'], standalone_mode=False)\n"
         "loaded = [name for name in (*VERBS, 'torch', 'onnxruntime') if name in sys.modules "
         "or f'ptsr_edge.{name}' in sys.modules]\n"
@@ -86,7 +86,7 @@ def test_options_that_are_not_given_come_from_the_environment() -> None:
 def test_a_missing_package_is_one_line_with_the_install_command(name: str, tmp_path: Path) -> None:
     """As on a device: torch cannot be imported (Python refuses a module that is None in sys.modules)."""
     program = (
-        "import sys\nsys.modules['torch'] = None\nfrom ptsr_edge.cli import main\n"
+        "import sys\nsys.modules['torch'] = None\nfrom ptsr_edge.__main__ import main\n"
         f"main([{name!r}, '--out', {str(tmp_path / 'x.safetensors')!r}], prog_name='ptsr-edge')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -112,7 +112,7 @@ def test_a_module_run_without_its_packages_is_one_line_as_well(
 
 def test_the_verbs_of_a_device_load_without_torch() -> None:
     program = (
-        "import sys\nsys.modules['torch'] = None\nfrom ptsr_edge.cli import VERBS, load_verb\n"
+        "import sys\nsys.modules['torch'] = None\nfrom ptsr_edge.__main__ import VERBS, load_verb\n"
         "for name in VERBS: load_verb(name)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -143,7 +143,7 @@ HEAVY = (
 def test_help_and_wrong_calls_load_nothing_heavy(arguments: list[str]) -> None:
     """That is what makes them quick; counted, not timed."""
     program = (
-        "import json, sys\nfrom ptsr_edge.cli import main\n"
+        "import json, sys\nfrom ptsr_edge.__main__ import main\n"
         "try:\n    main(json.loads(sys.argv[1]), prog_name='ptsr-edge')\n"
         "except SystemExit as end:\n    print(json.dumps([end.code, sorted(sys.modules)]))"
     )
@@ -156,7 +156,7 @@ def test_help_and_wrong_calls_load_nothing_heavy(arguments: list[str]) -> None:
 
 def test_the_list_of_verbs_loads_click_and_nothing_else_of_others() -> None:
     program = (
-        "import json, sys\nbefore = set(sys.modules)\nfrom ptsr_edge.cli import main\n"
+        "import json, sys\nbefore = set(sys.modules)\nfrom ptsr_edge.__main__ import main\n"
         "main(['--help'], standalone_mode=False)\nprint(json.dumps(sorted(set(sys.modules) - before)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ import pytest
 import recorded_trees as trees
 from click.testing import CliRunner
 
-from ptsr_edge.cli import main
+from ptsr_edge.__main__ import main
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data import datasets as data
 from ptsr_edge.data.cli import examine, lines_of

@@ -242,7 +242,7 @@ def test_on_a_device_the_baseline_of_the_export_is_taken_without_torch(tmp_path:
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     program = (
-        "import sys; sys.modules['torch'] = None\nfrom ptsr_edge.cli import main\n"
+        "import sys; sys.modules['torch'] = None\nfrom ptsr_edge.__main__ import main\n"
         "main(['profile', '--bundle', 'nano', '--quick', '--duration-s', '0.01'], prog_name='ptsr-edge')"
     )
     ran = subprocess.run(

@@ -34,7 +34,7 @@ FLOORS = (
     {"evaluate"},
     {"profile"},
     {"report"},
-    {"demo", "doctor", "info", "predict", "cli"},
+    {"demo", "doctor", "info", "predict", "__main__"},
 )
 """The packages, and the root's own modules, from the ground up: one imports only what stands on a lower floor."""
 
@@ -61,7 +61,7 @@ HEAVY = {
 MOST_MODULES = 16
 """In one folder of the package."""
 
-MOST_FILES = 111
+MOST_FILES = 110
 """In the whole package, `__init__` and `__main__` included."""
 
 TEXT_BYTES = 100_000

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from ptsr_edge.cli import main
+from ptsr_edge.__main__ import main
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.data.datasets import data_names, dataset_origin, known_dataset, load
 from ptsr_edge.export.exporter import data_fingerprint

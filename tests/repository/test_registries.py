@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from ptsr_edge import Session
-from ptsr_edge.cli import main
+from ptsr_edge.__main__ import main
 from ptsr_edge.core.config import parse
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.export.config import ExportConfig

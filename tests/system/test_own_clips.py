@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ptsr_edge import Session
-from ptsr_edge.cli import main
+from ptsr_edge.__main__ import main
 from ptsr_edge.data.datasets import load
 from ptsr_edge.models.checkpoint import read_info
 
