@@ -484,7 +484,7 @@ def test_graphs_in_place_of_engines_are_written_and_the_job_fails_with_the_reaso
             cache=True,
         )  # fmt: skip
     assert [variant.tokens for variant in read_bundle(out).variants] == [8]
-    assert not (tmp_path / "cache").exists(), "what is unfinished is not kept"
+    assert not (tmp_path / "cache" / "bundles").exists(), "what is unfinished is not kept"
 
 
 def test_a_graph_is_written_once_and_read_where_a_tool_wrote_it(

@@ -134,7 +134,7 @@ def test_a_profile_and_its_report_know_the_classes() -> None:
     )
     assert sorted(set(profile["judged"]["truth"])) == [0, 1]
     done("report --profile out/profile --out out/report")
-    page = Path("out/report/report.md").read_text(encoding="utf-8")
+    page = Path("out/report/report.html").read_text(encoding="utf-8")
     assert "Recall, frown" in page
     assert "Recall, smile" in page
 
