@@ -89,10 +89,10 @@ def test_ratios_against_the_baseline_and_against_its_own_precision(variants: lis
 
 
 def test_the_ratio_by_cpu_time(variants: list[ProfiledVariant]) -> None:
-    # Twice as much wall time at .4 of a core is as much CPU time as half of it at .8.
-    slow, quick = timing(8_000_000, cpu_share=0.4), timing(4_000_000, cpu_share=0.8)
+    # Twice as much wall time at .45 of a core is as much CPU time as half of it at .9.
+    slow, quick = timing(8_000_000, cpu_share=0.45), timing(4_000_000, cpu_share=0.9)
     row = row_of(variants[2], variants[:1], {"vit": slow, "a": quick})
-    assert row.cpu_share == pytest.approx(0.8)
+    assert row.cpu_share == pytest.approx(0.9)
     assert row.ratio_cpu_time is not None
     assert (row.ratio_cpu_time.against, row.ratio_cpu_time.median) == ("vit", pytest.approx(1.0))
     kinds = []
@@ -113,9 +113,9 @@ def test_ratios_beside_other_processes(variants: list[ProfiledVariant]) -> None:
     for ratio in (row.ratio, row.ratio_sample):
         assert ratio is not None
         assert (ratio.median, ratio.clock, ratio.rounds) == (pytest.approx(2.0), "cpu", 8)
-    # A tenth of a core, or several threads: nothing is quoted.
+    # A third of a core, or several threads: nothing is quoted.
     for away, threads in (
-        (timing(8_000_000, cpu_share=0.1), 1),
+        (timing(8_000_000, cpu_share=0.33), 1),
         (replace(other, blocks=switched(other.blocks)), 2),
     ):
         row = row_of(variants[2], variants[:1], {"vit": base, "a": away}, threads=threads)
