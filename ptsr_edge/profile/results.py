@@ -442,7 +442,7 @@ def method_of(config: TimingConfig, timings: Mapping[str, RawTiming]) -> dict[st
         "rounds alone, else of one thread's CPU time, or withheld",
         "whole_sample": "Session.predict_frames on two crops of the model's size, in rounds of their own",
         "processes": "one for each variant, all loaded, one running at a time; all ended and started again "
-        f"until there were {some.processes} of each",
+        f"until there were {some.processes} of each, in an order drawn anew",
         "interleaving": f"{len(some.blocks)} rounds; in each, every variant runs one block, in an order "
         f"drawn anew; a block has at least {config.block} runs and takes the same time for all",
         "warm_up": f"at least {WARM_UP_S:g} s and {WARM_UP_RUNS} runs, and "

@@ -26,6 +26,7 @@ from ptsr_edge.profile.timing import (
     pinned_cpus,
     quick_timing,
     ratio_between,
+    start_order,
     time_until_stable,
     undisturbed,
     why_unstable,
@@ -168,6 +169,17 @@ def test_a_quick_run_starts_less_and_asks_for_less(
     }  # fmt: skip
     assert [block.launch for block in timings["half"].blocks] == [0] * 4 + [1] * 4 + [2] * 4
     assert [block.launch for block in timings["half"].whole] == [0] * 2 + [1] * 2 + [2] * 2
+
+
+def test_each_process_starts_before_each_other_one_in_half_of_the_launches() -> None:
+    names = ["vit", "a", "b", "c"]
+    orders = [start_order(names, launch, seed=3) for launch in range(6)]
+    assert all(sorted(order) == sorted(names) for order in orders)
+    assert len({tuple(order) for order in orders}) == 6
+    for one in names:
+        for other in names:
+            first = sum(order.index(one) < order.index(other) for order in orders)
+            assert first == (0 if one == other else 3)
 
 
 def test_more_threads_than_cores_cannot_be_pinned() -> None:
