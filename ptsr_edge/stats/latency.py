@@ -181,9 +181,9 @@ def shared_ratio_interval(
     """Returns how many times as fast as the baseline something is, by CPU times taken beside other processes.
 
     CPU time leaves out the time away from a core, but not what others did to the caches, which costs a short run more
-    than a long one. How much, the runs themselves show: those that met others least are the fastest. The ratio is that of the
-    lower quartiles, the medians of each one's faster half. The interval takes in those of the medians (of typical runs) and
-    of the lowest tenths (of hardly disturbed ones), so it is the wider the more others did.
+    than a long one. How much, the runs of a block show: those that met others least are the fastest. The ratio is that of the
+    blocks' lower quartiles, the medians of their faster halves. The interval takes in those of their medians (of typical runs)
+    and of their lowest tenths (of hardly disturbed ones), so it is the wider the more others did.
 
     Args:
         baseline_blocks: per round, (n,) CPU times of the baseline's runs, in any unit of time.
@@ -196,24 +196,12 @@ def shared_ratio_interval(
     Raises:
         InputError: fewer than `MIN_ROUNDS` rounds, or blocks that do not pair up.
     """
-    numbers = np.asarray(launches)
-    if not len(baseline_blocks) == len(variant_blocks) == numbers.size:
-        raise InputError(
-            f"a ratio needs one block of each variant in every round, got {len(baseline_blocks)} of the baseline and "
-            f"{len(variant_blocks)} of the variant in {numbers.size} rounds"
-        )
-
-    # Runs are pooled over the rounds of a process; of one process alone, the bootstrap is over its rounds.
-    pools = list(launches) if np.unique(numbers).size > 1 else list(range(numbers.size))
 
     def at(share: float) -> Ratio:
-        sides = []
-        for blocks in (baseline_blocks, variant_blocks):
-            pooled: dict[int, list[Samples]] = {}
-            for pool, block in zip(pools, blocks, strict=True):
-                pooled.setdefault(pool, []).append(block)
-            found = {pool: np.quantile(np.concatenate(runs), [share]) for pool, runs in pooled.items()}
-            sides.append([found[pool] for pool in pools])
+        # Within a round, since what others do to a machine changes from second to second.
+        sides = [
+            [np.quantile(block, [share]) for block in blocks] for blocks in (baseline_blocks, variant_blocks)
+        ]
         return ratio_interval(*sides, against=against, launches=launches, seed=seed, resamples=resamples)
 
     typical, quartile, least = at(0.5), at(0.25), at(0.1)

@@ -131,7 +131,12 @@ def test_by_cpu_time_beside_others_the_interval_takes_in_typical_and_least_distu
     assert (found.clock, found.rounds, found.per_process) == ("cpu", 12, pytest.approx([9.0, 9.0]))
     # Of one process alone, its rounds are drawn.
     assert shared_ratio_interval(base, fast, against="vit", launches=[0] * 12).high == pytest.approx(10.0)
-    with pytest.raises(InputError, match="got 12 of the baseline and 11 of the variant in 12 rounds"):
+    # What slows both down for some rounds is no difference between them.
+    slower = [block * (3 if number % 6 < 3 else 1) for number, block in enumerate(base)]
+    likewise = [block * (3 if number % 6 < 3 else 1) for number, block in enumerate(fast)]
+    again = shared_ratio_interval(slower, likewise, against="vit", launches=launches)
+    assert (again.median, again.low, again.high) == pytest.approx((9.0, 9.0, 10.0))
+    with pytest.raises(InputError, match="got 12 of the baseline and 11 of the variant"):
         shared_ratio_interval(base, fast[1:], against="vit", launches=launches)
 
 
