@@ -2,8 +2,8 @@
 
 Times are compared through the ratios against the baseline of each run, so that a machine that is slower today
 as a whole is no change. A change is called only where its whole 95 % interval, over the processes of both runs,
-lies beyond `MARGIN`: a difference that is real and too small to matter is none. Nothing is called from a run that
-was unstable: what disturbed it lasts longer than a process, so that its interval is too narrow.
+lies beyond `MARGIN`: a difference that is real and too small to matter is none. Nothing is called from a run by wall time
+that was unstable: what disturbed it lasts longer than a process, so that its interval is too narrow.
 
 Counts depend on no load: any that grew is a change.
 """
@@ -153,7 +153,7 @@ def compare_profiles(old: Profile, new: Profile) -> Regression:
     before_rows = {row.id: row for row in old.variants}
     after_rows = {row.id: row for row in new.variants}
     both = [name for name in after_rows if name in before_rows]
-    unstable = _unstable(old, new)
+    sides = (old, new)
     counter = old.method.get("instructions") == new.method.get("instructions")
     judged = new.judged if new.judged is not None and new.judged == old.judged else None
     return Regression(
@@ -161,7 +161,7 @@ def compare_profiles(old: Profile, new: Profile) -> Regression:
         old_created=old.created,
         new_created=new.created,
         changes=[
-            _change(before_rows[name], after_rows[name], new.baseline, unstable, judged, same_counter=counter)
+            _change(before_rows[name], after_rows[name], new.baseline, sides, judged, same_counter=counter)
             for name in both
         ],
         only_old=[name for name in before_rows if name not in after_rows],
@@ -170,25 +170,23 @@ def compare_profiles(old: Profile, new: Profile) -> Regression:
     )
 
 
-def _unstable(old: Profile, new: Profile) -> str | None:
-    """Returns what made a run unstable, so that its times cannot be held against another run's.
+def _fault(profile: Profile, ratio: Ratio) -> str | None:
+    """Returns what made a run unstable, so that this ratio of it cannot be held against another run's; None where nothing did.
 
-    That one ratio is hardly known, or withheld, says nothing of the others: each has an interval of its own, or none.
+    That another ratio is hardly known, or withheld, says nothing of this one, which has an interval of its own. A baseline that
+    drifted does by wall time alone: by CPU time both were disturbed within each round, and the interval says how much.
     """
-    for when, profile in (("before", old), ("now", new)):
-        if not profile.attempts or not (fault := profile.attempts[-1].unstable):
-            continue
-        kinds = profile.attempts[-1].faults
-        if not kinds or "drift" in kinds:
-            return f"the run {when} was unstable: {fault}"
-    return None
+    last = profile.attempts[-1] if profile.attempts else None
+    if last is None or last.unstable is None:
+        return None
+    return last.unstable if not last.faults or ("drift" in last.faults and ratio.clock == "wall") else None
 
 
 def _change(
     old: Measured,
     new: Measured,
     baseline: str,
-    unstable: str | None,
+    sides: tuple[Profile, Profile],
     judged: Judged | None,
     *,
     same_counter: bool,
@@ -215,6 +213,15 @@ def _change(
             "unclear", "one process of each variant says nothing about the next: profile with --processes 5"
         )
     middle, low, high = ratio_change(old.ratio, new.ratio)
+    faults = (_fault(sides[0], old.ratio), _fault(sides[1], new.ratio))
+    unstable = next(
+        (
+            f"the run {when} was unstable: {why}"
+            for when, why in zip(("before", "now"), faults, strict=True)
+            if why
+        ),
+        None,
+    )
     time = time_verdict(low, high) if unstable is None else "unclear"
     return change(time, unstable or _clocks(old.ratio, new.ratio), times_as_long=middle, low=low, high=high)
 

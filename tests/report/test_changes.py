@@ -254,17 +254,22 @@ def test_a_ratio_by_cpu_time_brings_its_wider_interval(profile: Profile) -> None
     assert (verdict, note) == ("slower", "both by CPU time, beside other processes")
 
 
-def test_a_run_with_a_wide_ratio_is_compared_and_one_that_drifted_is_not(profile: Profile) -> None:
-    slow = changed(profile, ratio=ratio(1, 1.1))
-    for faults, verdict in (
-        (["wide"], "slower"),
-        (["withheld"], "slower"),
-        (["wide", "drift"], "unclear"),
-        ([], "unclear"),
-    ):
-        attempts = [Attempt(unstable="it was restless", faults=faults)]
-        now = slow.model_copy(update={"attempts": attempts})
-        assert compare_profiles(changed(profile, ratio=ratio(0, 1.0)), now).changes[1].time == verdict
+@pytest.mark.parametrize(
+    ("faults", "clock", "verdict"),
+    [
+        (["wide"], "wall", "slower"),
+        (["withheld"], "wall", "slower"),
+        (["wide", "drift"], "wall", "unclear"),
+        (["wide", "drift"], "cpu", "slower"),
+        ([], "cpu", "unclear"),  # an earlier record does not say what it was
+    ],
+)
+def test_what_makes_a_run_unstable_for_which_ratio(
+    profile: Profile, faults: list[Any], clock: str, verdict: str
+) -> None:
+    slow = changed(profile, ratio=ratio(1, 1.1).model_copy(update={"clock": clock}))
+    now = slow.model_copy(update={"attempts": [Attempt(unstable="it was restless", faults=faults)]})
+    assert compare_profiles(changed(profile, ratio=ratio(0, 1.0)), now).changes[1].time == verdict
 
 
 @pytest.mark.parametrize("when", ["before", "now"])
