@@ -94,10 +94,19 @@ def measured_lines(folder: Path, names: list[str]) -> list[str]:
         f"Measured on {profile.created[:10]}: {cpu.get('model')}, {cpu.get('cores_visible')} cores, {threads} "
         f"thread{'s' if threads != 1 else ''}, batch 1, in turn with the baseline `{profile.baseline}`; 95 % intervals over processes.",
         "",
-        "| variant | tokens | p50, ms | times as fast as the ViT alike | as a whole sample | as the baseline | UAR | UAR lost |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    return lines + [f"| {' | '.join(cells_of(rows[name], profile))} |" for name in names]
+    grid = [list(HEADINGS), *(cells_of(rows[name], profile) for name in names)]
+    kept = [column for column in zip(*grid, strict=True) if set(column[1:]) - UNKNOWN]
+    table = [f"| {' | '.join(cells)} |" for cells in zip(*kept, strict=True)]
+    return [*lines, table[0], "|---|" + "---:|" * (len(kept) - 1), *table[1:]]
+
+
+HEADINGS = (
+    "variant", "tokens", "p50, ms", "times as fast as the ViT alike", "as a whole sample", "as the baseline", "UAR", "UAR lost",
+)  # fmt: skip
+
+UNKNOWN = {"-", "not asked"}
+"""What stands in a column that is left out, where nothing else does."""
 
 
 def cells_of(row: Measured, profile: Profile) -> list[str]:
