@@ -413,6 +413,8 @@ def keep_reduced_axes(ov: ModuleType, model: Any) -> None:
         reduction.set_attribute("keep_dims", True)
         reduction.constructor_validate_and_infer_types()
         squeezed = ov.opset13.squeeze(reduction.output(0), reduction.input_value(1))
+        # Otherwise a counter of the process names it, and what NNCF notes of its name is another one in each build.
+        squeezed.set_friendly_name(f"{reduction.get_friendly_name()}/squeeze")
         for reader in readers:
             reader.replace_source_output(squeezed.output(0))
     model.validate_nodes_and_infer_types()
