@@ -299,7 +299,13 @@ def test_a_transpose_after_a_reduction_is_not_lost() -> None:
         ops.reduce_sum(rows, ops.constant(np.array([0])), False), ops.constant(np.array([1, 0]))
     )
     model = ov.Model([ops.add(logits, total)], [rows, logits], "m")
+    (reduction,) = (one for one in model.get_ordered_ops() if one.get_type_name() == "ReduceSum")
+    reduction.set_friendly_name("scores")
     keep_reduced_axes(ov, model)
+    # No name of the process's own: it would stand in what NNCF writes, and differ from build to build.
+    assert [
+        one.get_friendly_name() for one in model.get_ordered_ops() if one.get_type_name() == "Squeeze"
+    ] == ["scores/squeeze"]
     each = np.broadcast_to(np.array([1, 2, 3], np.float32).reshape(1, 3, 1), (5, 3, 1)).copy()
     answer = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(
         [each, np.array([[0, 1, 2]], np.float32)]
