@@ -927,7 +927,7 @@ export_bundle(out=out, checkpoint=checkpoint, calibration=calibration, **json.lo
 def test_the_same_inputs_give_the_same_bytes_in_another_process(
     tmp_path: Path, tiny_checkpoint: Path, megc_folder: Path
 ) -> None:
-    """Each draws another seed for its hashes; this one has threads and counters that other tests left to it."""
+    """Each draws another seed for its hashes. Both are fresh: what other tests set in this one would be in its numbers."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("nncf", reason="nncf is missing: the extra openvino-build brings it")
     arguments = {"target": ("cpu", "openvino"), "precisions": ("fp32", "int8"), "budgets": (1.0, 0.25)}
