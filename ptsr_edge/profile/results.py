@@ -176,14 +176,18 @@ def _timed_results(
         reasons |= dict.fromkeys(("ratio", "ratio_cpu_time", "ratio_sample"), itself)
     else:
         base = timings[baseline.id]
-        ratio = _kept("ratio", ratio_between(base.blocks, timing.blocks, baseline.id, **ask), reasons)
-        cpu_ratio = _kept("ratio_cpu_time", _cpu_ratio(profiled, baseline, timings, config), reasons)
+        ratio = _ratio_or_reason(
+            "ratio", ratio_between(base.blocks, timing.blocks, baseline.id, **ask), reasons
+        )
+        cpu_ratio = _ratio_or_reason(
+            "ratio_cpu_time", _cpu_ratio(profiled, baseline, timings, config), reasons
+        )
     sample_ms, sample_ratio = None, None
     if timing.whole:
         sample_ms = float(np.median(all_runs(timing.whole).wall_ns)) / 1e6
         if profiled.id != baseline.id:
             found = ratio_between(timings[baseline.id].whole, timing.whole, baseline.id, **ask)
-            sample_ratio = _kept("ratio_sample", found, reasons)
+            sample_ratio = _ratio_or_reason("ratio_sample", found, reasons)
     fair = [one.id for one in references if one.id in timings and one.kind == profiled.kind]
     same_precision = None
     if not fair:
@@ -194,7 +198,7 @@ def _timed_results(
         reasons["ratio_same_precision"] = itself
     else:
         found = ratio_between(timings[fair[0]].blocks, timing.blocks, fair[0], **ask)
-        same_precision = _kept("ratio_same_precision", found, reasons)
+        same_precision = _ratio_or_reason("ratio_same_precision", found, reasons)
     return {
         "load_ms": timing.load_ms,
         "first_ms": timing.first_ms,
@@ -219,7 +223,7 @@ def _timed_results(
     }, reasons
 
 
-def _kept(name: str, found: Ratio | Missing, reasons: Reasons) -> Ratio | None:
+def _ratio_or_reason(name: str, found: Ratio | Missing, reasons: Reasons) -> Ratio | None:
     """Returns a ratio, or notes why there is none."""
     if isinstance(found, Ratio):
         return found

