@@ -8,30 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 from judged_data import judged_profile
-from report_data import make_profile
-from timings import launched
+from report_data import changed, make_profile
+from timings import ratio
 
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.profile.schema import Attempt, Measured, Missing, Profile
 from ptsr_edge.report.changes import changes_words, compare_profiles, sentence, summary, time_verdict
-from ptsr_edge.stats.latency import Ratio, ratio_interval
+from ptsr_edge.stats.latency import Ratio
 
 
 @pytest.fixture
 def profile(tmp_path: Path) -> Profile:
     return make_profile(tmp_path, samples=20, raw="none", kept=False)
-
-
-def ratio(seed: int, slowdown: float) -> Ratio:
-    baseline, variant, launches = launched(seed, 1.3 / slowdown)
-    return ratio_interval(baseline, variant, against="vit", launches=launches, resamples=500)
-
-
-def changed(profile: Profile, **fields: Any) -> Profile:
-    """The same with fields of the second variant replaced."""
-    rows = list(profile.variants)
-    rows[1] = rows[1].model_copy(update=fields)
-    return profile.model_copy(update={"variants": rows})
 
 
 def verdicts(profile: Profile, slowdown: float, tries: int) -> list[str]:

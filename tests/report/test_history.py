@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_data import make_profile
-from timings import launched
+from report_data import changed, make_profile
+from timings import ratio
 
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.profile.schema import Profile
@@ -24,24 +24,11 @@ from ptsr_edge.report.history import (
     profile_folders,
     timelines,
 )
-from ptsr_edge.stats.latency import Ratio, ratio_interval
 
 
 @pytest.fixture
 def profile(tmp_path: Path) -> Profile:
     return make_profile(tmp_path, samples=20, raw="none", kept=False)
-
-
-def ratio(seed: int, slowdown: float) -> Ratio:
-    baseline, variant, launches = launched(seed, 1.3 / slowdown)
-    return ratio_interval(baseline, variant, against="vit", launches=launches, resamples=500)
-
-
-def changed(profile: Profile, **fields: Any) -> Profile:
-    """The same with fields of the second variant replaced."""
-    rows = list(profile.variants)
-    rows[1] = rows[1].model_copy(update=fields)
-    return profile.model_copy(update={"variants": rows})
 
 
 RUN = {"MatMul": 20, "Transpose": 6, "Reorder": 2, "QuantizeLinear": 3, "DequantizeLinear": 4}

@@ -306,3 +306,10 @@ def _kept(rng: np.random.Generator, rates: tuple[float, ...], data: str) -> Kept
             for rate in rates
         },
     )
+
+
+def changed(profile: Profile, **fields: Any) -> Profile:
+    """The same with fields of the second variant replaced."""
+    rows = list(profile.variants)
+    rows[1] = rows[1].model_copy(update=fields)
+    return profile.model_copy(update={"variants": rows})

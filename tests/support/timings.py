@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from ptsr_edge.stats.latency import Ratio, ratio_interval
+
 Blocks = list[npt.NDArray[np.float64]]
 
 
@@ -48,3 +50,9 @@ def launched(
             side.extend(block * luck for block in found)
         launches += [launch] * 4
     return *pair, launches
+
+
+def ratio(seed: int, slowdown: float) -> Ratio:
+    """Of a variant 1.3 times as fast as its baseline, and then slowed down, in five starts of both."""
+    baseline, variant, launches = launched(seed, 1.3 / slowdown)
+    return ratio_interval(baseline, variant, against="vit", launches=launches, resamples=500)
