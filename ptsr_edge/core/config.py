@@ -216,7 +216,10 @@ MODELS: dict[str, ModelConfig] = {
             name="ptsr-nano", kind="ptsr", token_norm="batch", score="strain", mean_readout=True, **_NANO
         ),
         ModelConfig(name="ptsr-tiny", kind="ptsr", score="strain", **_TINY),
-        ModelConfig(name="ptsr-small", kind="ptsr", score="class-attention", select_block=1, **_SMALL),
+        ModelConfig(name="ptsr-small", kind="ptsr", score="strain", **_SMALL),
+        ModelConfig(
+            name="ptsr-small-attention", kind="ptsr", score="class-attention", select_block=1, **_SMALL
+        ),
         ModelConfig(name="vit-nano", kind="vit", **_NANO),
         ModelConfig(name="vit-tiny", kind="vit", **_TINY),
         ModelConfig(name="vit-small", kind="vit", **_SMALL),
@@ -238,13 +241,16 @@ def named_model(name: str) -> ModelConfig:
 
 
 def baseline_of(config: ModelConfig) -> ModelConfig:
-    """Returns the plain full-token ViT of the same depth, width, heads and patch."""
+    """Returns the plain full-token ViT of the same depth, width, heads and patch; that of a named model has a name too."""
     if config.kind == "vit":
         return config
-    kept = {"image_size", "patch_size", "channels", "dim", "depth", "heads", "mlp_ratio", "classes",
-            "norm_eps", "dropout", "layer_scale"}  # fmt: skip
+    kept = ("image_size", "patch_size", "channels", "dim", "depth", "heads", "mlp_ratio", "classes",
+            "norm_eps", "dropout", "layer_scale")  # fmt: skip
+    alike = {"kind": "vit", **{key: getattr(config, key) for key in kept}}
+    if config == MODELS.get(config.name):
+        return next(model for model in MODELS.values() if model == ModelConfig(name=model.name, **alike))
     name = config.name.replace("ptsr", "vit") if "ptsr" in config.name else f"vit-of-{config.name}"
-    return ModelConfig(name=name, kind="vit", **{key: getattr(config, key) for key in kept})
+    return ModelConfig(name=name, **alike)
 
 
 def check_keep_rate(rate: float) -> float:

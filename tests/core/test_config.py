@@ -104,9 +104,10 @@ def test_token_counts_that_there_are_not(tokens: int) -> None:
 def test_the_named_models_are_those_of_the_contract() -> None:
     # Side, patch, width, heads and depth as the contract lists them.
     listed = {"nano": (28, 4, 24, 2, 1), "tiny": (112, 8, 192, 3, 6), "small": (224, 16, 384, 6, 12)}
-    assert set(MODELS) == {f"{kind}-{size}" for kind in ("ptsr", "vit") for size in listed}
+    named = {f"{kind}-{size}" for kind in ("ptsr", "vit") for size in listed}
+    assert set(MODELS) == named | {"ptsr-small-attention"}
     for config in MODELS.values():
-        side, patch, dim, heads, depth = listed[config.name.partition("-")[2]]
+        side, patch, dim, heads, depth = listed[config.name.split("-")[1]]
         found = (config.image_size, config.patch_size, config.dim, config.heads, config.depth)
         assert found == (side, patch, dim, heads, depth)
         assert config.kind == config.name.partition("-")[0]
@@ -118,6 +119,12 @@ def test_the_named_models_are_those_of_the_contract() -> None:
 def test_the_baseline_has_the_geometry_and_nothing_of_ptsr(size: str) -> None:
     assert baseline_of(named_model(f"ptsr-{size}")) == named_model(f"vit-{size}")
     assert baseline_of(named_model(f"vit-{size}")) == named_model(f"vit-{size}")
+
+
+def test_two_models_of_one_geometry_have_one_baseline() -> None:
+    assert baseline_of(named_model("ptsr-small-attention")) == named_model("vit-small")
+    own = named_model("ptsr-small-attention").model_copy(update={"classes": 2})
+    assert baseline_of(own).name == "vit-small-attention"  # its own classes: the named ViT is another one
 
 
 def test_an_unknown_model_names_the_nearest_and_all() -> None:

@@ -395,8 +395,8 @@ def test_parts_by_hand() -> None:
     assert eager_macs(config, 49)[EMBEDDING] == 5 * 196 * 192 * 192
     assert exported_macs(config, 49)[EMBEDDING] == 49 * (4 * 192 * 192 + 16 * 192 + 32)
     assert exported_macs(config, 49)[HEAD] == 3 * 192 + 49 * 3 * 192
-    # ptsr-small: d = 384, MLP 1536; keys and values of 197 rows, the rest of 50, and one query over 196 keys.
-    small = exported_macs(MODELS["ptsr-small"], 49)
+    # d = 384, MLP 1536; keys and values of 197 rows, the rest of 50, and one query over 196 keys.
+    small = exported_macs(MODELS["ptsr-small-attention"], 49)
     kept = 2 * 50 * 384**2 + 2 * 50 * 197 * 384 + 2 * 50 * 384 * 1536
     assert small[SELECTING] == 2 * 197 * 384**2 + kept
     assert small[SCORE] == 384**2 + 196 * 384
@@ -417,7 +417,7 @@ def test_the_difference_is_explained_and_adds_up() -> None:
             ]
             assert sum(int(word.replace(",", "")) for word in told) == -saved
             assert "by rows" not in text
-            assert ("the class token's row" in text) == (config.name == "ptsr-small" and rate < 1)
+            assert ("the class token's row" in text) == (config.name == "ptsr-small-attention" and rate < 1)
 
 
 def test_budgets_that_there_are_none_of() -> None:
