@@ -128,16 +128,26 @@ def optical_strain(flow: Float) -> Float:
     Returns:
         (H, W) float32, dimensionless, never negative.
 
+    Raises:
+        MissingExtraError: OpenCV is not installed.
+
     Source: Shreve et al., Macro- and micro-expression spotting in long videos using spatio-temporal
     strain, FG 2011.
     """
-    padded = np.pad(flow.astype(np.float32, copy=False), ((1, 1), (1, 1), (0, 0)), mode="edge")
-    smooth_y = padded[:-2] + 2 * padded[1:-1] + padded[2:]  # (H, W + 2, 2)
-    smooth_x = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]  # (H + 2, W, 2)
-    along_x = (smooth_y[:, 2:] - smooth_y[:, :-2]) / 8  # (H, W, 2): ux, vx
-    along_y = (smooth_x[2:] - smooth_x[:-2]) / 8  # (H, W, 2): uy, vy
-    shear = along_y[..., 0] + along_x[..., 1]
-    strain: Float = np.sqrt(along_x[..., 0] ** 2 + along_y[..., 1] ** 2 + shear**2 / 2)
+    cv2 = opencv()
+    planes = [np.ascontiguousarray(flow[..., axis], dtype=np.float32) for axis in (0, 1)]
+    (ux, uy), (vx, vy) = (
+        [
+            cv2.Sobel(plane, cv2.CV_32F, *order, scale=1 / 8, borderType=cv2.BORDER_REPLICATE)
+            for order in ((1, 0), (0, 1))
+        ]
+        for plane in planes
+    )
+    shear = np.add(uy, vx, out=uy)
+    total = np.square(ux, out=ux)
+    total += np.square(vy, out=vy)
+    total += np.square(shear, out=shear) / 2
+    strain: Float = np.sqrt(total, out=total)
     return strain
 
 
@@ -184,16 +194,25 @@ def normalise(flow: Float) -> Float:
     Returns:
         (..., H, W, 3) float32. Each image comes out the same alone and in a batch.
     """
-    *lead, height, width, _ = flow.shape
-    flat = np.moveaxis(flow.reshape(-1, height * width, 3), -1, 1)  # (B, 3, H W)
-    channels = np.array(flat, dtype=np.float64, order="C")
-    motion, strain = channels[:, :2], channels[:, 2:]
-    motion -= np.median(motion, axis=-1, keepdims=True)
-    spread = np.sqrt(motion.var(axis=-1, keepdims=True).mean(axis=1, keepdims=True))  # (B, 1, 1)
-    _divide(motion, spread)
-    _divide(strain, strain.std(axis=-1, keepdims=True))
-    normalised = np.moveaxis(channels, 1, -1).reshape(*lead, height, width, 3)
-    return np.ascontiguousarray(normalised, dtype=np.float32)
+    height, width, channels = flow.shape[-3:]
+    planes = _normalised(flow.reshape(-1, height, width, channels))
+    return np.ascontiguousarray(np.moveaxis(planes, 1, -1).reshape(flow.shape))
+
+
+def _normalised(batch: Float) -> Float:
+    """(B, H, W, 3) -> (B, 3, H, W) float32, normalised; sums are taken in float64."""
+    count, height, width, channels = batch.shape
+    planes = np.array(np.moveaxis(batch, -1, 1), dtype=np.float32, order="C").reshape(count, channels, -1)
+    planes[:, :2] -= np.median(planes[:, :2], axis=-1, keepdims=True)
+    exact = planes.astype(np.float64)
+    means = exact.mean(axis=-1)
+    squares = (exact[:, :, None] @ exact[..., None])[..., 0, 0] / exact.shape[-1]
+    variances = squares - means * means  # (B, 3)
+    variances[:, :2] = variances[:, :2].mean(axis=1, keepdims=True)
+    spread = np.sqrt(np.maximum(variances, 0))
+    factors = np.where(spread > FLAT, 1 / np.maximum(spread, FLAT), 0.0)
+    planes *= factors.astype(np.float32)[..., None]
+    return planes.reshape(count, channels, height, width)
 
 
 def to_input(flow: Float) -> Float:
@@ -205,8 +224,7 @@ def to_input(flow: Float) -> Float:
     Returns:
         (B, 3, H, W) float32, normalised, contiguous; B is 1 for a single sample.
     """
-    batch = flow[None] if flow.ndim == 3 else flow
-    return np.ascontiguousarray(np.moveaxis(normalise(batch), -1, 1))
+    return _normalised(flow[None] if flow.ndim == 3 else flow)
 
 
 def check_flow(flow: Any, image_size: int) -> None:
@@ -273,8 +291,3 @@ def _stable_points(height: int, width: int) -> Float:
         stable &= ~((x > x0) & (x < x1) & (y > y0) & (y < y1))
     points = np.stack([np.floor(x[stable] * width), np.floor(y[stable] * height)], axis=1)
     return points.astype(np.float32)
-
-
-def _divide(values: NDArray[np.float64], spread: NDArray[np.float64]) -> None:
-    """Divides in place; values without spread become zero."""
-    values *= np.where(spread > FLAT, 1 / np.maximum(spread, FLAT), 0.0)
