@@ -20,7 +20,8 @@ import io
 import logging
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 
 from ptsr_edge.core.config import Record
 from ptsr_edge.core.console import progress, say
@@ -52,6 +53,9 @@ from ptsr_edge.stats.classification import confusion, uar
 NARROW = 16
 """Products over so few inputs are statistics of a window's cells: nothing to gain, and their error is
 divided by a standard deviation."""
+
+
+ORT_DOMAIN = "com.microsoft"
 
 
 def quantize_static_qdq(
@@ -86,8 +90,6 @@ def quantize_static_qdq(
     activations = quantization.QuantType.QInt8 if symmetric_activations else quantization.QuantType.QUInt8
     methods = quantization.CalibrationMethod
     chosen = {"minmax": methods.MinMax, "percentile": methods.Percentile, "entropy": methods.Entropy}[method]
-    if not symmetric_activations:
-        keep_biases_apart(model, exclude)
     with _written(destination, "quantize") as target:
         quantization.quantize_static(
             model, target, _Samples(calibration),
@@ -100,6 +102,10 @@ def quantize_static_qdq(
                 "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
             },
         )  # fmt: skip
+        if not symmetric_activations:
+            quantized = onnx.load(target)
+            fuse_quantized_products(quantized)
+            onnx.save(quantized, target)
 
 
 def quantize_dynamic_int8(source: ModelProto, destination: Path, *, exclude: Sequence[str]) -> None:
@@ -123,36 +129,53 @@ def quantize_dynamic_int8(source: ModelProto, destination: Path, *, exclude: Seq
         )  # fmt: skip
 
 
-def keep_biases_apart(model: ModelProto, exclude: Sequence[str]) -> None:
-    """Gives the biases behind MatMuls of three axes three axes too; the sums are the same.
+def fuse_quantized_products(model: ModelProto) -> None:
+    """Replaces each product between Q/DQ pairs, and the bias behind it, by ONNX Runtime's operator for that, in place.
 
-    A MatMul and a bias of one axis become a Gemm in ONNX Runtime (1.32) before it looks for Q/DQ pairs, and a
-    Gemm between such pairs is computed in floating point, its weights converted anew at each run: slower than
-    fp32. The embedded ptsr-tiny at 25 % of the tokens takes 2.7 ms without that, 10.5 ms with it, fp32 4.4 ms.
-
-    Args:
-        model: its shapes inferred; changed in place.
-        exclude: names of products that stay in floating point: with their biases they are best fused.
+    The operator (`MatMulIntegerToFloat`) is the one that ONNX Runtime picks itself; but it leaves the bias to an addition of
+    its own where the MatMul has three axes, and where it has two it makes a Gemm of both that runs in floating point. The
+    answers are the same but for a rounding less. The embedded ptsr-tiny at 25 % of the tokens has 30 nodes fewer and takes .93 of
+    the time.
     """
-    axes = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.value_info}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    products = {
-        node.output[0]
+    made = {name: node for node in model.graph.node for name in node.output}
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    added = {
+        name: node
         for node in model.graph.node
-        if node.op_type == "MatMul" and node.name not in exclude and axes.get(node.output[0]) == 3
+        if node.op_type == "Add"
+        for name in node.input
+        if readers[name] == 1
     }
+    gone: set[str] = set()
     for node in model.graph.node:
-        if node.op_type != "Add" or not products.intersection(node.input):
+        sides = [made.get(name) for name in node.input]
+        if node.op_type != "MatMul" or not all(side and side.op_type == "DequantizeLinear" for side in sides):
             continue
-        for place, name in enumerate(node.input):
-            if name in constants and len(constants[name].dims) == 1:
-                node.input[place] = apart = f"{name}_apart"  # a new one: others may read the old one
-                if apart not in constants:
-                    values = numpy_helper.to_array(constants[name]).reshape(1, 1, -1)
-                    constants[apart] = numpy_helper.from_array(values, apart)
-    read = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(tensor for name, tensor in constants.items() if name in read)
+        inputs = [side.input[place] for place in (0, 1, 2) for side in sides if side is not None]
+        addition = added.get(node.output[0])
+        if addition is not None:
+            bias = next(name for name in addition.input if name != node.output[0])
+            if bias in constants and list(constants[bias].dims) == constants[inputs[1]].dims[-1:]:
+                inputs.append(bias)
+                gone.add(addition.output[0])
+                node.output[0] = addition.output[0]
+        node.op_type, node.domain = "MatMulIntegerToFloat", ORT_DOMAIN
+        node.input[:] = inputs
+    _drop(model, gone)
+    model.opset_import.append(onnx.helper.make_opsetid(ORT_DOMAIN, 1))
+
+
+def _drop(model: ModelProto, additions: Collection[str]) -> None:
+    """Removes additions by the name of their output, and what nothing reads any more."""
+    nodes = [node for node in model.graph.node if node.op_type != "Add" or node.output[0] not in additions]
+    read = {name for node in nodes for name in node.input} | {value.name for value in model.graph.output}
+    nodes = [node for node in nodes if read.intersection(node.output)]
+    read = {name for node in nodes for name in node.input}
+    constants = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(constants)
 
 
 def attention_products(model: ModelProto) -> list[str]:

@@ -35,6 +35,7 @@ from ptsr_edge.export.targets.quantization import (
     attention_products,
     build_within,
     first_products,
+    fuse_quantized_products,
     means_products,
     products_kept_float,
     quantizable_layers,
@@ -178,6 +179,28 @@ def test_int8_answers_alike_on_a_cpu_without_vnni(dynamic: bool, source: Graph, 
     # worst moves an activation by one step (1/255 of its range). 8-bit weights are 0.17 and 0.24 apart.
     assert np.abs(answers[0] - answers[1]).max() < 0.02
     assert np.median(np.abs(answers[0] - answers[1])) < 1e-4
+
+
+def test_a_product_and_its_bias_are_one_node_and_answer_the_same(source: Graph, tmp_path: Path) -> None:
+    # Compared with what ONNX Runtime makes of the pairs by itself, bias apart: a sum is rounded once less.
+    kept = products_kept_float(source.model)
+    pairs = tmp_path / "pairs.onnx"
+    quantize_static_qdq(source.model, pairs, flows(), symmetric_activations=True, exclude=kept)
+    fused = onnx.load(pairs)
+    fuse_quantized_products(fused)
+    onnx.save(fused, tmp_path / "fused.onnx")
+    before, after = (
+        Counter(node.op_type for node in onnx.load(path).graph.node)
+        for path in (pairs, tmp_path / "fused.onnx")
+    )
+    assert after["MatMulIntegerToFloat"] == before["MatMul"] - after["MatMul"] > 10
+    biases = sum(len(node.input) == 7 for node in fused.graph.node)
+    assert before["Add"] - after["Add"] == biases > 10
+    for one in flows(8, seed=1):
+        expected, found = (
+            OrtRunner(path, threads=1).run(one[None]) for path in (pairs, tmp_path / "fused.onnx")
+        )
+        np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-6)
 
 
 def test_which_products_stay_in_floating_point() -> None:
