@@ -94,6 +94,17 @@ def test_similarity_takes_the_head_out_and_leaves_the_expression():
     assert without < 0.25  # DIS's own error, plus what the fit takes of the expression
 
 
+def test_what_one_fit_leaves_of_the_head_the_next_one_takes():
+    # 6 px and 3 degrees are more than a quick flow finds at once.
+    onset, apex, _ = rendered(CameraPose(shift=(6.0, -3.0), angle=0.05))
+    left = []
+    for passes in (0, 1, flow.HEAD_PASSES):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(flow, "HEAD_PASSES", passes)
+            left.append(error_px(flow.optical_flow(onset, apex, SIMILARITY), np.zeros(2)))
+    assert left[0] > 3 > 2 * left[1] > 4 * left[2]
+
+
 def test_equal_frames_have_no_flow():
     onset, apex, _ = rendered(CameraPose())
     sample = flow.flow_sample(onset, apex.copy(), SIMILARITY)
