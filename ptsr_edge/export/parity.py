@@ -19,13 +19,14 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 from torch import Tensor
 
 from ptsr_edge.bundle import Parity
 from ptsr_edge.core.errors import ParityError
 from ptsr_edge.export.onnx_graph import PRODUCTS
 from ptsr_edge.export.targets.base import THROUGH_GRAPH, Artifact, Graph, Target, open_built
+from ptsr_edge.export.targets.quantization import FUSED_PRODUCT
 from ptsr_edge.models.ptsr import Model, Ptsr, selects_before_embedding
 from ptsr_edge.runtimes.onnxruntime import open_session
 from ptsr_edge.runtimes.openvino import compile_ir, load_openvino, read_ir
@@ -355,19 +356,28 @@ class Divergence:
 def product_values(model: ModelProto, inputs: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
     """Returns what each product of an ONNX graph gives for one input (1, C, S, S): value by the node's name.
 
+    What a fused operator adds as its bias is taken off again.
+
     Raises:
         MissingExtraError: onnxruntime is not installed.
     """
     tapped = ModelProto()
     tapped.CopyFrom(model)
-    products = {node.name: node.output[0] for node in tapped.graph.node if node.op_type in PRODUCTS}
+    nodes = [node for node in tapped.graph.node if node.op_type in (*PRODUCTS, FUSED_PRODUCT)]
+    products = {node.name: node.output[0] for node in nodes}
+    constants = {tensor.name: tensor for tensor in tapped.graph.initializer}
+    biases = {
+        node.name: numpy_helper.to_array(constants[node.input[6]])
+        for node in nodes
+        if node.op_type == FUSED_PRODUCT and len(node.input) > 6
+    }
     have = {output.name for output in tapped.graph.output}
     tapped.graph.output.extend(
         onnx.ValueInfoProto(name=value) for value in products.values() if value not in have
     )
     session = open_session(tapped.SerializeToString(), optimize=False)  # fused operators have no products
     values = session.run(list(products.values()), {"flow": inputs})
-    return dict(zip(products, values, strict=True))
+    return {name: value - biases.get(name, 0) for name, value in zip(products, values, strict=True)}
 
 
 def ir_values(

@@ -66,16 +66,14 @@ class CpuTarget:
             graphs = {tokens: graph.model for tokens, graph in request.graphs.items()}
             return self._write(request, graphs, built_with)
         scheme: str = options.int8_scheme
-        with TemporaryDirectory(prefix="ptsr-edge-") as scratch:
-            if scheme == "auto":
+        if scheme == "auto":
+            with TemporaryDirectory(prefix="ptsr-edge-") as scratch:
                 choice = measure_schemes(request, options, Path(scratch))
-                scheme, built_with["int8_choice"] = choice["chosen"], choice
-            graphs = {
-                tokens: onnx.load(
-                    _quantized(request, options, graph.model, scheme, Path(scratch) / f"{tokens}.onnx")
-                )
-                for tokens, graph in request.graphs.items()
-            }
+            scheme, built_with["int8_choice"] = choice["chosen"], choice
+        graphs = {
+            tokens: _quantized(request, options, graph.model, scheme)
+            for tokens, graph in request.graphs.items()
+        }
         built_with |= {"int8_scheme": scheme, "keep_float": list(options.keep_float)}
         return self._write(request, graphs, built_with)
 
@@ -99,18 +97,12 @@ class CpuTarget:
         }
 
 
-def _quantized(
-    request: BuildRequest, options: CpuOptions, source: ModelProto, scheme: str, destination: Path
-) -> Path:
+def _quantized(request: BuildRequest, options: CpuOptions, source: ModelProto, scheme: str) -> ModelProto:
     kept = [node.name for node in source.graph.node if layer_of(node.name) in options.keep_float]
     exclude = [*products_kept_float(source), *kept]
     if scheme == "dynamic":
-        quantize_dynamic_int8(source, destination, exclude=exclude)
-    else:
-        quantize_static_qdq(
-            source, destination, request.calibration, symmetric_activations=False, exclude=exclude
-        )
-    return destination
+        return quantize_dynamic_int8(source, exclude=exclude)
+    return quantize_static_qdq(source, request.calibration, symmetric_activations=False, exclude=exclude)
 
 
 def measure_schemes(request: BuildRequest, options: CpuOptions, scratch: Path) -> dict[str, Any]:
@@ -126,12 +118,10 @@ def measure_schemes(request: BuildRequest, options: CpuOptions, scratch: Path) -
     exact = OrtRunner(source.path, threads=1)
     judged = request.calibration[:JUDGED]
     expected = _logits(exact, judged)
-    runners = {
-        scheme: OrtRunner(
-            _quantized(request, options, source.model, scheme, scratch / f"{scheme}.onnx"), threads=1
-        )
-        for scheme in SCHEMES
-    }
+    files = {scheme: scratch / f"{scheme}.onnx" for scheme in SCHEMES}
+    for scheme, path in files.items():
+        onnx.save(_quantized(request, options, source.model, scheme), path)
+    runners = {scheme: OrtRunner(path, threads=1) for scheme, path in files.items()}
     times: dict[str, list[float]] = {scheme: [] for scheme in SCHEMES}
     errors = {
         scheme: float(np.abs(_logits(runner, judged) - expected).mean()) for scheme, runner in runners.items()

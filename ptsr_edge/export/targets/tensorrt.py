@@ -11,7 +11,6 @@ import json
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from importlib.metadata import version
@@ -198,12 +197,9 @@ def typed_graph(
         return model, dict(require_types(model, precision))
     named = [node.name for node in model.graph.node if layer_of(node.name) in keep_float]
     kept = list(dict.fromkeys([*products_kept_float(model), *first_products(model), *named]))
-    with tempfile.TemporaryDirectory(prefix="ptsr-trt-") as folder:
-        quantized = Path(folder) / "int8.onnx"
-        quantize_static_qdq(
-            source, quantized, calibration, symmetric_activations=True, exclude=kept, method=method
-        )
-        typed = to_strong_fp16(onnx.load(quantized))
+    typed = to_strong_fp16(
+        quantize_static_qdq(source, calibration, symmetric_activations=True, exclude=kept, method=method)
+    )
     typed.metadata_props.extend(entry for entry in model.metadata_props if not typed.metadata_props)
     return typed, dict(require_types(typed, precision, kept))
 

@@ -88,7 +88,7 @@ def quantized_products(model: ModelProto) -> set[str]:
 def test_symmetric_pairs_have_zero_points_of_zero(source: Graph, tmp_path: Path) -> None:
     out = tmp_path / "int8.onnx"
     kept = products_kept_float(source.model)
-    quantize_static_qdq(source.model, out, flows(), symmetric_activations=True, exclude=kept)
+    onnx.save(quantize_static_qdq(source.model, flows(), symmetric_activations=True, exclude=kept), out)
     model = onnx.load(out)
     points = zero_points(model)
     assert set(points) == {"int8"}
@@ -100,7 +100,7 @@ def test_symmetric_pairs_have_zero_points_of_zero(source: Graph, tmp_path: Path)
 def test_onnx_runtime_gets_unsigned_activations(source: Graph, tmp_path: Path) -> None:
     out = tmp_path / "int8.onnx"
     kept = products_kept_float(source.model)
-    quantize_static_qdq(source.model, out, flows(), symmetric_activations=False, exclude=kept)
+    onnx.save(quantize_static_qdq(source.model, flows(), symmetric_activations=False, exclude=kept), out)
     assert set(zero_points(onnx.load(out))) == {"uint8"}
 
 
@@ -110,9 +110,9 @@ def test_onnx_runtime_multiplies_integers(dynamic: bool, source: Graph, tmp_path
     out = tmp_path / "int8.onnx"
     kept = products_kept_float(source.model)
     if dynamic:
-        quantize_dynamic_int8(source.model, out, exclude=kept)
+        onnx.save(quantize_dynamic_int8(source.model, exclude=kept), out)
     else:
-        quantize_static_qdq(source.model, out, flows(), symmetric_activations=False, exclude=kept)
+        onnx.save(quantize_static_qdq(source.model, flows(), symmetric_activations=False, exclude=kept), out)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
@@ -126,7 +126,7 @@ def test_onnx_runtime_multiplies_integers(dynamic: bool, source: Graph, tmp_path
 
 def test_weights_have_a_scale_per_output_channel(source: Graph, tmp_path: Path) -> None:
     out = tmp_path / "int8.onnx"
-    quantize_static_qdq(source.model, out, flows(), symmetric_activations=True, exclude=[])
+    onnx.save(quantize_static_qdq(source.model, flows(), symmetric_activations=True, exclude=[]), out)
     model = onnx.load(out)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
@@ -142,9 +142,9 @@ def test_int8_answers_nearly_as_fp32(dynamic: bool, source: Graph, tmp_path: Pat
     model = source.model
     kept = [*products_kept_float(model), *first_products(model)]
     if dynamic:
-        quantize_dynamic_int8(source.model, out, exclude=kept)
+        onnx.save(quantize_dynamic_int8(source.model, exclude=kept), out)
     else:
-        quantize_static_qdq(source.model, out, flows(16), symmetric_activations=True, exclude=kept)
+        onnx.save(quantize_static_qdq(source.model, flows(16), symmetric_activations=True, exclude=kept), out)
     exact, int8 = OrtRunner(source.path, threads=1), OrtRunner(out, threads=1)
     errors = [np.abs(exact.run(one[None])[0] - int8.run(one[None])[0]).max() for one in flows(4)]
     # A step of int8 is 1/127 of a range; behind a dozen products errors of some steps add up.
@@ -161,9 +161,9 @@ def test_int8_answers_alike_on_a_cpu_without_vnni(dynamic: bool, source: Graph, 
     out = tmp_path / "int8.onnx"
     kept = products_kept_float(source.model)
     if dynamic:
-        quantize_dynamic_int8(source.model, out, exclude=kept)
+        onnx.save(quantize_dynamic_int8(source.model, exclude=kept), out)
     else:
-        quantize_static_qdq(source.model, out, flows(), symmetric_activations=False, exclude=kept)
+        onnx.save(quantize_static_qdq(source.model, flows(), symmetric_activations=False, exclude=kept), out)
     np.save(tmp_path / "flows.npy", 3 * flows(8, seed=1))  # beyond the calibrated range: 255 is common
     # An emulated program does not find its virtual environment.
     call = [str(Path(sys.executable).resolve()), "-c", ANSWERS, str(out), str(tmp_path / "flows.npy")]
@@ -185,7 +185,7 @@ def test_a_product_and_its_bias_are_one_node_and_answer_the_same(source: Graph, 
     # Compared with what ONNX Runtime makes of the pairs by itself, bias apart: a sum is rounded once less.
     kept = products_kept_float(source.model)
     pairs = tmp_path / "pairs.onnx"
-    quantize_static_qdq(source.model, pairs, flows(), symmetric_activations=True, exclude=kept)
+    onnx.save(quantize_static_qdq(source.model, flows(), symmetric_activations=True, exclude=kept), pairs)
     fused = onnx.load(pairs)
     fuse_quantized_products(fused)
     onnx.save(fused, tmp_path / "fused.onnx")
@@ -227,17 +227,19 @@ def test_the_read_out_of_the_means_stays_in_floating_point(ptsr_config: Any, ran
 def test_a_wrong_call_is_refused(source: Graph, tmp_path: Path) -> None:
     out = tmp_path / "int8.onnx"
     with pytest.raises(InputError, match="with n >= 1, got \\(0, 3, 24, 24\\)"):
-        quantize_static_qdq(source.model, out, flows(0), symmetric_activations=True, exclude=[])
+        onnx.save(quantize_static_qdq(source.model, flows(0), symmetric_activations=True, exclude=[]), out)
     with pytest.raises(InputError, match="no node of that name"):
-        quantize_static_qdq(source.model, out, flows(), symmetric_activations=True, exclude=["nowhere"])
+        onnx.save(
+            quantize_static_qdq(source.model, flows(), symmetric_activations=True, exclude=["nowhere"]), out
+        )
     assert not out.exists()
 
 
-def test_an_invalid_graph_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_graph_is_refused() -> None:
     node = helper.make_node("MatMul", ["flow", "weights"], ["logits"], "product")
     broken = small_graph([node], [4, 4], {"weights": np.eye(3, dtype=np.float32)})
     with pytest.raises(JobError, match="no valid ONNX graph: .*MatMul"):
-        quantize_dynamic_int8(broken, tmp_path / "out.onnx", exclude=[])
+        quantize_dynamic_int8(broken, exclude=[])
 
 
 WIDTH = 32
