@@ -1,7 +1,7 @@
 """The whole sample (two crops to an answer) of this checkout against an earlier one, in one interleaved run.
 
-    git worktree add /tmp/before COMMIT
-    python benchmarks/since.py --before /tmp/before --old-bundle DIR --bundle DIR [--budget 0.25] [--precision int8]
+    git worktree add ../before COMMIT
+    python benchmarks/since.py --before ../before --old-bundle DIR --bundle DIR [--budget 0.25] [--precision int8]
 
 Each side runs its own code and its own bundle, on the same rendered crops and one thread, in fresh processes that are asked
 in turn; a variant that both bundles have under one name is compared.
