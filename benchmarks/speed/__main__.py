@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,7 +27,7 @@ SIZES = tuple(name.removeprefix("vit-") for name in MODELS if name.startswith("v
 
 BUDGETS = (1.0, 0.5, 0.25, 0.12)
 
-SHORT = {"sizes": ["tiny"], "threads": [1], "rounds": 12, "processes": 1}
+SHORT: dict[str, Any] = {"sizes": ["tiny"], "threads": [1], "rounds": 12, "processes": 1}
 
 
 def size_of(text: str) -> str:
@@ -99,7 +100,7 @@ def main(
     as_json: bool,
 ) -> None:
     """Time the full ViT through other tools, EViT and ToMe, and ptsr-edge's own variants, side by side."""
-    given = {"sizes": sizes, "threads": threads, "rounds": rounds, "processes": processes}
+    given: dict[str, Any] = {"sizes": sizes, "threads": threads, "rounds": rounds, "processes": processes}
     if short:
         given = {name: given[name] if is_given(name) else value for name, value in SHORT.items()}
     plans = [Plan(count, given["rounds"], given["processes"]) for count in given["threads"]]

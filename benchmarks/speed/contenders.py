@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ptsr_edge.bundle import read_bundle
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.console import doing
-from ptsr_edge.core.errors import JobError
+from ptsr_edge.core.errors import JobError, PtsrError
 from ptsr_edge.core.files import cache_key, staged_folder
 from ptsr_edge.core.system import installed
 from ptsr_edge.export.calibration import calibration_side, draw
@@ -34,7 +34,7 @@ from ptsr_edge.export.targets.quantization import products_kept_float, quantize_
 from ptsr_edge.models.checkpoint import resolve
 from ptsr_edge.models.macs import count_macs
 from ptsr_edge.models.ptsr import Vit
-from ptsr_edge.profile.schema import Missing
+from ptsr_edge.profile.schema import Missing, MissingKind
 from ptsr_edge.profile.variants import ProfiledVariant
 from ptsr_edge.report.comparison import budget_text
 from ptsr_edge.runtimes.openvino import can_calculate, load_openvino, require_silenced
@@ -73,7 +73,7 @@ class Contender:
         environment: of its process, "" for this one.
         eager: (CHECKED, k) logits that it has to give.
         variant: of ours; it has no `kind`, `path` and `eager`.
-        products: graph of its products, which is timed as well, and their count.
+        products: graph of its products, which is timed as well, and their count; or why there is none.
         missing: why it cannot be timed.
     """
 
@@ -92,7 +92,7 @@ class Contender:
     inputs: Path | None = None
     eager: NDArray[np.float64] | None = None
     variant: ProfiledVariant | None = None
-    products: tuple[Path, int] | None = None
+    products: tuple[Path, int] | Missing | None = None
     missing: Missing | None = None
 
 
@@ -313,15 +313,19 @@ def reduced_vits(prepared: Prepared) -> list[Contender]:
     """EViT and ToMe in ONNX Runtime and OpenVINO; see `token_reduction`."""
     schedules, impossible = reductions(prepared.config)
     found = [
-        Contender(name=f"{name}-{prepared.size}", group="token reduction by others", label=name, runtime="any", precision="any",
-                  tokens=0, keep_rate=0.25, macs=None, missing=Missing(kind="not_applicable", reason=why))
+        _not_made("token reduction by others", f"{name}-{prepared.size}", name, why, "not_applicable")
         for name, why in impossible.items()
-    ]  # fmt: skip
+    ]
     for schedule in schedules:
         model = ReducedVit(prepared.vit, schedule.steps).eval()
         macs = count_macs(model, (torch.zeros(1, *prepared.config.input_shape),)).total
         eager = _eager(model, prepared.checked)
-        place = reduced_graphs(model, schedule.name, prepared)
+        try:
+            place = reduced_graphs(model, schedule.name, prepared)
+        except PtsrError as error:
+            name = f"{schedule.name}-{prepared.size}"
+            found.append(_not_made("token reduction by others", name, schedule.label, str(error)))
+            continue
         ways: list[tuple[str, str, str, str, dict[str, Any]]] = [
             ("onnxruntime-fp32", "model.onnx", "onnxruntime", "fp32", {}),
             ("onnxruntime-int8", "int8.onnx", "onnxruntime", "int8", {}),
@@ -382,29 +386,47 @@ def own_variants(prepared: Prepared, budgets: Sequence[float]) -> list[Contender
     """`vit-SIZE` and `ptsr-SIZE` as the package exports them, with the graphs of their products."""
     size, work = prepared.size, prepared.folder.parent
     precisions = ["fp32", *(["bf16"] if _has_bf16() else []), "int8"]
-    found = []
+    found: list[Contender] = []
     for name, rates in ((f"vit-{size}", [1.0]), (f"ptsr-{size}", list(budgets))):
         folder = work / name
-        with doing(f"{size}: exporting {name}"):
-            export_bundle(
-                out=folder,
-                model=name,
-                target=["cpu", "openvino"],
-                budgets=rates,
-                precisions=precisions,
-                cache=True,
-            )
+        asked: dict[str, Any] = {
+            "target": ["cpu", "openvino"],
+            "budgets": rates,
+            "precisions": precisions,
+            "cache": True,
+        }
+        try:
+            with doing(f"{size}: exporting {name}"):
+                export_bundle(out=folder, model=name, **asked)
+        except PtsrError as error:
+            found.append(_not_made("ours", name, name, str(error)))
+            continue
         bundle = read_bundle(folder)
         for variant in bundle.variants:
-            cut = work / "products" / f"{variant.id}{Path(variant.artifact).suffix}"
-            cut.parent.mkdir(exist_ok=True)
-            count = cut_products(variant.target, folder / variant.artifact, cut)
-            share = "full ViT" if name.startswith("vit") else f"PTSR, {budget_text(variant.keep_rate)}"
+            label = "full ViT" if name.startswith("vit") else f"PTSR, {budget_text(variant.keep_rate)}"
             found.append(
                 Contender(
-                    name=variant.id, group="ours", label=share, runtime=RUNTIME_NAMES[variant.target], precision=variant.precision,
+                    name=variant.id, group="ours", label=label, runtime=RUNTIME_NAMES[variant.target], precision=variant.precision,
                     tokens=variant.tokens, keep_rate=variant.keep_rate, macs=variant.macs,
-                    variant=ProfiledVariant(variant.id, folder, bundle, variant), products=(cut, count), inputs=prepared.inputs,
+                    variant=ProfiledVariant(variant.id, folder, bundle, variant),
+                    products=products_of(variant.target, folder / variant.artifact, work / "products"), inputs=prepared.inputs,
                 )
             )  # fmt: skip
     return found
+
+
+def products_of(target: str, artifact: Path, folder: Path) -> tuple[Path, int] | Missing:
+    """Returns the graph of an artifact's products and their count, or why there is none."""
+    folder.mkdir(exist_ok=True)
+    try:
+        return folder / artifact.name, cut_products(target, artifact, folder / artifact.name)
+    except PtsrError as error:
+        return Missing(kind="failed", reason=f"the products cannot be cut out: {error}")
+
+
+def _not_made(group: Group, name: str, label: str, why: str, kind: MissingKind = "failed") -> Contender:
+    """One that could not even be made: it has a row that says so."""
+    return Contender(
+        name=name, group=group, label=label, runtime="any", precision="any", tokens=0, keep_rate=0.0, macs=None,
+        missing=Missing(kind=kind, reason=why),
+    )  # fmt: skip

@@ -103,7 +103,7 @@ def measure(
     """
     missing = {one.name: one.missing for one in contenders if one.missing is not None}
     left = {one.name: one for one in contenders if one.missing is None}
-    left |= {f"{name}{PRODUCTS}": one for name, one in left.items() if one.products is not None}
+    left |= {f"{name}{PRODUCTS}": one for name, one in left.items() if isinstance(one.products, tuple)}
     timings = {name: Timing([]) for name in left}
 
     def refuse(name: str, error: PtsrError) -> None:
@@ -148,7 +148,7 @@ def measure(
 def _process(name: str, contender: Contender, threads: int) -> MeasuringProcess:
     if name.endswith(PRODUCTS):
         assert contender.variant is not None
-        assert contender.products is not None
+        assert isinstance(contender.products, tuple)
         target, precision = contender.variant.kind
         kind = "onnxruntime-products" if target == "cpu" else "openvino-products"
         hint = (
@@ -248,7 +248,7 @@ def rows_of(
                 found["products"], unknown = _products(one, timing, timings[name], plan)
                 why |= {} if unknown is None else {"products.share": unknown}
             else:
-                why["products"] = missing[name]
+                why["products"] = one.products if isinstance(one.products, Missing) else missing[name]
         rows.append(row.model_copy(update={**found, "missing": why}))
     return rows
 
@@ -265,14 +265,14 @@ def _times(blocks: Sequence[Block], macs: int | None) -> dict[str, Any]:
 
 
 def _products(one: Contender, whole: Timing, alone: Timing, plan: Plan) -> tuple[Products, Missing | None]:
-    assert one.products is not None
+    assert isinstance(one.products, tuple)
     times = _times(alone.blocks, one.macs)
+    found = Products(count=one.products[1], latency_ms=times["latency_ms"], gmacs_per_s=times["gmacs_per_s"])
     ratio = _ratio(whole, alone, one.name, plan)  # how many times as fast the products alone are
-    known = isinstance(ratio, Ratio)
-    share, low, high = (1 / ratio.median, 1 / ratio.high, 1 / ratio.low) if known else (None, None, None)
-    found = Products(count=one.products[1], latency_ms=times["latency_ms"], gmacs_per_s=times["gmacs_per_s"],
-                     share=share, share_low=low, share_high=high)  # fmt: skip
-    return found, None if known else ratio
+    if isinstance(ratio, Missing):
+        return found, ratio
+    share = {"share": 1 / ratio.median, "share_low": 1 / ratio.high, "share_high": 1 / ratio.low}
+    return found.model_copy(update=share), None
 
 
 def operators_of(one: Contender, threads: int) -> dict[str, float]:

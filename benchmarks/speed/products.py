@@ -9,6 +9,7 @@ computed values has an input of its own, and so has a second product by the same
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from ptsr_edge.core.errors import JobError
 from ptsr_edge.profile.roofline import CLASSES
+from ptsr_edge.runtimes.onnxruntime import open_session
 from ptsr_edge.runtimes.openvino import RT_SECTION, load_openvino
 
 CUT = frozenset(CLASSES["matrix products"])
@@ -28,7 +30,7 @@ def cut_products(target: str, artifact: Path, out: Path) -> int:
     """Writes the graph of an artifact's products; returns how many they are.
 
     Raises:
-        JobError: it has none, or its shapes are not fixed.
+        JobError: it has none, or ONNX Runtime refuses the artifact.
     """
     count = {"cpu": cut_onnx, "openvino": cut_openvino}[target](artifact, out)
     if not count:
@@ -41,11 +43,14 @@ def cut_onnx(artifact: Path, out: Path) -> int:
     import onnx
     from onnx import helper
 
-    model = onnx.shape_inference.infer_shapes(onnx.load(str(artifact)), data_prop=True)
+    model = onnx.load(str(artifact))
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
-    kinds = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input, *graph.output)}
+    products = [node for node in graph.node if node.op_type in CUT]
+    if not products:
+        return 0
+    values = computed_values(model, products)
     nodes: list[Any] = []
     inputs: dict[str, Any] = {}
     outputs: list[Any] = []
@@ -53,12 +58,9 @@ def cut_onnx(artifact: Path, out: Path) -> int:
 
     def given(name: str, own: str) -> str:
         """An input of the graph that stands for a computed value."""
-        kind = kinds[name]
-        shape = [axis.dim_value for axis in kind.shape.dim]
-        if not all(shape):
-            raise JobError(f"{artifact.name}: {name} has no fixed shape")
-        new = f"given-{own or 'shared'}-{kind.elem_type}-{'x'.join(map(str, shape))}"
-        inputs[new] = helper.make_tensor_value_info(new, kind.elem_type, shape)
+        kind, shape = values[name]
+        new = f"given-{own or 'shared'}-{kind}-{'x'.join(map(str, shape))}"
+        inputs[new] = helper.make_tensor_value_info(new, kind, shape)
         return new
 
     def source(name: str, own: str, place: str) -> str:
@@ -79,9 +81,7 @@ def cut_onnx(artifact: Path, out: Path) -> int:
 
     count = 0
     met: set[tuple[str, ...]] = set()
-    for node in graph.node:
-        if node.op_type not in CUT:
-            continue
+    for node in products:
         computed = [name for name in node.input if name and _root(name, makers) not in constants]
         by = tuple(_root(name, makers) for name in node.input if name not in computed)
         new = onnx.NodeProto()
@@ -92,20 +92,41 @@ def cut_onnx(artifact: Path, out: Path) -> int:
         met.add(by)
         new.output[:] = [f"product-{count}"]
         nodes.append(new)
-        kind = kinds[node.output[0]]
-        outputs.append(
-            helper.make_tensor_value_info(
-                new.output[0], kind.elem_type, [axis.dim_value for axis in kind.shape.dim]
-            )
-        )
+        outputs.append(helper.make_tensor_value_info(new.output[0], *values[node.output[0]]))
         count += 1
-    if not count:
-        return 0
     cut = helper.make_graph(nodes, "products", list(inputs.values()), outputs, list(used.values()))
     made = helper.make_model(cut, opset_imports=model.opset_import, ir_version=model.ir_version)
     onnx.checker.check_model(made)
     out.write_bytes(made.SerializeToString())
     return count
+
+
+def computed_values(model: Any, products: Sequence[Any]) -> dict[str, tuple[int, list[int]]]:
+    """Returns type and shape of what products read and make, by running the graph: inference knows no fused operator's."""
+    import onnx
+    from onnx import helper
+
+    constants = {tensor.name for tensor in model.graph.initializer}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    wanted = {name for node in products for name in (*node.input, node.output[0]) if name}
+    wanted |= {
+        makers[name].input[0] for name in wanted if name in makers and makers[name].op_type == DEQUANTIZE
+    }
+    given = {
+        value.name: np.zeros([axis.dim_value for axis in value.type.tensor_type.shape.dim], np.float32)
+        for value in model.graph.input
+    }
+    names = sorted(wanted - constants - set(given))
+    telling = onnx.ModelProto()
+    telling.CopyFrom(model)
+    del telling.graph.output[:]
+    telling.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
+    session = open_session(telling.SerializeToString(), optimize=False)
+    found = given | dict(zip(names, session.run(names, given), strict=True))
+    return {
+        name: (helper.np_dtype_to_tensor_dtype(value.dtype), list(value.shape))
+        for name, value in found.items()
+    }
 
 
 def _root(name: str, makers: dict[str, Any]) -> str:

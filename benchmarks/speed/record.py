@@ -48,9 +48,9 @@ class Products(Record):
     count: int
     latency_ms: Latency
     gmacs_per_s: float
-    share: float | None
-    share_low: float | None
-    share_high: float | None
+    share: float | None = None
+    share_low: float | None = None
+    share_high: float | None = None
 
 
 class Row(Record):

@@ -8,9 +8,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from speed.contenders import products_of
 from speed.products import cut_products
 
 from ptsr_edge.core.errors import JobError
+from ptsr_edge.profile.schema import Missing
 from ptsr_edge.runtimes.openvino import RT_SECTION, load_openvino, matrix_products
 
 WEIGHTS = np.arange(16, dtype=np.float32).reshape(4, 4)
@@ -26,7 +28,8 @@ def write_onnx(path: Path, nodes: list[onnx.NodeProto]) -> Path:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )  # fmt: skip
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    domains = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=domains, ir_version=10), path)
     return path
 
 
@@ -35,7 +38,9 @@ def test_onnx_products_keep_their_form_and_nothing_else(tmp_path: Path) -> None:
         tmp_path / "whole.onnx",
         [
             helper.make_node("MatMul", ["x", "w"], ["a"]),
-            helper.make_node("Add", ["a", "bias"], ["b"]),
+            helper.make_node(
+                "BiasGelu", ["a", "bias"], ["b"], domain="com.microsoft"
+            ),  # whose shape onnx cannot infer
             helper.make_node("QuantizeLinear", ["b", "step", "zero"], ["q"]),
             helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["d"]),
             helper.make_node("DequantizeLinear", ["w8", "step", "zero8"], ["dw"]),
@@ -68,6 +73,13 @@ def test_equal_products_stay_two(tmp_path: Path) -> None:
     cut = tmp_path / "cut.onnx"
     assert cut_products("cpu", source, cut) == 2
     assert len(onnx.load(cut).graph.input) == 2
+
+
+def test_an_artifact_without_products_is_told_and_goes_on(tmp_path: Path) -> None:
+    source = write_onnx(tmp_path / "none.onnx", [helper.make_node("Softmax", ["x"], ["y"])])
+    why = products_of("cpu", source, tmp_path / "products")
+    assert isinstance(why, Missing)
+    assert why.reason == "the products cannot be cut out: none.onnx has no matrix product"
 
 
 def test_a_graph_without_a_product_is_refused(tmp_path: Path) -> None:
