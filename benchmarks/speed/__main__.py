@@ -27,6 +27,8 @@ SIZES = tuple(name.removeprefix("vit-") for name in MODELS if name.startswith("v
 
 BUDGETS = (1.0, 0.5, 0.25, 0.12)
 
+SHORT_BUDGETS = (0.25,)
+
 SHORT: dict[str, Any] = {"sizes": ["tiny"], "threads": [1], "rounds": 12, "processes": 1}
 
 
@@ -114,7 +116,7 @@ def main(
     rows: list[Row] = []
     comparisons: list[Comparison] = []
     for size in given["sizes"]:
-        contenders = contend(size, work, BUDGETS[::2] if short else BUDGETS)
+        contenders = contend(size, work, SHORT_BUDGETS if short else BUDGETS)
         for plan in plans:
             timings, missing = measure(
                 contenders,
