@@ -14,7 +14,7 @@ import click
 from ptsr_edge.core.config import MODELS
 from ptsr_edge.core.console import Verb, comma_separated, finish, is_given, run, say
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.files import check_place, write_json, write_whole
+from ptsr_edge.core.files import check_place, json_text, write_whole
 from ptsr_edge.core.system import describe_environment, installed, visible_cpus
 
 from .contenders import BASELINE, Contender, full_vits, own_variants, prepare, reduced_vits
@@ -143,12 +143,16 @@ def main(
         rows=rows,
         comparisons=comparisons,
     )
-    write_json(out / SPEED, speed.model_dump(mode="json"))
-    write_whole(out / "speed.md", as_markdown(speed))
-    write_whole(out / "speed.svg", as_picture(speed))
+    files = {
+        SPEED: json_text(speed.model_dump(mode="json")),
+        "speed.md": as_markdown(speed),
+        "speed.svg": as_picture(speed),
+    }
+    for name, content in files.items():
+        write_whole(out / name, content)
     for line in map(comparison_line, comparisons):
         say(line.replace("**", ""))
-    shown = [(out / name).as_posix() for name in (SPEED, "speed.md", "speed.svg")]
+    shown = [(out / name).as_posix() for name in files]
     finish(
         {"files": shown, "rows": len(rows), "timed": sum(row.latency_ms is not None for row in rows)},
         shown,

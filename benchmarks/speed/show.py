@@ -79,9 +79,10 @@ def measured_on(speed: Speed) -> str:
 
 def comparison_line(comparison: Comparison) -> str:
     """Writes a comparison for a reader."""
+    missing = comparison.missing
     found = ratio_text(comparison.ratio) if comparison.ratio else "not measured"
-    why = f" ({comparison.missing.reason})" if comparison.missing else ""
-    return f"{comparison.what}: **{found}**{why} (`{comparison.row}` over `{comparison.against}`)"
+    why = f": {missing.kind.replace('_', ' ')}" if missing else ""
+    return f"{comparison.what}: **{found}{why}** (`{comparison.row}` over `{comparison.against}`)"
 
 
 def blocks_of(speed: Speed) -> list[tuple[str, list[Row]]]:
@@ -153,11 +154,16 @@ def _median(row: Row) -> float:
 def as_picture(speed: Speed) -> str:
     """Returns an SVG of the first block: bars with intervals, by group."""
     title, rows = blocks_of(speed)[0]
+    heading = f"{title}: times as fast as its plain export in ONNX Runtime fp32"
     groups = drawn_rows(rows)
     count = sum(len(some) + 1 for _, some in groups)
     most = max((row.ratio.high for _, some in groups for row in some if row.ratio), default=1.0)
 
     def paint(canvas: Canvas) -> None:
+        canvas.write(4, 18, heading, "ink", weight="bold")
+        if not groups:
+            canvas.write(4, 48, "No ratio is known: other processes used the cores.")
+            return
         left = 300
         axes = canvas.axes(left, 120, 44, 44)
         axes.set_ylim(count - 0.4, -0.6)
@@ -165,9 +171,6 @@ def as_picture(speed: Speed) -> str:
         axes.set_yticks([])
         axes.xaxis.grid(visible=True)
         axes.axvline(1, color=colour("ink"), lw=1)
-        canvas.write(
-            4, 18, f"{title}: times as fast as its plain export in ONNX Runtime fp32", "ink", weight="bold"
-        )
         place = 0
         for group, some in groups:
             _, y = canvas.pixel(axes, 0, place)
@@ -202,6 +205,4 @@ def as_picture(speed: Speed) -> str:
         if row.ratio
     )
     drawing = Drawing(paint, (88 + BAR * count, 0), "", words)
-    return standalone(
-        render("speed", drawing, (WIDE,))[0], f"{title}, times as fast as its plain export. {words}"
-    )
+    return standalone(render("speed", drawing, (WIDE,))[0], f"{heading}. {words}")
