@@ -11,10 +11,10 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/setup.stamp
 
-.PHONY: help setup demo test test-quick test-arm lint bench docs clean
+.PHONY: help setup demo test test-quick test-arm lint bench bench-speed bench-speed-peers docs clean
 
 help:  ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 24
 
 setup: $(STAMP)  ## Install everything into .venv; again only when pyproject.toml or constraints.txt changed
 
@@ -54,11 +54,19 @@ bench: setup  ## Benchmarks of the project's own code
 	@echo "bench: pytest-benchmark"
 	@$(BIN)/python -m pytest benchmarks --benchmark-only
 
+bench-speed: setup  ## Beside what others give, in one run; SPEED_ARGS=--help lists what may be set
+	@echo "bench-speed: benchmarks/speed"
+	@$(BIN)/python -m benchmarks.speed $(SPEED_ARGS)
+
+bench-speed-peers: setup  ## Environments of tools that need one of their own, into .venv-speed (7 GB)
+	@echo "bench-speed-peers: pip"
+	@PIP_ARGS="$(PIP_ARGS)" $(BIN)/python -m benchmarks.speed.environments
+
 docs: setup  ## The pages of docs/ as a site, into out/docs
 	@$(BIN)/sphinx-build -q -W --keep-going -b html docs out/docs
 	@echo out/docs/index.html
 
 clean:  ## Remove what was made, .venv included
-	@echo "clean: $(VENV) out caches"
-	@rm -rf $(VENV) out dist .mypy_cache .pytest_cache .ruff_cache .benchmarks
+	@echo "clean: $(VENV) .venv-speed out caches"
+	@rm -rf $(VENV) .venv-speed out dist .mypy_cache .pytest_cache .ruff_cache .benchmarks
 	@find ptsr_edge tests tools -name __pycache__ -type d -exec rm -rf {} +

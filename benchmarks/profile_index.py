@@ -3,15 +3,19 @@
 python benchmarks/profile_index.py profiles README.md    rewrites the index in profiles/README.md, and tables in README.md
 
 A table stands between `<!-- measured: PROFILE VARIANT... -->` and `<!-- end of measured -->`; its first line names what it is
-made from, a profile's folder relative to the page and its variants in their order.
+made from, a profile's folder relative to the page and its variants in their order. So does one of `benchmarks/speed` between
+`<!-- speed: FILE ROW... -->` and `<!-- end of speed -->`, from a `speed.json` and the ids of its rows.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import click
+from speed.record import read_speed
+from speed.show import measured_on, table
 
 from ptsr_edge.core.console import Verb, finish, run
 from ptsr_edge.core.errors import InputError
@@ -25,6 +29,8 @@ START, END = "<!-- profiles: written by python benchmarks/profile_index.py -->",
 
 
 MEASURED = re.compile(r"(<!-- measured: (\S+) (.+?) -->\n)(.*?)(<!-- end of measured -->)", re.DOTALL)
+
+SPEED = re.compile(r"(<!-- speed: (\S+) (.+?) -->\n)(.*?)(<!-- end of speed -->)", re.DOTALL)
 
 
 def index_lines(folder: Path) -> list[str]:
@@ -64,19 +70,36 @@ def indexed(text: str, lines: list[str], where: Path) -> str:
 
 
 def with_tables(text: str, page: Path) -> str:
-    """A page whose tables of measured variants are those of the records that they name.
+    """A page whose tables of measured variants and of speed are those of the records that they name.
 
     Raises:
-        InputError: there is no such table, or it names a profile or a variant that is not there.
+        InputError: there is no such table, or it names a record or a row that is not there.
     """
-    if not MEASURED.search(text):
+    if not MEASURED.search(text) and not SPEED.search(text):
         raise InputError(f"{page} has no table of measured variants: <!-- measured: PROFILE VARIANT... -->")
+    for marks, lines_of in ((MEASURED, measured_lines), (SPEED, speed_lines)):
 
-    def table(found: re.Match[str]) -> str:
-        start, place, names, _, end = found.groups()
-        return "\n".join([start, *measured_lines(page.parent / place, names.split()), "", end])
+        def rewritten(
+            found: re.Match[str], lines_of: Callable[[Path, list[str]], list[str]] = lines_of
+        ) -> str:
+            start, place, names, _, end = found.groups()
+            return "\n".join([start, *lines_of(page.parent / place, names.split()), "", end])
 
-    return MEASURED.sub(table, text)
+        text = marks.sub(rewritten, text)
+    return text
+
+
+def speed_lines(file: Path, names: list[str]) -> list[str]:
+    """A sentence on the machine and a Markdown table with a line for each of these rows of a speed record.
+
+    Raises:
+        InputError: it has no such row.
+    """
+    speed = read_speed(file)
+    rows = {row.id: row for row in speed.rows}
+    if unknown := [name for name in names if name not in rows]:
+        raise InputError(f"{file} has not measured {', '.join(unknown)}; it has {', '.join(rows)}")
+    return [measured_on(speed), "", *table([rows[name] for name in names])]
 
 
 def measured_lines(folder: Path, names: list[str]) -> list[str]:

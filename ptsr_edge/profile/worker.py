@@ -19,7 +19,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,28 +149,23 @@ def all_runs(blocks: Sequence[Block]) -> Runs:
     )
 
 
-class Worker:
-    """A measuring process of one variant; as a context it always ends with the block."""
+P = TypeVar("P", bound="MeasuringProcess")
 
-    def __init__(
-        self,
-        variant: ProfiledVariant,
-        *,
-        threads: int = 1,
-        cpus: Sequence[int] | None = None,
-        seed: int = 0,
-    ) -> None:
-        """Names what to measure; `threads` of one operator, `cpus` to be bound to, `seed` of the input."""
-        self.variant = variant
-        self._threads, self._cpus, self._seed = threads, cpus, seed
+
+class MeasuringProcess:
+    """A process that answers JSON lines and can time blocks of runs; as a context it always ends with the block."""
+
+    def __init__(self, name: str, command: Sequence[str], threads: int) -> None:
+        """Takes the `name` that errors begin with, the `command` to start, and the `threads` of one operator."""
+        self._name, self._command, self._threads = name, command, threads
         self._process: subprocess.Popen[str] | None = None
         self._stderr: IO[bytes] | None = None
 
-    def __enter__(self) -> Worker:
+    def __enter__(self: P) -> P:
         """Starts the process."""
         self._stderr = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            PROCESS,
+            self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -188,43 +183,12 @@ class Worker:
         """Number of the running process."""
         return self._running().pid
 
-    def load(self) -> RawTiming:
-        """Opens the artifact and runs it once.
-
-        Raises:
-            InputError: no such bundle or variant.
-            JobError: the runtime is missing or refuses the artifact, or the process died.
-        """
-        return RawTiming(**self._ask(_load_request(self.variant, self._threads, self._cpus, self._seed)))
-
     def block(self, *, duration_s: float, runs: int, call: str = "infer", settle: int = SETTLE_RUNS) -> Block:
         """Runs until both minima are reached."""
         request = {"op": "block", "call": call, "duration_s": duration_s, "runs": runs, "settle": settle}
         answer = self._ask(request)
         wall, cpu = (np.array(answer.pop(name), dtype=np.int64) for name in ("wall_ns", "cpu_ns"))
         return Block(wall, cpu, **answer)
-
-    def throughput(self, *, streams: int, duration_s: float) -> float:
-        """Inferences a second of `streams` sessions in threads of the process."""
-        answer = self._ask({"op": "throughput", "streams": streams, "duration_s": duration_s})
-        return float(answer["per_s"])
-
-    def operators(self) -> dict[str, Any]:
-        """Counts what the runtime executes in one inference; see `worker_process.Bench.operators`."""
-        return self._ask({"op": "operators"})
-
-    def stages(self, *, runs: int) -> dict[str, Any]:
-        """Times one sample by stage; see `worker_process.Bench.stages`."""
-        return self._ask({"op": "stages", "runs": runs})
-
-    def ceiling(self, *, duration_s: float) -> dict[str, Any]:
-        """Measures a plain matrix product; see `roofline.measure_ceiling`."""
-        return self._ask({"op": "ceiling", "duration_s": duration_s})
-
-    def peak_rss_bytes(self) -> int | None:
-        """Largest resident memory of the process so far; None where the system does not tell."""
-        answer: int | None = self._ask({"op": "memory"})["peak_rss_bytes"]
-        return answer
 
     def close(self) -> None:
         """Ends the process: politely by closing its stdin, by force after five seconds."""
@@ -245,7 +209,7 @@ class Worker:
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None:
-            raise JobError(f"{self.variant.id}: the measuring process is not running")
+            raise JobError(f"{self._name}: the measuring process is not running")
         return self._process
 
     def _ask(self, request: Mapping[str, Any], limit_s: float = ANSWER_LIMIT_S) -> dict[str, Any]:
@@ -272,7 +236,7 @@ class Worker:
             raise JobError(self._obituary(process, str(request["op"]), limit_s if late.is_set() else None))
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise getattr(errors, answer["kind"])(f"{self.variant.id}: {answer['error']}")
+            raise getattr(errors, answer["kind"])(f"{self._name}: {answer['error']}")
         return answer
 
     def _obituary(self, process: subprocess.Popen[str], op: str, limit_s: float | None) -> str:
@@ -284,7 +248,7 @@ class Worker:
             end = f"was ended by {signal.Signals(-code).name}"
         else:
             end = f"ended with exit code {code}"
-        return f"{self.variant.id}: the measuring process {end} at {op!r}{self._last_words()}"
+        return f"{self._name}: the measuring process {end} at {op!r}{self._last_words()}"
 
     def _last_words(self) -> str:
         assert self._stderr is not None
@@ -292,6 +256,54 @@ class Worker:
         lines = self._stderr.read().decode("utf-8", errors="replace").splitlines()
         said = [line.strip() for line in lines if line.strip()]
         return f": {said[-1][:300]}" if said else "; it said nothing"
+
+
+class Worker(MeasuringProcess):
+    """The measuring process of one variant."""
+
+    def __init__(
+        self,
+        variant: ProfiledVariant,
+        *,
+        threads: int = 1,
+        cpus: Sequence[int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Names what to measure; `threads` of one operator, `cpus` to be bound to, `seed` of the input."""
+        super().__init__(variant.id, PROCESS, threads)
+        self.variant = variant
+        self._cpus, self._seed = cpus, seed
+
+    def load(self) -> RawTiming:
+        """Opens the artifact and runs it once.
+
+        Raises:
+            InputError: no such bundle or variant.
+            JobError: the runtime is missing or refuses the artifact, or the process died.
+        """
+        return RawTiming(**self._ask(_load_request(self.variant, self._threads, self._cpus, self._seed)))
+
+    def throughput(self, *, streams: int, duration_s: float) -> float:
+        """Inferences a second of `streams` sessions in threads of the process."""
+        answer = self._ask({"op": "throughput", "streams": streams, "duration_s": duration_s})
+        return float(answer["per_s"])
+
+    def operators(self) -> dict[str, Any]:
+        """Counts what the runtime executes in one inference; see `worker_process.Bench.operators`."""
+        return self._ask({"op": "operators"})
+
+    def stages(self, *, runs: int) -> dict[str, Any]:
+        """Times one sample by stage; see `worker_process.Bench.stages`."""
+        return self._ask({"op": "stages", "runs": runs})
+
+    def ceiling(self, *, duration_s: float) -> dict[str, Any]:
+        """Measures a plain matrix product; see `roofline.measure_ceiling`."""
+        return self._ask({"op": "ceiling", "duration_s": duration_s})
+
+    def peak_rss_bytes(self) -> int | None:
+        """Largest resident memory of the process so far; None where the system does not tell."""
+        answer: int | None = self._ask({"op": "memory"})["peak_rss_bytes"]
+        return answer
 
 
 def _load_request(
