@@ -361,13 +361,10 @@ def reduced_graphs(model: ReducedVit, name: str, prepared: Prepared) -> Path:
     with doing(f"{prepared.size}: {name}"), staged_folder(place) as stage, quiet:
         graph = trace(model, prepared.config)
         onnx.save(graph, stage / "model.onnx")
-        quantize_static_qdq(
-            graph,
-            stage / "int8.onnx",
-            prepared.calibration,
-            symmetric_activations=False,
-            exclude=products_kept_float(graph),
+        int8_graph = quantize_static_qdq(
+            graph, prepared.calibration, symmetric_activations=False, exclude=products_kept_float(graph)
         )
+        onnx.save(int8_graph, stage / "int8.onnx")
         plain = read_onnx(ov, stage / "model.onnx")
         ov.save_model(plain, stage / "model.xml")
         samples = [one[None].copy() for one in prepared.calibration]
