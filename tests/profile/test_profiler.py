@@ -203,6 +203,7 @@ def test_the_default_baseline_has_every_kind_and_is_exported_once(
     for kind in ("graphs", "rendered"):
         (tmp_path / "cache" / kind).symlink_to(Path(os.environ["PTSR_EDGE_CACHE"]) / kind)
     monkeypatch.setenv("PTSR_EDGE_CACHE", str(tmp_path / "cache"))
+    capsys.readouterr()
     said, bases = [], []
     for _ in range(2):
         record = profile_bundles([tmp_path / "nano"], out=tmp_path / "p", timing=SHORT)
