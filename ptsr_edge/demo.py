@@ -33,7 +33,7 @@ def main(out: Path, duration_s: float, as_json: bool) -> None:
 
     started = time.monotonic()
     say(f"1/3  exporting {DEFAULT_MODEL} at budgets {', '.join(f'{rate:.0%}' for rate in BUDGETS)}")
-    bundle = export_bundle(out=out / "bundle", model=DEFAULT_MODEL, target="cpu", budgets=BUDGETS)
+    bundle = export_bundle(out=out / "bundle", model=DEFAULT_MODEL, target="cpu", budgets=BUDGETS, cache=True)
     for line in summary(bundle):
         say(f"     {line}")
     say("2/3  profiling it, interleaved with the full-token ViT, and judging held-out subjects")

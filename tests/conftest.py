@@ -7,6 +7,11 @@ weights would not show. `randomised` redraws everything.
 from __future__ import annotations
 
 import os
+
+# Before numpy is loaded, and for what the tests start: on the cores that the processes of a run share, threads of BLAS and
+# OpenMP spin for one another, and a clip took ten times as long to render.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

@@ -234,6 +234,19 @@ def test_a_shell_completes_verbs_and_options(words: str, offered: str) -> None:
     assert done.stdout.strip() == offered
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not list threads")
+def test_a_verb_keeps_numpy_from_threads_that_wait_for_cores() -> None:
+    program = (
+        "import os\nfrom ptsr_edge.__main__ import load_verb\nload_verb('export')\nimport numpy as np\n"
+        "np.ones((500, 500), 'f') @ np.ones((500, 500), 'f')\nprint(len(os.listdir('/proc/self/task')))"
+    )
+    around = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=around, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) == 1
+
+
 def test_an_error_inside_a_module_of_ptsr_edge_is_not_taken_for_a_missing_package(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -114,14 +115,10 @@ def staged_file(path: Path, suffix: str | None = None) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.name}.", suffix=suffix or path.suffix, dir=path.parent
-        )
     except OSError as error:
         raise JobError(f"cannot write {path}: {error.strerror}") from error
-    os.close(handle)
-    stage = Path(name)
-    stage.unlink()
+    # A name alone: a signal between making a file and the block below would leave it.
+    stage = path.with_name(f".{path.name}.{secrets.token_hex(8)}{suffix or path.suffix}")
     try:
         yield stage
         if stage.exists():

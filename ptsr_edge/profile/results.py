@@ -31,7 +31,6 @@ from ptsr_edge.profile.timing import (
     DRIFT_LIMIT,
     INTERVAL_LIMIT,
     WARM_UP_RUNS,
-    WARM_UP_S,
     TimingConfig,
     ratio_between,
 )
@@ -449,7 +448,7 @@ def method_of(config: TimingConfig, timings: Mapping[str, RawTiming]) -> dict[st
         f"until there were {some.processes} of each, in an order drawn anew",
         "interleaving": f"{len(some.blocks)} rounds; in each, every variant runs one block, in an order "
         f"drawn anew; a block has at least {config.block} runs and takes the same time for all",
-        "warm_up": f"at least {WARM_UP_S:g} s and {WARM_UP_RUNS} runs, and "
+        "warm_up": f"at least {config.warm_up_s:g} s and {WARM_UP_RUNS} runs, and "
         f"{SETTLE_RUNS} untimed runs at the start of each block",
         "least_duration_s": config.duration_s,
         "least_runs": config.min_runs,

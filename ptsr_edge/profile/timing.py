@@ -126,6 +126,11 @@ class TimingConfig:
         if self.pin:
             pinned_cpus(self.threads)
 
+    @property
+    def warm_up_s(self) -> float:
+        """Least duration of the warm-up: no longer than what is timed."""
+        return min(WARM_UP_S, self.duration_s)
+
 
 def quick_timing(**asked: Any) -> TimingConfig:
     """Returns the options of a quick run: fewer starts and rounds, one attempt, nothing but latency and memory.
@@ -387,7 +392,7 @@ def measure_interleaved(
                 profiled = left[name]
                 worker = Worker(profiled, threads=config.threads, cpus=cpus, seed=config.seed)
                 try:
-                    timing, run_s = _warm_up(stack.enter_context(worker))
+                    timing, run_s = _warm_up(stack.enter_context(worker), config.warm_up_s)
                 except JobError as error:
                     if refused is None:
                         raise
@@ -428,10 +433,10 @@ def start_order(names: Sequence[str], launch: int, seed: int) -> list[str]:
     return [names[place] for place in (drawn[::-1] if launch % 2 else drawn)]
 
 
-def _warm_up(worker: Worker) -> tuple[RawTiming, float]:
+def _warm_up(worker: Worker, duration_s: float) -> tuple[RawTiming, float]:
     """Loads and warms up: returns the record so far, and the median duration of a run in seconds."""
     timing = worker.load()
-    warm = worker.block(duration_s=WARM_UP_S, runs=WARM_UP_RUNS).wall_ns
+    warm = worker.block(duration_s=duration_s, runs=WARM_UP_RUNS).wall_ns
     timing.warm_up_runs = 1 + SETTLE_RUNS + warm.size
     return timing, float(np.median(warm)) / 1e9
 

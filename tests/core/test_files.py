@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any, BinaryIO
 
 import pytest
@@ -118,6 +121,37 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
         write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["c.bin"]
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # a stream that `with` did not close
+def test_wherever_a_signal_comes_a_write_leaves_no_part(tmp_path: Path) -> None:
+    """An interrupt at each line in turn that writing a file takes, here and in the library that names temporary files."""
+    places = {files.__file__, tempfile.__file__}
+    for line in itertools.count():
+        left = line
+
+        def interrupt(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal left
+            if frame.f_code.co_filename not in places:
+                return None
+            left -= event == "line"
+            if left < 0:
+                raise KeyboardInterrupt
+            return interrupt
+
+        before = sys.gettrace()
+        sys.settrace(interrupt)
+        try:
+            write_whole(tmp_path / "file", "text")
+        except KeyboardInterrupt:
+            assert {path.name for path in tmp_path.iterdir()} <= {"file"}
+        else:
+            break
+        finally:
+            sys.settrace(before)
+    assert line > 10
 
 
 def test_a_path_below_a_file_is_refused(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_a_bundle_and_the_checkpoint_of_another_model_are_a_wrong_call(
 
 def test_ctrl_c_ends_all_processes_and_says_where_the_folds_are(megc_folder: Path, tmp_path: Path) -> None:
     ended = signalled(
-        "evaluate", "--data", "megc-flow", "--root", megc_folder, "--model", "vit-nano", "--epochs", 100,
+        "evaluate", "--data", "megc-flow", "--root", megc_folder, "--model", "vit-nano", "--epochs", 40,
         "--jobs", 2, "--run-folder", "folds", after="loso, seeds: 1 ...", appears="folds/*.npz",
         number=signal.SIGINT, folder=tmp_path,
     )  # fmt: skip

@@ -357,14 +357,22 @@ def counted_static(config: ModelConfig, tokens: int) -> int:
 
 @pytest.mark.parametrize(("config", "rate"), BUDGETS)
 def test_every_named_model_at_every_budget(config: ModelConfig, rate: float, tmp_path: Path) -> None:
+    """The closed forms against counts of the model and of its static form, and of the graph that is traced from it.
+
+    Of a larger PTSR only the smallest graph is traced, which takes seconds: budgets differ in sizes alone.
+    """
     tokens = config.tokens_at(rate)
-    assert sum(eager_macs(config, tokens).values()) == counted_eager(config, tokens)
-    static = to_static(build_model(config), tokens)
+    model = build_model(config)
+    eager = count_macs(model, (no_flow(config), tokens))
+    static = to_static(model, tokens)
     exported = count_macs(static, (no_flow(config),))
-    onnx.save(trace(static, config), tmp_path / "graph.onnx")
-    graph = onnx_macs(tmp_path / "graph.onnx")
-    assert exported.uncounted == graph.uncounted == {}
-    assert sum(exported_macs(config, tokens).values()) == exported.total == graph.total
+    assert eager.uncounted == exported.uncounted == {}
+    assert sum(eager_macs(config, tokens).values()) == eager.total
+    assert sum(exported_macs(config, tokens).values()) == exported.total
+    if config.kind == "vit" or config.name == "ptsr-nano" or rate == RATES[-1]:
+        onnx.save(trace(static, config), tmp_path / "graph.onnx")
+        graph = onnx_macs(tmp_path / "graph.onnx")
+        assert (graph.total, graph.uncounted) == (exported.total, {})
 
 
 FORMS = [

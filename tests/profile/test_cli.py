@@ -238,12 +238,14 @@ def test_on_a_device_the_baseline_of_the_export_is_taken_without_torch(tmp_path:
     from ptsr_edge.export.cli import main as export
 
     done = CliRunner().invoke(
-        export, ["--model", "ptsr-nano", "--budgets", "0.25", "--with-baseline", "--out", str(tmp_path / "nano")]
+        export,
+        ["--model", "ptsr-nano", "--target", "cpu", "--budgets", "0.25", "--calibration-samples", "16",
+         "--with-baseline", "--out", str(tmp_path / "nano")],
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     program = (
         "import sys; sys.modules['torch'] = None\nfrom ptsr_edge.__main__ import main\n"
-        "main(['profile', '--bundle', 'nano', '--quick', '--duration-s', '0.01'], prog_name='ptsr-edge')"
+        "main(['profile', '--bundle', 'nano', '--quick', '--processes', '1', '--duration-s', '0.01'], prog_name='ptsr-edge')"
     )
     ran = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False

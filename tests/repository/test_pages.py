@@ -27,9 +27,10 @@ MESSAGES = re.findall(
 )
 
 QUICK = {
-    "OMP_NUM_THREADS": "1",
+    "PTSR_EDGE_EXPORT_CALIBRATION_SAMPLES": "16",
     "PTSR_EDGE_TRAIN_EPOCHS": "1",
-    "PTSR_EDGE_PROFILE_DURATION_S": "0.2",
+    "PTSR_EDGE_PROFILE_DURATION_S": "0.05",
+    "PTSR_EDGE_PROFILE_PROCESSES": "1",
     "PTSR_EDGE_PROFILE_QUICK": "1",
 }
 """What makes the commands quick; it fills options that they leave open and changes none that they give."""

@@ -69,7 +69,11 @@ def test_the_profile_compares_every_variant_with_the_full_token_vit(folder: Path
     for row in profile.variants:
         assert row.latency_ms is not None
         assert row.latency_ms.n >= 100, "as many runs as a profile takes at the least"
-    assert all(row.ratio is not None and row.ratio.against == baseline.id for row in others)
+    for row in others:
+        if row.ratio is None:
+            assert row.missing["ratio"].kind == "disturbed", "beside other processes a ratio may be withheld"
+        else:
+            assert row.ratio.against == baseline.id
 
 
 @pytest.mark.usefixtures("done")

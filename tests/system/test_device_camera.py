@@ -42,9 +42,20 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a build host makes of the embedded default, by the command of the quick start, which leaves it in the cache."""
+    """What a build host makes of the embedded default, by the command of the quick start, whose test leaves it in the cache."""
     out = tmp_path_factory.mktemp("built") / "bundle"
-    call = ["--target", "cpu", "--precision", "fp32", "--budgets", "1.0,0.25", "--out", str(out)]
+    call = [
+        "--target",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--budgets",
+        "1.0,0.25",
+        "--calibration-samples",
+        "16",
+        "--out",
+        str(out),
+    ]
     done = CliRunner().invoke(export, call)
     assert done.exit_code == 0, done.output
     return out

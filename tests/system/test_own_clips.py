@@ -66,7 +66,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def exported(place: Path) -> str:
     """What the export said on the console: it runs in a process of its own, as it does for a person."""
-    call = "-m ptsr_edge export --checkpoint out/nano.safetensors --calibration mine --target cpu --out out/bundle"
+    call = "-m ptsr_edge export --checkpoint out/nano.safetensors --calibration mine --target cpu --budgets 1.0,0.25 --out out/bundle"
     ran = subprocess.run(
         [sys.executable, *call.split()], cwd=place, capture_output=True, text=True, check=False
     )
