@@ -211,19 +211,21 @@ def normalise(flow: Float) -> Float:
 
 
 def _normalised(batch: Float) -> Float:
-    """(B, H, W, 3) -> (B, 3, H, W) float32, normalised; sums are taken in float64."""
+    """(B, H, W, 3) -> (B, 3, H, W) float32, normalised; all but the search for the medians is done in float64."""
     count, height, width, channels = batch.shape
     planes = np.array(np.moveaxis(batch, -1, 1), dtype=np.float32, order="C").reshape(count, channels, -1)
-    planes[:, :2] -= np.median(planes[:, :2], axis=-1, keepdims=True)
+    pixels = planes.shape[-1]
+    middle = [(pixels - 1) // 2, pixels // 2]
+    middles = np.partition(planes[:, :2], middle, axis=-1)[..., middle]  # (B, 2, 2)
     exact = planes.astype(np.float64)
+    exact[:, :2] -= middles.astype(np.float64).mean(axis=-1, keepdims=True)
     means = exact.mean(axis=-1)
-    squares = (exact[:, :, None] @ exact[..., None])[..., 0, 0] / exact.shape[-1]
+    squares = (exact[:, :, None] @ exact[..., None])[..., 0, 0] / pixels
     variances = squares - means * means  # (B, 3)
     variances[:, :2] = variances[:, :2].mean(axis=1, keepdims=True)
     spread = np.sqrt(np.maximum(variances, 0))
-    factors = np.where(spread > FLAT, 1 / np.maximum(spread, FLAT), 0.0)
-    planes *= factors.astype(np.float32)[..., None]
-    return planes.reshape(count, channels, height, width)
+    exact *= np.where(spread > FLAT, 1 / np.maximum(spread, FLAT), 0.0)[..., None]
+    return exact.astype(np.float32).reshape(count, channels, height, width)
 
 
 def to_input(flow: Float) -> Float:
