@@ -55,8 +55,9 @@ class Side:
     def __init__(self, checkout: Path, bundle: Path, budget: float, target: str, precision: str) -> None:
         call = [sys.executable, "-c", CHILD, str(bundle), str(budget), target, precision, str(CLIPS)]
         around = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+        # From its folder: Python looks there before anywhere else.
         self._process = subprocess.Popen(
-            call, env=around, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            call, cwd=checkout, env=around, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self._line()
 
