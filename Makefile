@@ -31,6 +31,9 @@ demo: setup  ## Export, judge, profile and report on synthetic data, into out/de
 	@$(BIN)/python -m ptsr_edge.demo --out out/demo
 	@echo "demo: to go on by hand:  . $(BIN)/activate"
 
+# Hundreds of processes are started: each would compile the package anew where the environment forbids bytecode.
+test test-quick: export PYTHONDONTWRITEBYTECODE :=
+
 test: lint  ## All checks: lint, types, tests
 	@echo "test: pytest"
 	@$(BIN)/python -m pytest $(SPREAD)

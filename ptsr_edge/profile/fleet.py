@@ -491,13 +491,22 @@ async def _on_cluster(
 
         with doing("devices that have answered", len(devices)) as step:
             tasks = [asyncio.create_task(in_turn(several)) for several in hosts.values()]
-            try:
-                await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+            await all_done(tasks)
     return written.fleet
+
+
+async def all_done(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Waits until all tasks are done, or one fails; none is at work any more when it ends, however it ends."""
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+    finally:
+        # Once is not enough: what Dask awaits inside may take a cancellation for a connection that is lost.
+        while pending := [task for task in tasks if not task.done()]:
+            for task in pending:
+                task.cancel()
+            await asyncio.wait(pending, timeout=2 * STOP_S)
 
 
 async def _workers(client: Any) -> list[_Worker]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -315,6 +316,32 @@ def test_what_a_device_has_is_not_sent_again(cluster: Cluster) -> None:
     assert kinds["kitchen"] is None, again.stderr
     assert "attic" not in kinds
     assert [(one.sent_files, one.sent_bytes) for one in record.devices if one.name == "kitchen"] == [(0, 0)]
+
+
+def test_a_device_that_overhears_the_end_of_a_run_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "STOP_S", 0.01)
+    heard = []
+
+    async def overhears() -> None:
+        for _ in range(2):
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                heard.append("end")
+        raise ValueError("not reached before it was told twice")
+
+    async def ended() -> None:
+        tasks = [asyncio.create_task(overhears())]
+        run = asyncio.create_task(fleet.all_done(tasks))
+        await asyncio.sleep(0)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        assert tasks[0].done()
+        assert isinstance(tasks[0].exception(), ValueError)
+
+    asyncio.run(ended())
+    assert heard == ["end", "end"]
 
 
 @pytest.mark.slow
