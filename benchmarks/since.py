@@ -3,82 +3,38 @@
     git worktree add ../before COMMIT
     python benchmarks/since.py --before ../before --old-bundle DIR --bundle DIR [--budget 0.25] [--precision int8]
 
-Each side runs its own code and its own bundle, on the same rendered crops and one thread, in fresh processes that are asked
-in turn; a variant that both bundles have under one name is compared.
+Each side runs its own code on its own bundle, in measuring processes of its own that are asked in turn; each target that both
+bundles have is compared. The earlier checkout has to know the requests of today's measuring process.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import random
-import subprocess
 import sys
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ptsr_edge.bundle import read_bundle
 from ptsr_edge.profile.timing import ratio_between
-from ptsr_edge.profile.worker import Block
+from ptsr_edge.profile.variants import ProfiledVariant
+from ptsr_edge.profile.worker import PROCESS, Block, Worker
+from ptsr_edge.session import choose_variant
 from ptsr_edge.stats.latency import Ratio
 
-CLIPS = 8
-
-CHILD = """
-import json, sys, time
-import cv2
-from ptsr_edge import Session
-from ptsr_edge.data.synthetic_clips import render_clip
-folder, budget, target, precision, clips = sys.argv[1:]
-cv2.setNumThreads(1)
-session = Session.open(folder, budget=float(budget), target=target, precision=precision, threads=1)
-side = session.bundle.preprocess.image_size
-crops = [render_clip(0, clip, side)[:2] for clip in range(int(clips))]
-for pair in crops:
-    session.predict_frames(*pair)
-print("ready", flush=True)
-for line in sys.stdin:
-    told = []
-    for place in range(int(line)):
-        wall, cpu = time.perf_counter_ns(), time.process_time_ns()
-        session.predict_frames(*crops[place % len(crops)])
-        told.append((time.perf_counter_ns() - wall, time.process_time_ns() - cpu))
-    print(json.dumps(told), flush=True)
-"""
+HERE = Path(__file__).resolve().parents[1]
 
 
-class Side:
-    """One checkout at work: a process that answers how long each of some whole samples took."""
+class Side(Worker):
+    """A measuring process that runs the code of a checkout."""
 
-    def __init__(self, checkout: Path, bundle: Path, budget: float, target: str, precision: str) -> None:
-        call = [sys.executable, "-c", CHILD, str(bundle), str(budget), target, precision, str(CLIPS)]
-        around = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-        # From its folder: Python looks there before anywhere else.
-        self._process = subprocess.Popen(
-            call, cwd=checkout, env=around, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self._line()
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit("a side ended; its message is above")
-        return line
-
-    def block(self, runs: int, launch: int) -> Block:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{runs}\n")
-        self._process.stdin.flush()
-        wall, cpu = np.array(json.loads(self._line()), dtype=np.int64).T
-        return Block(wall_ns=wall, cpu_ns=cpu, cores=os.cpu_count() or 1, launch=launch)
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+    def __init__(self, checkout: Path, variant: ProfiledVariant) -> None:
+        super().__init__(variant)
+        # From its folder: `-m` looks there before anywhere else.
+        self._command = ["env", "-C", str(checkout), f"PYTHONPATH={checkout}", *PROCESS]
 
 
 def main() -> int:
@@ -91,36 +47,41 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=12, help="Of each pair of processes.")
     arguments = parser.parse_args()
-    here = Path(__file__).resolve().parents[1]
-    both = [
-        {
-            variant.target
-            for variant in read_bundle(folder).variants
-            if variant.precision == arguments.precision
-        }
-        for folder in (arguments.old_bundle, arguments.bundle)
+    checkouts = {"before": arguments.before.resolve(), "now": HERE}
+    folders = {"before": arguments.old_bundle.resolve(), "now": arguments.bundle.resolve()}
+    bundles = {name: read_bundle(folder) for name, folder in folders.items()}
+    targets = [
+        {variant.target for variant in bundle.variants if variant.precision == arguments.precision}
+        for bundle in bundles.values()
     ]
     order = random.Random(0)
-    for target in sorted(both[0] & both[1]):
-        blocks: dict[str, list[Block]] = {"before": [], "now": []}
+    for target in sorted(targets[0] & targets[1]):
+        variants = {
+            name: choose_variant(bundle, folders[name], arguments.budget, target, arguments.precision)
+            for name, bundle in bundles.items()
+        }
+        blocks: dict[str, list[Block]] = {name: [] for name in bundles}
         for launch in range(arguments.processes):
-            starts = [("before", arguments.before, arguments.old_bundle), ("now", here, arguments.bundle)]
-            order.shuffle(starts)
-            sides = {
-                name: Side(
-                    checkout.resolve(), bundle.resolve(), arguments.budget, target, arguments.precision
-                )
-                for name, checkout, bundle in starts
-            }
-            for _ in range(arguments.rounds):
-                for name in order.sample(list(sides), k=2):
-                    blocks[name].append(sides[name].block(2 * CLIPS, launch))
-            for side in sides.values():
-                side.close()
+            with ExitStack() as stack:
+                sides = {
+                    name: stack.enter_context(
+                        Side(
+                            checkouts[name],
+                            ProfiledVariant(name, folders[name], bundles[name], variants[name]),
+                        )
+                    )
+                    for name in order.sample(list(bundles), k=2)
+                }
+                for side in sides.values():
+                    side.load()
+                for _ in range(arguments.rounds):
+                    for name in order.sample(list(sides), k=2):
+                        timed = sides[name].block(duration_s=0.1, runs=8, call="sample")
+                        blocks[name].append(replace(timed, launch=launch))
         ratio = ratio_between(blocks["before"], blocks["now"], "before", threads=1)
         times = {
-            name: np.median(np.concatenate([block.cpu_ns for block in found])) / 1e6
-            for name, found in blocks.items()
+            name: np.median(np.concatenate([block.cpu_ns for block in timed])) / 1e6
+            for name, timed in blocks.items()
         }
         told = (
             f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] times as fast by {ratio.clock} time"

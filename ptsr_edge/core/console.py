@@ -330,7 +330,7 @@ def load_verb(name: str) -> click.Command:
             f"unknown verb {name!r}; nearest: {_nearest(name, VERBS)}; known: {', '.join(VERBS)}"
         )
     # NumPy's OpenBLAS reads it when a verb's module loads NumPy. Its threads spin for a core: the products of a frame are no
-    # faster by them, and on a busy machine rendering took ten times as long.
+    # faster by them, and on a busy machine rendering took ten times the processor time.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with explained_imports(name):
         command: click.Command = importlib.import_module(VERBS[name].module).main

@@ -26,7 +26,7 @@ from ptsr_edge.bundle import Parity
 from ptsr_edge.core.errors import ParityError
 from ptsr_edge.export.onnx_graph import PRODUCTS
 from ptsr_edge.export.targets.base import THROUGH_GRAPH, Artifact, Graph, Target, open_built
-from ptsr_edge.export.targets.quantization import FUSED_PRODUCT
+from ptsr_edge.export.targets.quantization import FUSED_BIAS, FUSED_PRODUCT
 from ptsr_edge.models.ptsr import Model, Ptsr, selects_before_embedding
 from ptsr_edge.runtimes.onnxruntime import open_session
 from ptsr_edge.runtimes.openvino import compile_ir, load_openvino, read_ir
@@ -367,9 +367,9 @@ def product_values(model: ModelProto, inputs: NDArray[np.float32]) -> dict[str, 
     products = {node.name: node.output[0] for node in nodes}
     constants = {tensor.name: tensor for tensor in tapped.graph.initializer}
     biases = {
-        node.name: numpy_helper.to_array(constants[node.input[6]])
+        node.name: numpy_helper.to_array(constants[node.input[FUSED_BIAS]])
         for node in nodes
-        if node.op_type == FUSED_PRODUCT and len(node.input) > 6
+        if node.op_type == FUSED_PRODUCT and len(node.input) > FUSED_BIAS
     }
     have = {output.name for output in tapped.graph.output}
     tapped.graph.output.extend(

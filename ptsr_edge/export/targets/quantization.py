@@ -59,6 +59,9 @@ ORT_DOMAIN = "com.microsoft"
 FUSED_PRODUCT = "MatMulIntegerToFloat"
 """ONNX Runtime's product of quantized operands: both, their scales, their zero points, and a bias where there is one."""
 
+FUSED_BIAS = 6
+"""Where that operator's bias stands among its inputs."""
+
 
 def quantize_static_qdq(
     source: ModelProto,
