@@ -51,7 +51,7 @@ lint: setup  ## Format, style and types
 	@echo "lint: ruff check"
 	@$(BIN)/ruff check .
 	@echo "lint: mypy"
-	@$(BIN)/mypy
+	@$(BIN)/mypy -n $(JOBS)
 
 bench: setup  ## Benchmarks of the project's own code
 	@echo "bench: pytest-benchmark"
