@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.bundle import Bundle, Variant, check_files, find_variant, read_bundle
+from ptsr_edge.bundle import Bundle, Variant, check_files, files_digest, find_variant, read_bundle
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, PtsrError, require
 from ptsr_edge.runtimes.base import RUNTIMES, Runner, find_runner, find_runtime
 from ptsr_edge.vision.face_tracking import Region, crop_side, cut
@@ -158,8 +158,9 @@ class Session:
             precision: by default int8 where its accuracy was judged at the export (`--max-uar-drop`), else
                 the first that the bundle has for the target.
             threads: of one operator; by default what the export's recipe said, else the runtime's choice.
-            share_weights: let the budgets of this session compute on one copy of the weights, the mapped
-                file, for some more time an inference. ONNX Runtime can; the others keep their own copies.
+            share_weights: load all budgets at once, so that they compute on one copy of the weights. ONNX Runtime and
+                OpenVINO can; the first takes more time for an inference then, the second for the start, and OpenVINO's
+                int8 answers move by as much as they depart from float32 at most.
 
         Raises:
             InputError: no bundle there, a file that has changed, or no such variant.
@@ -208,11 +209,16 @@ class Session:
             JobError: the runtime refuses the artifact.
         """
         variant = self._at(budget)
-        if variant.id not in self._loaded:
-            check_files(self._folder, variant)
-            self._loaded[variant.id] = open_artifact(
-                variant, self._folder, self._threads, share_weights=self._share_weights
-            )
+        if variant.id in self._loaded:
+            return
+        together = [variant]
+        if self._share_weights:
+            kind = variant.target, variant.precision
+            together = [other for other in self.bundle.variants if (other.target, other.precision) == kind]
+        for one in together:
+            check_files(self._folder, one)
+        runners = open_artifacts(together, self._folder, self._threads)
+        self._loaded |= {one.id: runner for one, runner in zip(together, runners, strict=True)}
 
     def _at(self, budget: float) -> Variant:
         return choose_variant(self.bundle, self._folder, budget, self.variant.target, self.variant.precision)
@@ -279,9 +285,7 @@ class Session:
         return logits, np.arange(self.bundle.model.patches) if kept is None else kept
 
 
-def open_artifact(
-    variant: Variant, folder: Path, threads: int | None, *, share_weights: bool = False
-) -> Runner:
+def open_artifact(variant: Variant, folder: Path, threads: int | None) -> Runner:
     """Loads a variant by the runtime of its target; `threads` by default those that the bundle names.
 
     Raises:
@@ -289,8 +293,27 @@ def open_artifact(
         MissingExtraError: the runtime is not installed.
         JobError: the runtime refuses the artifact.
     """
-    threads = variant.runs_on.get("threads") if threads is None else threads
-    return find_runner(variant.target)(folder / variant.artifact, threads, share_weights=share_weights)
+    digest = {"digest": files_digest(variant)} if find_runtime(variant.target).keeps_compiled else {}
+    return find_runner(variant.target)(folder / variant.artifact, _threads(variant, threads), **digest)
+
+
+def open_artifacts(variants: Sequence[Variant], folder: Path, threads: int | None) -> Sequence[Runner]:
+    """Loads variants of one target and precision, sharing their weights where there are several and the runtime can.
+
+    Raises:
+        InputError, MissingExtraError, JobError: as `open_artifact`.
+    """
+    open_sharing = getattr(find_runner(variants[0].target), "open_sharing", None)
+    if len(variants) == 1 or open_sharing is None:
+        return [open_artifact(variant, folder, threads) for variant in variants]
+    runners: Sequence[Runner] = open_sharing(
+        [folder / variant.artifact for variant in variants], _threads(variants[0], threads)
+    )
+    return runners
+
+
+def _threads(variant: Variant, asked: int | None) -> int | None:
+    return variant.runs_on.get("threads") if asked is None else asked
 
 
 def why_not_here(variant: Variant, folder: Path) -> str:

@@ -31,15 +31,20 @@ class Runner(Protocol):
 
 
 class RunnerClass(Protocol):
-    """The class of a target's runners."""
+    """The class of a target's runners.
 
-    def __call__(self, artifact: Path, threads: int | None, *, share_weights: bool = False) -> Runner:
+    One whose runtime can let several artifacts compute on one copy of their weights also has a class method
+    `open_sharing(artifacts, threads)`, which loads artifacts of one precision at once and returns their runners.
+    """
+
+    def __call__(self, artifact: Path, threads: int | None, *, digest: str = "") -> Runner:
         """Loads an artifact.
 
         Args:
             artifact: the file that the builder named, its other files beside it.
             threads: of one operator; None leaves it to the runtime.
-            share_weights: let artifacts of one weights file compute on one copy of it, if the runtime can.
+            digest: of the artifact's files, as they were checked: what a runtime makes of them may be kept under it for
+                the next start. Handed over to a `Runtime` that `keeps_compiled` only.
 
         Raises:
             MissingExtraError: the runtime is not installed.
@@ -76,6 +81,7 @@ class Runtime:
             each empty where nothing is in the way. Empty: every machine will do.
         is_threaded: artifacts run on processor threads, whose number can be set.
         needs_gpu: artifacts run on a GPU, and may be built where they cannot run.
+        keeps_compiled: its runners take `digest`.
         marker: its mark in charts, in matplotlib's letters.
     """
 
@@ -91,6 +97,7 @@ class Runtime:
     hindrances: str = ""
     is_threaded: bool = True
     needs_gpu: bool = False
+    keeps_compiled: bool = False
     marker: str = "o"
 
 
@@ -114,6 +121,7 @@ RUNTIMES: dict[str, Runtime] = {
         extra="openvino",
         build_extra="openvino-build",
         facts="module.Core().available_devices",
+        keeps_compiled=True,
         marker="s",
     ),
     "trt": Runtime(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -85,6 +85,11 @@ class OrtRunner:
         outputs = dict(zip(self._outputs, self._session.run(None, {"flow": flow}), strict=True))
         kept = outputs.get("kept")
         return outputs["logits"][0], None if kept is None else kept[0]
+
+    @classmethod
+    def open_sharing(cls, artifacts: Sequence[Path], threads: int | None) -> list[OrtRunner]:
+        """See `RunnerClass`: all compute on the mapped weights file, for some more time an inference."""
+        return [cls(artifact, threads, share_weights=True) for artifact in artifacts]
 
     @staticmethod
     def why_not_here(_artifact: Path, _runs_on: Mapping[str, Any]) -> str:

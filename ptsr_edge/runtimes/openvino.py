@@ -11,18 +11,23 @@ imported it is made to look absent, whatever the user's consent file says.
 
 from __future__ import annotations
 
+import filecmp
+import logging
 import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError, JobError, require
+from ptsr_edge.core.files import DIGEST_BYTES, DiskCache, cache_key
+
+log = logging.getLogger("ptsr_edge")
 
 DEVICE = "CPU"
 
@@ -35,6 +40,9 @@ CAPABILITY = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}
 MATRIX_LAYERS = ("FullyConnected", "MatMul", "Convolution", "Gemm")
 
 INT8 = ("i8", "u8")
+
+KEPT_BYTES = 500_000_000
+"""What compiled models may take in the user's cache."""
 
 SENDER = "openvino_telemetry"
 
@@ -97,28 +105,64 @@ class OpenVinoRunner:
         matrix_products: how many matrix products run in which type, read back from the compiled model.
     """
 
-    def __init__(self, artifact: Path, threads: int | None = None, *, share_weights: bool = False) -> None:
+    def __init__(self, artifact: Path, threads: int | None = None, *, digest: str = "") -> None:
         """Reads and compiles an IR; see `RunnerClass`.
 
-        `share_weights` means nothing here: OpenVINO's CPU plugin lays out a copy for each compiled model.
+        What an int8 IR is compiled to is kept in the user's cache, and is taken from there by the same version on the
+        same CPU. That halves the start, most of which is rewriting the graph; in float32 most of it is laying out the
+        weights, which is done anew either way.
 
         Raises:
             MissingExtraError: openvino is not installed.
             JobError: OpenVINO refuses the file, or would calculate in another precision than the IR asks for.
         """
-        del share_weights
         core = load_openvino().Core()
-        model = read_ir(core, artifact)
-        self.inference_precision, compiled = compile_ir(core, model, artifact.name, threads)
+        kept = _take_compiled(core, digest, threads, artifact.name) if digest else None
+        if kept is not None:
+            quantized, (self.inference_precision, compiled) = True, kept
+        else:
+            model = read_ir(core, artifact)
+            quantized = rt_entry(model, "precision", artifact.name) == "int8"
+            self.inference_precision, compiled = compile_ir(core, model, artifact.name, threads)
+            if quantized and digest:
+                _keep_compiled(core, digest, threads, self.inference_precision, compiled)
         self.matrix_products = matrix_products(compiled)
-        quantized = rt_entry(model, "precision", artifact.name) == "int8"
         check_precision(compiled, self.inference_precision, quantized, self.matrix_products, artifact.name)
-        self._request = compiled.create_infer_request()
-        self._shape = tuple(compiled.inputs[0].shape)
-        names = [output.get_any_name() for output in compiled.outputs]
-        self._classes = tuple(compiled.outputs[names.index("logits")].shape)
-        self._logits = self._request.get_output_tensor(names.index("logits"))
-        self._kept = self._request.get_output_tensor(names.index("kept")) if "kept" in names else None
+        self._attach(compiled.create_infer_request(), tuple(compiled.inputs[0].shape), None)
+
+    def _attach(self, request: Any, shape: tuple[int, ...], budget: int | None) -> None:
+        """Answers by a request; of a model of several budgets, by that one."""
+        self._request = request
+        self._shape = shape
+        self._budget = [] if budget is None else [np.array(budget, np.int32)]
+        names = [output.get_any_name() for output in request.model_outputs]
+        self._logits = request.get_output_tensor(names.index("logits"))
+        self._kept_place = names.index("kept") if "kept" in names else None
+        self._classes = tuple(self._logits.shape)
+
+    @classmethod
+    def open_sharing(cls, artifacts: Sequence[Path], threads: int | None) -> list[OpenVinoRunner]:
+        """See `RunnerClass`: all budgets become one model whose second input chooses among them.
+
+        OpenVINO lays the weights out once for each compiled model, so once for all of them. It fuses less inside of
+        such a choice: logits of int8 move by up to what its int8 moves them at all.
+        """
+        ov = load_openvino()
+        core = ov.Core()
+        # Read through one mapping where the files are alike: by its address OpenVINO knows that a weight is the same.
+        files = [weights_of(artifact) for artifact in artifacts]
+        alike = all(filecmp.cmp(files[0], other, shallow=False) for other in files[1:])
+        shared = ov.Tensor(np.memmap(files[0], np.uint8, mode="r")) if alike else None
+        models = [read_ir(core, artifact, shared) for artifact in artifacts]
+        precision, compiled = compile_ir(core, one_of(models), artifacts[0].name, threads)
+        request = compiled.create_infer_request()
+        runners = []
+        for budget, model in enumerate(models):
+            runner = cls.__new__(cls)
+            runner.inference_precision, runner.matrix_products = precision, {}
+            runner._attach(request, tuple(model.inputs[0].shape), budget)
+            runners.append(runner)
+        return runners
 
     def run(self, flow: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
         """flow (1, C, S, S) -> logits (k,) and kept (K,), None where the graph keeps all.
@@ -129,12 +173,14 @@ class OpenVinoRunner:
         """
         if flow.shape != self._shape or flow.dtype != np.float32:
             raise InputError(f"the model takes float32 {self._shape}, got {flow.dtype} {flow.shape}")
-        self._request.infer([flow], share_inputs=True, share_outputs=True)
+        self._request.infer([flow, *self._budget], share_inputs=True, share_outputs=True)
         answer = self._logits.data
         if answer.shape != self._classes:
             raise JobError(f"OpenVINO answered with logits {answer.shape}; the model's are {self._classes}")
         logits: NDArray[np.float32] = answer[0].copy()  # the next answer is written into the same memory
-        return logits, None if self._kept is None else self._kept.data[0].astype(np.int64)
+        if self._kept_place is None:
+            return logits, None
+        return logits, self._request.get_output_tensor(self._kept_place).data[0].astype(np.int64)
 
     @staticmethod
     def why_not_here(_artifact: Path, runs_on: Mapping[str, Any]) -> str:
@@ -157,8 +203,49 @@ def weights_of(artifact: Path) -> Path:
     return shared if shared.is_file() and not own.is_file() else own
 
 
-def read_ir(core: Any, artifact: Path) -> Any:
+def one_of(models: Sequence[Any]) -> Any:
+    """Joins models of one input and the same outputs into one, with a second input: the number of the one that answers."""
+    ov = load_openvino()
+    ops = ov.opset13
+    shape = models[0].inputs[0].shape
+    names = [output.get_any_name() for output in models[0].outputs]
+
+    def choice(place: int) -> tuple[Any, list[Any]]:
+        """The models from a place on, as one: it, and its parameters."""
+        if place == len(models) - 1:
+            return models[place], [*models[place].get_parameters(), None]
+        flow, budget = ops.parameter(shape, ov.Type.f32), ops.parameter([], ov.Type.i32)
+        here, (there, (their_flow, their_budget)) = models[place], choice(place + 1)
+        node = ops.if_op(ops.equal(budget, ops.constant(np.int32(place))).output(0))
+        node.set_then_body(here)
+        node.set_else_body(there)
+        node.set_input(flow.output(0), here.get_parameters()[0], their_flow)
+        if their_budget is not None:
+            node.set_input(budget.output(0), None, their_budget)
+        outputs = [node.set_output(*(_result(body, name) for body in (here, there))) for name in names]
+        joined = ov.Model([ops.result(output) for output in outputs], [flow, budget], "budgets")
+        for output, name in zip(joined.outputs, names, strict=True):
+            output.set_names({name})
+        return joined, [flow, budget]
+
+    joined = choice(0)[0]
+    for key in ("precision", "inference_precision"):
+        joined.set_rt_info(rt_entry(models[0], key, "the first model"), [RT_SECTION, key])
+    return joined
+
+
+def _result(model: Any, name: str) -> Any:
+    places = [output.get_any_name() for output in model.outputs]
+    return model.get_results()[places.index(name)]
+
+
+def read_ir(core: Any, artifact: Path, shared: Any = None) -> Any:
     """Reads an IR with its weights, which are mapped and not copied.
+
+    Args:
+        core: of OpenVINO.
+        artifact: the IR.
+        shared: a tensor of the weights file's bytes, for IRs that share one; None: the file is mapped.
 
     Raises:
         JobError: a file is missing or is no IR.
@@ -168,6 +255,8 @@ def read_ir(core: Any, artifact: Path) -> Any:
         if not path.is_file():
             raise JobError(f"{path} is missing: export the bundle again")
     try:
+        if shared is not None:
+            return core.read_model(artifact.read_bytes(), shared)
         return core.read_model(artifact, weights)
     except RuntimeError as error:
         raise JobError(f"OpenVINO cannot read {artifact.name}: {last_line(error)}") from error
@@ -234,23 +323,67 @@ def compile_ir(core: Any, model: Any, name: str, threads: int | None) -> tuple[s
     return precision, compile_model(core, model, precision, threads, name)
 
 
+COMPILED = "compiled"
+"""Kind of the cache's entries: the precision, filled up with blanks so that the compiled model begins a page of the file."""
+
+_BLANKS = 4096 - DIGEST_BYTES
+
+
+def _compiled_key(core: Any, digest: str, threads: int | None) -> str:
+    cpu = [core.get_property(DEVICE, name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
+    version = load_openvino().__version__
+    return cache_key({"files": digest, "threads": threads, "cpu": cpu, "openvino": version})
+
+
+def _take_compiled(core: Any, digest: str, threads: int | None, name: str) -> tuple[str, Any] | None:
+    """Returns precision and compiled model that are kept of an artifact; None where none is, or OpenVINO refuses it."""
+    # Mapped and not read: an entry is only ever replaced by another file of its name.
+    found = DiskCache(COMPILED).fetch(
+        _compiled_key(core, digest, threads),
+        lambda stream: (stream.read(_BLANKS), np.memmap(stream, np.uint8, mode="r", offset=4096)),
+    )
+    if found is None:
+        return None
+    precision = found[0].decode().strip()
+    try:
+        content = load_openvino().Tensor(found[1])
+        return precision, core.import_model(content, DEVICE, _settings(precision, threads))
+    except RuntimeError as error:
+        log.info("%s is compiled anew: OpenVINO refuses what was kept (%s)", name, last_line(error))
+        return None
+
+
+def _keep_compiled(core: Any, digest: str, threads: int | None, precision: str, compiled: Any) -> None:
+    def write(stream: BinaryIO) -> None:
+        stream.write(precision.encode().ljust(_BLANKS))
+        stream.write(compiled.export_model().getbuffer())
+
+    cache = DiskCache(COMPILED, limit_bytes=KEPT_BYTES)
+    cache.store(_compiled_key(core, digest, threads), write)
+    cache.shrink()
+
+
+def _settings(precision: str, threads: int | None) -> dict[str, Any]:
+    """OpenVINO's settings for one synchronous stream of the least latency, at an explicit precision."""
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    return settings
+
+
 def compile_model(core: Any, model: Any, precision: str, threads: int | None, name: str) -> Any:
     """Compiles for one synchronous stream of the least latency, at an explicit precision.
 
     Raises:
         JobError: OpenVINO refuses the model.
     """
-    settings: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": precision,
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "ENABLE_CPU_PINNING": False,
-        "CACHE_DIR": "",
-    }
-    if threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = threads
     try:
-        return core.compile_model(model, DEVICE, settings)
+        return core.compile_model(model, DEVICE, {**_settings(precision, threads), "CACHE_DIR": ""})
     except RuntimeError as error:
         raise JobError(
             f"OpenVINO cannot compile {name} for {precision} on this CPU: {last_line(error)}"

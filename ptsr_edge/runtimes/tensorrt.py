@@ -274,14 +274,14 @@ class TrtRunner:
     leaving a `with` block) gives back its memory.
     """
 
-    def __init__(self, artifact: Path, threads: int | None = None, *, share_weights: bool = False) -> None:
-        """Loads a plan; see `RunnerClass`. `threads` and `share_weights` mean nothing: a plan holds its own weights.
+    def __init__(self, artifact: Path, threads: int | None = None) -> None:
+        """Loads a plan; see `RunnerClass`. `threads` means nothing.
 
         Raises:
             MissingExtraError: TensorRT or cuda-bindings is not installed.
             JobError: the plan is damaged, of another version, for another GPU, or TensorRT refuses it.
         """
-        del threads, share_weights
+        del threads
         plan, self._trt = check_plan(artifact)
         self._cuda = Cuda()
         log = shared_log(self._trt)

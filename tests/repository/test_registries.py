@@ -37,7 +37,7 @@ RUNNER = '''
 class ToyRunner:
     """Runs the graph that is in the file with ONNX Runtime."""
 
-    def __init__(self, artifact, threads=None, *, share_weights=False):
+    def __init__(self, artifact, threads=None):
         import onnxruntime
 
         self.session = onnxruntime.InferenceSession(artifact.read_bytes(), providers=["CPUExecutionProvider"])

@@ -1,4 +1,5 @@
-"""The real runtime, its precision read back, files that are not what they should be, and no event that leaves.
+"""The real runtime, its precision read back, what is shared and kept, files that are not what they should be, and no event
+that leaves.
 
 OpenVINO's and NNCF's sender is absent before they are imported, or made dumb if it was there. The programs that show it
 run in a process of their own: NNCF replaces its telemetry by a mock where pytest is loaded. The user's consent file
@@ -8,6 +9,7 @@ says yes, and whatever would reach for the network raises: a test that fails sen
 from __future__ import annotations
 
 import ast
+import hashlib
 import os
 import platform
 import shutil
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +30,7 @@ from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 ov = pytest.importorskip("openvino", reason="openvino is missing: the extra openvino brings it")
 
 from ptsr_edge.export.targets.openvino import OpenVinoTarget  # noqa: E402
+from ptsr_edge.runtimes import openvino  # noqa: E402
 from ptsr_edge.runtimes.openvino import (  # noqa: E402
     DEVICE,
     OpenVinoRunner,
@@ -158,6 +162,97 @@ def test_a_bundle_of_an_older_version_is_read(artifact: Path, tmp_path: Path) ->
     shutil.copy(artifact.with_suffix(".bin"), tmp_path / "ptsr-test-openvino-fp32.bin")
     found, _ = OpenVinoRunner(tmp_path / artifact.name, threads=1).run(samples(1))
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["as exported", "each with weights of its own"])
+def test_budgets_that_share_their_weights_answer_as_each_alone(
+    bundle: Path, tmp_path: Path, copied: bool
+) -> None:
+    folder = bundle
+    if copied:
+        folder = Path(shutil.copytree(bundle, tmp_path / "copy"))
+        own = weights_of(folder / "ptsr-test-openvino-fp32-k8.xml")
+        own.write_bytes(
+            own.read_bytes() + b"0"
+        )  # longer than the others: no file that all could be read from
+    artifacts = sorted(folder.glob("*-fp32-k*.xml"))
+    sharing = OpenVinoRunner.open_sharing(artifacts, threads=1)
+    assert len({id(runner._request) for runner in sharing}) == 1
+    for _ in range(2):  # in turn, as a camera's budget goes up and down
+        for artifact, runner in zip(artifacts, sharing, strict=True):
+            one = samples(1)
+            logits, kept = runner.run(one)
+            expected, alone = OpenVinoRunner(artifact, threads=1).run(one)
+            np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
+            assert kept is not None
+            assert alone is not None
+            assert set(kept.tolist()) == set(alone.tolist())
+
+
+@pytest.fixture(scope="module")
+def quantized(ptsr_config, randomised, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ovint8")
+    graphs = write_graphs(folder / "graphs", randomised(ptsr_config(score="strain")))
+    return OpenVinoTarget().build(request_for(folder / "out", graphs, "int8"))[8].path
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The names of the models that are compiled from now on, with an empty cache."""
+    seen: list[str] = []
+    plain = openvino.compile_model
+
+    def counted(core: Any, model: Any, precision: str, threads: int | None, name: str) -> Any:
+        seen.append(name)
+        return plain(core, model, precision, threads, name)
+
+    monkeypatch.setattr(openvino, "compile_model", counted)
+    monkeypatch.setenv("PTSR_EDGE_CACHE", str(tmp_path / "cache"))
+    return seen
+
+
+def test_an_int8_model_is_compiled_once_and_answers_alike(quantized: Path, compilations: list[str]) -> None:
+    first, second = (OpenVinoRunner(quantized, threads=1, digest="a") for _ in range(2))
+    assert len(compilations) == 1
+    assert (second.inference_precision, second.matrix_products) == ("f32", first.matrix_products)
+    for one in samples(4):
+        np.testing.assert_array_equal(second.run(one[None])[0], first.run(one[None])[0])
+
+
+def test_other_files_or_threads_are_compiled_anew(quantized: Path, compilations: list[str]) -> None:
+    for threads, digest in ((1, "a"), (2, "a"), (1, "b"), (1, "")):
+        OpenVinoRunner(quantized, threads=threads, digest=digest)
+    assert len(compilations) == 4
+
+
+@pytest.mark.parametrize("harm", ["a bit", "all of it"])
+def test_a_spoiled_entry_is_compiled_anew(
+    quantized: Path, compilations: list[str], tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = OpenVinoRunner(quantized, threads=1, digest="a").run(samples(1))[0]
+    (entry,) = (tmp_path / "cache").rglob("*.entry")
+    content = bytearray(entry.read_bytes())
+    if harm == "a bit":
+        content[-1000] ^= 1
+        said = "its content has changed"
+    else:  # whole by its hash, and not what OpenVINO writes
+        content[4096:] = bytes(8000)
+        content[:32] = hashlib.sha256(content[32:]).digest()
+        said = "OpenVINO refuses what was kept"
+    entry.write_bytes(content)
+    with caplog.at_level("INFO", logger="ptsr_edge"):
+        np.testing.assert_array_equal(
+            OpenVinoRunner(quantized, threads=1, digest="a").run(samples(1))[0], expected
+        )
+    assert len(compilations) == 2
+    assert said in caplog.text
+
+
+def test_a_float_model_is_not_kept(artifact: Path, compilations: list[str], tmp_path: Path) -> None:
+    for _ in range(2):
+        OpenVinoRunner(artifact, threads=1, digest="a")
+    assert len(compilations) == 2
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_corrupt_ir_is_refused(artifact: Path, tmp_path: Path) -> None:
