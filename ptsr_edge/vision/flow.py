@@ -220,8 +220,8 @@ def _normalised(batch: Float) -> Float:
     exact = planes.astype(np.float64)
     exact[:, :2] -= middles.astype(np.float64).mean(axis=-1, keepdims=True)
     means = exact.mean(axis=-1)
-    squares = (exact[:, :, None] @ exact[..., None])[..., 0, 0] / pixels
-    variances = squares - means * means  # (B, 3)
+    # No dot product: of so many pixels BLAS wakes threads for it, which spin until long after.
+    variances = np.square(exact).mean(axis=-1) - means * means  # (B, 3)
     variances[:, :2] = variances[:, :2].mean(axis=1, keepdims=True)
     spread = np.sqrt(np.maximum(variances, 0))
     exact *= np.where(spread > FLAT, 1 / np.maximum(spread, FLAT), 0.0)[..., None]

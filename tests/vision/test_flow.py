@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import cv2
@@ -193,6 +196,28 @@ def test_normalise_is_the_same_alone_and_in_a_batch():
     assert together.shape == batch.shape
     for place in np.ndindex(2, 3):
         np.testing.assert_array_equal(together[place], flow.normalise(batch[place]))
+
+
+OTHER_THREADS = """
+import time
+import numpy as np
+from ptsr_edge.vision.flow import to_input
+
+flow = np.random.default_rng(0).normal(size=(224, 224, 3)).astype(np.float32)
+whole, own = time.process_time(), time.thread_time()
+for _ in range(200):
+    to_input(flow)
+print((time.process_time() - whole) / (time.thread_time() - own))
+"""
+
+
+def test_normalise_wakes_no_other_thread():
+    # BLAS wakes its threads for a dot product of 10,000 values and more; they spin for long after it. Without a word about
+    # their number, as in a camera.
+    words = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    call = [sys.executable, "-c", OTHER_THREADS]
+    done = subprocess.run(call, env=words, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.2  # all threads' CPU time over this one's
 
 
 def test_normalise_leaves_its_input_alone():
