@@ -17,7 +17,7 @@ from planted_load import busy
 
 from ptsr_edge.bundle import find_variant, read_bundle
 from ptsr_edge.profile.timing import TimingConfig, measure_interleaved, ratio_between
-from ptsr_edge.profile.variants import ProfiledVariant
+from ptsr_edge.profile.worker import ProfiledVariant
 from ptsr_edge.stats.latency import Ratio
 
 

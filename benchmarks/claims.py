@@ -33,7 +33,7 @@ from ptsr_edge.models.checkpoint import resolve
 from ptsr_edge.models.ptsr import Model
 from ptsr_edge.profile.profiler import profile_bundles
 from ptsr_edge.profile.timing import TimingConfig, measure_interleaved
-from ptsr_edge.profile.variants import ProfiledVariant
+from ptsr_edge.profile.worker import ProfiledVariant
 from ptsr_edge.runtimes.build_on_device import cuda_devices
 from ptsr_edge.session import open_artifact, why_not_here
 from ptsr_edge.stats.latency import Ratio, ratio_interval

@@ -38,8 +38,7 @@ from ptsr_edge.core.system import describe_environment
 from ptsr_edge.export.exporter import export_bundle
 from ptsr_edge.models.checkpoint import random_info, save_checkpoint
 from ptsr_edge.models.ptsr import build_model
-from ptsr_edge.profile.variants import ProfiledVariant
-from ptsr_edge.profile.worker import Worker
+from ptsr_edge.profile.worker import ProfiledVariant, Worker
 from ptsr_edge.report.comparison import three_digits
 from ptsr_edge.report.plotting import WIDE, Canvas, Drawing, colour, render, standalone
 

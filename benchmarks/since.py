@@ -20,8 +20,7 @@ import numpy as np
 
 from ptsr_edge.bundle import read_bundle
 from ptsr_edge.profile.timing import ratio_between
-from ptsr_edge.profile.variants import ProfiledVariant
-from ptsr_edge.profile.worker import PROCESS, Block, Worker
+from ptsr_edge.profile.worker import PROCESS, Block, ProfiledVariant, Worker
 from ptsr_edge.session import choose_variant
 from ptsr_edge.stats.latency import Ratio
 

@@ -35,7 +35,7 @@ from ptsr_edge.models.checkpoint import resolve
 from ptsr_edge.models.macs import count_macs
 from ptsr_edge.models.ptsr import Vit
 from ptsr_edge.profile.schema import Missing, MissingKind
-from ptsr_edge.profile.variants import ProfiledVariant
+from ptsr_edge.profile.worker import ProfiledVariant
 from ptsr_edge.report.comparison import budget_text
 from ptsr_edge.runtimes.openvino import can_calculate, load_openvino, require_silenced
 from ptsr_edge.vision.flow import to_input

@@ -24,7 +24,7 @@ from ptsr_edge.core.files import sha256_of
 from ptsr_edge.data.datasets import FlowDataset, known_dataset
 from ptsr_edge.evaluate.evaluation import evaluate_session, is_random, scores_of
 from ptsr_edge.profile.schema import Accuracy, Control, Dynamic, Judged, KeptPatches
-from ptsr_edge.profile.variants import ProfiledVariant
+from ptsr_edge.profile.worker import ProfiledVariant
 from ptsr_edge.session import open_variant
 from ptsr_edge.stats.classification import Classes, confusion, paired_bootstrap, uar
 from ptsr_edge.vision.flow import to_input

@@ -48,7 +48,14 @@ from ptsr_edge.core.files import (
 )
 from ptsr_edge.core.system import describe_environment
 from ptsr_edge.evaluate.executor import CONNECT_S
-from ptsr_edge.profile.profiler import check_subjects, profile_bundles
+from ptsr_edge.profile.profiler import (
+    check_same_model,
+    check_subjects,
+    given_baseline,
+    profile_bundles,
+    read_bundles,
+    runs_here,
+)
 from ptsr_edge.profile.schema import (
     FLEET,
     PROFILE,
@@ -62,7 +69,6 @@ from ptsr_edge.profile.schema import (
     Profile,
 )
 from ptsr_edge.profile.timing import TimingConfig
-from ptsr_edge.profile.variants import check_same_model, given_baseline, read_bundles, runs_here
 from ptsr_edge.runtimes.base import find_runtime
 
 WATCH_S = 1.0

@@ -34,8 +34,7 @@ from ptsr_edge.profile.timing import (
     TimingConfig,
     ratio_between,
 )
-from ptsr_edge.profile.variants import ProfiledVariant, shown_path
-from ptsr_edge.profile.worker import SETTLE_RUNS, RawTiming, all_runs
+from ptsr_edge.profile.worker import SETTLE_RUNS, ProfiledVariant, RawTiming, all_runs, shown_path
 from ptsr_edge.stats.latency import (
     CV_LIMIT,
     Ratio,

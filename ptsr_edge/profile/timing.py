@@ -23,8 +23,16 @@ from ptsr_edge.core.console import progress as progress_bar
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
 from ptsr_edge.core.system import Meter, NoMeter, find_meter, visible_cpus
 from ptsr_edge.profile.schema import NOT_RUN, FaultKind, Missing, MissingKind, needs_gpu
-from ptsr_edge.profile.variants import ProfiledVariant
-from ptsr_edge.profile.worker import SETTLE_RUNS, Block, Counter, RawTiming, Worker, all_runs, find_counter
+from ptsr_edge.profile.worker import (
+    SETTLE_RUNS,
+    Block,
+    Counter,
+    ProfiledVariant,
+    RawTiming,
+    Worker,
+    all_runs,
+    find_counter,
+)
 from ptsr_edge.stats.latency import MIN_ROUNDS as LEAST_ROUNDS
 from ptsr_edge.stats.latency import Ratio, ratio_interval, shared_ratio_interval
 

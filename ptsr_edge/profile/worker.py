@@ -1,4 +1,4 @@
-"""The measuring process of one variant, seen from the process that started it, and the timings that it answers.
+"""A variant of a profile, its measuring process as seen from the one that started it, and the timings that it answers.
 
 Each variant gets a process of its own: runtimes then share no threads, no allocators and no peak memory. The other
 side is `worker_process`.
@@ -24,10 +24,10 @@ from typing import IO, Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ptsr_edge.bundle import Bundle, Variant
 from ptsr_edge.core import errors
 from ptsr_edge.core.errors import JobError
 from ptsr_edge.profile.schema import Missing, MissingKind
-from ptsr_edge.profile.variants import ProfiledVariant
 
 SETTLE_RUNS = 2
 """Untimed runs at the start of each block: another process has had the caches since the last one."""
@@ -38,6 +38,34 @@ ANSWER_LIMIT_S = 600.0
 PROCESS = [sys.executable, "-m", "ptsr_edge.profile.worker_process"]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class ProfiledVariant:
+    """A variant in the run.
+
+    Attributes:
+        id: unique in the run; `variant.id` is unique in its bundle only.
+        folder: of its bundle.
+        shown: the name of its bundle in the record; None for a bundle that was made for this run alone.
+    """
+
+    id: str
+    folder: Path
+    bundle: Bundle
+    variant: Variant
+    shown: str | None = None
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Target and precision."""
+        return self.variant.target, self.variant.precision
+
+
+def shown_path(folder: Path) -> str:
+    """Names a folder for the record: relative to here, or by its name alone; never by a whole path."""
+    place, here = folder.resolve(), Path.cwd()
+    return place.relative_to(here).as_posix() if place.is_relative_to(here) else place.name
 
 
 @dataclass(frozen=True)

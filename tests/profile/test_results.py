@@ -30,8 +30,7 @@ from ptsr_edge.profile.results import (
 )
 from ptsr_edge.profile.schema import Measured, Missing, null_results
 from ptsr_edge.profile.timing import TimingConfig
-from ptsr_edge.profile.variants import ProfiledVariant
-from ptsr_edge.profile.worker import Block, RawTiming
+from ptsr_edge.profile.worker import Block, ProfiledVariant, RawTiming
 from ptsr_edge.stats.latency import Ratio
 
 

@@ -31,8 +31,7 @@ from ptsr_edge.profile.timing import (
     undisturbed,
     why_unstable,
 )
-from ptsr_edge.profile.variants import ProfiledVariant
-from ptsr_edge.profile.worker import Block, RawTiming, Worker, all_runs
+from ptsr_edge.profile.worker import Block, ProfiledVariant, RawTiming, Worker, all_runs
 from ptsr_edge.stats.latency import Ratio
 
 pytestmark = pytest.mark.slow

@@ -19,12 +19,12 @@ from bundle_data import ended, profiled, write_tiny_bundle
 from ptsr_edge.core.errors import JobError
 from ptsr_edge.profile.schema import Missing
 from ptsr_edge.profile.timing import pinned_cpus
-from ptsr_edge.profile.variants import ProfiledVariant
 from ptsr_edge.profile.worker import (
     CALLGRIND,
     FIRST_RUNS,
     Block,
     Counter,
+    ProfiledVariant,
     RawTiming,
     Worker,
     all_runs,

@@ -15,7 +15,7 @@ from ptsr_edge.bundle import Bundle, Parity, Variant, describe_file, read_bundle
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
 from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.profile.schema import DESCRIPTIONS, Measured
-from ptsr_edge.profile.variants import ProfiledVariant
+from ptsr_edge.profile.worker import ProfiledVariant
 
 SIDE, PATCH = 16, 4
 PATCHES = (SIDE // PATCH) ** 2
