@@ -20,9 +20,9 @@ import numpy as np
 
 from ptsr_edge.bundle import read_bundle
 from ptsr_edge.profile.timing import ratio_between
-from ptsr_edge.profile.worker import PROCESS, Block, ProfiledVariant, Worker
+from ptsr_edge.profile.worker import PROCESS, ProfiledVariant, Worker
 from ptsr_edge.session import choose_variant
-from ptsr_edge.stats.latency import Ratio
+from ptsr_edge.stats.latency import Block, Ratio
 
 HERE = Path(__file__).resolve().parents[1]
 

@@ -21,9 +21,9 @@ from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, PtsrE
 from ptsr_edge.profile.roofline import OPERATOR_TIMES
 from ptsr_edge.profile.schema import Missing, MissingKind
 from ptsr_edge.profile.timing import ratio_between, start_order
-from ptsr_edge.profile.worker import Block, MeasuringProcess, Worker, all_runs
+from ptsr_edge.profile.worker import MeasuringProcess, Worker, all_runs
 from ptsr_edge.profile.worker_process import make_input
-from ptsr_edge.stats.latency import MIN_ROUNDS, Ratio, latency_summary
+from ptsr_edge.stats.latency import MIN_ROUNDS, Block, Ratio, latency_summary
 
 from .contenders import AS_IT_COMES, BASELINE, HERE, LIMITS, Contender
 from .environments import python_of

@@ -26,6 +26,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
 TELLING_FLAGS: dict[str, str] = {
     "avx2": "avx2",
     "fma": "fma",
@@ -225,6 +230,49 @@ def _operating_system(root: Path) -> str:
         if line.startswith("PRETTY_NAME="):
             return line.partition("=")[2].strip('"')
     return platform.system()
+
+
+def timed_runs(run: Callable[[], object], duration_s: float, runs: int) -> tuple[list[int], list[int]]:
+    """Times calls one after the other until both minima are reached: wall and CPU nanoseconds of each."""
+    clock, cpu_clock = time.perf_counter_ns, time.process_time_ns
+    wall: list[int] = []
+    cpu: list[int] = []
+    end = clock() + int(duration_s * 1e9)
+    while len(wall) < runs or clock() < end:
+        cpu_start = cpu_clock()  # outside of the wall clock's reading: this one is a system call
+        start = clock()
+        run()
+        wall.append(clock() - start)
+        cpu.append(cpu_clock() - cpu_start)
+    return wall, cpu
+
+
+def disturbances() -> dict[str, int]:
+    """Counts what kept this process from its cores since it started, of what the system tells, as `stats.latency.Block` names it."""
+    counts = {"waited_ns": _waited_ns(), "stolen_ns": _stolen_ns()}
+    if resource is not None:
+        counts["switches"] = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    return {name: count for name, count in counts.items() if count is not None}
+
+
+def _waited_ns() -> int | None:
+    """Sums the threads' time on a run queue; None where the kernel keeps no such statistics."""
+    try:
+        told = [
+            path.read_text(encoding="ascii").split() for path in Path("/proc/self/task").glob("*/schedstat")
+        ]
+    except OSError:  # a thread has ended meanwhile
+        return None
+    return sum(int(fields[1]) for fields in told) if told and all(told) else None
+
+
+def _stolen_ns() -> int | None:
+    """Returns the time that a hypervisor took from all cores of this machine."""
+    try:
+        ticks = Path("/proc/stat").read_text(encoding="ascii").split(maxsplit=9)[8]
+    except (OSError, IndexError):
+        return None
+    return int(ticks) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 SAMPLE_S = 0.02

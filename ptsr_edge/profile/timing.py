@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ptsr_edge.core.console import doing, say
 from ptsr_edge.core.console import progress as progress_bar
@@ -25,7 +24,6 @@ from ptsr_edge.core.system import Meter, NoMeter, find_meter, visible_cpus
 from ptsr_edge.profile.schema import NOT_RUN, FaultKind, Missing, MissingKind, needs_gpu
 from ptsr_edge.profile.worker import (
     SETTLE_RUNS,
-    Block,
     Counter,
     ProfiledVariant,
     RawTiming,
@@ -34,7 +32,7 @@ from ptsr_edge.profile.worker import (
     find_counter,
 )
 from ptsr_edge.stats.latency import MIN_ROUNDS as LEAST_ROUNDS
-from ptsr_edge.stats.latency import Ratio, ratio_interval, shared_ratio_interval
+from ptsr_edge.stats.latency import Block, Ratio, trusted_ratio
 
 MIN_ROUNDS = 20
 """Rounds are the draws of a ratio's interval (see `stats.latency.ratio_interval`)."""
@@ -61,23 +59,6 @@ INTERVAL_LIMIT = 0.05
 
 DRIFT_LIMIT = 0.10
 """Largest accepted difference of the baseline's median between its processes."""
-
-AWAY_LIMIT = 0.03
-"""A round is disturbed where a process was kept from its cores, or a hypervisor took them, for more of the time."""
-
-SWITCHES_LIMIT = 10
-"""Where nothing tells how long several threads waited: so often in a second one may have been sent away. Each time costs
-a slice of the scheduler, some 3 ms, so that this is `AWAY_LIMIT`."""
-
-LEAST_QUIET = 2
-"""A start of the processes has at least so many undisturbed rounds, or wall time is not used."""
-
-LEAST_SHARE = 0.4
-"""A process that had its core for less of the time ran with cold caches so often that its CPU time misleads as well: at a fifth
-of a core beside others that streamed through memory, a ratio of 7.7 was 6.0 [5.4, 6.3] (`benchmarks/planted_load.py`)."""
-
-WIDEST = 0.25
-"""A ratio by CPU time whose interval is wider, in half its logarithm, is withheld."""
 
 WHOLE_EVERY = 2
 """A round of whole samples for so many rounds of inferences."""
@@ -237,26 +218,6 @@ def _refusal(target: str, error: JobError) -> tuple[MissingKind, str]:
     return kind, "could not be run here, so nothing was timed"
 
 
-def undisturbed(blocks: Sequence[Block], threads: int) -> NDArray[np.bool_]:
-    """(rounds,) Says in which rounds a process had the cores that it needed, of what a processor runs.
-
-    One thread had its core where its CPU time is its wall time. Of several, some have nothing to do at times: there it is
-    the scheduler's account of threads that waited for a core, or where it keeps none, how often one was sent away.
-    """
-
-    def is_alone(block: Block) -> bool:
-        wall = int(block.wall_ns.sum())
-        if (block.stolen_ns or 0) > AWAY_LIMIT * wall * block.cores:
-            return False
-        if threads == 1:
-            return int(block.cpu_ns.sum()) >= (1 - AWAY_LIMIT) * wall
-        if block.waited_ns is not None:
-            return block.waited_ns <= AWAY_LIMIT * wall * threads
-        return (block.switches or 0) <= SWITCHES_LIMIT * wall / 1e9
-
-    return np.array([is_alone(block) for block in blocks], dtype=bool)
-
-
 def ratio_between(
     base: Sequence[Block],
     blocks: Sequence[Block],
@@ -266,60 +227,9 @@ def ratio_between(
     on_gpu: bool = False,
     seed: int = 0,
 ) -> Ratio | Missing:
-    """Returns how many times as fast as the variant `against`, timed in `base`, another one is.
-
-    Wall time misleads where others use the cores: a process is sent away in proportion to how long it runs, so the slower one
-    looks slower than it is. In this order:
-
-    1. by wall time, over the rounds in which both were undisturbed, where each start of the processes has enough of them;
-    2. by CPU time over all rounds, for one thread on a processor (see `shared_ratio_interval`);
-    3. not at all, where a process had a core for too little of the time or the interval says too little.
-
-    Args:
-        base: per round, what the baseline did.
-        blocks: per round, what the other did.
-        against: id of the baseline.
-        threads: of one operator.
-        on_gpu: one of them waits for a GPU; rounds are then not judged.
-        seed: of the bootstrap.
-    """
-    launches = np.array([block.launch for block in blocks])
-    quiet = np.ones(len(blocks), dtype=bool)
-    if not on_gpu:
-        quiet = undisturbed(base, threads) & undisturbed(blocks, threads)
-    fewest = min(int(quiet[launches == launch].sum()) for launch in np.unique(launches))
-    if fewest >= LEAST_QUIET and quiet.sum() >= LEAST_ROUNDS:
-        pair = [
-            [block.wall_ns for block, alone in zip(side, quiet, strict=True) if alone]
-            for side in (base, blocks)
-        ]
-        return ratio_interval(*pair, against=against, launches=launches[quiet].tolist(), seed=seed)
-    told = f"other processes used the cores: {int(quiet.sum())} of {len(blocks)} rounds were undisturbed"
-    if threads > 1:
-        return Missing(kind="disturbed", reason=f"{told}, and CPU time tells no speed of several threads")
-    share = min(_share(base), _share(blocks))
-    if share < LEAST_SHARE:
-        return Missing(
-            kind="disturbed",
-            reason=f"{told}, and a process had a core for {share:.0%} of the timed time: too little for a ratio",
-        )
-    pair = [[block.cpu_ns for block in side] for side in (base, blocks)]
-    if min(int(block.min()) for side in pair for block in side) <= 0:
-        return Missing(kind="disturbed", reason=f"{told}, and this system's clock of CPU time is too coarse")
-    ratio = shared_ratio_interval(*pair, against=against, launches=launches.tolist(), seed=seed)
-    width = math.log(ratio.high / ratio.low) / 2
-    if width > WIDEST:
-        return Missing(
-            kind="disturbed", reason=f"{told}, and by CPU time the ratio is known to {width:.0%} only"
-        )
-    return ratio
-
-
-def _share(blocks: Sequence[Block]) -> float:
-    """Returns CPU time over wall time."""
-    return sum(int(block.cpu_ns.sum()) for block in blocks) / sum(
-        int(block.wall_ns.sum()) for block in blocks
-    )
+    """Returns what `stats.latency.trusted_ratio` does, a reason as that of a result that is missing."""
+    found = trusted_ratio(base, blocks, against, threads=threads, on_gpu=on_gpu, seed=seed)
+    return Missing(kind="disturbed", reason=found) if isinstance(found, str) else found
 
 
 def why_unstable(

@@ -28,6 +28,7 @@ from ptsr_edge.bundle import Bundle, Variant
 from ptsr_edge.core import errors
 from ptsr_edge.core.errors import JobError
 from ptsr_edge.profile.schema import Missing, MissingKind
+from ptsr_edge.stats.latency import Block
 
 SETTLE_RUNS = 2
 """Untimed runs at the start of each block: another process has had the caches since the last one."""
@@ -66,29 +67,6 @@ def shown_path(folder: Path) -> str:
     """Names a folder for the record: relative to here, or by its name alone; never by a whole path."""
     place, here = folder.resolve(), Path.cwd()
     return place.relative_to(here).as_posix() if place.is_relative_to(here) else place.name
-
-
-@dataclass(frozen=True)
-class Block:
-    """Timed runs of one call, one after the other, and what kept the process from its cores meanwhile.
-
-    Attributes:
-        wall_ns: (n,) int64 nanoseconds of each run.
-        cpu_ns: (n,) int64 CPU time of all threads of the process during each run.
-        switches: how often a thread was made to leave its core for another process; None where that is not told.
-        waited_ns: for how long threads that could run waited for a core, all together; None where that is not told.
-        stolen_ns: time that a hypervisor gave to others while one of the `cores` had work; None where that is not told.
-        cores: number of cores of the machine.
-        launch: the start of the process that it was timed in, from 0.
-    """
-
-    wall_ns: NDArray[np.int64]
-    cpu_ns: NDArray[np.int64]
-    switches: int | None = None
-    waited_ns: int | None = None
-    stolen_ns: int | None = None
-    cores: int = 1
-    launch: int = 0
 
 
 @dataclass

@@ -30,17 +30,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None  # type: ignore[assignment]
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.bundle import Bundle, Variant, find_variant, read_bundle
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, PtsrError
+from ptsr_edge.core.system import disturbances, timed_runs
 from ptsr_edge.data.synthetic_faces import base_face
 from ptsr_edge.profile.roofline import Untold, measure_ceiling, operator_shares, operators_run
 from ptsr_edge.runtimes.base import find_runtime
@@ -156,7 +152,7 @@ class Bench:
         }
 
     def block(self, *, call: str, duration_s: float, runs: int, settle: int) -> dict[str, Any]:
-        """Times a call after `settle` untimed runs; the answer has the fields of `worker.Block`.
+        """Times a call after `settle` untimed runs; the answer has the fields of `stats.latency.Block`.
 
         The calls: `infer` is the network alone, `predict` normalises before it, and `sample` begins with two frames.
         """
@@ -256,49 +252,6 @@ def _status_bytes(key: str) -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
-
-
-def timed_runs(run: Callable[[], object], duration_s: float, runs: int) -> tuple[list[int], list[int]]:
-    """Times calls one after the other until both minima are reached: wall and CPU nanoseconds of each."""
-    clock, cpu_clock = time.perf_counter_ns, time.process_time_ns
-    wall: list[int] = []
-    cpu: list[int] = []
-    end = clock() + int(duration_s * 1e9)
-    while len(wall) < runs or clock() < end:
-        cpu_start = cpu_clock()  # outside of the wall clock's reading: this one is a system call
-        start = clock()
-        run()
-        wall.append(clock() - start)
-        cpu.append(cpu_clock() - cpu_start)
-    return wall, cpu
-
-
-def disturbances() -> dict[str, int]:
-    """Counts what kept this process from its cores since it started, of what the system tells, as `worker.Block` names it."""
-    counts = {"waited_ns": _waited_ns(), "stolen_ns": _stolen_ns()}
-    if resource is not None:
-        counts["switches"] = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-    return {name: count for name, count in counts.items() if count is not None}
-
-
-def _waited_ns() -> int | None:
-    """Sums the threads' time on a run queue; None where the kernel keeps no such statistics."""
-    try:
-        told = [
-            path.read_text(encoding="ascii").split() for path in Path("/proc/self/task").glob("*/schedstat")
-        ]
-    except OSError:  # a thread has ended meanwhile
-        return None
-    return sum(int(fields[1]) for fields in told) if told and all(told) else None
-
-
-def _stolen_ns() -> int | None:
-    """Returns the time that a hypervisor took from all cores of this machine."""
-    try:
-        ticks = Path("/proc/stat").read_text(encoding="ascii").split(maxsplit=9)[8]
-    except (OSError, IndexError):
-        return None
-    return int(ticks) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 def runs_per_second(runs: Sequence[Callable[[], object]], duration_s: float) -> float:

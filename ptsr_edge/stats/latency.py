@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -34,6 +35,47 @@ CV_LIMIT = 0.025
 MIN_ROUNDS = 6
 """Fewer rounds cannot carry a 95 % interval: even the full range of n holds the median with
 probability 1 - 2 / 2^n only, which is .938 for 5 and .969 for 6."""
+
+
+AWAY_LIMIT = 0.03
+"""A round is disturbed where a process was kept from its cores, or a hypervisor took them, for more of the time."""
+
+SWITCHES_LIMIT = 10
+"""Where nothing tells how long several threads waited: so often in a second one may have been sent away. Each time costs
+a slice of the scheduler, some 3 ms, so that this is `AWAY_LIMIT`."""
+
+LEAST_QUIET = 2
+"""A start of the processes has at least so many undisturbed rounds, or wall time is not used."""
+
+LEAST_SHARE = 0.4
+"""A process that had its core for less of the time ran with cold caches so often that its CPU time misleads as well: at a fifth
+of a core beside others that streamed through memory, a ratio of 7.7 was 6.0 [5.4, 6.3] (`benchmarks/planted_load.py`)."""
+
+WIDEST = 0.25
+"""A ratio by CPU time whose interval is wider, in half its logarithm, is withheld."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Timed runs of one call, one after the other, and what kept the process from its cores meanwhile.
+
+    Attributes:
+        wall_ns: (n,) int64 nanoseconds of each run.
+        cpu_ns: (n,) int64 CPU time of all threads of the process during each run.
+        switches: how often a thread was made to leave its core for another process; None where that is not told.
+        waited_ns: for how long threads that could run waited for a core, all together; None where that is not told.
+        stolen_ns: time that a hypervisor gave to others while one of the `cores` had work; None where that is not told.
+        cores: number of cores of the machine.
+        launch: the start of the process that it was timed in, from 0.
+    """
+
+    wall_ns: npt.NDArray[np.int64]
+    cpu_ns: npt.NDArray[np.int64]
+    switches: int | None = None
+    waited_ns: int | None = None
+    stolen_ns: int | None = None
+    cores: int = 1
+    launch: int = 0
 
 
 class Latency(Record):
@@ -214,6 +256,86 @@ def shared_ratio_interval(
             "per_process_typical": typical.per_process,
             "per_process_least": least.per_process,
         }
+    )
+
+
+def undisturbed(blocks: Sequence[Block], threads: int) -> npt.NDArray[np.bool_]:
+    """(rounds,) Says in which rounds a process had the cores that it needed, of what a processor runs.
+
+    One thread had its core where its CPU time is its wall time. Of several, some have nothing to do at times: there it is
+    the scheduler's account of threads that waited for a core, or where it keeps none, how often one was sent away.
+    """
+
+    def is_alone(block: Block) -> bool:
+        wall = int(block.wall_ns.sum())
+        if (block.stolen_ns or 0) > AWAY_LIMIT * wall * block.cores:
+            return False
+        if threads == 1:
+            return int(block.cpu_ns.sum()) >= (1 - AWAY_LIMIT) * wall
+        if block.waited_ns is not None:
+            return block.waited_ns <= AWAY_LIMIT * wall * threads
+        return (block.switches or 0) <= SWITCHES_LIMIT * wall / 1e9
+
+    return np.array([is_alone(block) for block in blocks], dtype=bool)
+
+
+def trusted_ratio(
+    base: Sequence[Block],
+    blocks: Sequence[Block],
+    against: str,
+    *,
+    threads: int,
+    on_gpu: bool = False,
+    seed: int = 0,
+) -> Ratio | str:
+    """Returns how many times as fast as the variant `against`, timed in `base`, another one is, or why that cannot be told.
+
+    Wall time misleads where others use the cores: a process is sent away in proportion to how long it runs, so the slower one
+    looks slower than it is. In this order:
+
+    1. by wall time, over the rounds in which both were undisturbed, where each start of the processes has enough of them;
+    2. by CPU time over all rounds, for one thread on a processor (see `shared_ratio_interval`);
+    3. not at all, where a process had a core for too little of the time or the interval says too little.
+
+    Args:
+        base: per round, what the baseline did.
+        blocks: per round, what the other did.
+        against: id of the baseline.
+        threads: of one operator.
+        on_gpu: one of them waits for a GPU; rounds are then not judged.
+        seed: of the bootstrap.
+    """
+    launches = np.array([block.launch for block in blocks])
+    quiet = np.ones(len(blocks), dtype=bool)
+    if not on_gpu:
+        quiet = undisturbed(base, threads) & undisturbed(blocks, threads)
+    fewest = min(int(quiet[launches == launch].sum()) for launch in np.unique(launches))
+    if fewest >= LEAST_QUIET and quiet.sum() >= MIN_ROUNDS:
+        pair = [
+            [block.wall_ns for block, alone in zip(side, quiet, strict=True) if alone]
+            for side in (base, blocks)
+        ]
+        return ratio_interval(*pair, against=against, launches=launches[quiet].tolist(), seed=seed)
+    told = f"other processes used the cores: {int(quiet.sum())} of {len(blocks)} rounds were undisturbed"
+    if threads > 1:
+        return f"{told}, and CPU time tells no speed of several threads"
+    share = min(_share(base), _share(blocks))
+    if share < LEAST_SHARE:
+        return f"{told}, and a process had a core for {share:.0%} of the timed time: too little for a ratio"
+    pair = [[block.cpu_ns for block in side] for side in (base, blocks)]
+    if min(int(block.min()) for side in pair for block in side) <= 0:
+        return f"{told}, and this system's clock of CPU time is too coarse"
+    ratio = shared_ratio_interval(*pair, against=against, launches=launches.tolist(), seed=seed)
+    width = math.log(ratio.high / ratio.low) / 2
+    if width > WIDEST:
+        return f"{told}, and by CPU time the ratio is known to {width:.0%} only"
+    return ratio
+
+
+def _share(blocks: Sequence[Block]) -> float:
+    """Returns CPU time over wall time."""
+    return sum(int(block.cpu_ns.sum()) for block in blocks) / sum(
+        int(block.wall_ns.sum()) for block in blocks
     )
 
 

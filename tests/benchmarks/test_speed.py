@@ -22,7 +22,7 @@ from speed.show import as_markdown, as_picture
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import write_json
 from ptsr_edge.profile.schema import Missing
-from ptsr_edge.profile.worker import Block
+from ptsr_edge.stats.latency import Block
 
 INPUTS = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
 WEIGHTS = np.random.default_rng(1).normal(size=(48, 3)).astype(np.float32)

@@ -6,7 +6,9 @@ import ast
 import getpass
 import importlib.util
 import json
+import os
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,8 +23,10 @@ from ptsr_edge.core.system import (
     describe_cpu,
     describe_environment,
     describe_gpus,
+    disturbances,
     find_meter,
     installed,
+    timed_runs,
     visible_cpus,
 )
 
@@ -247,3 +251,44 @@ def test_a_counter_that_cannot_be_read(tmp_path: Path) -> None:
     (zone,) = rapl(tmp_path)
     (zone / "energy_uj").write_text("soon")
     assert "the RAPL counter cannot be read" in str(find_meter(False, tmp_path))
+
+
+@pytest.mark.slow
+def test_timed_runs_counts_every_call() -> None:
+    calls: list[int] = []
+
+    def nap() -> None:
+        calls.append(1)
+        time.sleep(0.001)
+
+    samples, _ = timed_runs(lambda: calls.append(1), 0.0, 9)
+    assert len(calls) == len(samples) == 9
+    calls.clear()
+    samples, cpu = timed_runs(nap, 0.01, 1)
+    assert len(calls) == len(samples) == len(cpu)
+    # Asleep is not at work: a run of a millisecond and more on the wall, hardly any of it on a core.
+    assert sum(cpu) < sum(samples) / 2
+    # Ten milliseconds of sleeps of one and more are ten calls at most, each measured as one and more.
+    assert len(samples) <= 10
+    assert min(samples) >= 1_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_being_sent_away_is_counted() -> None:
+    cpus, before = os.sched_getaffinity(0), disturbances()
+    assert {"switches", "stolen_ns"} <= set(before)
+    # Another process wants the same core until it is killed: sooner or later one of the two is sent away.
+    rival = subprocess.Popen(
+        [sys.executable, "-c", "while True: pass"], preexec_fn=lambda: os.sched_setaffinity(0, {min(cpus)})
+    )
+    try:
+        os.sched_setaffinity(0, {min(cpus)})
+        end = time.monotonic() + 30
+        while disturbances()["switches"] < before["switches"] + 3 and time.monotonic() < end:
+            sum(range(100_000))
+    finally:
+        os.sched_setaffinity(0, cpus)
+        rival.kill()
+        rival.wait()
+    assert disturbances()["switches"] >= before["switches"] + 3

@@ -30,8 +30,8 @@ from ptsr_edge.profile.results import (
 )
 from ptsr_edge.profile.schema import Measured, Missing, null_results
 from ptsr_edge.profile.timing import TimingConfig
-from ptsr_edge.profile.worker import Block, ProfiledVariant, RawTiming
-from ptsr_edge.stats.latency import Ratio
+from ptsr_edge.profile.worker import ProfiledVariant, RawTiming
+from ptsr_edge.stats.latency import Block, Ratio
 
 
 def timing(median: int, cpu_share: float = 1.0) -> RawTiming:

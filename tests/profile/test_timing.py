@@ -28,11 +28,10 @@ from ptsr_edge.profile.timing import (
     ratio_between,
     start_order,
     time_until_stable,
-    undisturbed,
     why_unstable,
 )
-from ptsr_edge.profile.worker import Block, ProfiledVariant, RawTiming, Worker, all_runs
-from ptsr_edge.stats.latency import Ratio
+from ptsr_edge.profile.worker import ProfiledVariant, RawTiming, Worker, all_runs
+from ptsr_edge.stats.latency import Block, Ratio, undisturbed
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,6 @@ from ptsr_edge.profile.timing import pinned_cpus
 from ptsr_edge.profile.worker import (
     CALLGRIND,
     FIRST_RUNS,
-    Block,
     Counter,
     ProfiledVariant,
     RawTiming,
@@ -31,6 +30,7 @@ from ptsr_edge.profile.worker import (
     find_counter,
     perf_counter_of,
 )
+from ptsr_edge.stats.latency import Block
 
 pytestmark = pytest.mark.slow
 
