@@ -82,11 +82,70 @@ class VerifiedOn(Record):
     date: datetime.date
 
 
+class Speedup(Record):
+    """How many times as fast as another setting a setting is, with its 95 % interval (see `stats.latency.trusted_ratio`)."""
+
+    median: float = Field(gt=0)
+    low: float = Field(gt=0)
+    high: float = Field(gt=0)
+    clock: Literal["wall", "cpu"]
+
+
+Setting = bool | int | str
+
+Outcome = Literal["kept", "not faster", "other answers", "disturbed", "refused"]
+"""What became of a trial: kept; not shown to be faster; logits or kept patches were others; other processes used the cores; or the
+runtime refused the value."""
+
+
+class Trial(Record):
+    """A value of a parameter that was tried against the best settings so far.
+
+    Attributes:
+        parameter: as the runtime calls it, or threads.
+        value: that was tried.
+        outcome: what became of it, for programs.
+        speedup: against the best so far; null where it was not timed or nothing can be told.
+        detail: why it was not kept, for people, where the ratio does not say it.
+    """
+
+    parameter: str
+    value: Setting
+    outcome: Outcome
+    speedup: Speedup | None = None
+    detail: str = ""
+
+
+class Tuned(Record):
+    """What a search for the runtime's parameters found on a device, and what it gave.
+
+    Attributes:
+        settings: values by parameter that a session takes where CPU, cores, runtime and threads are these; empty: the
+            runtime's defaults are not shown to be slower.
+        speedup: all settings together against the defaults, measured anew; null where no trial was kept.
+        trials: in their order.
+        cpu, cores: of the device: the processor's name, and the cores that the search could use.
+        runtime: name and version.
+        threads: of one operator, which the search was held to; null: they were searched as well.
+        date: of the search, in UTC.
+    """
+
+    settings: dict[str, Setting]
+    speedup: Speedup | None
+    trials: list[Trial]
+    cpu: str
+    cores: int = Field(ge=1)
+    runtime: str
+    threads: int | None = Field(ge=1)
+    date: datetime.date
+
+
 class Variant(Record):
     """One static token budget in one precision for one target.
 
     `parity` is null where the artifact could be built but not run on the machine that exported it;
-    `verified_on` has a record for each other machine and runtime that it was run on since. `macs_uncounted` counts
+    `verified_on` has a record for each other machine and runtime that it was run on since; `tuned` what `ptsr-edge tune` found
+    last. `macs_uncounted` counts
     the operators that no formula is known for: `macs` leaves them out.
     """
 
@@ -104,6 +163,7 @@ class Variant(Record):
     built_with: dict[str, Any]
     runs_on: dict[str, Any]
     verified_on: list[VerifiedOn] = Field(default_factory=list)
+    tuned: Tuned | None = None
 
     @model_validator(mode="after")
     def _checks_what_it_runs(self) -> Variant:
@@ -342,6 +402,21 @@ def add_verification(folder: Path, variant_id: str, record: VerifiedOn) -> None:
     ]
     variants = list(bundle.variants)
     variants[place] = variant.model_copy(update={"verified_on": [*others, record]})
+    write_bundle(folder, bundle.model_copy(update={"variants": variants}))
+
+
+def write_tuned(folder: Path, variant_id: str, record: Tuned | None) -> None:
+    """Writes what a search found for a variant of the bundle at `folder`, in place of an earlier record; None takes that out.
+
+    Raises:
+        InputError: there is no such bundle or variant, or its files are not the ones that were exported.
+        JobError: the manifest cannot be written; the old one stays.
+    """
+    bundle = read_bundle(folder)
+    variant = find_variant(bundle, variant_id)
+    check_files(folder, variant)
+    variants = list(bundle.variants)
+    variants[variants.index(variant)] = variant.model_copy(update={"tuned": record})
     write_bundle(folder, bundle.model_copy(update={"variants": variants}))
 
 

@@ -7,19 +7,21 @@ prediction = session.predict(flow)  # or predict_frames(onset, apex), which need
 from __future__ import annotations
 
 import io
+import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.bundle import Bundle, Variant, check_files, files_digest, find_variant, read_bundle
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, PtsrError, require
-from ptsr_edge.runtimes.base import RUNTIMES, Runner, find_runner, find_runtime
+from ptsr_edge.core.system import describe_cpu
+from ptsr_edge.runtimes.base import RUNTIMES, Runner, Value, find_runner, find_runtime
 from ptsr_edge.vision.face_tracking import Region, crop_side, cut
 from ptsr_edge.vision.flow import check_flow, check_frame, flow_sample, to_input
 
@@ -102,6 +104,7 @@ class Session:
         self._threads = threads
         self._share_weights = share_weights
         self._loaded: dict[str, Runner] = {}
+        self._settings: dict[str, Mapping[str, Value]] = {}
         self.variant = variant
         self.switch(variant.keep_rate)
 
@@ -126,6 +129,11 @@ class Session:
     def precision(self) -> str:
         """Precision of the variant that answers."""
         return self.variant.precision
+
+    @property
+    def settings(self) -> dict[str, Value]:
+        """The runtime's parameters that the variant runs with as `ptsr-edge tune` recorded them; empty: its defaults."""
+        return dict(self._settings[self.variant.id])
 
     @property
     def runtime(self) -> str:
@@ -218,6 +226,11 @@ class Session:
         for one in together:
             check_files(self._folder, one)
         runners = open_artifacts(together, self._folder, self._threads)
+        for one in together:
+            settings, told = tuned_settings(one, self._threads) if len(together) == 1 else ({}, "")
+            self._settings[one.id] = settings
+            if told:
+                log.info("%s", told)
         self._loaded |= {one.id: runner for one, runner in zip(together, runners, strict=True)}
 
     def _at(self, budget: float) -> Variant:
@@ -285,16 +298,90 @@ class Session:
         return logits, np.arange(self.bundle.model.patches) if kept is None else kept
 
 
-def open_artifact(variant: Variant, folder: Path, threads: int | None) -> Runner:
-    """Loads a variant by the runtime of its target; `threads` by default those that the bundle names.
+def open_artifact(
+    variant: Variant, folder: Path, threads: int | None, settings: Mapping[str, Value] | None = None
+) -> Runner:
+    """Loads a variant by the runtime of its target.
+
+    Args:
+        variant: of the bundle.
+        folder: of the bundle.
+        threads: of one operator; None: those that the bundle names.
+        settings: the runtime's parameters; None: those that were tuned here (see `tuned_settings`).
 
     Raises:
         InputError: a target that this version does not know.
         MissingExtraError: the runtime is not installed.
         JobError: the runtime refuses the artifact.
     """
-    digest = {"digest": files_digest(variant)} if find_runtime(variant.target).keeps_compiled else {}
-    return find_runner(variant.target)(folder / variant.artifact, _threads(variant, threads), **digest)
+    more: dict[str, Any] = {}
+    # What is only tried is not kept for the next start.
+    if settings is None and find_runtime(variant.target).keeps_compiled:
+        more["digest"] = files_digest(variant)
+    own = dict(tuned_settings(variant, threads)[0] if settings is None else settings)
+    threads = cast("int | None", own.pop("threads", _threads(variant, threads)))
+    if own:
+        more["settings"] = own
+    return find_runner(variant.target)(folder / variant.artifact, threads, **more)
+
+
+def tuned_settings(variant: Variant, threads: int | None) -> tuple[dict[str, Value], str]:
+    """Returns the tuned settings that hold here for a variant, and in a line what is taken of its record; empty without one.
+
+    They hold for the CPU, the cores and the runtime that they were found with, and for the threads: those that the search
+    was held to or chose. Importing the runtime may be needed to know its version.
+
+    Args:
+        variant: of a bundle.
+        threads: that were asked for; None: none were.
+
+    Raises:
+        MissingExtraError: the runtime is not installed.
+    """
+    record = variant.tuned
+    if record is None or not record.settings:
+        return {}, ""
+    asked, chosen = _threads(variant, threads), record.settings.get("threads", record.threads)
+    facts = tuning_facts(variant.target)
+    gaps = [
+        f"{name} was {found}, here it is {here}"
+        for name, found, here in (
+            ("the CPU", record.cpu, facts.cpu),
+            ("the number of cores", record.cores, facts.cores),
+            ("the runtime", record.runtime, facts.runtime),
+        )
+        if found != here
+    ]
+    if asked not in (record.threads, chosen):
+        left = "left to the runtime"
+        gaps.append(f"the number of threads was {chosen or left}, here it is {asked or left}")
+    if gaps:
+        return {}, f"{variant.id} was tuned elsewhere, so the settings are not used: {'; '.join(gaps)}"
+    return dict(record.settings), f"{variant.id} runs with tuned settings: {settings_text(record.settings)}"
+
+
+class TuningFacts(NamedTuple):
+    """What tuned settings depend on: the processor's name, the cores that may be used, the runtime's name and version."""
+
+    cpu: str
+    cores: int
+    runtime: str
+
+
+def tuning_facts(target: str) -> TuningFacts:
+    """Returns what tuned settings of a target depend on here.
+
+    Raises:
+        MissingExtraError: the runtime is not installed.
+    """
+    cpu = describe_cpu()
+    version = getattr(find_runner(target), "version", lambda: target)
+    return TuningFacts(cpu["model"] or cpu["architecture"], cpu["cores_visible"], version())
+
+
+def settings_text(settings: Mapping[str, Value]) -> str:
+    """Writes settings in a line, values as JSON has them."""
+    return ", ".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
 
 
 def open_artifacts(variants: Sequence[Variant], folder: Path, threads: int | None) -> Sequence[Runner]:

@@ -140,6 +140,11 @@ def visible_cpus() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
+def has_two_kinds_of_cores(root: Path = Path("/")) -> bool:
+    """Tells whether an Intel processor has fast and efficient cores, which Linux then lists apart."""
+    return (root / "sys/devices/cpu_atom").is_dir()
+
+
 def installed(distributions: Iterable[str]) -> dict[str, str]:
     """Returns the versions of those distributions that are installed; imports nothing."""
     versions = {}

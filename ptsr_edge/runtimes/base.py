@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,25 @@ from ptsr_edge.core.errors import InputError, JobError
 
 GROUP = "ptsr_edge.targets"
 """The group of entry points by which other packages bring targets."""
+
+
+Value = bool | int | str
+"""Of a runtime's parameter, as JSON holds it."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a runtime that may cost or save time and does not change what is calculated.
+
+    Attributes:
+        name: as the runtime calls it.
+        values: worth trying beside the one that an artifact is opened with where nothing is said.
+        needs: what a machine or a session has to have for it to matter.
+    """
+
+    name: str
+    values: tuple[Value, ...]
+    needs: Literal["", "several threads", "cores of two kinds"] = ""
 
 
 class Runner(Protocol):
@@ -35,6 +54,9 @@ class RunnerClass(Protocol):
 
     One whose runtime can let several artifacts compute on one copy of their weights also has a class method
     `open_sharing(artifacts, threads)`, which loads artifacts of one precision at once and returns their runners.
+
+    One that can be tuned also has `parameters`, a sequence of `Parameter`; takes `settings`, values by the names of these;
+    and has a static method `version()`, which returns name and version of the runtime that runs here.
     """
 
     def __call__(self, artifact: Path, threads: int | None, *, digest: str = "") -> Runner:

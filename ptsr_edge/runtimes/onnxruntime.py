@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import JobError, MissingExtraError, require
+from ptsr_edge.runtimes.base import Parameter, Value
 
 
 def load_ort(purpose: str = "running a bundle of target cpu") -> ModuleType:
@@ -27,6 +28,20 @@ SLOWER_FUSIONS = {"SkipLayerNormFusion"}
 by value, and takes 53 microseconds for 50 x 192 where the two apart take 15."""
 
 
+PARAMETERS = (
+    Parameter("graph_optimization_level", ("ORT_ENABLE_EXTENDED", "ORT_ENABLE_BASIC")),
+    Parameter("disabled_optimizers", ("",)),
+    Parameter("session.disable_prepacking", ("1",)),
+    Parameter("enable_cpu_mem_arena", (False,)),
+    Parameter("enable_mem_pattern", (False,)),
+    Parameter("session.force_spinning_stop", ("0",), needs="several threads"),
+    Parameter("session.dynamic_block_base", ("4",), needs="several threads"),
+)
+"""What may cost or save time: attributes and configuration entries of `SessionOptions`, and the optimizers that are left out
+(by default `SLOWER_FUSIONS`). Denormals as zero is none of them: the first session decides it for the whole process, and for
+the arithmetic of its other libraries too."""
+
+
 def open_session(
     model: Path | bytes,
     threads: int | None = None,
@@ -34,6 +49,7 @@ def open_session(
     share_weights: bool = False,
     optimize: bool = True,
     profile: Path | None = None,
+    settings: Mapping[str, Value] | None = None,
 ) -> Any:
     """Opens an `InferenceSession` on the CPU.
 
@@ -44,6 +60,7 @@ def open_session(
             copy of its own that is laid out for speed.
         optimize: fuse operators.
         profile: time each operator, into a file that begins with this path.
+        settings: by the names of `PARAMETERS`; they come before what is said here.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -63,10 +80,20 @@ def open_session(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
+    disabled = set(SLOWER_FUSIONS)
+    for parameter, value in (settings or {}).items():
+        if parameter == "disabled_optimizers":
+            disabled = set(filter(None, str(value).split(",")))
+        elif parameter == "graph_optimization_level":
+            options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, str(value))
+        elif parameter.startswith("session."):
+            options.add_session_config_entry(parameter, str(value))
+        else:
+            setattr(options, parameter, value)
     name, source = (model.name, str(model)) if isinstance(model, Path) else ("a graph in memory", model)
     try:
         return ort.InferenceSession(
-            source, options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOWER_FUSIONS
+            source, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
         )
     except Exception as error:
         raise JobError(f"ONNX Runtime {ort.__version__} cannot load {name}: {error}") from error
@@ -75,9 +102,18 @@ def open_session(
 class OrtRunner:
     """One loaded graph: `run` takes (1, C, S, S) float32, gives logits (k,) and kept patches or None."""
 
-    def __init__(self, artifact: Path, threads: int | None = None, *, share_weights: bool = False) -> None:
+    parameters: ClassVar = PARAMETERS
+
+    def __init__(
+        self,
+        artifact: Path,
+        threads: int | None = None,
+        *,
+        share_weights: bool = False,
+        settings: Mapping[str, Value] | None = None,
+    ) -> None:
         """Loads an ONNX file; see `RunnerClass` and `open_session`."""
-        self._session = open_session(artifact, threads, share_weights=share_weights)
+        self._session = open_session(artifact, threads, share_weights=share_weights, settings=settings)
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, flow: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
@@ -90,6 +126,11 @@ class OrtRunner:
     def open_sharing(cls, artifacts: Sequence[Path], threads: int | None) -> list[OrtRunner]:
         """See `RunnerClass`: all compute on the mapped weights file, for some more time an inference."""
         return [cls(artifact, threads, share_weights=True) for artifact in artifacts]
+
+    @staticmethod
+    def version() -> str:
+        """See `RunnerClass`."""
+        return f"onnxruntime {load_ort().__version__}"
 
     @staticmethod
     def why_not_here(_artifact: Path, _runs_on: Mapping[str, Any]) -> str:

@@ -19,13 +19,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.core.files import DIGEST_BYTES, DiskCache, cache_key
+from ptsr_edge.runtimes.base import Parameter, Value
 
 log = logging.getLogger("ptsr_edge")
 
@@ -97,6 +98,17 @@ def load_openvino(purpose: str = "running a bundle of target openvino") -> Modul
     return require_silenced("openvino", "openvino", purpose)
 
 
+PARAMETERS = (
+    Parameter("ENABLE_CPU_PINNING", (True,)),
+    Parameter("ENABLE_HYPER_THREADING", (True,), needs="several threads"),
+    Parameter("TBB_PARTITIONER", ("AUTO",), needs="several threads"),
+    Parameter("SCHEDULING_CORE_TYPE", ("PCORE_ONLY", "ECORE_ONLY"), needs="cores of two kinds"),
+)
+"""What may cost or save time for one stream: properties of the CPU plugin. Those that change the arithmetic, such as the
+precision or the groups of dynamic quantization, are none of them; nor is denormals as zero, which would hold for the arithmetic
+of the caller's thread too."""
+
+
 class OpenVinoRunner:
     """One compiled IR: `run` takes (1, C, S, S) float32, gives logits (k,) and kept patches or None.
 
@@ -105,7 +117,16 @@ class OpenVinoRunner:
         matrix_products: how many matrix products run in which type, read back from the compiled model.
     """
 
-    def __init__(self, artifact: Path, threads: int | None = None, *, digest: str = "") -> None:
+    parameters: ClassVar = PARAMETERS
+
+    def __init__(
+        self,
+        artifact: Path,
+        threads: int | None = None,
+        *,
+        digest: str = "",
+        settings: Mapping[str, Value] | None = None,
+    ) -> None:
         """Reads and compiles an IR; see `RunnerClass`.
 
         What an int8 IR is compiled to is kept in the user's cache, and is taken from there by the same version on the
@@ -117,15 +138,16 @@ class OpenVinoRunner:
             JobError: OpenVINO refuses the file, or would calculate in another precision than the IR asks for.
         """
         core = load_openvino().Core()
-        kept = _take_compiled(core, digest, threads, artifact.name) if digest else None
+        own = _settings(threads, settings)
+        kept = _take_compiled(core, digest, own, artifact.name) if digest else None
         if kept is not None:
             quantized, (self.inference_precision, compiled) = True, kept
         else:
             model = read_ir(core, artifact)
             quantized = rt_entry(model, "precision", artifact.name) == "int8"
-            self.inference_precision, compiled = compile_ir(core, model, artifact.name, threads)
+            self.inference_precision, compiled = compile_ir(core, model, artifact.name, threads, settings)
             if quantized and digest:
-                _keep_compiled(core, digest, threads, self.inference_precision, compiled)
+                _keep_compiled(core, digest, own, self.inference_precision, compiled)
         self.matrix_products = matrix_products(compiled)
         check_precision(compiled, self.inference_precision, quantized, self.matrix_products, artifact.name)
         self._attach(compiled.create_infer_request(), tuple(compiled.inputs[0].shape), None)
@@ -181,6 +203,11 @@ class OpenVinoRunner:
         if self._kept_place is None:
             return logits, None
         return logits, self._request.get_output_tensor(self._kept_place).data[0].astype(np.int64)
+
+    @staticmethod
+    def version() -> str:
+        """See `RunnerClass`."""
+        return f"openvino {load_openvino().__version__}"
 
     @staticmethod
     def why_not_here(_artifact: Path, runs_on: Mapping[str, Any]) -> str:
@@ -309,7 +336,9 @@ def choose_precision(wanted: Sequence[str], available: Sequence[str], name: str)
     )
 
 
-def compile_ir(core: Any, model: Any, name: str, threads: int | None) -> tuple[str, Any]:
+def compile_ir(
+    core: Any, model: Any, name: str, threads: int | None, settings: Mapping[str, Value] | None = None
+) -> tuple[str, Any]:
     """Compiles an IR in the first of the precisions that it asks for and this CPU has.
 
     Returns:
@@ -320,7 +349,7 @@ def compile_ir(core: Any, model: Any, name: str, threads: int | None) -> tuple[s
     """
     wanted = rt_entry(model, "inference_precision", name).split()
     precision = choose_precision(wanted, core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"), name)
-    return precision, compile_model(core, model, precision, threads, name)
+    return precision, compile_model(core, model, precision, threads, name, settings)
 
 
 COMPILED = "compiled"
@@ -329,17 +358,17 @@ COMPILED = "compiled"
 _BLANKS = 4096 - DIGEST_BYTES
 
 
-def _compiled_key(core: Any, digest: str, threads: int | None) -> str:
+def _compiled_key(core: Any, digest: str, own: Mapping[str, Value]) -> str:
     cpu = [core.get_property(DEVICE, name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
     version = load_openvino().__version__
-    return cache_key({"files": digest, "threads": threads, "cpu": cpu, "openvino": version})
+    return cache_key({"files": digest, "settings": dict(own), "cpu": cpu, "openvino": version})
 
 
-def _take_compiled(core: Any, digest: str, threads: int | None, name: str) -> tuple[str, Any] | None:
+def _take_compiled(core: Any, digest: str, own: Mapping[str, Value], name: str) -> tuple[str, Any] | None:
     """Returns precision and compiled model that are kept of an artifact; None where none is, or OpenVINO refuses it."""
     # Mapped and not read: an entry is only ever replaced by another file of its name.
     found = DiskCache(COMPILED).fetch(
-        _compiled_key(core, digest, threads),
+        _compiled_key(core, digest, own),
         lambda stream: (stream.read(_BLANKS), np.memmap(stream, np.uint8, mode="r", offset=4096)),
     )
     if found is None:
@@ -347,43 +376,52 @@ def _take_compiled(core: Any, digest: str, threads: int | None, name: str) -> tu
     precision = found[0].decode().strip()
     try:
         content = load_openvino().Tensor(found[1])
-        return precision, core.import_model(content, DEVICE, _settings(precision, threads))
+        return precision, core.import_model(content, DEVICE, {**own, "INFERENCE_PRECISION_HINT": precision})
     except RuntimeError as error:
         log.info("%s is compiled anew: OpenVINO refuses what was kept (%s)", name, last_line(error))
         return None
 
 
-def _keep_compiled(core: Any, digest: str, threads: int | None, precision: str, compiled: Any) -> None:
+def _keep_compiled(core: Any, digest: str, own: Mapping[str, Value], precision: str, compiled: Any) -> None:
     def write(stream: BinaryIO) -> None:
         stream.write(precision.encode().ljust(_BLANKS))
         stream.write(compiled.export_model().getbuffer())
 
     cache = DiskCache(COMPILED, limit_bytes=KEPT_BYTES)
-    cache.store(_compiled_key(core, digest, threads), write)
+    cache.store(_compiled_key(core, digest, own), write)
     cache.shrink()
 
 
-def _settings(precision: str, threads: int | None) -> dict[str, Any]:
-    """OpenVINO's settings for one synchronous stream of the least latency, at an explicit precision."""
-    settings: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": precision,
+def _settings(threads: int | None, settings: Mapping[str, Value] | None) -> dict[str, Value]:
+    """OpenVINO's settings for one synchronous stream of the least latency, without the precision; those given come before."""
+    own: dict[str, Value] = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,
     }
     if threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = threads
-    return settings
+        own["INFERENCE_NUM_THREADS"] = threads
+    return {**own, **(settings or {})}
 
 
-def compile_model(core: Any, model: Any, precision: str, threads: int | None, name: str) -> Any:
+def compile_model(
+    core: Any,
+    model: Any,
+    precision: str,
+    threads: int | None,
+    name: str,
+    settings: Mapping[str, Value] | None = None,
+) -> Any:
     """Compiles for one synchronous stream of the least latency, at an explicit precision.
 
     Raises:
         JobError: OpenVINO refuses the model.
     """
+    own = _settings(threads, settings)
     try:
-        return core.compile_model(model, DEVICE, {**_settings(precision, threads), "CACHE_DIR": ""})
+        return core.compile_model(
+            model, DEVICE, {**own, "INFERENCE_PRECISION_HINT": precision, "CACHE_DIR": ""}
+        )
     except RuntimeError as error:
         raise JobError(
             f"OpenVINO cannot compile {name} for {precision} on this CPU: {last_line(error)}"

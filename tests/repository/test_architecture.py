@@ -30,6 +30,7 @@ FLOORS = (
     {"runtimes"},
     {"bundle", "stats", "vision"},
     {"session", "data", "models"},
+    {"tune"},
     {"camera", "export", "train"},
     {"evaluate"},
     {"profile"},
@@ -49,7 +50,7 @@ ONLY = {
 }
 """Where not all of a lower floor is meant to be used: the modules that are."""
 
-DEVICE_SIDE = ("core", "runtimes", "vision", "bundle", "session", "camera")
+DEVICE_SIDE = ("core", "runtimes", "vision", "bundle", "session", "tune", "camera")
 """What runs in a camera: importing any module of it loads numpy and pydantic only."""
 
 HEAVY = {
