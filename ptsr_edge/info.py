@@ -14,7 +14,8 @@ import click
 from ptsr_edge.bundle import Bundle, Variant, bundle_card, check_files, read_bundle
 from ptsr_edge.core.console import Verb, finish, run
 from ptsr_edge.core.errors import InputError, JobError, PtsrError
-from ptsr_edge.session import choose_variant, why_not_here
+from ptsr_edge.session import choose_variant, why_not_here, why_not_tuned
+from ptsr_edge.tune import verdict
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def _variant(bundle: Bundle, variant: Variant, folder: Path) -> dict[str, Any]:
         fault = str(error)
     kept = variant.model_dump(
         mode="json",
-        include={"id", "target", "precision", "keep_rate", "tokens", "macs", "parameters", "artifact", "parity", "verified_on"},
+        include={"id", "target", "precision", "keep_rate", "tokens", "macs", "parameters", "artifact", "parity", "verified_on", "tuned"},
     )  # fmt: skip
     return kept | {
         "size_bytes": sum(entry.bytes for entry in variant.files),
@@ -71,6 +72,10 @@ def _variant(bundle: Bundle, variant: Variant, folder: Path) -> dict[str, Any]:
         "accuracy": _judged(variant),
         "files_fault": fault,
         "runs_here": not hindrance and fault is None,
+        "tuned_told": None if variant.tuned is None else verdict(variant.tuned),
+        "why_not_tuned": None
+        if hindrance or variant.tuned is None
+        else why_not_tuned(variant, variant.tuned.threads) or None,
         "why_not_here": hindrance or None,
         "recommended": bundle.recommended is not None and bundle.recommended.variant == variant.id,
     }
@@ -129,6 +134,7 @@ def lines_of(record: Mapping[str, Any]) -> list[str]:
         if why := variant["files_fault"] or variant["why_not_here"]:
             reasons.setdefault(why, []).append(variant["id"])
     lines += [f"not here  {', '.join(names)}: {why}" for why, names in reasons.items()]
+    lines += [_tuning(variant) for variant in record["variants"] if variant["tuned"] is not None]
     lines.append("")
     choice, default = record["recommended"], record["default"]
     if choice is None:
@@ -154,6 +160,14 @@ def _proof(variant: Mapping[str, Any]) -> str:
         text += f"; UAR {judged['uar']:.3f}, fp32 {judged['uar_fp32']:.3f} on {judged['samples']}"
     machines = [entry["machine"] for entry in variant["verified_on"]]
     return f"{text}; verified on {', '.join(machines)}" if machines else text
+
+
+def _tuning(variant: Mapping[str, Any]) -> str:
+    record = variant["tuned"]
+    threads = f", --threads {record['threads']}" if record["threads"] else ""
+    device = f"{record['cpu']}, {record['runtime']}{threads}, {record['date']}"
+    found = f"{variant['id']}: {variant['tuned_told']} ({device})"
+    return f"{found}; not used here: {variant['why_not_tuned']}" if variant["why_not_tuned"] else found
 
 
 def _trained(trained: Mapping[str, Any]) -> str:

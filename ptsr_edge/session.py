@@ -227,11 +227,20 @@ class Session:
             check_files(self._folder, one)
         runners = open_artifacts(together, self._folder, self._threads)
         for one in together:
-            settings, told = tuned_settings(one, self._threads) if len(together) == 1 else ({}, "")
-            self._settings[one.id] = settings
-            if told:
-                log.info("%s", told)
+            self._settings[one.id] = tuned_settings(one, self._threads) if len(together) == 1 else {}
+            self._tell_tuning(one)
         self._loaded |= {one.id: runner for one, runner in zip(together, runners, strict=True)}
+
+    def _tell_tuning(self, variant: Variant) -> None:
+        if variant.tuned is None or not variant.tuned.settings:
+            return
+        if settings := self._settings[variant.id]:
+            log.info("%s runs with tuned settings: %s", variant.id, settings_text(settings))
+        else:
+            why = (
+                why_not_tuned(variant, self._threads) or "budgets that share their weights take the defaults"
+            )
+            log.info("%s runs without its tuned settings: %s", variant.id, why)
 
     def _at(self, budget: float) -> Variant:
         return choose_variant(self.bundle, self._folder, budget, self.variant.target, self.variant.precision)
@@ -307,7 +316,7 @@ def open_artifact(
         variant: of the bundle.
         folder: of the bundle.
         threads: of one operator; None: those that the bundle names.
-        settings: the runtime's parameters; None: those that were tuned here (see `tuned_settings`).
+        settings: values of the runtime's parameters; None: those that were tuned (see `tuned_settings`).
 
     Raises:
         InputError: a target that this version does not know.
@@ -318,30 +327,40 @@ def open_artifact(
     # What is only tried is not kept for the next start.
     if settings is None and find_runtime(variant.target).keeps_compiled:
         more["digest"] = files_digest(variant)
-    own = dict(tuned_settings(variant, threads)[0] if settings is None else settings)
+    own = dict(tuned_settings(variant, threads) if settings is None else settings)
     threads = cast("int | None", own.pop("threads", _threads(variant, threads)))
     if own:
         more["settings"] = own
     return find_runner(variant.target)(folder / variant.artifact, threads, **more)
 
 
-def tuned_settings(variant: Variant, threads: int | None) -> tuple[dict[str, Value], str]:
-    """Returns the tuned settings that hold here for a variant, and in a line what is taken of its record; empty without one.
+def tuned_settings(variant: Variant, threads: int | None) -> dict[str, Value]:
+    """Returns the settings that `ptsr-edge tune` recorded for a variant, where they hold here (see `why_not_tuned`); else none.
 
-    They hold for the CPU, the cores and the runtime that they were found with, and for the threads: those that the search
-    was held to or chose. Importing the runtime may be needed to know its version.
+    Raises:
+        MissingExtraError: the runtime is not installed.
+    """
+    if variant.tuned is None or why_not_tuned(variant, threads):
+        return {}
+    return dict(variant.tuned.settings)
+
+
+def why_not_tuned(variant: Variant, threads: int | None) -> str:
+    """Returns why the settings that were recorded for a variant do not hold here; empty where they do, or there are none.
+
+    They hold for the CPU, the cores and the runtime that they were found with, and for the number of threads that the search
+    was held to or chose.
 
     Args:
         variant: of a bundle.
         threads: that were asked for; None: none were.
 
     Raises:
-        MissingExtraError: the runtime is not installed.
+        MissingExtraError: the runtime is not installed; its version has to be known.
     """
     record = variant.tuned
     if record is None or not record.settings:
-        return {}, ""
-    asked, chosen = _threads(variant, threads), record.settings.get("threads", record.threads)
+        return ""
     facts = tuning_facts(variant.target)
     gaps = [
         f"{name} was {found}, here it is {here}"
@@ -352,12 +371,11 @@ def tuned_settings(variant: Variant, threads: int | None) -> tuple[dict[str, Val
         )
         if found != here
     ]
+    asked, chosen = _threads(variant, threads), record.settings.get("threads", record.threads)
     if asked not in (record.threads, chosen):
         left = "left to the runtime"
         gaps.append(f"the number of threads was {chosen or left}, here it is {asked or left}")
-    if gaps:
-        return {}, f"{variant.id} was tuned elsewhere, so the settings are not used: {'; '.join(gaps)}"
-    return dict(record.settings), f"{variant.id} runs with tuned settings: {settings_text(record.settings)}"
+    return "; ".join(gaps)
 
 
 class TuningFacts(NamedTuple):

@@ -350,7 +350,9 @@ def verdict(record: Tuned) -> str:
     if any(trial.outcome == "kept" for trial in record.trials):
         told = f"{speedup_text(record.speedup)} as fast" if record.speedup else "not to be told"
         return f"tuned: the defaults stay: measured anew, what was kept is {told}"
-    return "tuned: the defaults stay, nothing is shown to be faster"
+    untold = sum(trial.outcome == "disturbed" for trial in record.trials)
+    beside = f"; of {untold} of {len(record.trials)} trials nothing can be told" if untold else ""
+    return f"tuned: the defaults stay, nothing is shown to be faster{beside}"
 
 
 def speedup_text(speedup: Speedup | None) -> str:

@@ -42,6 +42,7 @@ from ptsr_edge.export.config import (
 )
 from ptsr_edge.export.targets.base import Flag, find_offer
 from ptsr_edge.runtimes.base import RUNTIMES, target_names
+from ptsr_edge.tune import tune_bundle, verdict
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -110,6 +111,8 @@ def _click_kind(field: FieldInfo, flag: Flag) -> dict[str, Any]:
               help="Also write a model repository for this server.")  # fmt: skip
 @click.option("--with-baseline", is_flag=True,
               help="Also export the full-token ViT, to OUT-baseline, where `profile` takes it from.")  # fmt: skip
+@click.option("--tune", is_flag=True,
+              help="Also search the runtimes' parameters for what runs here, as the verb tune does.")  # fmt: skip
 @click.option("--no-cache", is_flag=True, help="Build anew even if nothing has changed.")
 @click.option("--out", type=click.Path(path_type=Path), help="The bundle; default out/MODEL-TARGET.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
@@ -117,7 +120,7 @@ def main(
     targets: list[str] | None, recipe: str | None, device: str | None, checkpoint: Path | None, model: str | None,
     budgets: Any, precisions: list[str] | None, calibration: Path | None, calibration_data: str | None,
     calibration_samples: int | None, max_uar_drop: float | None, cascade_loss: float | None,
-    threads: int | None, layout: str, with_baseline: bool, no_cache: bool, out: Path | None, as_json: bool, **flags: Any,
+    threads: int | None, layout: str, with_baseline: bool, tune: bool, no_cache: bool, out: Path | None, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Turn a checkpoint into a bundle of proven, static token-budget variants."""
     if recipe and device:
@@ -192,6 +195,10 @@ def main(
                 threads=threads, options=options, cache=not no_cache,
             )  # fmt: skip
         lines = [*lines[:-1], *summary(baseline), str(beside), str(out)]
+    if tune:
+        places = [out, *([baseline_place(out)] if with_baseline else [])]
+        lines = [*lines[:-1], *(line for place in places for line in _tuned(place)), str(out)]
+        bundle = read_bundle(out)
     if layout != "bundle":
         with (
             doing(f"writing the {layout} repository"),
@@ -200,6 +207,19 @@ def main(
             write_layout(out, layout, _repository(out, layout))
         lines.append(str(_repository(out, layout)))
     finish(bundle.model_dump(mode="json", by_alias=True), lines, as_json)
+
+
+def _tuned(folder: Path) -> list[str]:
+    """Tunes all that runs here and returns a line for each variant; where nothing does, says why: the bundle is made."""
+    say(f"searching the runtimes' parameters for {folder}")
+    try:
+        with if_interrupted(
+            lambda: f"{folder} is written, not all of it is tuned; ptsr-edge tune {folder} goes on"
+        ):
+            return [f"{name:28} {verdict(record)}" for name, record in tune_bundle(folder).items()]
+    except JobError as error:
+        say(f"{folder} is not tuned: {error}")
+        return []
 
 
 def _refuse_baseline_of(model: ModelConfig) -> None:

@@ -35,6 +35,7 @@ from ptsr_edge.profile.timing import (
     ratio_between,
 )
 from ptsr_edge.profile.worker import SETTLE_RUNS, ProfiledVariant, RawTiming, all_runs, shown_path
+from ptsr_edge.session import settings_text
 from ptsr_edge.stats.latency import (
     CV_LIMIT,
     Ratio,
@@ -313,6 +314,8 @@ def timing_notes(timing: RawTiming, baseline: RawTiming, ratio: Ratio | None, *,
                 f"neighbouring rounds resemble each other (correlation {correlation:.2f}): the ratio's "
                 "interval is too narrow"
             )
+    if timing.settings:
+        notes.append(f"ran with settings that were tuned on this device: {settings_text(timing.settings)}")
     if timing.predict_ms is not None:
         notes.append(
             f"a whole predict call takes {timing.predict_ms:.3g} ms at the median, normalising included"

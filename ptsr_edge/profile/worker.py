@@ -78,6 +78,7 @@ class RawTiming:
         load_ms: `Session.open`: the manifest, the files' hashes, the runtime's loading or compiling.
         first_ms: the first inference after it.
         base_rss_bytes: resident memory with the runtime imported and nothing loaded.
+        settings: the tuned parameters of the runtime that it ran with; empty: the defaults.
         warm_up_runs: number of runs before the first round, the first inference included.
         blocks: per round, runs of `Session.infer`.
         whole: runs of `Session.predict_frames`, in every second round; none where that cannot be called.
@@ -97,6 +98,7 @@ class RawTiming:
     load_ms: float
     first_ms: float
     base_rss_bytes: int | None
+    settings: dict[str, Any] = field(default_factory=dict)
     warm_up_runs: int = 0
     blocks: list[Block] = field(default_factory=list)
     whole: list[Block] = field(default_factory=list)

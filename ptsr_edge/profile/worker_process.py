@@ -145,6 +145,7 @@ class Bench:
             missing = dict.fromkeys(("sample_ms", "ratio_sample"), told)
         return {
             "missing": missing,
+            "settings": session.settings,
             "import_ms": (imported - started) / 1e6,
             "load_ms": (loaded - opening) / 1e6,
             "first_ms": (answered - first) / 1e6,

@@ -70,11 +70,11 @@ def open_session(
     options = ort.SessionOptions()
     options.log_severity_level = 3
     # Idle threads that spin would slow whatever else runs: the camera, or the runtime timed next.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    entries = {"session.force_spinning_stop": "1"}
     if threads is not None:
         options.intra_op_num_threads = threads
     if share_weights:
-        options.add_session_config_entry("session.disable_prepacking", "1")
+        entries["session.disable_prepacking"] = "1"
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if profile is not None:
@@ -87,9 +87,11 @@ def open_session(
         elif parameter == "graph_optimization_level":
             options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, str(value))
         elif parameter.startswith("session."):
-            options.add_session_config_entry(parameter, str(value))
+            entries[parameter] = str(value)
         else:
             setattr(options, parameter, value)
+    for entry, text in entries.items():
+        options.add_session_config_entry(entry, text)
     name, source = (model.name, str(model)) if isinstance(model, Path) else ("a graph in memory", model)
     try:
         return ort.InferenceSession(

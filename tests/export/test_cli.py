@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 from signalled import signalled
 
 from ptsr_edge import Session
-from ptsr_edge.bundle import MANIFEST, Bundle, check_files, read_bundle
+from ptsr_edge.bundle import MANIFEST, Bundle, baseline_place, check_files, read_bundle
 from ptsr_edge.core.config import LABELS, Preprocess, named_model, parse
 from ptsr_edge.core.errors import JobError, install_line
 from ptsr_edge.core.files import sha256_of
@@ -33,6 +33,8 @@ from ptsr_edge.export.static_model import to_static
 from ptsr_edge.models.checkpoint import CheckpointInfo, random_info, read_info, save_checkpoint
 from ptsr_edge.models.macs import count_macs
 from ptsr_edge.models.ptsr import count_parameters
+from ptsr_edge.runtimes.base import Parameter
+from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.runtimes.tensorrt import choose_version
 
 pytestmark = pytest.mark.slow
@@ -576,6 +578,41 @@ def test_a_baseline_is_put_beside_the_bundle(pocket: Path, megc_folder: Path, tm
     )
     for variant in baseline.variants:
         check_files(tmp_path / "pocket-baseline", variant)
+
+
+def test_bundle_and_baseline_are_tuned_where_that_is_asked_for(
+    pocket: Path, megc_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OrtRunner, "parameters", (Parameter("enable_mem_pattern", (False,)),))
+    out = tmp_path / "pocket"
+    done = export(
+        "--checkpoint", pocket, "--calibration", megc_folder, "--precision", "fp32", "--budgets", "1.0",
+        "--threads", "1", "--with-baseline", "--tune", "--out", out,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-1] == str(out)
+    for place in (out, baseline_place(out)):
+        [variant] = read_bundle(place).variants
+        assert variant.tuned is not None
+        assert variant.tuned.threads == 1
+        assert [trial.parameter for trial in variant.tuned.trials] == ["enable_mem_pattern"]
+        assert (
+            sum(line.startswith(f"{variant.id} ") and " tuned: " in line for line in done.stdout.splitlines())
+            == 1
+        )
+
+
+def test_a_bundle_that_cannot_be_tuned_here_is_made_all_the_same(
+    pocket: Path, megc_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OrtRunner, "parameters", ())
+    out = tmp_path / "pocket"
+    done = export(
+        "--checkpoint", pocket, "--calibration", megc_folder, "--precision", "fp32", "--tune", "--out", out
+    )
+    assert done.exit_code == 0, done.output
+    assert f"{out} is not tuned: nothing can be tuned here: the runtime of target cpu" in done.stderr
+    assert all(variant.tuned is None for variant in read_bundle(out).variants)
 
 
 def test_a_baseline_has_the_embedded_weights_where_there_are_some(tmp_path: Path) -> None:

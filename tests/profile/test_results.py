@@ -170,6 +170,9 @@ def test_what_weakens_a_result_is_said() -> None:
     said = timing_notes(drawn(STEADY), drawn(STEADY), some, is_alone=True)
     assert any("the ratio is of 31 of 40 rounds" in note for note in said)
     assert not any("core" in note for note in timing_notes(shared, shared, None, is_alone=False))
+    tuned = replace(drawn(STEADY), settings={"enable_mem_pattern": False})
+    said = timing_notes(tuned, drawn(STEADY), None, is_alone=True)
+    assert "ran with settings that were tuned on this device: enable_mem_pattern=false" in said
     wandering = drawn(STEADY * (1 + 0.1 * np.sin(np.arange(40) / 6))[:, None])
     notes = timing_notes(wandering, drawn(STEADY), None, is_alone=True)
     assert any("interval is too narrow" in note for note in notes)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from bundle_data import SIDE, write_tiny_bundle
 
-from ptsr_edge.bundle import write_bundle
+from ptsr_edge.bundle import Tuned, write_bundle, write_tuned
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.profile import worker_process
@@ -27,6 +28,7 @@ from ptsr_edge.profile.worker_process import (
     median_ms,
     runs_per_second,
 )
+from ptsr_edge.session import tuning_facts
 from ptsr_edge.vision.flow import optical_flow, to_input
 
 pytestmark = pytest.mark.slow
@@ -61,7 +63,7 @@ def test_load_and_block(tmp_path: Path) -> None:
     block = {"op": "block", "duration_s": 0.0, "runs": 4, "settle": 1}
     calls = [block | {"call": call} for call in ("infer", "predict", "sample", "train")]
     loaded, *timed, refused = answers(load, *calls)
-    assert sorted(loaded) == ["base_rss_bytes", "first_ms", "import_ms", "load_ms", "missing"]
+    assert sorted(loaded) == ["base_rss_bytes", "first_ms", "import_ms", "load_ms", "missing", "settings"]
     assert loaded["missing"] == {}
     for answer in timed:
         assert len(answer["wall_ns"]) == len(answer["cpu_ns"]) == 4
@@ -69,6 +71,20 @@ def test_load_and_block(tmp_path: Path) -> None:
         assert min(answer["cpu_ns"]) >= 0
         assert min(answer.get(name, 0) for name in ("switches", "waited_ns", "stolen_ns")) >= 0
     assert refused["kind"] == "InputError"
+
+
+def test_a_tuned_variant_runs_with_its_settings_and_says_so(tmp_path: Path) -> None:
+    variant = write_tiny_bundle(tmp_path, [0.5]).variants[0]
+    settings = {"enable_mem_pattern": False}
+    found = Tuned(
+        settings=settings, speedup=None, trials=[], threads=1, date=date(2026, 1, 1), **tuning_facts("cpu")._asdict()
+    )  # fmt: skip
+    write_tuned(tmp_path, variant.id, found)
+    load = {"op": "load", "bundle": str(tmp_path), "variant": variant.id, "cpus": None, "seed": 3}
+    [tuned] = answers(load | {"threads": 1})
+    assert tuned["settings"] == settings
+    [other] = answers(load | {"threads": 2})
+    assert other["settings"] == {}
 
 
 def test_a_model_of_ready_made_flow_has_no_whole_sample(tmp_path: Path) -> None:

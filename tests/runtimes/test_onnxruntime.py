@@ -19,7 +19,7 @@ from typed_graphs import small_graph
 
 from ptsr_edge.core.errors import JobError, MissingExtraError
 from ptsr_edge.export.onnx_graph import write_sharing_weights
-from ptsr_edge.runtimes.onnxruntime import OrtRunner
+from ptsr_edge.runtimes.onnxruntime import PARAMETERS, OrtRunner, open_session
 
 pytest.importorskip("onnxruntime")
 
@@ -91,6 +91,38 @@ def test_weights_are_read_from_beside_the_graph(graph: Path, tmp_path: Path) -> 
     (tmp_path / "weights.bin").unlink()
     with pytest.raises(JobError, match="cannot load split.onnx"):
         OrtRunner(tmp_path / "split.onnx", 1)
+
+
+def test_every_parameter_reaches_the_session(tmp_path: Path) -> None:
+    nodes = [
+        onnx.helper.make_node("Relu", ["flow"], ["other"]),
+        onnx.helper.make_node("Add", ["flow", "other"], ["sum"]),
+        onnx.helper.make_node("LayerNormalization", ["sum", "scale", "bias"], ["normed"]),
+        onnx.helper.make_node("Flatten", ["normed"], ["logits"]),
+    ]
+    constants = {name: np.ones(4, np.float32) for name in ("scale", "bias")}
+    path = tmp_path / "norm.onnx"
+    onnx.save(small_graph(nodes, [1, 2, 4], constants), path)
+
+    def operators(**settings: str) -> set[str]:
+        """What runs of the graph, by ONNX Runtime's own profiler."""
+        session = open_session(path, 1, profile=tmp_path / "ops", settings=settings)
+        session.run(None, {"flow": np.ones((1, 2, 4), np.float32)})
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        return {event["args"]["op_name"] for event in events if event.get("cat") == "Node"}
+
+    assert "SkipLayerNormalization" not in operators()
+    assert "SkipLayerNormalization" in operators(disabled_optimizers="")
+    for parameter in PARAMETERS:
+        if parameter.name == "disabled_optimizers":
+            continue
+        for value in parameter.values:
+            options = open_session(path, settings={parameter.name: value}).get_session_options()
+            if parameter.name.startswith("session."):
+                assert options.get_session_config_entry(parameter.name) == value
+            else:
+                found = getattr(options, parameter.name)
+                assert getattr(found, "name", found) == value
 
 
 COPIES = """

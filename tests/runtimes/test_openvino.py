@@ -202,9 +202,9 @@ def compilations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     seen: list[str] = []
     plain = openvino.compile_model
 
-    def counted(core: Any, model: Any, precision: str, threads: int | None, name: str) -> Any:
+    def counted(core: Any, model: Any, precision: str, threads: int | None, name: str, *more: Any) -> Any:
         seen.append(name)
-        return plain(core, model, precision, threads, name)
+        return plain(core, model, precision, threads, name, *more)
 
     monkeypatch.setattr(openvino, "compile_model", counted)
     monkeypatch.setenv("PTSR_EDGE_CACHE", str(tmp_path / "cache"))
@@ -223,6 +223,23 @@ def test_other_files_or_threads_are_compiled_anew(quantized: Path, compilations:
     for threads, digest in ((1, "a"), (2, "a"), (1, "b"), (1, "")):
         OpenVinoRunner(quantized, threads=threads, digest=digest)
     assert len(compilations) == 4
+
+
+def test_settings_reach_the_compiled_model_also_from_the_cache(
+    quantized: Path, compilations: list[str]
+) -> None:
+    told = []
+    for settings in (None, {"ENABLE_CPU_PINNING": True}, {"ENABLE_CPU_PINNING": True}):
+        runner = OpenVinoRunner(quantized, threads=1, digest="a", settings=settings)
+        told.append(runner._request.get_compiled_model().get_property("ENABLE_CPU_PINNING"))
+    assert told == [False, True, True]
+    assert len(compilations) == 2, "the third is kept from the second"
+
+
+def test_every_parameter_is_one_that_this_openvino_takes(artifact: Path) -> None:
+    for parameter in OpenVinoRunner.parameters:
+        for value in parameter.values:
+            OpenVinoRunner(artifact, threads=2, settings={parameter.name: value}).run(samples(1))
 
 
 @pytest.mark.parametrize("harm", ["a bit", "all of it"])
