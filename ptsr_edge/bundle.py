@@ -139,6 +139,14 @@ class Tuned(Record):
     threads: int | None = Field(ge=1)
     date: datetime.date
 
+    @field_validator("settings")
+    @classmethod
+    def _has_a_number_of_threads(cls, value: dict[str, Setting]) -> dict[str, Setting]:
+        threads = value.get("threads", 1)
+        if type(threads) is not int or threads < 1:
+            raise ValueError("threads must be a whole number of at least 1")
+        return value
+
 
 class Variant(Record):
     """One static token budget in one precision for one target.

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ptsr_edge.bundle import Bundle, Variant, check_files, files_digest, find_variant, read_bundle
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, PtsrError, require
 from ptsr_edge.core.system import describe_cpu
-from ptsr_edge.runtimes.base import RUNTIMES, Runner, Value, find_runner, find_runtime
+from ptsr_edge.runtimes.base import RUNTIMES, Runner, Value, find_parameters, find_runner, find_runtime
 from ptsr_edge.vision.face_tracking import Region, crop_side, cut
 from ptsr_edge.vision.flow import check_flow, check_frame, flow_sample, to_input
 
@@ -371,6 +371,10 @@ def why_not_tuned(variant: Variant, threads: int | None) -> str:
         )
         if found != here
     ]
+    known = {one.name: one.values for one in find_parameters(variant.target)}
+    for name, value in record.settings.items():
+        if value not in known.get(name, ()) and name != "threads":
+            gaps.append(f"{settings_text({name: value})} is no setting that this version knows")
     asked, chosen = _threads(variant, threads), record.settings.get("threads", record.threads)
     if asked not in (record.threads, chosen):
         left = "left to the runtime"

@@ -9,7 +9,7 @@ process: what one opening differs from the next is part of the ratio's interval 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ from ptsr_edge.bundle import (
 from ptsr_edge.core.console import Verb, doing, finish, if_interrupted, is_given, progress, run, say
 from ptsr_edge.core.errors import InputError, JobError, PtsrError
 from ptsr_edge.core.system import disturbances, has_two_kinds_of_cores, timed_runs, visible_cpus
-from ptsr_edge.runtimes.base import Parameter, Runner, find_runner, find_runtime
+from ptsr_edge.runtimes.base import Parameter, Runner, find_parameters, find_runtime
 from ptsr_edge.session import open_artifact, settings_text, tuning_facts, why_not_here
 from ptsr_edge.stats.latency import Block, Ratio, trusted_ratio
 from ptsr_edge.vision.flow import to_input
@@ -133,7 +133,7 @@ class Search:
 
     def _parameters(self) -> list[Parameter]:
         """The parameters that may matter here, the threads first: others depend on them."""
-        listed = list(parameters_of(self.variant.target))
+        listed = list(find_parameters(self.variant.target))
         if not has_two_kinds_of_cores():
             listed = [one for one in listed if one.needs != "cores of two kinds"]
         if self.threads is None and find_runtime(self.variant.target).is_threaded:
@@ -212,17 +212,6 @@ def _speedup(ratio: Ratio) -> Speedup:
     return Speedup(median=ratio.median, low=ratio.low, high=ratio.high, clock=ratio.clock)
 
 
-def parameters_of(target: str) -> Sequence[Parameter]:
-    """Returns what can be tuned of a target's runtime; empty where it says nothing.
-
-    Raises:
-        InputError: there is no such target.
-        JobError: its code cannot be loaded.
-    """
-    declared: Sequence[Parameter] = getattr(find_runner(target), "parameters", ())
-    return declared
-
-
 def fitting(bundle: Bundle, budget: float | None, target: str | None, precision: str | None) -> list[Variant]:
     """Returns all variants of what was asked for.
 
@@ -247,7 +236,7 @@ def fitting(bundle: Bundle, budget: float | None, target: str | None, precision:
 def why_not_tunable(variant: Variant, folder: Path) -> str:
     """Returns what keeps a variant from being tuned here; empty where nothing does."""
     try:
-        if not parameters_of(variant.target):
+        if not find_parameters(variant.target):
             return f"the runtime of target {variant.target} has no parameters to search"
         return why_not_here(variant, folder)
     except PtsrError as error:

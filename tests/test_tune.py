@@ -34,7 +34,7 @@ from ptsr_edge.runtimes.base import RUNTIMES, Parameter
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.session import open_artifact, tuning_facts, why_not_tuned
 from ptsr_edge.stats.latency import Ratio
-from ptsr_edge.tune import Search, main, tune_bundle
+from ptsr_edge.tune import Search, main, tell_unfair_baseline, tune_bundle
 
 pytest.importorskip("onnxruntime")
 
@@ -250,6 +250,8 @@ def test_the_number_of_threads_is_a_setting_of_its_own(folder: Path) -> None:
         ({"cpu": "Z80"}, None, "the CPU was Z80, here it is"),
         ({"cores": 999}, None, "the number of cores was 999, here it is"),
         ({"runtime": "onnxruntime 0.1"}, None, "the runtime was onnxruntime 0.1, here it is onnxruntime"),
+        ({"settings": {LEVEL: "ORT_ALL"}}, None, f'{LEVEL}="ORT_ALL" is no setting that this version knows'),
+        ({"settings": {"arena": False}}, None, "arena=false is no setting that this version knows"),
         ({"threads": 1}, 2, "the number of threads was 1, here it is 2"),
         ({"threads": 1}, None, "the number of threads was 1, here it is left to the runtime"),
     ],
@@ -309,3 +311,40 @@ def test_files_that_are_not_those_of_the_export_are_refused(folder: Path) -> Non
     with pytest.raises(InputError, match="has changed since it was exported"):
         tune_bundle(folder)
     assert all(variant.tuned is None for variant in read_bundle(folder).variants)
+
+
+def test_an_end_from_outside_leaves_what_was_recorded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = record(folder)
+    first, second = read_bundle(folder).variants
+    for variant in (first, second):
+        write_tuned(folder, variant.id, None)
+
+    def run(self: Search) -> Tuned:
+        if self.variant.id == second.id:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Search, "run", run)
+    answer = CliRunner().invoke(main, [str(folder)], prog_name="ptsr-edge tune")
+    assert answer.exit_code == 130
+    assert answer.stderr.splitlines()[-1] == (
+        "ptsr-edge tune: ended by SIGINT: 1 of 2 variants are recorded, the others as they were; the same command starts anew"
+    )
+    assert [variant.tuned for variant in read_bundle(folder).variants] == [found, None]
+
+
+def test_a_record_without_a_number_of_threads_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="threads must be a whole number of at least 1"):
+        record(folder, settings={"threads": 0})
+
+
+def test_a_baseline_that_was_never_tuned_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tiny_bundle(folder.with_name("bundle-baseline"), (1.0,), kind="vit")
+    tell_unfair_baseline(folder)
+    assert capsys.readouterr().err == ""
+    record(folder)
+    tell_unfair_baseline(folder)
+    assert "bundle-baseline was never tuned, so ratios against it would be unfair" in capsys.readouterr().err
+    record(folder.with_name("bundle-baseline"))
+    tell_unfair_baseline(folder)
+    assert capsys.readouterr().err == ""

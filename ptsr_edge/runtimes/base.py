@@ -7,7 +7,7 @@ group `ptsr_edge.targets`, under the target's name. Such a package is imported w
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -212,3 +212,14 @@ def find_runner(name: str) -> RunnerClass:
     """
     runner: RunnerClass = load_part(name, find_runtime(name).runner)
     return runner
+
+
+def find_parameters(name: str) -> Sequence[Parameter]:
+    """Returns what can be tuned of a target's runtime; empty where its runner says nothing.
+
+    Raises:
+        InputError: there is no such target.
+        JobError: its code cannot be loaded.
+    """
+    declared: Sequence[Parameter] = getattr(find_runner(name), "parameters", ())
+    return declared
