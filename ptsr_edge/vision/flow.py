@@ -77,17 +77,16 @@ class Search(NamedTuple):
     """One of OpenCV's presets of DIS, and what is set otherwise: None leaves it to the preset."""
 
     preset: str
-    patch_stride: int | None = None
     descents: int | None = None
     refinements: int | None = None
 
 
 SEARCHES = {
     "dis-medium": Search("MEDIUM"),
-    "dis-light": Search("MEDIUM", patch_stride=4, descents=12, refinements=3),
+    "dis-light": Search("MEDIUM", descents=6, refinements=3),
 }
-"""By the name of the method. The light one takes half of the time of the medium one: a patch of 8 pixels every 4 in place of 3,
-12 descents in place of 25, 3 refinements in place of 5."""
+"""By the name of the method. The light one takes three quarters of the time of the medium one, with 6 descents in place of 25 and 3
+refinements in place of 5. Patches at a larger distance would save more, and their lattice would show in the strain."""
 
 _QUICK = Search("ULTRAFAST")
 
@@ -309,8 +308,6 @@ def dense_flow(onset: Frame, apex: Frame, search: Search) -> Float:
     """Returns (H, W, 2) float32, u and v in pixels; no head motion is taken out."""
     cv2 = opencv()
     method = cv2.DISOpticalFlow_create(getattr(cv2, f"DISOPTICAL_FLOW_PRESET_{search.preset}"))
-    if search.patch_stride is not None:
-        method.setPatchStride(search.patch_stride)
     if search.descents is not None:
         method.setGradientDescentIterations(search.descents)
     if search.refinements is not None:
