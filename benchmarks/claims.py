@@ -136,7 +136,8 @@ def accuracy_claims(
     )  # fmt: skip
     model, info, _ = resolve(checkpoint, None if checkpoint else "ptsr-tiny")
     held = info.provenance["held_out_subjects"]
-    samples = load(data, root, image_size=info.model.image_size, subjects=held, limit=clips)
+    how = info.preprocess
+    samples = load(data, root, image_size=how.image_size, flow=how.flow, subjects=held, limit=clips)
     samples, _ = judged_samples(samples, info.provenance, everyone=False)
     found = {record["id"]: record for record in evaluate_bundle(folder, samples, model)}
     claims = []

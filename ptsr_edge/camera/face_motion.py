@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.vision.flow import dense_flow, opencv, resize
+from ptsr_edge.vision.flow import SEARCHES, dense_flow, opencv, resize
 
 Float = NDArray[np.float32]
 Frame = NDArray[np.uint8]
@@ -138,7 +138,9 @@ def changed_share(one: Frame, other: Frame) -> float:
     """
     cv2 = opencv()
     first, second = (np.rint(_scaled(crop)).astype(np.uint8) for crop in (one, other))
-    places = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), axis=-1) + dense_flow(first, second)
+    places = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE)), axis=-1) + dense_flow(
+        first, second, SEARCHES["dis-medium"]
+    )
     returned = _seen(second.astype(np.float32), places.reshape(-1, 2).astype(np.float32)).reshape(SIDE, SIDE)
     a, b = (cv2.GaussianBlur(each.astype(np.float32), (0, 0), _BLUR) for each in (first, returned))
 

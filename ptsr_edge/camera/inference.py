@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ptsr_edge.bundle import Bundle, Cascade, find_variant
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.session import Prediction, Session
-from ptsr_edge.vision.flow import check_flow, to_input
+from ptsr_edge.vision.flow import SEARCHES, check_flow, to_input
 
 WARM_UPS = 6
 """Inferences per budget when it is loaded; the quickest counts as its time on an idle machine."""
@@ -63,9 +63,10 @@ class SharedSession:
         self._lock = threading.Lock()
         variant = self._session.variant
         if self.bundle.preprocess.flow == "published":
+            measured = " or ".join(map(repr, SEARCHES))
             raise InputError(
                 f"{self.bundle.name} was trained on flow fields that came ready-made ('published'): nobody knows "
-                "how to measure them from a camera's frames; it needs a model whose flow is 'dis-medium'"
+                f"how to measure them from a camera's frames; it needs a model whose flow is {measured}"
             )
         self.budgets = sorted(
             {

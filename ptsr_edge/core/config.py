@@ -181,13 +181,19 @@ FLAT = 1e-6
 """Spread up to which a channel of a flow sample is taken for flat, and becomes zero when it is normalised."""
 
 
+FlowMethod = Literal["dis-light", "dis-medium", "published"]
+"""How optical flow is measured (`vision.flow`); `published` came ready-made, by a method that only its publisher knows."""
+
+FLOW: FlowMethod = "dis-light"
+"""The method for models that are trained from now on."""
+
+
 class Preprocess(Record):
     """The way from two frames to the input of a model; travels with every checkpoint and bundle.
 
     Attributes:
         image_size: side of the square input, in pixels.
-        flow: method of the optical flow from onset to apex; `published` means that the data came
-            as flow fields, measured by a method that only their publisher knows.
+        flow: method of the optical flow from onset to apex.
         global_motion: motion of the head that is removed before the flow is measured.
         strain: formula and derivative of the third channel.
         normalise: normalisation per image and channel.
@@ -195,7 +201,7 @@ class Preprocess(Record):
 
     image_size: int = Field(gt=0)
     channels: tuple[str, str, str] = ("u", "v", "strain")
-    flow: Literal["dis-medium", "published"] = "dis-medium"
+    flow: FlowMethod = FLOW
     global_motion: Literal["similarity", "none"] = "similarity"
     strain: Literal["sobel3"] = "sobel3"
     normalise: Literal["median-std"] = "median-std"

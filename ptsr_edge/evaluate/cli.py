@@ -154,7 +154,9 @@ def main(
         assert source is not None
         if info is not None and info.model != source.model:
             raise InputError(f"{bundle} holds {source.model.name}, {checkpoint} is {info.model.name}")
-        everything = load(data_name, root, image_size=source.model.image_size, **reading)
+        everything = load(
+            data_name, root, image_size=source.model.image_size, flow=source.preprocess.flow, **reading
+        )
         check_classes(everything, source.model.name, source.labels)
         data, chosen = judged_samples(everything, source.provenance, subjects == "all")
         if bundle is not None:

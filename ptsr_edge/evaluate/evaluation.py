@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.bundle import Bundle, Variant, check_files, read_bundle
-from ptsr_edge.core.config import ModelConfig
+from ptsr_edge.core.config import ModelConfig, Preprocess
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.data.datasets import (
@@ -293,13 +293,13 @@ def judged_data(
     """
     require("torch", "train", "judging accuracy")
     first = bundles[0]
-    entry, size, known = find_dataset(name), first.preprocess.image_size, None
+    entry, how, known = find_dataset(name), first.preprocess, None
     if new is None and entry.is_rendered and first.provenance.get("data") == name:  # renders no one else
         known = first.provenance.get("held_out_subjects")
     data = (
-        load(name, root, image_size=size, subjects=known or None)
+        load(name, root, image_size=how.image_size, flow=how.flow, subjects=known or None)
         if new is None
-        else _render_new(name, entry, root, new, size)
+        else _render_new(name, entry, root, new, how)
     )
     check_classes(data, first.name, first.labels)
     protocol = ""
@@ -311,10 +311,10 @@ def judged_data(
 
 
 def _render_new(
-    name: str, entry: DatasetEntry, root: Path | None, new: tuple[int, int], image_size: int
+    name: str, entry: DatasetEntry, root: Path | None, new: tuple[int, int], preprocess: Preprocess
 ) -> FlowDataset:
     refuse_root_of_rendered(name, entry, root)
     if entry.render_new is None:
         able = ", ".join(known for known, other in DATASETS.items() if other.render_new)
         raise InputError(f"--subjects renders new people, which data {name} cannot; accepted: {able}")
-    return entry.render_new(*new, image_size)
+    return entry.render_new(*new, preprocess)

@@ -99,11 +99,11 @@ def calibration_side(
         known = known_dataset(str(trained_on))
         usable = known is not None and (known.is_rendered or root is not None)
         name = str(trained_on) if usable else "synthetic"
-    size = info.model.image_size
+    how: dict[str, Any] = {"image_size": info.model.image_size, "flow": info.preprocess.flow}
     trained: Sequence[str] = info.provenance.get("train_subjects", []) if name == trained_on else []
     rendered = find_dataset(name).rendered_subjects
     if rendered is None:
-        data = load(name, root, image_size=size)
+        data = load(name, root, **how)
         # None of them is there where another folder of the same kind is calibrated on.
         seen = [subject for subject in trained if subject in set(data.subject_names)]
         return data.of_subjects(seen or split_subjects(data.subjects, HELD_OUT, seed=0)[0])
@@ -113,7 +113,7 @@ def calibration_side(
         drawn = np.random.default_rng(seed).choice(len(allowed), wanted, replace=False)
         allowed = [allowed[place] for place in sorted(drawn)]
     limit = max(6, -(-2 * count // len(allowed)))
-    return load(name, root, image_size=size, subjects=allowed, limit=limit)
+    return load(name, root, subjects=allowed, limit=limit, **how)
 
 
 def describe_calibration(record: CalibrationRecord, provenance: Mapping[str, Any], proven: int) -> str:
@@ -277,20 +277,19 @@ def check_reach(
         )
 
 
-def cascade_samples(side: FlowDataset, used: Sequence[str], image_size: int) -> FlowDataset:
+def cascade_samples(side: FlowDataset, used: Sequence[str]) -> FlowDataset:
     """Returns samples that nothing else was done with: of rendered data new people, else what the side has left.
 
     Args:
         side: the calibration side; see `calibration_side`.
         used: names of its samples that were calibrated, proven or judged on.
-        image_size: S.
 
     Raises:
         InputError: none is left.
     """
     entry = known_dataset(side.source)
     if entry is not None and entry.is_rendered:
-        return load(side.source, image_size=image_size, seed=SYNTHETIC_SEED, limit=SYNTHETIC_CLIPS)
+        return load(side.source, seed=SYNTHETIC_SEED, limit=SYNTHETIC_CLIPS, **_alike(side))
     left = side.subset(~np.isin(side.names, list(used)))
     if not len(left):
         raise InputError(
@@ -392,17 +391,20 @@ JUDGED_CLIPS = 3
 """Of each of them."""
 
 
-def judging_samples(side: FlowDataset, used: Sequence[str], image_size: int) -> FlowDataset:
+def _alike(side: FlowDataset) -> dict[str, Any]:
+    return {"image_size": side.preprocess.image_size, "flow": side.preprocess.flow}
+
+
+def judging_samples(side: FlowDataset, used: Sequence[str]) -> FlowDataset:
     """Returns samples to judge budgets on: of rendered data new people, else what the training side has left.
 
     Args:
         side: the calibration side; see `calibration_side`.
         used: names of its samples that were calibrated or proven on.
-        image_size: S.
     """
     entry = known_dataset(side.source)
     if entry is not None and entry.is_rendered:
-        return load(side.source, image_size=image_size, seed=JUDGED_SEED, limit=JUDGED_CLIPS)
+        return load(side.source, seed=JUDGED_SEED, limit=JUDGED_CLIPS, **_alike(side))
     left = side.subset(~np.isin(side.names, list(used)))
     return draw(left, min(MOST_JUDGED, len(left)))[0] if len(left) else left
 

@@ -308,7 +308,7 @@ def _set_aside(job: ExportJob, side: FlowDataset, loss: float) -> FlowDataset:
             f"{', '.join(job.info.labels)}: a cascade cannot be calibrated on it"
         )
     used = [*job.calibration.names, *(job.judged.names if job.max_uar_drop is not None else ())]
-    samples = cascade_samples(side, used, job.info.model.image_size)
+    samples = cascade_samples(side, used)
     check_reach(samples.labels, samples.subjects, loss)
     return samples
 
@@ -326,7 +326,7 @@ def _to_judge(
     if list(side.label_names) != job.info.labels:
         return None, f"data {side.source} has other classes than the model"
     used = [*job.calibration.names, *(() if aside is None else aside.names)]
-    return judging_samples(side, used, job.info.model.image_size), ""
+    return judging_samples(side, used), ""
 
 
 @dataclass(frozen=True)

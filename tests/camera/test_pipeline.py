@@ -524,7 +524,7 @@ def test_what_has_a_cause_is_counted_and_not_classified(open_pipeline: Open) -> 
 
 
 def test_a_class_that_is_too_close_a_call_is_unsure(open_pipeline: Open) -> None:
-    frames = noise(4, 8)
+    frames = noise(22, 8)
     (plain,) = push_all(open_pipeline(budget=1.0), frames)
     probability = plain.probabilities[plain.label]
     assert 0.5 < probability < 1 - 1e-6, "these frames leave a doubt"

@@ -133,7 +133,7 @@ def test_an_unknown_model_names_the_nearest_and_all() -> None:
 
 
 def test_an_unknown_flow_method_is_refused() -> None:
-    with pytest.raises(InputError, match="flow: Input should be 'dis-medium' or 'published'"):
+    with pytest.raises(InputError, match="flow: Input should be 'dis-light', 'dis-medium' or 'published'"):
         parse(Preprocess, {"image_size": 28, "flow": "tv-l1"}, "here")
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ptsr_edge.bundle import Bundle, describe_file, find_variant, read_bundle, write_bundle
 from ptsr_edge.camera.inference import goes_on, probability_margin
-from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
+from ptsr_edge.core.config import LABELS, FlowMethod, ModelConfig, Preprocess
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.datasets import FlowDataset, load, split_subjects
 from ptsr_edge.data.synthetic_clips import subject_names
@@ -430,6 +430,10 @@ def test_a_single_budget_and_a_rule_that_gains_nothing_are_said(
     assert "no cascade for cpu fp32: it has a single budget" in capsys.readouterr().err
 
 
+def measured_by(flow: FlowMethod, data: FlowDataset) -> FlowDataset:
+    return dataclasses.replace(data, preprocess=data.preprocess.model_copy(update={"flow": flow}))
+
+
 def test_samples_are_people_or_clips_that_nothing_else_was_done_with(monkeypatch: pytest.MonkeyPatch) -> None:
     import ptsr_edge.export.calibration as module
 
@@ -437,14 +441,14 @@ def test_samples_are_people_or_clips_that_nothing_else_was_done_with(monkeypatch
     monkeypatch.setattr(
         module, "load", lambda name, **options: asked.update(options, name=name) or tiny_flows(6)
     )
-    synthetic = tiny_flows(12)
-    cascade_samples(synthetic, synthetic.names, 16)
-    assert asked["name"] == "synthetic"
+    synthetic = measured_by("dis-medium", tiny_flows(12))
+    cascade_samples(synthetic, synthetic.names)
+    assert (asked["name"], asked["flow"]) == ("synthetic", "dis-medium")
     assert asked["seed"] == SYNTHETIC_SEED != 0
     recorded = dataclasses.replace(synthetic, source="megc-flow")
-    assert cascade_samples(recorded, recorded.names[:8], 16).names == recorded.names[8:]
+    assert cascade_samples(recorded, recorded.names[:8]).names == recorded.names[8:]
     with pytest.raises(InputError, match="no clip of the training side of megc-flow is left"):
-        cascade_samples(recorded, recorded.names, 16)
+        cascade_samples(recorded, recorded.names)
 
 
 def test_an_export_calibrates_a_cascade_and_writes_it_down(
@@ -560,12 +564,13 @@ def test_samples_to_judge_on_are_other_people_or_what_is_left(monkeypatch: pytes
     monkeypatch.setattr(
         module, "load", lambda name, **options: asked.update(options, name=name) or tiny_flows(6)
     )
-    synthetic = tiny_flows(12)
-    judging_samples(synthetic, synthetic.names, 16)
+    synthetic = measured_by("dis-medium", tiny_flows(12))
+    judging_samples(synthetic, synthetic.names)
+    assert asked["flow"] == "dis-medium"
     assert asked["seed"] not in (0, SYNTHETIC_SEED)
     recorded = dataclasses.replace(synthetic, source="megc-flow")
-    assert judging_samples(recorded, recorded.names[:8], 16).names == recorded.names[8:]
-    assert len(judging_samples(recorded, recorded.names, 16)) == 0
+    assert judging_samples(recorded, recorded.names[:8]).names == recorded.names[8:]
+    assert len(judging_samples(recorded, recorded.names)) == 0
 
 
 @pytest.mark.parametrize("kind", ["trained", "random"])

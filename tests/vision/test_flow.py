@@ -13,7 +13,7 @@ import pytest
 
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.data.synthetic_clips import person
+from ptsr_edge.data.synthetic_clips import person, render_clip
 from ptsr_edge.data.synthetic_faces import LANDMARKS, CameraPose, render
 from ptsr_edge.vision import flow
 
@@ -132,6 +132,19 @@ def test_flow_is_the_same_bit_for_bit_whatever_ran_before():
     finally:
         cv2.setNumThreads(threads)
     np.testing.assert_array_equal(first, second)
+
+
+def test_the_light_search_leaves_no_lattice_of_patches_in_the_strain():
+    def lattice(method: str) -> float:
+        strain = np.zeros((112, 112))
+        for onset, apex in pairs:
+            strain += flow.flow_sample(onset, apex, Preprocess(image_size=112, flow=method))[..., 2]
+        strain /= strain.mean()
+        return float((strain - cv2.GaussianBlur(strain, (0, 0), 3))[12:-12, 12:-12].std())
+
+    pairs = [render_clip(subject, 0, 112, seed=3)[:2] for subject in range(24)]
+    # A patch every 4 pixels, in place of every 3, gives 2.2 times the medium search's.
+    assert lattice("dis-light") < 1.4 * lattice("dis-medium")
 
 
 @pytest.mark.parametrize("preprocess", [NO_GLOBAL_MOTION, SIMILARITY], ids=["none", "similarity"])
