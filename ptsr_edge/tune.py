@@ -9,6 +9,7 @@ process: what one opening differs from the next is part of the ratio's interval 
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,8 +139,8 @@ class Search:
             listed = [one for one in listed if one.needs != "cores of two kinds"]
         if self.threads is None and find_runtime(self.variant.target).is_threaded:
             cores = len(visible_cpus())
-            counts = sorted({cores, *(2**power for power in range(cores.bit_length()))} - {0})
-            listed.insert(0, Parameter("threads", tuple(count for count in counts if count <= cores)))
+            counts = sorted({cores, *(2**power for power in range(cores.bit_length()))})
+            listed.insert(0, Parameter("threads", tuple(counts)))
         return listed
 
     def _threads(self, settings: Settings) -> int:
@@ -205,7 +206,7 @@ class Search:
         before = disturbances()
         wall, cpu = timed_runs(lambda: runner.run(flow), self.duration_s / (STARTS * ROUNDS), BLOCK_RUNS)
         met = {name: count - before[name] for name, count in disturbances().items() if name in before}
-        return Block(np.array(wall), np.array(cpu), launch=start, cores=len(visible_cpus()), **met)
+        return Block(np.array(wall), np.array(cpu), launch=start, cores=os.cpu_count() or 1, **met)
 
 
 def _speedup(ratio: Ratio) -> Speedup:
