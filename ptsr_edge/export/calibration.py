@@ -1,4 +1,4 @@
-"""What an export takes from data: calibration samples, budgets, the margins of cascades, and the recommended variant.
+"""What an export takes from data and machine: calibration samples, budgets, the margins of cascades, the recommended variant.
 
 Samples are stratified, seeded, from the training side, and never from those that accuracy is reported on.
 
@@ -14,19 +14,24 @@ of margins: that any margin is accepted whose expected drop exceeds the limit ha
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from onnx import ModelProto
+from scipy.special import stdtrit
 
 from ptsr_edge.bundle import Cascade, RecommendedVariant, Variant
 from ptsr_edge.core.config import Record
-from ptsr_edge.core.console import progress, say
+from ptsr_edge.core.console import doing, progress, say
 from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.system import describe_cpu
 from ptsr_edge.data.datasets import (
     HELD_OUT,
     FlowDataset,
@@ -35,8 +40,14 @@ from ptsr_edge.data.datasets import (
     load,
     split_subjects,
 )
+from ptsr_edge.export.config import OpenVinoOptions
+from ptsr_edge.export.onnx_graph import trace_block
+from ptsr_edge.export.targets.openvino import quantize
+from ptsr_edge.export.targets.quantization import quantize_static_qdq
 from ptsr_edge.models.checkpoint import CheckpointInfo
 from ptsr_edge.models.ptsr import Model, Ptsr, dynamic_counts
+from ptsr_edge.runtimes.onnxruntime import open_session
+from ptsr_edge.runtimes.openvino import compile_model, load_openvino
 from ptsr_edge.session import default_variant, open_artifact, preferred_targets, why_not_here
 from ptsr_edge.stats.classification import CONFIDENCE, Bound, confusion, paired, uar, upper_bound
 from ptsr_edge.vision.flow import to_input
@@ -210,6 +221,177 @@ SYNTHETIC_SEED = 1
 
 SYNTHETIC_CLIPS = 6
 """Of each of them."""
+
+
+STEP = 1.02
+"""How many times as much one token more has to cost, beyond what the tokens around cost, to be called a step."""
+
+NEAR = 0.9
+"""A budget goes down to a step that keeps at least this share of its tokens."""
+
+FIRST = 8
+"""Tokens that the staircase begins with."""
+
+_AROUND = 8
+_ROUNDS, _RUNS = 12, 7
+
+
+class Step(Record):
+    """A jump of the latency between `tokens`, the last count before it, and one token more.
+
+    `factor` is how many times as much the one token costs beyond the tokens around; `low` holds for all counts at once.
+    """
+
+    tokens: int
+    factor: float
+    low: float
+
+
+class Staircase(Record):
+    """Latency over tokens as it was measured: `cost` at each of `tokens`, as a share of that at the last one."""
+
+    target: str
+    precision: str
+    threads: int
+    cpu: str
+    tokens: list[int]
+    cost: list[float]
+    steps: list[Step]
+
+
+def find_steps(tokens: Sequence[int], rounds: NDArray[np.float64]) -> list[Step]:
+    """Returns where latency jumps.
+
+    Between two counts the ratio of their costs is taken round by round, over the median of such ratios in the neighbourhood,
+    which is the slope. A step is at least `STEP`, as the median over rounds, and its mean is above 1 by Student's t at a level of
+    5 % over all counts (Bonferroni), so that a machine without steps rarely shows one.
+
+    Args:
+        tokens: n counts, each one more than the last.
+        rounds: (r, n) costs, each row measured in turn.
+    """
+    rises = np.log(rounds[:, 1:] / rounds[:, :-1])
+    level = np.median(rises, axis=0)
+    slope = [np.median(level[max(0, place - _AROUND) : place + _AROUND + 1]) for place in range(len(level))]
+    jumps = rises - np.array(slope)
+    error = jumps.std(axis=0, ddof=1) / np.sqrt(len(jumps))
+    low = jumps.mean(axis=0) - stdtrit(len(jumps) - 1, 1 - 0.05 / len(level)) * error
+    middle = np.median(jumps, axis=0)
+    return [
+        Step(
+            tokens=tokens[place],
+            factor=round(float(np.exp(middle[place])), 4),
+            low=round(float(np.exp(low[place])), 4),
+        )
+        for place in np.flatnonzero((middle >= np.log(STEP)) & (low > 0)).tolist()
+    ]
+
+
+def on_steps(counts: Sequence[int], staircase: Staircase) -> list[int]:
+    """Returns token counts moved to where they waste nothing.
+
+    One goes up to the most tokens that cost less than `STEP` times as much, if there are such; else down to the last count
+    before a step, if that keeps `NEAR` of its tokens; all tokens stay all.
+    """
+    cost = dict(zip(staircase.tokens, staircase.cost, strict=True))
+    before = [step.tokens for step in staircase.steps]
+    moved = []
+    for count in counts:
+        free = [n for n in before if n >= count and cost[n] < STEP * cost.get(count, np.inf)]
+        lower = [n for n in before if NEAR * count <= n <= count]
+        last = count == staircase.tokens[-1]
+        moved.append(count if last else max(free, default=max(lower, default=count)))
+    return moved
+
+
+def measure_staircase(model: Model, target: str, precision: str, threads: int = 1) -> Staircase:
+    """Measures what a transformer block of a model costs at every number of kept tokens, in a target and precision.
+
+    The block is one graph, built for each number as an artifact is; what is around the blocks costs little and in proportion.
+    By CPU time on one thread, which neighbours hardly lengthen, else by the wall's clock.
+
+    Raises:
+        InputError: a target or precision for which nobody here knows how; such as an engine for a GPU.
+        MissingExtraError: the runtime is not installed.
+        JobError: torch or the runtime refuses the block.
+    """
+    ways = {"cpu": _rows_by_onnx_runtime, "openvino": _rows_by_openvino}
+    if target not in ways or precision not in ("fp32", "int8"):
+        raise InputError(
+            f"steps of latency are measured for fp32 and int8 of target {' and '.join(ways)}, not for {precision} of {target}"
+        )
+    config = model.config
+    tokens = list(range(min(FIRST, max(1, config.patches - 1)), config.patches + 1))
+    rng = np.random.default_rng(0)
+    calibration = rng.normal(size=(8, 1, config.patches // 4 + 1, config.dim)).astype(np.float32)
+    graph = trace_block(model.blocks[config.depth // 2], calibration)
+    inputs = {count: rng.normal(size=(1, 1, count + 1, config.dim)).astype(np.float32) for count in tokens}
+    with doing(f"measuring the steps of latency ({target} {precision})", _ROUNDS):
+        runs = ways[target](graph, precision, calibration, inputs, threads)
+        clock = time.process_time_ns if threads == 1 else time.perf_counter_ns
+        rounds = np.array([_one_round(runs, clock, rng) for _ in range(_ROUNDS)])
+    cost = np.median(rounds, axis=0)
+    return Staircase(
+        target=target,
+        precision=precision,
+        threads=threads,
+        cpu=str(describe_cpu()["model"]),
+        tokens=tokens,
+        cost=[round(float(share), 4) for share in cost / cost[-1]],
+        steps=find_steps(tokens, rounds),
+    )
+
+
+def describe_staircase(staircase: Staircase) -> str:
+    """Returns one line on where latency jumps."""
+    where = f"{staircase.target} {staircase.precision} on {staircase.cpu}"
+    if not staircase.steps:
+        return f"latency has no step of {STEP - 1:.0%} on {where}: no budget is moved"
+    told = ", ".join(f"{step.tokens} (+{step.factor - 1:.0%})" for step in staircase.steps)
+    return f"latency steps up after {told} tokens on {where}"
+
+
+Run = Callable[[], object]
+
+
+def _one_round(runs: Sequence[Run], clock: Callable[[], int], rng: np.random.Generator) -> list[float]:
+    """Median nanoseconds of each, in an order drawn anew."""
+    taken = [0.0] * len(runs)
+    for place in rng.permutation(len(runs)):
+        runs[place]()
+        samples = []
+        for _ in range(_RUNS):
+            started = clock()
+            runs[place]()
+            samples.append(clock() - started)
+        taken[place] = float(np.median(samples))
+    return taken
+
+
+def _rows_by_onnx_runtime(
+    graph: ModelProto, precision: str, calibration: NDArray[np.float32], inputs: Mapping[int, NDArray[np.float32]], threads: int
+) -> list[Run]:  # fmt: skip
+    if precision == "int8":
+        graph = quantize_static_qdq(graph, calibration, symmetric_activations=False, exclude=())
+    session = open_session(graph.SerializeToString(), threads)
+    return [partial(session.run, None, {"flow": rows}) for rows in inputs.values()]
+
+
+def _rows_by_openvino(
+    graph: ModelProto, precision: str, calibration: NDArray[np.float32], inputs: Mapping[int, NDArray[np.float32]], threads: int
+) -> list[Run]:  # fmt: skip
+    core = load_openvino().Core()
+    model = core.read_model(graph.SerializeToString())
+    if precision == "int8":
+        model.reshape(list(calibration[:1].shape))
+        model = quantize(model, calibration, OpenVinoOptions(), "a block")[0]
+    runs: list[Run] = []
+    for rows in inputs.values():
+        own = model.clone()
+        own.reshape(list(rows.shape))
+        request = compile_model(core, own, "f32", threads, "a block").create_infer_request()
+        runs.append(partial(request.infer, [rows], share_inputs=True, share_outputs=True))
+    return runs
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from ptsr_edge.export.config import (
     CALIBRATION_SAMPLES,
     LAYOUTS,
     ExportConfig,
+    FromMachine,
     check_out,
     find_recipe,
     read_recipe,
@@ -48,7 +49,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _parse_budgets(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Any:
-    if value is None or value == "auto":
+    if value is None or value in get_args(FromMachine):
         return value
     return comma_separated(parse_keep_rate, "--budgets")(_ctx, _param, value)
 
@@ -88,7 +89,8 @@ def _click_kind(field: FieldInfo, flag: Flag) -> dict[str, Any]:
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="A .safetensors file made by `train`.")
 @click.option("--model", help=f"One of {', '.join(MODELS)}: its embedded weights, or seeded random ones.")
 @click.option("--budgets", callback=_parse_budgets,
-              help="Keep rates in (0, 1], or auto: from the samples; default 1.0,0.5,0.25.")  # fmt: skip
+              help="Keep rates in (0, 1]; auto: from the samples; steps: before the steps of this machine's latency; "
+                   "auto,steps; default 1.0,0.5,0.25.")  # fmt: skip
 @click.option("--precision", "precisions", callback=comma_separated(str, "--precision"),
               help="Default: all that the target has.")  # fmt: skip
 @click.option(

@@ -6,7 +6,7 @@ import difflib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -28,7 +28,10 @@ BUDGETS = (1.0, 0.5, 0.25)
 CALIBRATION_SAMPLES = 64
 """Drawn by default where int8 is made; without it those of the proof are enough."""
 
-Rates = list[float] | Literal["auto"]
+FromMachine = Literal["auto", "steps", "auto,steps"]
+"""Where budgets come from that are not named: the samples, the steps of this machine's latency, or the samples and moved to steps."""
+
+Rates = list[float] | FromMachine
 """Keep rates from the largest down, or "auto": from calibration samples."""
 
 
@@ -124,7 +127,7 @@ class ExportConfig(Record):
 
     description: str = ""
     target: tuple[str, ...]
-    budgets: tuple[float, ...] | Literal["auto"] | None = None
+    budgets: tuple[float, ...] | FromMachine | None = None
     precisions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     threads: int | None = Field(default=None, ge=1)
     calibration_samples: int | None = Field(default=None, ge=1)
@@ -147,8 +150,9 @@ class ExportConfig(Record):
     @field_validator("budgets", mode="before")
     @classmethod
     def _list_or_auto(cls, value: Any) -> Any:
-        if value not in (None, "auto") and not (isinstance(value, list | tuple) and value):
-            raise ValueError('must be "auto" or a list of keep rates in (0, 1]')
+        if value not in (None, *get_args(FromMachine)) and not (isinstance(value, list | tuple) and value):
+            words = ", ".join(f'"{word}"' for word in get_args(FromMachine))
+            raise ValueError(f"must be {words} or a list of keep rates in (0, 1]")
         return value
 
     @field_validator("budgets")
@@ -210,10 +214,10 @@ class ExportConfig(Record):
         Raises:
             InputError: any but 1 for the full-token baseline.
         """
-        if self.budgets == "auto":
+        if isinstance(self.budgets, str):
             if model.kind == "vit":
-                raise InputError(f"{model.name} keeps all tokens: `--budgets auto` needs a PTSR")
-            return "auto"
+                raise InputError(f"{model.name} keeps all tokens: `--budgets {self.budgets}` needs a PTSR")
+            return self.budgets
         budgets = self.budgets or (BUDGETS if model.kind == "ptsr" else (1.0,))
         rates = {model.tokens_at(rate): rate for rate in sorted(budgets)}
         if model.kind == "vit" and set(rates) != {model.patches}:

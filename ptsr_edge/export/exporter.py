@@ -16,7 +16,7 @@ from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -47,11 +47,22 @@ from ptsr_edge.export.calibration import (
     cascade_samples,
     check_reach,
     describe_calibration,
+    describe_staircase,
     draw,
     judging_samples,
+    measure_staircase,
+    on_steps,
     recommend,
 )
-from ptsr_edge.export.config import CALIBRATION_SAMPLES, ExportConfig, Rates, check_out, rates_of
+from ptsr_edge.export.config import (
+    BUDGETS,
+    CALIBRATION_SAMPLES,
+    ExportConfig,
+    FromMachine,
+    Rates,
+    check_out,
+    rates_of,
+)
 from ptsr_edge.export.onnx_graph import add_metadata, trace, write_sharing_weights
 from ptsr_edge.export.parity import Reference, eager_reference, prove
 from ptsr_edge.export.static_model import to_static
@@ -87,7 +98,7 @@ def export_bundle(
     model: str | None = None,
     checkpoint: Path | None = None,
     target: str | Sequence[str] = "cpu",
-    budgets: Sequence[float] | Literal["auto"] | None = None,
+    budgets: Sequence[float] | FromMachine | None = None,
     precisions: Sequence[str] | None = None,
     calibration: Path | None = None,
     calibration_data: str | None = None,
@@ -105,8 +116,10 @@ def export_bundle(
         model: a named model; with `checkpoint`, the name that it must have.
         checkpoint: by default the embedded weights, or seeded random ones where none are embedded.
         target: one or more of `runtimes.base.target_names()`.
-        budgets: keep rates in (0, 1], or "auto": from DTSM's dynamic mode over the calibration samples; by
-            default 1, .5 and .25 for PTSR and 1 for a baseline.
+        budgets: keep rates in (0, 1], or "auto": from DTSM's dynamic mode over the calibration samples; "steps":
+            the default ones, moved to the last count before a step of the latency on this machine, of the first target (in
+            int8 where that is asked for); "auto,steps": those of the samples, so moved. By default 1, .5 and .25 for PTSR
+            and 1 for a baseline.
         precisions: by default all that each target has.
         calibration, calibration_data: folder and name of the data to calibrate and to prove on; see
             `calibration.calibration_side`.
@@ -155,7 +168,11 @@ def export_bundle(
             if isinstance(builder, ChecksTools):
                 builder.check_tools(names)
     limit = max_uar_drop if quantizes else None
-    job, side, said = _prepare(loaded, info, rates, count, calibration, calibration_data, limit, options)
+    first, wanted_first = plan[0]
+    on = first.name, "int8" if "int8" in wanted_first else wanted_first[0]
+    job, side, said = _prepare(
+        loaded, info, rates, count, calibration, calibration_data, limit, options, on, threads
+    )
     job = replace(job, identity=identity)
     aside = None if cascade_loss is None else _set_aside(job, side, cascade_loss)
     card = bundle_card(info.provenance.get("card"))
@@ -272,7 +289,7 @@ class ExportJob:
 
 def _prepare(
     model: Model, info: CheckpointInfo, rates: Rates, count: int, root: Path | None, data: str | None,
-    max_uar_drop: float | None, options: Mapping[str, Any] | None,
+    max_uar_drop: float | None, options: Mapping[str, Any] | None, measured_on: tuple[str, str], threads: int | None,
 ) -> tuple[ExportJob, FlowDataset, dict[str, Any]]:  # fmt: skip
     """Draws the samples and chooses the budgets; the job, all samples, and what the manifest says of both."""
     judges = max_uar_drop is not None
@@ -284,9 +301,17 @@ def _prepare(
         )
     samples, record = draw(side, count)
     said: dict[str, Any] = {"calibration": record.model_dump()}
-    if rates == "auto":
-        said["dynamic_counts"] = budgets_from_data(model, to_input(samples.flows))
-        rates = rates_of(info.model, list(said["dynamic_counts"]["quantiles"].values()))
+    if isinstance(rates, str):
+        counts = [info.model.tokens_at(rate) for rate in BUDGETS]
+        if rates != "steps":
+            said["dynamic_counts"] = budgets_from_data(model, to_input(samples.flows))
+            counts = list(said["dynamic_counts"]["quantiles"].values())
+        if rates != "auto":
+            staircase = measure_staircase(model, *measured_on, threads or 1)
+            said["staircase"] = staircase.model_dump()
+            counts = on_steps(counts, staircase)
+            say(describe_staircase(staircase))
+        rates = rates_of(info.model, counts)
     others = side.subset(~np.isin(side.names, samples.names))
     if judges and not len(others):
         raise InputError(

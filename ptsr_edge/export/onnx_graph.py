@@ -20,13 +20,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, external_data_helper, numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 from ptsr_edge.core.config import ModelConfig, Preprocess
 from ptsr_edge.core.errors import JobError
@@ -53,15 +54,46 @@ def trace(static: nn.Module, config: ModelConfig) -> ModelProto:
     """
     example = torch.linspace(-1, 1, config.channels * config.image_size**2)
     example = example.view(1, config.channels, config.image_size, config.image_size)
+    model = _export(static, example, ["logits", "kept"], config.name)
+    name_products(model, static)
+    return model
+
+
+class _Rows(nn.Module):
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, rows: Tensor) -> Tensor:
+        result: Tensor = self.block(rows[:, 0])[0]
+        return result
+
+
+def trace_block(block: nn.Module, example: NDArray[np.float32]) -> ModelProto:
+    """Exports a transformer block for any number of rows: input `flow` (1, 1, rows, d), output (1, rows, d).
+
+    Raises:
+        JobError: torch cannot export it.
+    """
+    dynamic = ({2: torch.export.Dim("rows", min=2)},)
+    return _export(_Rows(block), torch.from_numpy(example[:1]), ["rows"], "a block", dynamic_shapes=dynamic)
+
+
+def _export(module: nn.Module, example: Tensor, outputs: Sequence[str], name: str, **how: Any) -> ModelProto:
+    """torch's exporter, without what it notes about its own source.
+
+    Raises:
+        JobError: torch cannot export it.
+    """
     with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnx_ir"), _without_collection():
         warnings.simplefilter("ignore")  # of torch's exporter about its own internals
         try:
             program = torch.onnx.export(
-                static, (example,), dynamo=True, opset_version=OPSET, verbose=False,
-                input_names=["flow"], output_names=["logits", "kept"],
+                module, (example,), dynamo=True, opset_version=OPSET, verbose=False,
+                input_names=["flow"], output_names=outputs, **how,
             )  # fmt: skip
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-            raise JobError(f"torch cannot export {config.name}: {error}") from error
+            raise JobError(f"torch cannot export {name}: {error}") from error
     assert program is not None
     model: ModelProto = program.model_proto
     for node in model.graph.node:
@@ -73,7 +105,6 @@ def trace(static: nn.Module, config: ModelConfig) -> ModelProto:
         del value.metadata_props[:]
     for tensor in model.graph.initializer:
         del tensor.metadata_props[:]
-    name_products(model, static)
     return model
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,14 @@ from ptsr_edge.data.datasets import FlowDataset, load, split_subjects
 from ptsr_edge.data.synthetic_clips import subject_names
 from ptsr_edge.evaluate.evaluation import folds
 from ptsr_edge.export.calibration import (
+    FIRST,
     MARGINS,
     MASS,
     MOST_LOSS,
     QUANTILES,
     SYNTHETIC_SEED,
+    Staircase,
+    Step,
     budgets_from_data,
     calibrate,
     calibration_side,
@@ -37,7 +40,10 @@ from ptsr_edge.export.calibration import (
     choose_margin,
     describe_calibration,
     draw,
+    find_steps,
     judging_samples,
+    measure_staircase,
+    on_steps,
     recommend,
 )
 from ptsr_edge.models.checkpoint import CheckpointInfo, load_checkpoint, predict_logits, save_checkpoint
@@ -233,6 +239,73 @@ def test_budgets_are_quantiles_of_the_dynamic_mode_s_counts(
     # Of 11 sorted counts the quantiles lie at places 5, 9 and 9.9; between two, the higher.
     assert found["quantiles"] == {"0.5": 6, "0.9": 9, "0.99": 10}
     assert found["mass"] == 0.9
+
+
+def costs(tile: int, jump: float, noise: float, seed: int = 0) -> NDArray[np.float64]:
+    """(12, 189) made-up costs at 8 to 196 tokens: a slope, a jump whenever a tile of rows is full, noise of every round."""
+    rows = np.arange(8, 197) + 1
+    level = np.log(20 + rows) + (np.ceil(rows / tile) * np.log1p(jump) if tile else 0)
+    return np.exp(level + np.random.default_rng(seed).normal(0, noise, (12, len(rows))))
+
+
+TOKENS = list(range(8, 197))
+
+
+@pytest.mark.parametrize("tile", [8, 16])
+def test_steps_are_found_where_tiles_are_full(tile: int) -> None:
+    found = find_steps(TOKENS, costs(tile, 0.04, 0.004))
+    assert [step.tokens for step in found] == [n for n in TOKENS[:-1] if (n + 1) % tile == 0]
+    assert all(1.03 < step.factor < 1.05 and 1 < step.low < step.factor for step in found)
+
+
+@pytest.mark.parametrize(("tile", "jump", "noise"), [(0, 0.0, 0.004), (0, 0.0, 0.05), (16, 0.01, 0.002)])
+def test_no_step_is_found_where_none_is_worth_it(tile: int, jump: float, noise: float) -> None:
+    found = [len(find_steps(TOKENS, costs(tile, jump, noise, seed))) for seed in range(20)]
+    assert sum(found) <= 2, found  # 1 of 20 may show one
+
+
+def staircase(steps: Sequence[int], cost: Mapping[int, float]) -> Staircase:
+    level = np.interp(TOKENS, sorted(cost), [cost[n] for n in sorted(cost)])
+    found = [Step(tokens=n, factor=1.05, low=1.02) for n in steps]
+    return Staircase(
+        target="cpu", precision="int8", threads=1, cpu="x", tokens=TOKENS, cost=level.tolist(), steps=found
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "moved"),
+    [
+        (49, 47),  # down over the step
+        (42, 47),  # up: the tread costs nothing
+        (47, 47),
+        (70, 70),  # the step below is more than a tenth away, the one above costs more
+        (196, 196),  # all tokens stay all
+    ],
+)
+def test_budgets_move_to_where_they_waste_nothing(count: int, moved: int) -> None:
+    on = staircase([47, 95, 191], {8: 0.1, 40: 0.3, 47: 0.3, 48: 0.33, 95: 0.6, 196: 1.0})
+    assert on_steps([count], on) == [moved]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "precision"), [("cpu", "int8"), ("openvino", "int8"), ("openvino", "fp32")]
+)
+def test_a_block_is_measured_at_every_number_of_tokens(
+    ptsr_config: Any, randomised: Any, target: str, precision: str
+) -> None:
+    model = randomised(ptsr_config(score="strain"))
+    measured = measure_staircase(model, target, precision)
+    assert measured.tokens == list(range(FIRST, model.config.patches + 1))
+    assert measured.cost[-1] == 1
+    assert (measured.target, measured.precision) == (target, precision)
+
+
+def test_steps_of_what_does_not_run_here_are_refused(ptsr_config: Any, randomised: Any) -> None:
+    with pytest.raises(
+        InputError, match="steps of latency are measured for fp32 and int8 of target cpu and openvino, not"
+    ):
+        measure_staircase(randomised(ptsr_config()), "trt", "fp16")
 
 
 @pytest.mark.parametrize("score", ["strain", "class-attention", "rollout"])

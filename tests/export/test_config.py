@@ -187,7 +187,10 @@ def test_budgets_may_come_from_the_data(tmp_path: Path) -> None:
         ("budgets = [1.0, 1.5]", r"budgets: a budget is a keep rate in \(0, 1\], got 1\.5"),
         ("budgets = [-0.5]", r"a budget is a keep rate in \(0, 1\], got -0\.5"),
         ("budgets = [nan]", r"a budget is a keep rate in \(0, 1\], got nan"),
-        ("budgets = []", r'budgets: must be "auto" or a list of keep rates in \(0, 1\] \(found \[\]\)'),
+        (
+            "budgets = []",
+            r'budgets: must be "auto", "steps", "auto,steps" or a list of keep rates in \(0, 1\] \(found \[\]\)',
+        ),
         ('budgets = "automatic"', r"budgets: must be .* \(found 'automatic'\)"),
         ("budgets = 0.5", r"budgets: must be .* \(found 0\.5\)"),
         ('budgets = ["half"]', "budgets"),
@@ -286,7 +289,7 @@ def test_each_target_gets_the_precisions_that_it_has(
         ({"target": ["trt", "cpu"], "precisions": ["fp16"]},
          "no precision for target cpu among fp16; target trt has fp32, fp16, int8; target cpu has"),
         ({"budgets": [0.5, 0.25, 0.5]}, "budgets: a budget is there twice: 0.5, 0.25, 0.5"),
-        ({"budgets": []}, 'budgets: must be "auto" or a list of keep rates'),
+        ({"budgets": []}, 'budgets: must be "auto", "steps", "auto,steps" or a list of keep rates'),
         ({"threads": 2, "target": "trt"}, "target trt has no use for threads"),
         ({"options": {"keep_flaot": []}}, "target cpu has no option 'keep_flaot'; the nearest known is 'keep_float'"),
         ({"target": "trt", "options": {"compute_capabilities": ["abc"]}}, "unknown compute capability 'abc'"),
@@ -314,7 +317,8 @@ def test_budgets_run_from_the_largest_down_and_each_once() -> None:
     # 49 patches: .5 and .505 are both 25 tokens; the larger rate names the variant.
     assert config_of(budgets=[0.25, 0.5, 0.505, 1.0]).rates_for(ptsr) == [1.0, 0.505, 0.25]
     assert config_of(budgets=[1e-6]).rates_for(ptsr) == [1e-6]  # one token, the fewest there can be
-    assert config_of(budgets="auto").rates_for(ptsr) == "auto"
+    for word in ("auto", "steps", "auto,steps"):
+        assert config_of(budgets=word).rates_for(ptsr) == word
 
 
 def test_the_baseline_keeps_all() -> None:

@@ -34,6 +34,7 @@ from ptsr_edge.core.errors import JobError, ParityError
 from ptsr_edge.core.files import DiskCache, cache_key, sha256_of
 from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.export import exporter, parity
+from ptsr_edge.export.calibration import Staircase, on_steps
 from ptsr_edge.export.exporter import (
     PROOF_SAMPLES,
     ExportJob,
@@ -861,6 +862,23 @@ def test_a_graph_depends_on_weights_and_surroundings_where_the_cache_may_be_used
                 out=tmp_path / "out", checkpoint=tiny_checkpoint, calibration=megc_folder, cache=cache
             )
         assert caught.value.args == (expected,)
+
+
+@pytest.mark.slow
+def test_budgets_at_the_steps_of_this_machine_are_told_with_what_was_measured(
+    tiny_checkpoint: Path, megc_folder: Path, tmp_path: Path
+) -> None:
+    bundle = export_bundle(
+        out=tmp_path / "out",
+        checkpoint=tiny_checkpoint,
+        calibration=megc_folder,
+        budgets="steps",
+        precisions=["fp32"],
+    )
+    measured = Staircase(**bundle.provenance["staircase"])
+    assert (measured.target, measured.precision) == ("cpu", "fp32")
+    wanted = on_steps([16, 8, 4], measured)
+    assert [variant.tokens for variant in bundle.variants] == sorted(set(wanted), reverse=True)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ class OpenVinoTarget:
                 model = read_onnx(ov, graph.path)
                 unknown -= {name for name in unknown if named_operations(model, [name])}
                 if request.precision == "int8":
-                    model, settings = quantize(model, request, options)
+                    model, settings = quantize(model, request.calibration, options, request.name)
                 name_by_place(model)
                 precise = selection_only(model) if request.precision in HALF_WEIGHTS else ()
                 annotate(ov, model, request, ident)
@@ -173,7 +173,9 @@ def write_weights(content: bytes, irs: Sequence[Path], others: str) -> None:
             link_file(first, path)
 
 
-def quantize(model: Any, request: BuildRequest, options: OpenVinoOptions) -> tuple[Any, dict[str, Any]]:
+def quantize(
+    model: Any, calibration: NDArray[np.float32], options: OpenVinoOptions, name: str
+) -> tuple[Any, dict[str, Any]]:
     """Symmetric 8-bit activations, and weights per channel, by NNCF's post-training quantization.
 
     Chosen on trained weights (`ptsr-tiny`, 32 samples). Symmetric activations: at full budget the largest error
@@ -193,7 +195,7 @@ def quantize(model: Any, request: BuildRequest, options: OpenVinoOptions) -> tup
         MissingExtraError: nncf is not installed.
         JobError: NNCF refuses the model.
     """
-    if not len(request.calibration):
+    if not len(calibration):
         raise InputError("int8 needs calibration samples, got none")
     nncf = load_nncf()
     named = sorted(options.keep_float)
@@ -203,7 +205,7 @@ def quantize(model: Any, request: BuildRequest, options: OpenVinoOptions) -> tup
         | without_weight_matrix(model)
         | reads_means(model)
     )
-    samples: list[NDArray[np.float32]] = [sample[None] for sample in request.calibration]
+    samples: list[NDArray[np.float32]] = [sample[None] for sample in calibration]
     with _quiet():
         try:
             quantized = nncf.quantize(
@@ -220,9 +222,7 @@ def quantize(model: Any, request: BuildRequest, options: OpenVinoOptions) -> tup
                 ),
             )
         except (RuntimeError, nncf.ValidationError, nncf.InternalError) as error:
-            raise JobError(
-                f"NNCF {nncf.__version__} cannot quantize {request.name}: {last_line(error)}"
-            ) from error
+            raise JobError(f"NNCF {nncf.__version__} cannot quantize {name}: {last_line(error)}") from error
     settings = {
         "nncf": str(nncf.__version__).partition("+")[0],
         "scheme": "symmetric i8 activations x 7-bit i8 weights per channel",
