@@ -14,6 +14,7 @@ of margins: that any margin is accepted whose expected drop exceeds the limit ha
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +26,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto
-from scipy.special import stdtrit
 
 from ptsr_edge.bundle import Cascade, RecommendedVariant, Variant
 from ptsr_edge.core.config import Record
-from ptsr_edge.core.console import doing, progress, say
+from ptsr_edge.core.console import progress, say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.system import describe_cpu
 from ptsr_edge.data.datasets import (
@@ -41,15 +41,16 @@ from ptsr_edge.data.datasets import (
     split_subjects,
 )
 from ptsr_edge.export.config import OpenVinoOptions
-from ptsr_edge.export.onnx_graph import trace_block
+from ptsr_edge.export.onnx_graph import trace_blocks
 from ptsr_edge.export.targets.openvino import quantize
-from ptsr_edge.export.targets.quantization import quantize_static_qdq
+from ptsr_edge.export.targets.quantization import products_kept_float, quantize_static_qdq
 from ptsr_edge.models.checkpoint import CheckpointInfo
 from ptsr_edge.models.ptsr import Model, Ptsr, dynamic_counts
 from ptsr_edge.runtimes.onnxruntime import open_session
 from ptsr_edge.runtimes.openvino import compile_model, load_openvino
 from ptsr_edge.session import default_variant, open_artifact, preferred_targets, why_not_here
 from ptsr_edge.stats.classification import CONFIDENCE, Bound, confusion, paired, uar, upper_bound
+from ptsr_edge.stats.latency import student_quantile
 from ptsr_edge.vision.flow import to_input
 
 log = logging.getLogger("ptsr_edge")
@@ -232,8 +233,11 @@ NEAR = 0.9
 FIRST = 8
 """Tokens that the staircase begins with."""
 
+LAST = 0.6
+"""Share of all tokens that it ends at: who keeps more does not drop tokens for speed."""
+
 _AROUND = 8
-_ROUNDS, _RUNS = 12, 7
+_OPENINGS, _ROUNDS, _RUNS = 8, 2, 5
 
 
 class Step(Record):
@@ -248,7 +252,7 @@ class Step(Record):
 
 
 class Staircase(Record):
-    """Latency over tokens as it was measured: `cost` at each of `tokens`, as a share of that at the last one."""
+    """Latency over tokens as it was measured: `cost` at each of `tokens`, as a share of that at the last of them."""
 
     target: str
     precision: str
@@ -259,55 +263,56 @@ class Staircase(Record):
     steps: list[Step]
 
 
-def find_steps(tokens: Sequence[int], rounds: NDArray[np.float64]) -> list[Step]:
+def find_steps(tokens: Sequence[int], openings: NDArray[np.float64]) -> list[Step]:
     """Returns where latency jumps.
 
-    Between two counts the ratio of their costs is taken round by round, over the median of such ratios in the neighbourhood,
-    which is the slope. A step is at least `STEP`, as the median over rounds, and its mean is above 1 by Student's t at a level of
-    5 % over all counts (Bonferroni), so that a machine without steps rarely shows one.
+    Between two counts the ratio of their costs is taken opening by opening, over the median of such ratios in the neighbourhood,
+    which is the slope. A step is at least `STEP`, as the median over openings, half of which is still there over three counts on
+    either side; and its mean is above 1 by Student's t at a level of 5 % over all counts (Bonferroni), so that a machine without
+    steps rarely shows one. A compiled graph that is opened anew differs from its twin by up to 1 %, which no number of runs of
+    one opening would show.
 
     Args:
         tokens: n counts, each one more than the last.
-        rounds: (r, n) costs, each row measured in turn.
+        openings: (r, n) costs, each row of graphs that were opened anew.
     """
-    rises = np.log(rounds[:, 1:] / rounds[:, :-1])
+    rises = np.log(openings[:, 1:] / openings[:, :-1])
     level = np.median(rises, axis=0)
     slope = [np.median(level[max(0, place - _AROUND) : place + _AROUND + 1]) for place in range(len(level))]
     jumps = rises - np.array(slope)
-    error = jumps.std(axis=0, ddof=1) / np.sqrt(len(jumps))
-    low = jumps.mean(axis=0) - stdtrit(len(jumps) - 1, 1 - 0.05 / len(level)) * error
     middle = np.median(jumps, axis=0)
-    return [
-        Step(
-            tokens=tokens[place],
-            factor=round(float(np.exp(middle[place])), 4),
-            low=round(float(np.exp(low[place])), 4),
-        )
-        for place in np.flatnonzero((middle >= np.log(STEP)) & (low > 0)).tolist()
-    ]
+    error = jumps.std(axis=0, ddof=1) / np.sqrt(len(jumps))
+    low = jumps.mean(axis=0) - student_quantile(len(jumps) - 1, 1 - 0.05 / len(level)) * error
+    flat = np.concatenate([[0.0], np.cumsum(middle)])  # at each count, without the slope
+    steps = []
+    for place in np.flatnonzero((middle >= np.log(STEP)) & (low > 0)).tolist():
+        held = np.median(flat[place + 1 : place + 4]) - np.median(flat[max(0, place - 2) : place + 1])
+        if held >= np.log(STEP) / 2:
+            factor, least = np.exp([middle[place], low[place]]).round(4).tolist()
+            steps.append(Step(tokens=tokens[place], factor=factor, low=least))
+    return steps
 
 
 def on_steps(counts: Sequence[int], staircase: Staircase) -> list[int]:
     """Returns token counts moved to where they waste nothing.
 
     One goes up to the most tokens that cost less than `STEP` times as much, if there are such; else down to the last count
-    before a step, if that keeps `NEAR` of its tokens; all tokens stay all.
+    before a step, if that keeps `NEAR` of its tokens. What is above the counts that were measured stays.
     """
     cost = dict(zip(staircase.tokens, staircase.cost, strict=True))
     before = [step.tokens for step in staircase.steps]
     moved = []
     for count in counts:
-        free = [n for n in before if n >= count and cost[n] < STEP * cost.get(count, np.inf)]
+        free = [n for n in before if n >= count and cost[n] < STEP * cost.get(count, 0)]
         lower = [n for n in before if NEAR * count <= n <= count]
-        last = count == staircase.tokens[-1]
-        moved.append(count if last else max(free, default=max(lower, default=count)))
+        moved.append(max(free, default=max(lower, default=count)))
     return moved
 
 
 def measure_staircase(model: Model, target: str, precision: str, threads: int = 1) -> Staircase:
-    """Measures what a transformer block of a model costs at every number of kept tokens, in a target and precision.
+    """Measures what two transformer blocks of a model cost over the number of kept tokens, in a target and precision.
 
-    The block is one graph, built for each number as an artifact is; what is around the blocks costs little and in proportion.
+    The blocks are one graph, opened anew several times. What is around the blocks in an artifact adds a constant.
     By CPU time on one thread, which neighbours hardly lengthen, else by the wall's clock.
 
     Raises:
@@ -321,16 +326,19 @@ def measure_staircase(model: Model, target: str, precision: str, threads: int = 
             f"steps of latency are measured for fp32 and int8 of target {' and '.join(ways)}, not for {precision} of {target}"
         )
     config = model.config
-    tokens = list(range(min(FIRST, max(1, config.patches - 1)), config.patches + 1))
+    tokens = list(range(min(FIRST, config.patches // 2), math.ceil(LAST * config.patches) + 1))
     rng = np.random.default_rng(0)
     calibration = rng.normal(size=(8, 1, config.patches // 4 + 1, config.dim)).astype(np.float32)
-    graph = trace_block(model.blocks[config.depth // 2], calibration)
+    graph = trace_blocks([*model.blocks][:2], calibration)
     inputs = {count: rng.normal(size=(1, 1, count + 1, config.dim)).astype(np.float32) for count in tokens}
-    with doing(f"measuring the steps of latency ({target} {precision})", _ROUNDS):
-        runs = ways[target](graph, precision, calibration, inputs, threads)
-        clock = time.process_time_ns if threads == 1 else time.perf_counter_ns
-        rounds = np.array([_one_round(runs, clock, rng) for _ in range(_ROUNDS)])
-    cost = np.median(rounds, axis=0)
+    clock = time.process_time_ns if threads == 1 else time.perf_counter_ns
+    rows = []
+    make = ways[target](graph, precision, calibration, threads)
+    for _ in progress(range(_OPENINGS), f"measuring the steps of latency ({target} {precision})"):
+        runs = make(inputs)
+        rows.append(np.median([_one_round(runs, clock, rng) for _ in range(_ROUNDS)], axis=0))
+    openings = np.array(rows)
+    cost = np.median(openings, axis=0)
     return Staircase(
         target=target,
         precision=precision,
@@ -338,7 +346,7 @@ def measure_staircase(model: Model, target: str, precision: str, threads: int = 
         cpu=str(describe_cpu()["model"]),
         tokens=tokens,
         cost=[round(float(share), 4) for share in cost / cost[-1]],
-        steps=find_steps(tokens, rounds),
+        steps=find_steps(tokens, openings),
     )
 
 
@@ -368,30 +376,46 @@ def _one_round(runs: Sequence[Run], clock: Callable[[], int], rng: np.random.Gen
     return taken
 
 
+Inputs = Mapping[int, NDArray[np.float32]]
+
+Make = Callable[[Inputs], list[Run]]
+
+
 def _rows_by_onnx_runtime(
-    graph: ModelProto, precision: str, calibration: NDArray[np.float32], inputs: Mapping[int, NDArray[np.float32]], threads: int
-) -> list[Run]:  # fmt: skip
+    graph: ModelProto, precision: str, calibration: NDArray[np.float32], threads: int
+) -> Make:
     if precision == "int8":
-        graph = quantize_static_qdq(graph, calibration, symmetric_activations=False, exclude=())
-    session = open_session(graph.SerializeToString(), threads)
-    return [partial(session.run, None, {"flow": rows}) for rows in inputs.values()]
+        graph = quantize_static_qdq(
+            graph, calibration, symmetric_activations=False, exclude=products_kept_float(graph)
+        )
+    content = graph.SerializeToString()
+
+    def make(inputs: Inputs) -> list[Run]:
+        session = open_session(content, threads)
+        return [partial(session.run, None, {"flow": rows}) for rows in inputs.values()]
+
+    return make
 
 
 def _rows_by_openvino(
-    graph: ModelProto, precision: str, calibration: NDArray[np.float32], inputs: Mapping[int, NDArray[np.float32]], threads: int
-) -> list[Run]:  # fmt: skip
+    graph: ModelProto, precision: str, calibration: NDArray[np.float32], threads: int
+) -> Make:
     core = load_openvino().Core()
     model = core.read_model(graph.SerializeToString())
     if precision == "int8":
         model.reshape(list(calibration[:1].shape))
         model = quantize(model, calibration, OpenVinoOptions(), "a block")[0]
-    runs: list[Run] = []
-    for rows in inputs.values():
-        own = model.clone()
-        own.reshape(list(rows.shape))
-        request = compile_model(core, own, "f32", threads, "a block").create_infer_request()
-        runs.append(partial(request.infer, [rows], share_inputs=True, share_outputs=True))
-    return runs
+
+    def make(inputs: Inputs) -> list[Run]:
+        runs: list[Run] = []
+        for rows in inputs.values():
+            own = model.clone()
+            own.reshape(list(rows.shape))
+            request = compile_model(core, own, "f32", threads, "a block").create_infer_request()
+            runs.append(partial(request.infer, [rows], share_inputs=True, share_outputs=True))
+        return runs
+
+    return make
 
 
 @dataclass(frozen=True)

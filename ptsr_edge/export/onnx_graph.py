@@ -60,23 +60,25 @@ def trace(static: nn.Module, config: ModelConfig) -> ModelProto:
 
 
 class _Rows(nn.Module):
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.block = block
+        self.blocks = nn.ModuleList(blocks)
 
     def forward(self, rows: Tensor) -> Tensor:
-        result: Tensor = self.block(rows[:, 0])[0]
-        return result
+        rows = rows[:, 0]
+        for block in self.blocks:
+            rows = block(rows)[0]
+        return rows
 
 
-def trace_block(block: nn.Module, example: NDArray[np.float32]) -> ModelProto:
-    """Exports a transformer block for any number of rows: input `flow` (1, 1, rows, d), output (1, rows, d).
+def trace_blocks(blocks: Sequence[nn.Module], example: NDArray[np.float32]) -> ModelProto:
+    """Exports transformer blocks for any number of rows: input `flow` (1, 1, rows, d), output (1, rows, d).
 
     Raises:
         JobError: torch cannot export it.
     """
     dynamic = ({2: torch.export.Dim("rows", min=2)},)
-    return _export(_Rows(block), torch.from_numpy(example[:1]), ["rows"], "a block", dynamic_shapes=dynamic)
+    return _export(_Rows(blocks), torch.from_numpy(example[:1]), ["rows"], "a block", dynamic_shapes=dynamic)
 
 
 def _export(module: nn.Module, example: Tensor, outputs: Sequence[str], name: str, **how: Any) -> ModelProto:

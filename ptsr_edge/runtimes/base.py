@@ -59,14 +59,14 @@ class RunnerClass(Protocol):
     and has a static method `version()`, which returns name and version of the runtime that runs here.
     """
 
-    def __call__(self, artifact: Path, threads: int | None, *, digest: str = "") -> Runner:
+    def __call__(self, artifact: Path, threads: int | None, **more: Any) -> Runner:
         """Loads an artifact.
 
         Args:
             artifact: the file that the builder named, its other files beside it.
             threads: of one operator; None leaves it to the runtime.
-            digest: of the artifact's files, as they were checked: what a runtime makes of them may be kept under it for
-                the next start. Handed over to a `Runtime` that `keeps_compiled` only.
+            more: `settings`, for one that can be tuned; and for a `Runtime` that `keeps_compiled` `digest`, of the artifact's
+                files as they were checked: what a runtime makes of them may be kept under it for the next start.
 
         Raises:
             MissingExtraError: the runtime is not installed.

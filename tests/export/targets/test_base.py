@@ -19,7 +19,7 @@ from ptsr_edge.export.targets.base import (
     read_options,
     variant_id,
 )
-from ptsr_edge.runtimes.base import RUNTIMES, Runner, RunnerClass, find_runner
+from ptsr_edge.runtimes.base import RUNTIMES, Runner, find_parameters, find_runner, find_runtime
 
 pytestmark = pytest.mark.slow
 
@@ -47,8 +47,12 @@ def test_a_target_is_known_by_its_name_and_keeps_the_interface(name: str) -> Non
     for method in ("build", "runner"):
         expected = list(inspect.signature(getattr(Target, method)).parameters)
         assert ["self", *inspect.signature(getattr(target, method)).parameters] == expected
-    loading = list(inspect.signature(RunnerClass.__call__).parameters)[1:]
-    assert list(inspect.signature(runner).parameters) == loading
+    loading = inspect.signature(runner).parameters
+    assert list(loading)[:2] == ["artifact", "threads"]
+    more = set(list(loading)[2:])
+    assert all(loading[one].kind is inspect.Parameter.KEYWORD_ONLY for one in more)
+    assert ("digest" in more) == find_runtime(name).keeps_compiled
+    assert ("settings" in more) == bool(find_parameters(name))
     assert inspect.signature(runner.run) == inspect.signature(Runner.run)  # type: ignore[attr-defined]
     assert len(inspect.signature(runner.why_not_here).parameters) == 2
 
