@@ -51,6 +51,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _parse_budgets(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Any:
     if value is None or value in get_args(FromMachine):
         return value
+    if {"auto", "steps"} & set(value.split(",")):
+        raise InputError(
+            f"--budgets takes keep rates in (0, 1] or one of {'; '.join(get_args(FromMachine))}, not both: found {value!r}"
+        )
     return comma_separated(parse_keep_rate, "--budgets")(_ctx, _param, value)
 
 

@@ -31,6 +31,9 @@ CALIBRATION_SAMPLES = 64
 FromMachine = Literal["auto", "steps", "auto,steps"]
 """Where budgets come from that are not named: the samples, the steps of this machine's latency, or the samples and moved to steps."""
 
+STEPPED = ("cpu", "openvino")
+"""Targets whose steps of latency can be measured: the first target's are."""
+
 Rates = list[float] | FromMachine
 """Keep rates from the largest down, or "auto": from calibration samples."""
 
@@ -174,6 +177,13 @@ class ExportConfig(Record):
         if self.threads and not any(find_runtime(name).is_threaded for name in self.target):
             raise ValueError(f"target {targets} has no use for threads")
         plan = self.plan
+        if self.budgets in ("steps", "auto,steps"):
+            first, precisions = plan[0]
+            if first.name not in STEPPED or not {"fp32", "int8"} & set(precisions):
+                raise ValueError(
+                    f"steps of latency are measured for fp32 and int8 of {' and '.join(STEPPED)}, not for "
+                    f"{', '.join(precisions)} of {first.name}"
+                )
         known = sorted({name for target, _ in plan for name in target.options.model_fields})
         for key in self.options:
             if key not in known:

@@ -169,7 +169,7 @@ def export_bundle(
                 builder.check_tools(names)
     limit = max_uar_drop if quantizes else None
     first, wanted_first = plan[0]
-    on = first.name, "int8" if "int8" in wanted_first else wanted_first[0]
+    on = first.name, "int8" if "int8" in wanted_first else "fp32"
     job, side, said = _prepare(
         loaded, info, rates, count, calibration, calibration_data, limit, options, on, threads
     )

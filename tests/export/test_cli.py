@@ -161,6 +161,10 @@ def test_the_command_makes_a_bundle_and_then_replaces_it(
     [
         (["--target", "tpu"], "unknown target 'tpu'; accepted: cpu"),
         (["--budgets", "0"], "a budget is a keep rate in (0, 1], got 0"),
+        (
+            ["--budgets", "1.0,steps"],
+            "--budgets takes keep rates in (0, 1] or one of auto; steps; auto,steps, not both",
+        ),
         (["--budgets", "0.5,half"], "--budgets: cannot read 'half' in '0.5,half'"),
         (["--checkpoint", "none.safetensors"], "there is no checkpoint at none.safetensors"),
         (["--model", "ptsr-tiny"], "pocket.safetensors is a checkpoint of ptsr-pocket, not of ptsr-tiny"),

@@ -289,6 +289,7 @@ def test_each_target_gets_the_precisions_that_it_has(
         ({"target": ["trt", "cpu"], "precisions": ["fp16"]},
          "no precision for target cpu among fp16; target trt has fp32, fp16, int8; target cpu has"),
         ({"budgets": [0.5, 0.25, 0.5]}, "budgets: a budget is there twice: 0.5, 0.25, 0.5"),
+        ({"target": "trt", "budgets": "steps"}, "steps of latency are measured for fp32 and int8 of cpu and openvino, not for"),
         ({"budgets": []}, 'budgets: must be "auto", "steps", "auto,steps" or a list of keep rates'),
         ({"threads": 2, "target": "trt"}, "target trt has no use for threads"),
         ({"options": {"keep_flaot": []}}, "target cpu has no option 'keep_flaot'; the nearest known is 'keep_float'"),
