@@ -84,12 +84,11 @@ class Curve(Record):
 
 
 class Growth(Record):
-    """The whole record; `memory` and `export_s` are tables by name."""
+    """The whole record; `export_s` is a table by name."""
 
     command: str
     environment: dict[str, Any]
     curves: list[Curve]
-    memory: dict[str, dict[str, float]]
     export_s: dict[str, dict[str, float]]
 
 
@@ -257,35 +256,22 @@ def over_streams(folder: Path, how: Mapping[str, Any]) -> list[Curve]:
     return curves
 
 
-def over_budgets(folder: Path) -> tuple[list[Curve], dict[str, dict[str, float]]]:
-    """Memory of a process against the budgets that it has loaded, apart and sharing their weights."""
-    curves, table = [], {}
+def over_budgets(folder: Path) -> list[Curve]:
+    """Memory of a process against the budgets that it has loaded; what sharing saves is told by `shared_weights.py`."""
+    curves = []
     bundle = read_bundle(folder)
     for target, precision in ROLES:
         say(f"budgets loaded: {target} {precision}")
         found = {one.tokens: one.keep_rate for one in of_kind(bundle, target, precision)}
         rates = [found[bundle.model.tokens_at(rate)] for rate in LADDER]
+        # Twice, since a process is not the same twice.
+        rounds = [
+            [megabytes(folder, target, precision, rates[:count], share=False)[1] for count in (1, 2, 4)]
+            for _ in range(2)
+        ]
         kind = f"{NAMES[target]} {precision}"
-        entry = {}
-        for share in (False, True):
-            # Twice, since a process is not the same twice.
-            rounds = np.array(
-                [
-                    [
-                        megabytes(folder, target, precision, rates[:count], share=share)[1]
-                        for count in (1, 2, 4)
-                    ]
-                    for _ in range(2)
-                ]
-            )
-            word = "sharing" if share else "apart"
-            if not share:  # with shared weights all budgets of the bundle are loaded at once
-                curves.append(curve("budgets loaded", "MB of the process", kind, (1, 2, 4), rounds))
-            entry[f"4 {word}, MB"] = float(np.median(rounds[:, -1]))
-            if not share:
-                entry["1, MB"] = float(np.median(rounds[:, 0]))
-        table[kind] = entry
-    return curves, table
+        curves.append(curve("budgets loaded", "MB of the process", kind, (1, 2, 4), np.array(rounds)))
+    return curves
 
 
 PHASES = {
@@ -357,20 +343,6 @@ def as_markdown(growth: Growth) -> str:
             f"| {three_digits(one.cost[-1])} | {one.exponent:.2f} [{one.exponent_low:.2f}, {one.exponent_high:.2f}] "
             f"| {'-' if one.macs_exponent is None else f'{one.macs_exponent:.2f}'} |"
         )
-    lines += [
-        "",
-        "## Memory of a process with four budgets",
-        "",
-        "| of | one, MB | four apart | four sharing |",
-    ]
-    lines += ["|---|---:|---:|---:|"]
-    for kind, entry in growth.memory.items():
-        single = entry["1, MB"]
-        cells = [
-            f"{entry[f'4 {word}, MB']:.0f} MB, x {entry[f'4 {word}, MB'] / single:.2f}"
-            for word in ("apart", "sharing")
-        ]
-        lines.append(f"| {kind} | {single:.0f} | {' | '.join(cells)} |")
     lines += ["", f"## Seconds of an export for {' and '.join(TARGETS)}, all precisions, nothing cached", ""]
     for name, spent in growth.export_s.items():
         parts = ", ".join(f"{phase} {took:.1f}" for phase, took in spent.items() if phase != "whole")
@@ -465,14 +437,13 @@ def main() -> None:
         curves += over_tokens(folder / "tokens", how)
         curves += over_size(folder / "sizes", how)
         curves += over_streams(folder / "tokens", how)
-        loaded, memory = over_budgets(folder / "tokens")
+        curves += over_budgets(folder / "tokens")
         exported, export_s = of_export(folder, how)
     command = f"python benchmarks/growth.py --out {arguments.out}{' --short' * arguments.short}"
     growth = Growth(
         command=command,
         environment=environment,
-        curves=[*curves, *loaded, *exported],
-        memory=memory,
+        curves=[*curves, *exported],
         export_s=export_s,
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
