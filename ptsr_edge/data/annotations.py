@@ -105,6 +105,7 @@ class Clip:
         row: its row there, counted from 1.
         apex_rule: "sheet", or "midpoint" where the sheet has no apex.
         places: of onset and apex in their video, counted from 0; empty where frames are files of their own.
+        units: action units that were annotated, by their FACS numbers; empty where none were.
     """
 
     data_set: str
@@ -120,6 +121,7 @@ class Clip:
     row: int
     apex_rule: str = "sheet"
     places: tuple[int, ...] = ()
+    units: frozenset[int] = frozenset()
 
     def fault(self, fault: RowFault, kind: str = "image") -> Finding:
         """Returns a finding about this clip's row."""
@@ -321,6 +323,14 @@ class AnnotationRow:
             raise RowFault(f"a frame number is expected, found {text!r}", column)
         number = int(float(text))
         return number if number >= 0 else None
+
+
+def read_units(text: str) -> frozenset[int]:
+    """Returns the action units that an annotator wrote: {4, 7, 12} of `4+L12B+7?+AD19`.
+
+    Side and intensity are left out, and so are action descriptors (AD), which are no units.
+    """
+    return frozenset(int(number) for number in re.findall(r"(?:^|[^D\d])(\d+)", text))
 
 
 @dataclass(frozen=True)

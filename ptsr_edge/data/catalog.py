@@ -30,7 +30,7 @@ SIGNED = (
 
 @dataclass(frozen=True)
 class Columns:
-    """Headings of a sheet; `apex` is None where there is no such column."""
+    """Headings of a sheet; `apex` is None where there is no such column, and a sheet may lack that of `units`."""
 
     subject: str
     clip: str
@@ -38,6 +38,7 @@ class Columns:
     apex: str | None
     offset: str
     emotion: str
+    units: str | None = None
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -97,7 +98,9 @@ CASME2 = RecordedSet(
     title="CASME II",
     fps=200,
     sheets=("CASME2-coding-20140508", "CASME2-coding*"),
-    columns=Columns("Subject", "Filename", "OnsetFrame", "ApexFrame", "OffsetFrame", "Estimated Emotion"),
+    columns=Columns(
+        "Subject", "Filename", "OnsetFrame", "ApexFrame", "OffsetFrame", "Estimated Emotion", "Action Units"
+    ),
     subject_folder=r"sub\d+",
     subject_name="sub{:02d}",
     clip_globs=("*",),
@@ -113,7 +116,9 @@ SAMM = RecordedSet(
     title="SAMM",
     fps=200,
     sheets=("SAMM_Micro_FACS_Codes_v2", "*SAMM*Micro_FACS_Codes*"),
-    columns=Columns("Subject", "Filename", "Onset Frame", "Apex Frame", "Offset Frame", "Estimated Emotion"),
+    columns=Columns(
+        "Subject", "Filename", "Onset Frame", "Apex Frame", "Offset Frame", "Estimated Emotion", "Action Units"
+    ),
     subject_folder=r"\d{1,3}",
     subject_name="{:03d}",
     clip_globs=("*",),
@@ -147,7 +152,7 @@ CASME3 = RecordedSet(
     fps=30,
     sheets=("cas(me)3_part_A_ME_label_JpgIndex_v2", "cas(me)3_part_A_ME*", "casme3_part_A_annotations*"),
     worksheet="label",
-    columns=Columns("Subject", "Filename", "Onset", "Apex", "Offset", "emotion"),
+    columns=Columns("Subject", "Filename", "Onset", "Apex", "Offset", "emotion", "AU"),
     subject_folder=r"spno\.\d+",
     subject_name="spNO.{:d}",
     clip_globs=("*",),

@@ -17,7 +17,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,8 @@ class FlowDataset:
         label_names: the classes in the order of their numbers.
         preprocess: how the samples were made.
         source: the data set's name.
+        units: the action units that are annotated in each clip, by their FACS numbers, none where nobody annotated it;
+            an empty list where the data have no such annotations.
     """
 
     flows: NDArray[np.float32]
@@ -74,6 +76,7 @@ class FlowDataset:
     label_names: tuple[str, ...]
     preprocess: Preprocess
     source: str
+    units: list[frozenset[int]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -92,6 +95,7 @@ class FlowDataset:
             labels=self.labels[places],
             subjects=self.subjects[places],
             names=[self.names[place] for place in places],
+            units=[self.units[place] for place in places] if self.units else [],
         )
 
     def of_subjects(self, subjects: Sequence[str]) -> FlowDataset:
@@ -450,6 +454,7 @@ def _assemble(
         label_names=sets[0].label_names,
         preprocess=preprocess,
         source=request.name,
+        units=[clip.units for clip in kept] if any(clip.units for clip in kept) else [],
     )
 
 

@@ -36,6 +36,7 @@ from ptsr_edge.data.annotations import (
     Sheet,
     Unfit,
     read_sheet,
+    read_units,
 )
 from ptsr_edge.data.catalog import (
     COMPOSITE,
@@ -341,7 +342,7 @@ class _Reader(RowReader):
             emotion=row.text(columns.emotion), files=files,
             offset=None if offset is None else frames.by_number.get(offset),
             fps=self.known.fps, cropped=self.tree.cropped, sheet=self.sheet.path, row=row.number,
-            apex_rule=rule,
+            apex_rule=rule, units=read_units(row.text(columns.units)) if columns.units else frozenset(),
         )  # fmt: skip
 
     def _counted_by_place(self, row: AnnotationRow, frames: Frames, onset: int, offset: int | None) -> Frames:

@@ -28,6 +28,8 @@ from ptsr_edge.evaluate.evaluation import (
     evaluate_bundle,
     evaluate_checkpoint,
     judged_samples,
+    line_of_ceiling,
+    unit_ceiling,
     variants_at,
 )
 from ptsr_edge.evaluate.executor import ENGINES
@@ -164,8 +166,9 @@ def main(
         else:
             assert model is not None
             records = evaluate_checkpoint(model, data, budgets or default_rates(source.model))
-        record = {"data": data_name, "protocol": chosen, "results": records}
-        lines = lines_of(records)
+        ceiling = unit_ceiling(data)
+        record = {"data": data_name, "protocol": chosen, "results": records, "ceiling": ceiling}
+        lines = lines_of(records) + line_of_ceiling(ceiling)
     say(f"{data_name}: {record['protocol']}")
     if out is not None:
         write_json(out, record)

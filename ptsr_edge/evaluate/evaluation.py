@@ -6,7 +6,7 @@ is taken from it. Judging a bundle needs its runtime only; torch is imported whe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,15 @@ GROUPS = 5
 
 THROUGH = ("torch", "cpu")
 """What answers for a model that a fold trains: itself, or its artifact of target `cpu` (fp32, ONNX Runtime)."""
+
+
+UNIT_STRENGTH = 1.0
+"""Of the ridge in `unit_ceiling`, for columns of 0 and 1."""
+
+CEILING = (
+    "what the annotators' own action units tell of the classes: a ridge regression on them, classes weighted "
+    "equally, in the same folds, over the clips that have such annotations"
+)
 
 
 @dataclass(frozen=True)
@@ -124,6 +133,78 @@ def _pooled(data: FlowDataset, predicted: NDArray[np.int64]) -> dict[str, Any]:
         },
         "confusion": table.tolist(),
     }
+
+
+def unit_ceiling(
+    data: FlowDataset, protocol: str = "loso", seeds: Sequence[int] = (0,), groups: int = GROUPS
+) -> dict[str, Any] | None:
+    """Judges what the annotated action units tell of the classes, as a model is judged that was trained in each fold.
+
+    What the annotators saw does not settle their own label. A model that comes near this ceiling has read what the
+    labels hold; what it lacks to 1 beyond that is not its fault.
+
+    Args:
+        data: all clips of the protocol.
+        protocol, groups: as in `folds`.
+        seeds: those that the models were run with.
+
+    Returns:
+        `what`, `n`, `subjects`, and `uf1` and `uar`, the means over the seeds; or None where no fold has annotated clips
+        on both sides.
+    """
+    annotated = np.array([bool(units) for units in data.units] or [False] * len(data))
+    if not annotated.any() or len(data.subject_names) < 2:
+        return None
+    columns = sorted(set().union(*data.units))
+    shown = np.array([[unit in units for unit in columns] for units in data.units], dtype=np.float64)
+    runs = []
+    for seed in seeds:
+        predicted = np.full(len(data), -1)
+        for fold in folds(protocol, data.subjects, seed, groups):
+            train, held = (
+                annotated & np.isin(data.subjects, people) for people in (fold.train, fold.held_out)
+            )
+            if train.any() and held.any():
+                predicted[held] = _ridge_classes(
+                    shown[train], data.labels[train], shown[held], len(data.label_names)
+                )
+        judged = predicted >= 0
+        if not judged.any():
+            return None
+        runs.append(_pooled(data.subset(judged), predicted[judged]))
+    return {
+        "what": CEILING,
+        **{name: runs[0][name] for name in ("n", "subjects")},
+        **{name: float(np.mean([run[name] for run in runs])) for name in ("uf1", "uar")},
+    }
+
+
+def _ridge_classes(
+    seen: NDArray[np.float64], labels: NDArray[np.int64], held: NDArray[np.float64], classes: int
+) -> NDArray[np.int64]:
+    """Returns the classes (m,) of `held` (m, f) by a ridge regression on `seen` (n, f), each class of equal weight."""
+    counts = np.bincount(labels, minlength=classes)
+    weight = 1 / counts[labels]
+    weight /= weight.mean()
+    targets = np.eye(classes)[labels]
+    middle, level = (np.average(values, axis=0, weights=weight) for values in (seen, targets))
+    centred = seen - middle
+    weighted = centred.T * weight
+    solved = np.linalg.solve(
+        weighted @ centred + UNIT_STRENGTH * np.eye(len(middle)), weighted @ (targets - level)
+    )
+    found: NDArray[np.int64] = (level + (held - middle) @ solved).argmax(axis=1)
+    return found
+
+
+def line_of_ceiling(ceiling: Mapping[str, Any] | None) -> list[str]:
+    """Returns the line on what `unit_ceiling` found, or none."""
+    if ceiling is None:
+        return []
+    return [
+        f"annotated action units alone: UF1 {ceiling['uf1']:.3f}  UAR {ceiling['uar']:.3f}  "
+        f"(n = {ceiling['n']}, {ceiling['subjects']} subjects)  <- {ceiling['what']}"
+    ]
 
 
 def unseen_subjects(data: FlowDataset, provenance: dict[str, Any]) -> list[str]:

@@ -19,7 +19,16 @@ from ptsr_edge.core.console import progress, say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.datasets import FlowDataset, load
 from ptsr_edge.evaluate.cross_validation import Answers, ModelLearner, cross_validate
-from ptsr_edge.evaluate.evaluation import GROUPS, PROTOCOLS, THROUGH, default_rates, folds, scores_of
+from ptsr_edge.evaluate.evaluation import (
+    GROUPS,
+    PROTOCOLS,
+    THROUGH,
+    default_rates,
+    folds,
+    line_of_ceiling,
+    scores_of,
+    unit_ceiling,
+)
 from ptsr_edge.evaluate.executor import check_engine
 from ptsr_edge.models.checkpoint import choose_device
 from ptsr_edge.stats.classification import Metric, paired_bootstrap
@@ -180,6 +189,7 @@ def _record(
         "results": [record for found in answers for record in run_records(found)],
         "summary": [record for found in answers for record in summaries(found)],
         "paired": pairs,
+        "ceiling": unit_ceiling(data, call.protocol, range(call.seeds), call.groups),
     }
 
 
@@ -291,6 +301,8 @@ def lines_of_folds(record: Mapping[str, Any]) -> list[str]:
             lines.append(f"  {name}: {_both(of_set)}")
         if "oracle" in entry:
             lines.append(f"  {_both(entry['oracle'])}  <- {ORACLE}")
+    if ceiling := line_of_ceiling(record["ceiling"]):
+        lines += ["", *ceiling]
     if record["paired"]:
         lines += ["", f"differences ({PAIRED}):"]
     for pair in record["paired"]:

@@ -17,6 +17,7 @@ from ptsr_edge.data.annotations import (
     RowFault,
     Unfit,
     read_sheet,
+    read_units,
     refuse_unfit,
     skips_unfit,
 )
@@ -175,3 +176,17 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
         read_sheet(tmp_path / "a.csv", ("Subject",))
     with pytest.raises(InputError, match=r"gone\.xlsx cannot be read: No such file"):
         read_sheet(tmp_path / "gone.xlsx", ("Subject",))
+
+
+@pytest.mark.parametrize(
+    ("text", "units"),
+    [
+        ("4+L12B+7?+AD19", {4, 7, 12}),
+        ("R2+R1", {1, 2}),
+        ("12A or 14", {12, 14}),
+        ("AD1", set()),
+        ("", set()),
+    ],
+)
+def test_units_as_annotators_write_them(text: str, units: set[int]) -> None:
+    assert read_units(text) == units

@@ -69,6 +69,7 @@ def test_casme2(made):
         ("casme2/sub17/EP06_08", 0, ["reg_img200", "reg_img210"]),
     ]
     assert [clip.apex_rule for clip in read.clips] == ["sheet", "midpoint", "sheet", "sheet", "sheet"]
+    assert [sorted(clip.units) for clip in read.clips] == [[12], [4, 7], [4], [1, 2], [4]]
     assert [clip.offset.stem if clip.offset else None for clip in read.clips] == [
         "reg_img86", "reg_img61", "reg_img41", "reg_img9", None,
     ]  # fmt: skip
@@ -126,6 +127,7 @@ def test_casme3(made):
         ("casme3/spNO.10/m/40", 0, ["40", "44"]),
     ]
     assert read.account() == "7 rows = 4 used + 1 dropped (others 1) + 2 unfit"
+    assert [sorted(clip.units) for clip in read.clips] == [[4], [4, 14], [1, 2], [4]]
     assert [(row.finding.row, row.finding.column, row.label) for row in read.unfit] == [
         (4, "Apex", 0), (5, "Apex", 0),
     ]  # fmt: skip

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from ptsr_edge.evaluate.evaluation import (
     judged_samples,
     scores_of,
     set_of,
+    unit_ceiling,
     unseen_subjects,
 )
 from ptsr_edge.export.targets.typed_graph import TypedGraphRunner
@@ -201,3 +204,56 @@ def test_subjects_seen_in_training_are_left_out_or_said(clips: FlowDataset) -> N
     assert "1 of them SEEN" in words
     with pytest.raises(InputError, match="--subjects all"):
         judged_samples(clips, {"data": "synthetic", "train_subjects": SUBJECTS}, everyone=False)
+
+
+def annotated(units: dict[int, list[int]], **changes: Any) -> FlowDataset:
+    """Toy data whose clips show the units of their class."""
+    data = dataclasses.replace(toy_data(), **changes)
+    return dataclasses.replace(data, units=[frozenset(units[int(label)]) for label in data.labels])
+
+
+def test_units_that_tell_every_class_reach_the_top() -> None:
+    found = unit_ceiling(annotated({0: [4, 7], 1: [12], 2: [1, 2]}))
+    assert found is not None
+    assert (found["uf1"], found["uar"], found["n"], found["subjects"]) == (1, 1, 18, 6)
+
+
+def test_units_that_two_classes_share_are_a_ceiling() -> None:
+    found = unit_ceiling(annotated({0: [4], 1: [4], 2: [1]}), "groups", seeds=(0, 1), groups=3)
+    assert found is not None
+    assert found["uar"] == pytest.approx(2 / 3)
+    assert found["uf1"] < 2 / 3
+
+
+def test_nobody_tells_the_ceiling_of_himself() -> None:
+    """Each person has units of his own: nothing that is learnt from others tells his classes apart."""
+    data = toy_data()
+    units = [
+        frozenset([3 * int(name[1:]) + int(label) + 1])
+        for name, label in zip(data.subjects, data.labels, strict=True)
+    ]
+    found = unit_ceiling(dataclasses.replace(data, units=units))
+    assert found is not None
+    assert found["uar"] == pytest.approx(1 / 3)
+
+
+def test_clips_without_units_are_left_out_of_the_ceiling() -> None:
+    data = annotated({0: [4], 1: [12], 2: []})
+    found = unit_ceiling(data)
+    assert found is not None
+    assert (found["n"], found["subjects"]) == (12, 6)
+    one_set_only = dataclasses.replace(
+        data,
+        subjects=np.array([f"{'ab'[place >= 9]}/{name}" for place, name in enumerate(data.subjects)]),
+        units=[units if place < 9 else frozenset() for place, units in enumerate(data.units)],
+    )
+    assert unit_ceiling(one_set_only, "cross") is None  # nothing to learn from where the other set is judged
+    assert unit_ceiling(toy_data()) is None
+    assert unit_ceiling(data.of_subjects(["s0"])) is None
+
+
+def test_units_go_with_their_clips() -> None:
+    data = annotated({0: [4], 1: [12], 2: [1]})
+    part = data.of_subjects(["s2", "s4"])
+    assert [(frozenset([[4], [12], [1]][label])) for label in part.labels] == part.units
+    assert toy_data().of_subjects(["s2"]).units == []

@@ -47,6 +47,7 @@ def test_two_models_and_two_budgets_in_the_same_folds(megc_folder: Path, tmp_pat
             "--groups", "2", "--seeds", "2", "--epochs", "1", "--budgets", "0.5,0.25", "--oracle"]  # fmt: skip
     record = record_of(megc_folder, tmp_path / "record.json", *call)
     assert record["protocol"] == "groups"
+    assert record["ceiling"] is None  # the published fields come without units
     assert record["seeds"] == [0, 1]
     judged = {(entry["model"], entry["keep_rate"]) for entry in record["summary"]}
     assert judged == {("ptsr-nano", 0.5), ("ptsr-nano", 0.25), ("ptsr-nano", 1.0), ("vit-nano", 1.0)}
@@ -193,7 +194,7 @@ def test_the_oracle_stands_beside_and_is_called_leaky() -> None:
     assert run["uar"] < 1
     assert run["oracle"]["uar"] == 1
     assert summary["oracle"]["uar"]["mean"] == 1
-    record = {"results": [run], "summary": [summary], "paired": []}
+    record = {"results": [run], "summary": [summary], "paired": [], "ceiling": None}
     (line,) = [line for line in lines_of_folds(record) if "UF1 1.000" in line]
     assert "LEAKY oracle" in line
     assert "LEAKY" in run["oracle"]["note"]
@@ -216,6 +217,7 @@ def test_lines_say_everything_and_the_record_is_json() -> None:
         "results": run_records(found),
         "summary": summaries(found),
         "paired": paired_records((found, 1.0), (found, 0.25), resamples=50),
+        "ceiling": {"what": "how", "n": 12, "subjects": 4, "uf1": 0.5, "uar": 0.75},
     }
     lines = lines_of_folds(json.loads(json.dumps(record, allow_nan=False)))
     text = "\n".join(lines)
@@ -223,6 +225,7 @@ def test_lines_say_everything_and_the_record_is_json() -> None:
     assert "toy at 25%, mean +- standard deviation of 2 seeds: UF1 0.91" in text
     assert "  two: UF1" in text
     assert "toy at 100% against toy at 25%: UAR +0.083 [" in text
+    assert "annotated action units alone: UF1 0.500  UAR 0.750  (n = 12, 4 subjects)  <- how" in text
 
 
 def test_one_set_has_no_sets() -> None:
