@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ptsr_edge.core.config import FLAT, ModelConfig, Preprocess, Record, read_record
-from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.files import sha256_of, write_json
+from ptsr_edge.core.config import FLAT, NAME, ModelConfig, Preprocess, Record, read_record
+from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.core.files import link_file, sha256_of, write_json
 
 MANIFEST = "bundle.json"
 
@@ -157,7 +162,7 @@ class Variant(Record):
     the operators that no formula is known for: `macs` leaves them out.
     """
 
-    id: str
+    id: str = Field(pattern=NAME)
     target: str
     keep_rate: float = Field(gt=0, le=1)
     tokens: int = Field(ge=1)
@@ -347,7 +352,7 @@ class Bundle(Record):
     """
 
     schema_: Literal[1] = Field(default=1, alias="schema")
-    name: str
+    name: str = Field(pattern=NAME)
     target: str
     model: ModelConfig
     labels: list[str]
@@ -469,18 +474,80 @@ def describe_file(folder: Path, path: Path) -> BundleFile:
 def check_files(folder: Path, variant: Variant) -> None:
     """Makes sure that a variant's files are the ones that were proven.
 
+    What opens them afterwards may find others: a runtime is given a `private_copy`.
+
     Raises:
-        InputError: a file is missing or has changed since the export.
+        InputError: a file is missing, is no file, or has changed since the export.
     """
     for entry in variant.files:
-        path = folder / entry.path
-        if not path.is_file():
-            raise InputError(f"{path} is missing: export the bundle again")
-        if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
-            raise InputError(
-                f"{path} has changed since it was exported (its SHA-256 is not the manifest's): "
-                "export the bundle again"
-            )
+        for _ in _proven(folder, entry):
+            pass
+
+
+@contextmanager
+def private_copy(folder: Path, variants: Sequence[Variant]) -> Iterator[Path]:
+    """Yields a folder that holds the files of some variants, as they were proven, and nothing else.
+
+    What is hashed is what is copied. So neither a file that is exchanged after its hash was right, nor one that no
+    manifest lists, reaches a runtime, which may look for further files beside those that it is given. The folder is the
+    user's alone, and goes when the block ends; what a runtime has mapped by then stays mapped.
+
+    Raises:
+        InputError: a file is missing, is no file, or has changed since the export.
+        JobError: there is no room for the copy.
+    """
+    with ExitStack() as held:
+        try:
+            place = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="ptsr-edge-", ignore_cleanup_errors=True)))
+            copies: dict[str, Path] = {}
+            for entry in dict.fromkeys(entry for variant in variants for entry in variant.files):
+                path = place / entry.path
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # Weights that budgets share stay one file, which is then mapped once.
+                if entry.sha256 in copies:
+                    link_file(copies[entry.sha256], path)
+                    continue
+                with path.open("xb") as stream:
+                    for block in _proven(folder, entry):
+                        stream.write(block)
+                copies[entry.sha256] = path
+        except OSError as error:
+            raise JobError(
+                f"{folder} cannot be copied into {tempfile.gettempdir()} to be opened there ({error.strerror}): "
+                "set TMPDIR to a folder with more room"
+            ) from error
+        yield place
+
+
+def _proven(folder: Path, entry: BundleFile) -> Iterator[bytes]:
+    """Yields the bytes of a file in blocks; once all were taken, they are the ones that were proven.
+
+    Raises:
+        InputError: the file is missing, is no file, or has changed since the export.
+    """
+    path = folder / entry.path
+    changed = InputError(
+        f"{path} has changed since it was exported (its SHA-256 is not the manifest's): export the bundle again"
+    )
+    try:
+        # Without waiting: a pipe without a writer would hold whoever opens it.
+        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: export the bundle again") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    with open(number, "rb", buffering=0) as stream:
+        facts = os.fstat(number)
+        if not stat.S_ISREG(facts.st_mode):
+            raise InputError(f"{path} is no file: export the bundle again")
+        if facts.st_size != entry.bytes:
+            raise changed
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+            yield block
+        if digest.hexdigest() != entry.sha256:
+            raise changed
 
 
 LAW = (

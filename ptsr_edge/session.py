@@ -18,10 +18,11 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.bundle import Bundle, Variant, check_files, files_digest, find_variant, read_bundle
+from ptsr_edge.bundle import Bundle, Variant, files_digest, find_variant, private_copy
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, PtsrError, require
 from ptsr_edge.core.system import describe_cpu
 from ptsr_edge.runtimes.base import RUNTIMES, Runner, Value, find_parameters, find_runner, find_runtime
+from ptsr_edge.signing import read_verified
 from ptsr_edge.vision.face_tracking import Region, crop_side, cut
 from ptsr_edge.vision.flow import check_flow, check_frame, flow_sample, to_input
 
@@ -90,9 +91,10 @@ class Prediction:
 
 
 class Session:
-    """A bundle, one of its variants at work. Not thread-safe: open one session per thread.
+    """A bundle, one of its variants at work.
 
-    Budgets can be switched without loading again: each variant is loaded once and kept.
+    Budgets can be switched without loading again: each variant is loaded once and kept. Threads may predict with one
+    session; a switch counts for all of them. `close`, or leaving a `with` block, gives back what the runtime holds.
     """
 
     def __init__(
@@ -105,8 +107,22 @@ class Session:
         self._share_weights = share_weights
         self._loaded: dict[str, Runner] = {}
         self._settings: dict[str, Mapping[str, Value]] = {}
+        self._runner: Runner | None = None
         self.variant = variant
         self.switch(variant.keep_rate)
+
+    def close(self) -> None:
+        """Gives back what the runtime holds; the session answers no more. Closing it again does nothing."""
+        for runner in self._loaded.values():
+            getattr(runner, "close", lambda: None)()
+        self._loaded.clear()
+        self._runner = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __repr__(self) -> str:
         variant = self.variant
@@ -153,6 +169,7 @@ class Session:
         precision: str | None = None,
         threads: int | None = None,
         share_weights: bool = False,
+        verify: str | Path | None = None,
     ) -> Session:
         """Opens a bundle's variant; the log (`ptsr_edge`, INFO) says which, where something was left open.
 
@@ -169,16 +186,18 @@ class Session:
             share_weights: load all budgets at once, so that they compute on one copy of the weights. ONNX Runtime and
                 OpenVINO can; the first takes more time for an inference then, the second for the start, and OpenVINO's
                 int8 answers move by as much as they depart from float32 at most.
+            verify: the public key that the bundle must be signed with (`ptsr-edge sign`); by default that of
+                $PTSR_EDGE_VERIFY, where it is set, else no signature is asked for.
 
         Raises:
-            InputError: no bundle there, a file that has changed, or no such variant.
+            InputError: no bundle there, a file that has changed, no signature that is asked for, or no such variant.
             MissingExtraError: the runtime is not installed.
             JobError: the runtime refuses the artifact, or none of several can run here.
         """
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1, got {threads}")
         folder = Path(bundle)
-        manifest = read_bundle(folder)
+        manifest = read_verified(folder, None if verify is None else Path(verify))
         variant = choose_variant(manifest, folder, budget, target, precision)
         session = cls(manifest, folder, variant, threads, share_weights)
         if None in (budget, target, precision):
@@ -223,8 +242,6 @@ class Session:
         if self._share_weights:
             kind = variant.target, variant.precision
             together = [other for other in self.bundle.variants if (other.target, other.precision) == kind]
-        for one in together:
-            check_files(self._folder, one)
         runners = open_artifacts(together, self._folder, self._threads)
         for one in together:
             self._settings[one.id] = tuned_settings(one, self._threads) if len(together) == 1 else {}
@@ -302,15 +319,22 @@ class Session:
         )
 
     def infer(self, flow: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Runs the network alone: normalised (1, 3, H, W) float32 -> logits (k,), kept patches (K,)."""
-        logits, kept = self._runner.run(flow)
+        """Runs the network alone: normalised (1, 3, H, W) float32 -> logits (k,), kept patches (K,).
+
+        Raises:
+            InputError: the session is closed.
+        """
+        runner = self._runner
+        if runner is None:
+            raise InputError(f"the session of {self.bundle.name} is closed")
+        logits, kept = runner.run(flow)
         return logits, np.arange(self.bundle.model.patches) if kept is None else kept
 
 
 def open_artifact(
     variant: Variant, folder: Path, threads: int | None, settings: Mapping[str, Value] | None = None
 ) -> Runner:
-    """Loads a variant by the runtime of its target.
+    """Loads a variant by the runtime of its target, from a copy that holds nothing but what was proven.
 
     Args:
         variant: of the bundle.
@@ -319,7 +343,7 @@ def open_artifact(
         settings: values of the runtime's parameters; None: those that were tuned (see `tuned_settings`).
 
     Raises:
-        InputError: a target that this version does not know.
+        InputError: a target that this version does not know, or a file that is missing or has changed.
         MissingExtraError: the runtime is not installed.
         JobError: the runtime refuses the artifact.
     """
@@ -331,7 +355,9 @@ def open_artifact(
     threads = cast("int | None", own.pop("threads", _threads(variant, threads)))
     if own:
         more["settings"] = own
-    return find_runner(variant.target)(folder / variant.artifact, threads, **more)
+    runner = find_runner(variant.target)
+    with private_copy(folder, [variant]) as place:
+        return runner(place / variant.artifact, threads, **more)
 
 
 def tuned_settings(variant: Variant, threads: int | None) -> dict[str, Value]:
@@ -415,9 +441,10 @@ def open_artifacts(variants: Sequence[Variant], folder: Path, threads: int | Non
     open_sharing = getattr(find_runner(variants[0].target), "open_sharing", None)
     if len(variants) == 1 or open_sharing is None:
         return [open_artifact(variant, folder, threads) for variant in variants]
-    runners: Sequence[Runner] = open_sharing(
-        [folder / variant.artifact for variant in variants], _threads(variants[0], threads)
-    )
+    with private_copy(folder, variants) as place:
+        runners: Sequence[Runner] = open_sharing(
+            [place / variant.artifact for variant in variants], _threads(variants[0], threads)
+        )
     return runners
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import datetime
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +29,13 @@ from ptsr_edge.bundle import (
     describe_file,
     describe_io,
     files_digest,
+    private_copy,
     read_bundle,
     write_bundle,
     write_recommended,
 )
 from ptsr_edge.core.config import LABELS, Preprocess, named_model, parse
-from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import sha256_of
 from ptsr_edge.data.datasets import DATASETS
 from ptsr_edge.vision.flow import to_input
@@ -217,6 +221,69 @@ def test_a_changed_file_is_refused(tmp_path: Path, bundle: Bundle, content: byte
     (tmp_path / "shared" / "weights.bin").write_bytes(content)
     with pytest.raises(InputError, match=r"weights\.bin has changed since it was exported"):
         check_files(tmp_path, bundle.variants[0])
+
+
+def test_a_copy_holds_what_was_proven_and_nothing_else_and_goes(tmp_path: Path, bundle: Bundle) -> None:
+    (tmp_path / "shared" / "other.bin").write_bytes(b"other weights")
+    variant = bundle.variants[0]
+    with private_copy(tmp_path, [variant, variant]) as place:
+        copied = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
+        assert copied == {entry.path for entry in variant.files}
+        assert all((place / name).read_bytes() == (tmp_path / name).read_bytes() for name in copied)
+        assert place.stat().st_mode & 0o077 == 0
+    assert not place.exists()
+
+
+def test_files_of_one_content_are_one_file_in_a_copy(tmp_path: Path, bundle: Bundle) -> None:
+    variant = bundle.variants[0]
+    (tmp_path / "again.bin").write_bytes((tmp_path / "shared" / "weights.bin").read_bytes())
+    files = [*variant.files, describe_file(tmp_path, tmp_path / "again.bin")]
+    with private_copy(tmp_path, [variant.model_copy(update={"files": files})]) as place:
+        assert (place / "again.bin").samefile(place / "shared" / "weights.bin")
+
+
+def test_a_file_that_is_exchanged_while_it_is_read_reaches_nobody(
+    tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever the exchange comes: the copy is of the right bytes, or there is none."""
+    weights = tmp_path / "shared" / "weights.bin"
+    right, wrong = weights.read_bytes(), b"w" * weights.stat().st_size
+    opened = os.open
+    for exchanged_at in ("before", "after"):
+        def exchange(path: Any, *flags: Any, at: str = exchanged_at) -> int:
+            if Path(path) != weights:
+                return opened(path, *flags)
+            if at == "before":
+                weights.write_bytes(wrong)
+                return opened(path, *flags)
+            number = opened(path, *flags)
+            (tmp_path / "evil").write_bytes(wrong)
+            (tmp_path / "evil").replace(weights)
+            return number
+
+        weights.write_bytes(right)
+        monkeypatch.setattr(os, "open", exchange)
+        found = []
+        with contextlib.suppress(InputError), private_copy(tmp_path, bundle.variants[:1]) as place:
+            found.append((place / "shared" / "weights.bin").read_bytes())
+        monkeypatch.setattr(os, "open", opened)
+        assert found == ([] if exchanged_at == "before" else [right])
+
+
+@pytest.mark.parametrize("read", [check_files, lambda folder, one: private_copy(folder, [one]).__enter__()])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, bundle: Bundle, read: Any) -> None:
+    (tmp_path / "shared" / "weights.bin").unlink()
+    os.mkfifo(tmp_path / "shared" / "weights.bin")
+    with pytest.raises(InputError, match=r"weights\.bin is no file"):
+        read(tmp_path, bundle.variants[0])
+
+
+def test_no_room_for_a_copy_is_one_line(
+    tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(JobError, match="cannot be copied into .*: set TMPDIR"), private_copy(tmp_path, bundle.variants):
+        pass
 
 
 def test_a_variant_does_not_change_under_the_reader(bundle: Bundle) -> None:

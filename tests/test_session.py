@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -291,6 +292,22 @@ def test_budgets_are_switched_without_loading_again(tiny_bundle: Path, random_fl
     assert session.variant.keep_rate == 0.25
 
 
+def test_a_closed_session_answers_no_more(tiny_bundle: Path, random_flows: Any) -> None:
+    flow = random_flows(1)[0]
+    with Session.open(tiny_bundle, budget=1.0) as session:
+        session.load(0.25)
+        closed = []
+        for runner in session._loaded.values():
+            runner.close = lambda runner=runner: closed.append(runner)
+        runners = list(session._loaded.values())
+        session.predict(flow)
+    assert closed == runners
+    session.close()
+    assert closed == runners
+    with pytest.raises(InputError, match="is closed"):
+        session.predict(flow)
+
+
 def test_budgets_that_share_their_weights_answer_the_same(tiny_bundle: Path, random_flows: Any) -> None:
     flow = random_flows(1)[0]
     sharing = Session.open(tiny_bundle, share_weights=True)
@@ -369,6 +386,25 @@ def test_a_changed_weight_is_refused(own_bundle: Path) -> None:
     (own_bundle / weights).write_bytes(content)
     with pytest.raises(InputError, match=r"has changed since it was exported .*export the bundle again"):
         Session.open(own_bundle, precision="fp32")
+
+
+def test_weights_that_no_manifest_lists_are_not_taken(own_bundle: Path, random_flows: Any) -> None:
+    """A graph may name any file as that of its weights; one that lies beside it is found by the runtime alone."""
+    bundle = read_bundle(own_bundle)
+    variant = next(one for one in bundle.variants if one.tokens == 4)
+    graph = onnx.load(own_bundle / variant.artifact)
+    onnx.save(
+        graph, own_bundle / variant.artifact, save_as_external_data=True, location="other.bin", size_threshold=1024
+    )
+    files = [describe_file(own_bundle, own_bundle / variant.artifact)]
+    others = [one for one in bundle.variants if one != variant]
+    changed = variant.model_copy(update={"files": files})
+    write_bundle(own_bundle, bundle.model_copy(update={"variants": [*others, changed]}))
+    with pytest.raises(JobError, match=r"cannot load .*other\.bin"):
+        Session.open(own_bundle, budget=0.25)
+    listed = changed.model_copy(update={"files": [*files, describe_file(own_bundle, own_bundle / "other.bin")]})
+    write_bundle(own_bundle, bundle.model_copy(update={"variants": [*others, listed]}))
+    Session.open(own_bundle, budget=0.25).predict(random_flows(1)[0])
 
 
 def test_only_what_is_opened_is_checked(own_bundle: Path) -> None:

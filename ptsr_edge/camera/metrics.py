@@ -8,12 +8,14 @@ are those of `prometheus_client`.
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -305,6 +307,45 @@ class Page:
             yield summary
 
 
+MOST_REQUESTS = 8
+"""Requests that are answered at once; more are turned away."""
+
+REQUEST_S = 5.0
+"""Time that a client may send nothing in."""
+
+
+class _Server(ThreadingHTTPServer):
+    """Answers few requests at once: whoever sends half of one, or a thousand, takes nothing from the camera."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
+        self._free = threading.Semaphore(MOST_REQUESTS)
+        super().__init__((LOOPBACK, port), handler)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError:  # no descriptor is left: the connection waits, and would be tried again at once
+            time.sleep(0.1)
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing: a client that went away is no fault of the camera."""
+
+
 @contextmanager
 def serve(port: int | None, page: Page) -> Iterator[int | None]:
     """Serves the page at `http://127.0.0.1:port/metrics` while the block runs; does nothing without a port.
@@ -329,12 +370,15 @@ def serve(port: int | None, page: Page) -> Iterator[int | None]:
     client = require("prometheus_client", "camera", "serving metrics")
     registry = client.CollectorRegistry()
     registry.register(page)
+    handler = type("Handler", (client.MetricsHandler.factory(registry),), {"timeout": REQUEST_S})
     try:
-        server, thread = client.start_http_server(port, addr=LOOPBACK, registry=registry)
+        server = _Server(port, handler)
     except OSError as error:
         raise JobError(
             f"metrics cannot be served at {LOOPBACK}:{port}: {error.strerror}; choose another --metrics-port"
         ) from error
+    thread = threading.Thread(target=server.serve_forever, name="ptsr-edge-metrics", daemon=True)
+    thread.start()
     try:
         yield server.server_port
     finally:

@@ -344,7 +344,8 @@ class Recorder:
     """Writes a video with the timestamps of its frames. For one thread.
 
     Its size is that of the first frame, made even; a later frame of another size is fitted in with bars. Without one
-    frame there is no file.
+    frame there is no file. Where a frame cannot be written the recording ends there, and nothing but it: that is logged,
+    later frames are not taken, and `close` raises.
     """
 
     def __init__(self, path: Path, stage: Path) -> None:
@@ -356,13 +357,12 @@ class Recorder:
         self._stream: Any = None
         self._offset = 0
         self._latest = -1
+        self._fault: JobError | None = None
 
     def add(self, image: Image, pts_ns: int) -> None:
-        """Adds a frame, (H, W, 3) uint8 BGR; where time does not rise, it goes on by a thirtieth of a second.
-
-        Raises:
-            JobError: it cannot be written.
-        """
+        """Adds a frame, (H, W, 3) uint8 BGR; where time does not rise, it goes on by a thirtieth of a second."""
+        if self._fault is not None:
+            return
         av = require_av()
         try:
             if self._container is None:
@@ -378,7 +378,9 @@ class Recorder:
             frame.pts, frame.time_base = ticks, Fraction(1, _TICKS)
             self._container.mux(self._stream.encode(frame))
         except (av.FFmpegError, OSError) as error:
-            raise JobError(f"cannot write {self.path}: {error.strerror or error}") from error
+            self._fault = self._cannot(error)
+            log.warning("%s: the stream goes on without its recording", self._fault)
+            return
         self._latest = ticks
         self.frames += 1
 
@@ -386,15 +388,22 @@ class Recorder:
         """Writes the frames that are still in the encoder, and closes the file.
 
         Raises:
-            JobError: it cannot be written.
+            JobError: it cannot be written, or a frame could not be.
         """
-        if self._container is None:
-            return
-        try:
-            with self._container as container:
-                container.mux(self._stream.encode(None))
-        except OSError as error:  # FFmpeg's errors of writing are among them
-            raise JobError(f"cannot write {self.path}: {error.strerror or error}") from error
+        container, self._container = self._container, None
+        if container is not None:
+            try:
+                with container:
+                    # FFmpeg crashes where it is to flush into a file whose header could not be written.
+                    if self._fault is None:
+                        container.mux(self._stream.encode(None))
+            except OSError as error:  # FFmpeg's errors of writing are among them
+                self._fault = self._fault or self._cannot(error)
+        if self._fault is not None:
+            raise self._fault
+
+    def _cannot(self, error: OSError) -> JobError:
+        return JobError(f"cannot write {self.path}: {error.strerror or error}")
 
     def _open(self, ffmpeg: Any, image: Image) -> av.container.OutputContainer:
         container = cast("av.container.OutputContainer", ffmpeg.open(str(self._stage), "w"))

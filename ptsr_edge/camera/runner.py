@@ -85,8 +85,12 @@ DROP_POLICIES = ("oldest", "newest", "block")
 """A full queue drops the frame that waited longest, drops the one that comes, or makes the source wait."""
 
 
+QUEUE_BYTES = 256_000_000
+"""What the frames of one queue may take together; one frame may wait whatever its size."""
+
+
 class FrameQueue(Generic[T]):
-    """A queue of at most `size` frames between two threads, with one of `DROP_POLICIES`.
+    """A queue of at most `size` frames and `QUEUE_BYTES` between two threads, with one of `DROP_POLICIES`.
 
     It also takes marks, which are never dropped and take no room: a gap in the stream must not be lost.
 
@@ -109,8 +113,9 @@ class FrameQueue(Generic[T]):
         self.deepest = 0
         self._size = size
         self._drop = drop
-        self._items: deque[tuple[T, bool, float]] = deque()
+        self._items: deque[tuple[T, int | None, float]] = deque()  # with the bytes of a frame; None: a mark
         self._frames = 0
+        self._bytes = 0
         self._closed = False
         self._changed = threading.Condition()
 
@@ -128,24 +133,31 @@ class FrameQueue(Generic[T]):
         """Returns how many frames wait."""
         return self._frames
 
-    def put(self, frame: T) -> bool:
-        """Hands over a frame; waits for room with the policy "block" only.
+    def put(self, frame: T, nbytes: int = 0) -> bool:
+        """Hands over a frame of so many bytes; waits for room with the policy "block" only.
 
         Returns:
             Whether the queue is still open; the frame is lost where it is not.
         """
+
+        def is_full() -> bool:
+            return bool(self._frames) and (
+                self._frames >= self._size or self._bytes + nbytes > QUEUE_BYTES
+            )
+
         with self._changed:
-            while self._drop == "block" and self._frames >= self._size and not self._closed:
+            while self._drop == "block" and is_full() and not self._closed:
                 self._changed.wait()
             if self._closed:
                 return False
-            if self._frames >= self._size:
+            while is_full():
                 self.dropped += 1
                 if self._drop == "newest":
                     return True
                 self._drop_oldest()
-            self._items.append((frame, True, time.perf_counter()))
+            self._items.append((frame, nbytes, time.perf_counter()))
             self._frames += 1
+            self._bytes += nbytes
             self.deepest = max(self.deepest, self._frames)
             self._changed.notify_all()
             return True
@@ -153,7 +165,7 @@ class FrameQueue(Generic[T]):
     def mark(self, mark: T) -> None:
         """Hands over a mark."""
         with self._changed:
-            self._items.append((mark, False, time.perf_counter()))
+            self._items.append((mark, None, time.perf_counter()))
             self._changed.notify_all()
 
     def get(self) -> tuple[T, float] | None:
@@ -167,8 +179,8 @@ class FrameQueue(Generic[T]):
                 self._changed.wait()
             if not self._items:
                 return None
-            item, is_frame, since = self._items.popleft()
-            self._frames -= is_frame
+            item, nbytes, since = self._items.popleft()
+            self._took(nbytes)
             self._changed.notify_all()
             return item, time.perf_counter() - since
 
@@ -182,15 +194,20 @@ class FrameQueue(Generic[T]):
         """Closes the queue and drops what waits in it."""
         with self._changed:
             self._items.clear()
-            self._frames = 0
+            self._frames = self._bytes = 0
             self.close()
 
     def _drop_oldest(self) -> None:
-        for place, (_, is_frame, _since) in enumerate(self._items):
-            if is_frame:
+        for place, (_, nbytes, _since) in enumerate(self._items):
+            if nbytes is not None:
                 del self._items[place]
-                self._frames -= 1
+                self._took(nbytes)
                 return
+
+    def _took(self, nbytes: int | None) -> None:
+        if nbytes is not None:
+            self._frames -= 1
+            self._bytes -= nbytes
 
 
 class Consumer(Protocol):
@@ -414,7 +431,7 @@ class _Reader:
                 moved = replace(frame, pts_ns=frame.pts_ns + offset_ns)
                 self._count(moved)
                 self._latest_ns, self._latest_at = moved.pts_ns, now
-                if not stream.queue.put(moved):
+                if not stream.queue.put(moved, moved.image.nbytes):
                     return False
         return True
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,12 +61,12 @@ class SourceAddress:
 
     @property
     def shown(self) -> str:
-        """The address for logs and errors, without user, password and query."""
+        """The address for logs and errors: of a stream scheme and host alone, as cameras take passwords in paths too."""
         if self.kind != "network":
             return "standard input" if self.kind == "stdin" else self.address
         parts = urlsplit(self.address)
         host = parts.netloc.rpartition("@")[2]
-        return urlunsplit((parts.scheme, host, parts.path, "", ""))
+        return f"{parts.scheme}://{host}" + ("/..." if parts.path.strip("/") else "")
 
 
 def parse_sources(texts: Sequence[str]) -> list[SourceAddress]:
@@ -115,8 +115,14 @@ def _network(name: str, scheme: str, address: str) -> SourceAddress:
         parts = urlsplit(address)
         host = parts.hostname
         _ = parts.port  # raises where it is no number
-    except ValueError as error:
-        raise InputError(f"the address of scheme {scheme!r} cannot be read: {error}") from error
+        if "@" in f"{parts.path}{parts.query}{parts.fragment}":
+            raise ValueError("what stands before it is no host")
+    except ValueError:
+        # Python's own words would show what it took for a port: a part of the password.
+        raise InputError(
+            f"the address {scheme}://... cannot be read; in its user, password and path write # as %23, / as %2F, "
+            "? as %3F, : as %3A and @ as %40"
+        ) from None
     if not host:
         raise InputError(f"the address {scheme}://... names no host")
     return SourceAddress(name or host, "network", address)
@@ -125,19 +131,26 @@ def _network(name: str, scheme: str, address: str) -> SourceAddress:
 def _file(name: str, address: str) -> SourceAddress:
     path = Path(address)
     if not path.exists():
+        # An address whose scheme is missing or misspelt: what stands before its host may be a password.
+        shown = "..." + address[address.rfind("@") :] if "@" in address else address
         raise InputError(
-            f"no source {address!r}: there is no such file, and it is no address (rtsp://...), device index or -"
+            f"no source {shown!r}: there is no such file, and it is no address (rtsp://...), device index or -"
         )
     if path.is_char_device() and re.fullmatch(r"video\d+", path.name):
         return SourceAddress(name or path.name, "device", path.name.removeprefix("video"))
     if path.is_dir():
         raise InputError(f"the source {address} is a folder; give a video file")
+    if not path.is_file():  # opening a pipe would wait for its writer, for ever
+        raise InputError(f"the source {address} is no file; a pipe is read by --source - < {address}")
     try:
         path.open("rb").close()
     except OSError as error:
         raise InputError(f"the source {address} cannot be read: {error.strerror}") from error
     return SourceAddress(name or path.stem, "file", address)
 
+
+MOST_PIXELS = 8192 * 8192
+"""Of a frame: a small file can hold frames that no machine has room for."""
 
 STALL_S = 5.0
 """Default of the time that a source may send nothing before it counts as stalled, and that an opening may take."""
@@ -290,6 +303,7 @@ class VideoSource:
         self, ffmpeg: Any, container: av.container.InputContainer, stop: threading.Event
     ) -> Generator[TimedFrame, None, None]:
         stream = container.streams.video[0]
+        _check_size(stream.width, stream.height)
         convert = ffmpeg.video.reformatter.VideoReformatter()
         usable_at = time.monotonic()
         count = 0
@@ -304,6 +318,7 @@ class VideoSource:
                 decoded = []
                 self.damaged += 1
             for frame in decoded:
+                _check_size(frame.width, frame.height)
                 if frame.is_corrupt:
                     self.damaged += 1
                     continue
@@ -326,6 +341,13 @@ class VideoSource:
                 "it carries no timestamps: give its rate with --fps, or put it into a container"
             )
         return round(count * 1_000_000_000 / self._settings.fps)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise SourceRefusedError(
+            f"its frames of {width}x{height} are larger than {MOST_PIXELS / 1e6:.0f} million pixels"
+        )
 
 
 def _image(convert: Any, frame: av.VideoFrame) -> NDArray[np.uint8]:
@@ -473,9 +495,9 @@ class RawSource:
             raise InputError("raw frames need their size and rate: --size 640x360 --fps 30")
         if not all(1 <= side <= MAX_SIDE for side in settings.size):
             raise InputError(f"the size of raw frames must be 1 to {MAX_SIDE} a side; found {settings.size}")
-        if not 0 < settings.fps <= 1000:
+        if not 0.01 <= settings.fps <= 1000:
             raise InputError(
-                f"the rate must be above 0 and at most 1000 frames a second; found {settings.fps:g}"
+                f"the rate must be at least 0.01 and at most 1000 frames a second; found {settings.fps:g}"
             )
         self.damaged = 0
         self._descriptor = descriptor

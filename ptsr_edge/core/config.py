@@ -86,6 +86,10 @@ LABELS = ("negative", "positive", "surprise")
 """The classes of the MEGC2019 composite, in the order of its label numbers 0, 1, 2."""
 
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""Of a model and of a variant: they become names of files and folders."""
+
+
 DEVICES = ("auto", "cpu", "cuda")
 """Where a model may be trained; auto: on the GPU where torch sees one."""
 
@@ -98,16 +102,16 @@ class ModelConfig(Record):
     well, kept or not (`models.ptsr.MeanReadout`).
     """
 
-    name: str
+    name: str = Field(pattern=NAME)
     kind: Literal["ptsr", "vit"]
-    image_size: int = Field(gt=0)
+    image_size: int = Field(gt=0, le=2048)
     patch_size: int = Field(gt=0)
-    channels: int = Field(default=3, gt=0)
-    dim: int = Field(gt=0)
-    depth: int = Field(ge=1)
+    channels: int = Field(default=3, gt=0, le=64)
+    dim: int = Field(gt=0, le=4096)
+    depth: int = Field(ge=1, le=128)
     heads: int = Field(gt=0)
-    mlp_ratio: float = Field(default=4.0, gt=0)
-    classes: int = Field(default=len(LABELS), ge=2)
+    mlp_ratio: float = Field(default=4.0, gt=0, le=16)
+    classes: int = Field(default=len(LABELS), ge=2, le=10_000)
     norm_eps: float = Field(default=1e-6, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     layer_scale: float | None = Field(default=None, gt=0)
@@ -255,7 +259,7 @@ def baseline_of(config: ModelConfig) -> ModelConfig:
     alike = {"kind": "vit", **{key: getattr(config, key) for key in kept}}
     if config == MODELS.get(config.name):
         return next(model for model in MODELS.values() if model == ModelConfig(name=model.name, **alike))
-    name = config.name.replace("ptsr", "vit") if "ptsr" in config.name else f"vit-of-{config.name}"
+    name = config.name.replace("ptsr", "vit") if "ptsr" in config.name else f"vit-of-{config.name}"[:64]
     return ModelConfig(name=name, **alike)
 
 

@@ -8,6 +8,7 @@ is too much; what a dead process left half written goes after a day.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dis
 import hashlib
 import json
@@ -15,7 +16,7 @@ import logging
 import os
 import secrets
 import shutil
-import tempfile
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -122,7 +123,6 @@ def staged_file(path: Path, suffix: str | None = None) -> Iterator[Path]:
     try:
         yield stage
         if stage.exists():
-            stage.chmod(0o644)
             stage.replace(path)
     except OSError as error:
         raise JobError(f"cannot write {path}: {error.strerror or error}") from error
@@ -164,11 +164,12 @@ def staged_folder(target: Path) -> Iterator[Path]:
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        # Not made by `tempfile`, whose folders are for their owner alone, whatever the user's mask says.
+        stage = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+        stage.mkdir()
     except OSError as error:
         raise JobError(f"cannot write {target}: {error.strerror}") from error
     try:
-        stage.chmod(0o755)
         yield stage
         _swap(stage, target)
     except OSError as error:
@@ -178,19 +179,32 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
 
 def _swap(stage: Path, target: Path) -> None:
+    """Puts a folder in the place of another, which lies in `stage` afterwards; nobody finds neither of them there."""
     if not target.exists():
         stage.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    try:
-        target.rename(old / "old")
-        stage.rename(target)
-    except BaseException:  # Ctrl-C between the two would take both folders
-        if not target.exists():
-            (old / "old").rename(target)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    elif not _exchange(stage, target):
+        old = target.with_name(f"{stage.name}.old")
+        target.rename(old)
+        try:
+            stage.rename(target)
+        except BaseException:  # Ctrl-C between the two would take both folders
+            if not target.exists():
+                old.rename(target)
+            raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchanges two names in one step; False where the system or the file system has no such call (Linux has)."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if call is None:
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    return bool(call(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
 
 
 class SpoiledEntryError(Exception):

@@ -25,7 +25,7 @@ from ptsr_edge.core.config import DEVICES as DEVICES
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess, Record, named_model, parse
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import sha256_of, write_whole
-from ptsr_edge.models.ptsr import Model, Ptsr, Vit, build_model
+from ptsr_edge.models.ptsr import Model, Ptsr, Vit, build_model, model_of
 from ptsr_edge.vision.flow import to_input
 
 METADATA_KEY = "ptsr_edge"
@@ -88,13 +88,17 @@ def load_checkpoint(path: Path) -> tuple[Model, CheckpointInfo]:
             weights are not those of its configuration.
     """
     info = read_info(path)
+    with _opened(path) as stream:
+        found = {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
     try:
+        # A file of a few bytes may name any geometry: nothing is made of that size before the weights are there.
+        with torch.device("meta"):
+            wanted = model_of(info.model).state_dict()
+        _check_shapes({name: tuple(value.shape) for name, value in wanted.items()}, found, info.model.name, str(path))
         model = build_model(info.model)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except (RuntimeError, MemoryError) as error:  # more weights than there is memory
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path}: no model of its geometry can be made here: {reason}") from None
+        text = str(error)
+        raise InputError(text if text.startswith(str(path)) else f"{path}: {text}") from None
     _fill(model, _read(path), str(path))
     return model, info
 
@@ -222,21 +226,29 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _fill(model: Model, tensors: Mapping[str, Tensor], where: str) -> None:
     wanted = model.state_dict()
-    name = model.config.name
-    for kind, names in (("lacks", wanted.keys() - tensors.keys()), ("has", tensors.keys() - wanted.keys())):
-        if names:
-            first = f"{where} does not fit {name}: it {kind} {min(names)!r}"
-            raise InputError(f"{first} and {len(names) - 1} more" if len(names) > 1 else first)
-    for key, value in wanted.items():
-        if tensors[key].shape != value.shape:
-            raise InputError(
-                f"{where} does not fit {name}: {key} is {tuple(tensors[key].shape)}, "
-                f"wanted {tuple(value.shape)}"
-            )
+    shapes = [{key: tuple(value.shape) for key, value in side.items()} for side in (wanted, tensors)]
+    _check_shapes(*shapes, model.config.name, where)
     model.load_state_dict({key: tensors[key].to(value.dtype) for key, value in wanted.items()})
     broken = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         raise InputError(f"{where}: {broken[0]} holds NaN or infinite values")
+
+
+def _check_shapes(
+    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], name: str, where: str
+) -> None:
+    """Makes sure that tensors are those of a model, by their names and shapes.
+
+    Raises:
+        InputError: they are not.
+    """
+    for kind, names in (("lacks", wanted.keys() - found.keys()), ("has", found.keys() - wanted.keys())):
+        if names:
+            first = f"{where} does not fit {name}: it {kind} {min(names)!r}"
+            raise InputError(f"{first} and {len(names) - 1} more" if len(names) > 1 else first)
+    for key, shape in wanted.items():
+        if found[key] != shape:
+            raise InputError(f"{where} does not fit {name}: {key} is {found[key]}, wanted {shape}")
 
 
 _TRANSFORMERS_BLOCK = {

@@ -413,7 +413,7 @@ class Ptsr(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.head = LocalGlobalHead(config)
         self.means = MeanReadout(config) if config.mean_readout else None
-        draw = torch.rand(1, config.patches, generator=torch.Generator().manual_seed(0))
+        draw = torch.rand(1, config.patches, generator=torch.Generator().manual_seed(0), device="cpu")
         self.register_buffer("random_scores", draw, persistent=False)
 
     def forward(self, flow: Tensor, tokens: int | None = None, forced: Tensor | None = None) -> Output:
@@ -513,6 +513,15 @@ class Vit(nn.Module):
 Model = Ptsr | Vit
 
 
+def model_of(config: ModelConfig) -> Model:
+    """Returns a model of a geometry, its weights as torch makes them.
+
+    Raises:
+        InputError: `config` names a score that there is not.
+    """
+    return Ptsr(config) if config.kind == "ptsr" else Vit(config)
+
+
 def build_model(config: ModelConfig, seed: int = 0) -> Model:
     """Returns a model with seeded random weights, in evaluation mode.
 
@@ -522,7 +531,7 @@ def build_model(config: ModelConfig, seed: int = 0) -> Model:
     Raises:
         InputError: `config` names a score that there is not.
     """
-    model: Model = Ptsr(config) if config.kind == "ptsr" else Vit(config)
+    model = model_of(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -33,7 +33,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.bundle import Bundle, Variant, find_variant, read_bundle
+from ptsr_edge.bundle import Bundle, Variant, find_variant, private_copy, read_bundle
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, PtsrError
 from ptsr_edge.core.system import disturbances, timed_runs
@@ -184,8 +184,8 @@ class Bench:
             `operators_run`: names and counts, or None; `missing`: `kind` and `reason` of a `schema.Missing`, or None.
         """
         own = self._loaded()
-        artifact = own.folder / own.variant.artifact
-        found = operators_run(own.variant.target, artifact, own.threads, own.prepared)
+        with private_copy(own.folder, [own.variant]) as place:
+            found = operators_run(own.variant.target, place / own.variant.artifact, own.threads, own.prepared)
         if isinstance(found, Untold):
             return {"operators_run": None, "missing": found._asdict()}
         return {"operators_run": found, "missing": None}
@@ -210,8 +210,9 @@ class Bench:
             found |= median_ms(frame_steps(own.bundle.preprocess), runs)
         if "face_ms" not in missing:
             found |= median_ms(face_steps(), runs)
-        artifact = own.folder / own.variant.artifact
-        shares = operator_shares(own.variant.target, artifact, own.threads, own.prepared, runs)
+        with private_copy(own.folder, [own.variant]) as place:
+            artifact = place / own.variant.artifact
+            shares = operator_shares(own.variant.target, artifact, own.threads, own.prepared, runs)
         if isinstance(shares, Untold):
             missing["operators"] = shares._asdict()
             return found | {"operators": None, "operators_why": shares.reason, "missing": missing}

@@ -2,6 +2,7 @@
 
     python3 build_on_device.py                     # every graph in this file's folder
     python3 build_on_device.py model.onnx --json   # one graph; the record of what was built on stdout
+    python3 -m ptsr_edge.runtimes.build_on_device BUNDLE   # by the installed package: nothing of the folder is run
 
 It needs TensorRT and nothing else: the Python module `tensorrt` (10.x, as on a Jetson, or 11.x) or
 `tensorrt_rtx`, else the program `trtexec`. Beside each `NAME.onnx` stands `NAME.build.json` with what is to
@@ -427,7 +428,9 @@ def write(path: Path, content: bytes) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Build TensorRT engines from a bundle's typed ONNX graphs.")
-    parser.add_argument("graphs", nargs="*", type=Path, help="ONNX files; default: all in this file's folder")
+    parser.add_argument(
+        "graphs", nargs="*", type=Path, help="ONNX files, or folders with them; default: this file's folder"
+    )
     parser.add_argument("--flavour", choices=list(MODULES), help="default: the first that is installed")
     parser.add_argument(
         "--compute-capability", action="append", default=[], metavar="SM86", dest="capabilities",
@@ -435,13 +438,15 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the records instead of the paths")
     chosen = parser.parse_args(arguments)
-    folder = Path(__file__).resolve().parent
-    graphs = chosen.graphs or [
-        side.with_name(side.name.replace(".build.json", ".onnx"))
-        for side in sorted(folder.glob("*.build.json"))
-    ]
-    if not graphs:
-        parser.error(f"no graph given and none with its .build.json in {folder}")
+    graphs = []
+    for place in chosen.graphs or [Path(__file__).resolve().parent]:
+        found = [place]
+        if place.is_dir():
+            sides = sorted(place.glob("*.build.json"))
+            found = [side.with_name(side.name.replace(".build.json", ".onnx")) for side in sides]
+        if not found:
+            parser.error(f"no graph with its .build.json in {place}")
+        graphs += found
     records = []
     for graph in graphs:
         if not graph.is_file():

@@ -18,6 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import Any, BinaryIO, ClassVar, cast
 
@@ -150,11 +151,12 @@ class OpenVinoRunner:
                 _keep_compiled(core, digest, own, self.inference_precision, compiled)
         self.matrix_products = matrix_products(compiled)
         check_precision(compiled, self.inference_precision, quantized, self.matrix_products, artifact.name)
-        self._attach(compiled.create_infer_request(), tuple(compiled.inputs[0].shape), None)
+        self._attach(compiled.create_infer_request(), Lock(), tuple(compiled.inputs[0].shape), None)
 
-    def _attach(self, request: Any, shape: tuple[int, ...], budget: int | None) -> None:
-        """Answers by a request; of a model of several budgets, by that one."""
+    def _attach(self, request: Any, lock: Lock, shape: tuple[int, ...], budget: int | None) -> None:
+        """Answers by a request, which computes one answer at a time; of a model of several budgets, by that one."""
         self._request = request
+        self._lock = lock
         self._shape = shape
         self._budget = [] if budget is None else [np.array(budget, np.int32)]
         names = [output.get_any_name() for output in request.model_outputs]
@@ -177,12 +179,12 @@ class OpenVinoRunner:
         shared = ov.Tensor(np.memmap(files[0], np.uint8, mode="r")) if alike else None
         models = [read_ir(core, artifact, shared) for artifact in artifacts]
         precision, compiled = compile_ir(core, one_of(models), artifacts[0].name, threads)
-        request = compiled.create_infer_request()
+        request, lock = compiled.create_infer_request(), Lock()
         runners = []
         for budget, model in enumerate(models):
             runner = cls.__new__(cls)
             runner.inference_precision, runner.matrix_products = precision, {}
-            runner._attach(request, tuple(model.inputs[0].shape), budget)
+            runner._attach(request, lock, tuple(model.inputs[0].shape), budget)
             runners.append(runner)
         return runners
 
@@ -195,14 +197,15 @@ class OpenVinoRunner:
         """
         if flow.shape != self._shape or flow.dtype != np.float32:
             raise InputError(f"the model takes float32 {self._shape}, got {flow.dtype} {flow.shape}")
-        self._request.infer([flow, *self._budget], share_inputs=True, share_outputs=True)
-        answer = self._logits.data
-        if answer.shape != self._classes:
-            raise JobError(f"OpenVINO answered with logits {answer.shape}; the model's are {self._classes}")
-        logits: NDArray[np.float32] = answer[0].copy()  # the next answer is written into the same memory
-        if self._kept_place is None:
-            return logits, None
-        return logits, self._request.get_output_tensor(self._kept_place).data[0].astype(np.int64)
+        with self._lock:
+            self._request.infer([flow, *self._budget], share_inputs=True, share_outputs=True)
+            answer = self._logits.data
+            if answer.shape != self._classes:
+                raise JobError(f"OpenVINO answered with logits {answer.shape}; the model's are {self._classes}")
+            logits: NDArray[np.float32] = answer[0].copy()  # the next answer is written into the same memory
+            if self._kept_place is None:
+                return logits, None
+            return logits, self._request.get_output_tensor(self._kept_place).data[0].astype(np.int64)
 
     @staticmethod
     def version() -> str:
@@ -280,7 +283,7 @@ def read_ir(core: Any, artifact: Path, shared: Any = None) -> Any:
     weights = weights_of(artifact)
     for path in (artifact, weights):
         if not path.is_file():
-            raise JobError(f"{path} is missing: export the bundle again")
+            raise JobError(f"{path.name} is missing, or no manifest lists it: export the bundle again")
     try:
         if shared is not None:
             return core.read_model(artifact.read_bytes(), shared)

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -220,8 +221,8 @@ def require_capability(plan: TensorRtPlan, gpu: dict[str, str]) -> None:
 
 
 def rebuild_line(plan: TensorRtPlan) -> str:
-    """Returns the command that builds a plan anew where it is to run."""
-    return f"run `python3 build_on_device.py` in {plan.path.parent}"
+    """Returns the command that builds a plan anew where it is to run, by the package and not by a file of the bundle."""
+    return "run `python3 -m ptsr_edge.runtimes.build_on_device BUNDLE`"
 
 
 def _record(path: Path) -> tuple[int | None, tuple[str, ...]]:
@@ -270,8 +271,8 @@ class TrtRunner:
     """One loaded engine: `run` takes (1, C, S, S) float32, gives logits (k,) and kept patches or None.
 
     Everything is allocated once: pinned host buffers, device buffers and a stream of its own. Copies and network
-    are captured into one CUDA graph, so that an inference is one launch. Not thread-safe; several runners in several threads are fine, each has its own stream. Closing it (or
-    leaving a `with` block) gives back its memory.
+    are captured into one CUDA graph, so that an inference is one launch. It computes one answer at a time; several runners
+    compute at once, each on its own stream. Closing it gives back its memory.
     """
 
     def __init__(self, artifact: Path, threads: int | None = None) -> None:
@@ -300,6 +301,7 @@ class TrtRunner:
         self._enqueue()  # the first run sets up what a capture may not
         self._cuda.call("cudaStreamSynchronize", self._stream)
         self._graph: Any = self._capture()
+        self._lock = Lock()
 
     def run(self, flow: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
         """flow (1, C, S, S) -> logits (k,) and kept (K,), None where the graph keeps all.
@@ -311,14 +313,15 @@ class TrtRunner:
         source = self._buffers["flow"].host
         if flow.shape != source.shape:
             raise InputError(f"the engine takes {source.shape}, got {flow.shape}")
-        np.copyto(source, flow)
-        if self._graph is not None:
-            self._cuda.call("cudaGraphLaunch", self._graph, self._stream)
-        else:
-            self._enqueue()
-        self._cuda.call("cudaStreamSynchronize", self._stream)
-        kept = self._buffers.get("kept")
-        return self._buffers["logits"].host[0].copy(), None if kept is None else kept.host[0].copy()
+        with self._lock:
+            np.copyto(source, flow)
+            if self._graph is not None:
+                self._cuda.call("cudaGraphLaunch", self._graph, self._stream)
+            else:
+                self._enqueue()
+            self._cuda.call("cudaStreamSynchronize", self._stream)
+            kept = self._buffers.get("kept")
+            return self._buffers["logits"].host[0].copy(), None if kept is None else kept.host[0].copy()
 
     def close(self) -> None:
         """Gives back the runner's memory, stream and graph; it cannot run any more."""

@@ -198,6 +198,7 @@ def main(
         provenance=provenance,
     )
     save_checkpoint(out, model, info, half)
+    state_file.unlink(missing_ok=True)
     lines = [
         f"held out, {rate:>4} of the tokens: UF1 {f['uf1']:.3f}  UAR {f['uar']:.3f}  (n = {f['n']})"
         for rate, f in scores.items()

@@ -205,7 +205,8 @@ def fit(
         train_config: the recipe.
         seed: of the weights and of every draw.
         initial: weights to start from; by default what the recipe says. It is trained in place.
-        state_file: where the state is kept after each epoch, removed at the end; None keeps none.
+        state_file: where the state is kept after each epoch, the last one too: whoever has kept what this returns
+            removes it. None keeps none.
         resume: go on from `state_file` where there is one.
         on_step: called with the number of steps done and of all steps.
         on_epoch: called after each epoch.
@@ -247,10 +248,8 @@ def fit(
         if on_epoch is not None and state.step % per_epoch == 0:
             on_epoch(Epoch(epoch + 1, train_config.epochs, float(torch.stack(losses).mean()), state.average))
             losses.clear()
-        if state_file is not None and state.step % per_epoch == 0 and state.step < total:
+        if state_file is not None and state.step % per_epoch == 0:
             _keep(state, state_file, identity)
-    if state_file is not None:
-        state_file.unlink(missing_ok=True)
     return state.average.eval().to("cpu")
 
 

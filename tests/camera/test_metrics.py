@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +23,7 @@ from ptsr_edge.camera.metrics import (
     COUNTED,
     COUNTED_BY_PIPELINE,
     FRAME_STAGES,
+    MOST_REQUESTS,
     RECENT,
     Page,
     StageTimes,
@@ -159,6 +163,27 @@ def test_the_page_is_on_loopback_only_and_gone_with_the_block() -> None:
     with pytest.raises(urllib.error.URLError, match="refused"):
         read_page(port)
     assert threading.active_count() == before
+
+
+def test_a_thousand_half_requests_hold_few_threads_and_the_page_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ptsr_edge.camera.metrics.REQUEST_S", 0.5)
+    before = threading.active_count()
+    with serve(0, Page(dict, dict)) as port, ExitStack() as held:
+        for _ in range(1000):
+            client = held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
+            client.sendall(b"GET /metrics HTT")
+        assert threading.active_count() <= before + 1 + MOST_REQUESTS
+        ends_at = time.monotonic() + 20
+        while True:
+            try:
+                read_page(port)
+                break
+            except (OSError, http.client.HTTPException):
+                assert time.monotonic() < ends_at
+                time.sleep(0.1)
+    assert threading.active_count() <= before + 1  # a last answer may still be on its way out
 
 
 def test_without_a_port_nothing_is_served_or_imported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -425,6 +426,29 @@ def test_a_recording_shows_what_came_with_the_end_for_a_moment(pipeline: Pipelin
     assert frames[-1].height == LEAST_HEIGHT + STRIP
     last_s = float(frames[-1].time - frames[11].time)
     assert last_s == pytest.approx(SHOWN_S, abs=0.1)
+
+
+def test_a_recording_that_fails_is_told_once_and_ends_no_events(
+    pipeline: Pipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write() -> None:
+        with recording(tmp_path / "seen.mp4") as recorder:
+            feed(pipeline, CameraOutput(pipeline, {"door": recorder}, None), "door", 20)
+
+    monkeypatch.setattr(av, "open", full)
+    with pytest.raises(JobError, match=r"cannot write .*seen\.mp4: No space left on device"):
+        write()
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said.endswith("No space left on device: the stream goes on without its recording")
+    assert not (tmp_path / "seen.mp4").exists()
 
 
 def test_nobody_who_reads_ends_the_run(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

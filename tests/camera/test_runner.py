@@ -372,6 +372,25 @@ def test_how_long_a_frame_waited_is_told() -> None:
     assert 0.02 <= item[1] <= time.perf_counter() - before
 
 
+@pytest.mark.parametrize(("drop", "left"), [("oldest", [3]), ("newest", [1, 2])])
+def test_large_frames_fill_a_queue_before_many_do(
+    monkeypatch: pytest.MonkeyPatch, drop: str, left: list[int]
+) -> None:
+    monkeypatch.setattr("ptsr_edge.camera.runner.QUEUE_BYTES", 100)
+    queue: FrameQueue[int] = FrameQueue(8, drop)
+    for frame, nbytes in ((1, 50), (2, 50), (3, 400)):
+        assert queue.put(frame, nbytes)
+    queue.close()
+    assert [item[0] for item in iter(queue.get, None)] == left
+    again: FrameQueue[int] = FrameQueue(8, drop)
+    for frame in range(4):  # what was taken makes room
+        assert again.put(frame, 100)
+        item = again.get()
+        assert item is not None
+        assert item[0] == frame
+    assert again.dropped == 0
+
+
 def test_a_bad_queue_is_told() -> None:
     with pytest.raises(InputError, match="at least 1 frame; found 0"):
         FrameQueue(0, "block")

@@ -183,6 +183,17 @@ def test_a_video_passes_the_check(tmp_path: Path) -> None:
     video(write_video(tmp_path / "a.mkv", [0, 40])).check()
 
 
+def test_frames_that_no_machine_has_room_for_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = video(write_video(tmp_path / "a.mkv", [0, 40]))
+    monkeypatch.setattr("ptsr_edge.camera.sources.MOST_PIXELS", 64 * 48)
+    assert len(read(source)) == 2
+    monkeypatch.setattr("ptsr_edge.camera.sources.MOST_PIXELS", 64 * 48 - 1)
+    with pytest.raises(SourceRefusedError, match="its frames of 64x48 are larger than"):
+        read(source)
+
+
 def test_nobody_listening_is_an_error_that_names_no_password() -> None:
     source = VideoSource(
         SourceAddress("door", "network", "rtsp://admin:secret@127.0.0.1:9/live"), SourceSettings(stall_s=2)
@@ -252,8 +263,9 @@ def test_a_file_is_called_after_its_stem_or_as_it_is_told(
 
 
 def test_credentials_are_never_shown() -> None:
-    source = parse_source("door=rtsp://admin:se%40cret@10.0.0.7:554/live?token=abc")
-    assert source.shown == "rtsp://10.0.0.7:554/live"
+    source = parse_source("door=rtsp://admin:se%40cret@10.0.0.7:554/user=admin_password=abc.sdp?token=abc")
+    assert source.shown == "rtsp://10.0.0.7:554/..."
+    assert parse_source("rtsp://10.0.0.7:554/").shown == "rtsp://10.0.0.7:554"
     assert parse_source("-").shown == "standard input"
 
 
@@ -276,10 +288,25 @@ def test_what_is_no_source_is_told_in_one_line(text: str, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_error_about_an_address_does_not_show_its_password() -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rtsp://admin:secret@cam:port/live", "rtsp://admin:sec#secret@cam/live", "rtsp://admin:12/secret@cam/live",
+        "rtsp://admin:12?secret@cam/live", "rtsp://admin:secret/@cam/live", "admin:secret@cam/live",
+        "rtsp:/admin:secret@cam/live", "rtsp//admin:secret@cam/live", "door=admin:secret@cam",
+    ],
+)  # fmt: skip
+def test_an_error_about_an_address_does_not_show_its_password(text: str) -> None:
     with pytest.raises(InputError) as caught:
-        parse_source("rtsp://admin:secret@cam:port/live")
-    assert "secret" not in str(caught.value)
+        parse_source(text)
+    assert "sec" not in str(caught.value)
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_a_pipe_that_nobody_writes_to_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "video")
+    with pytest.raises(InputError, match=r"is no file; a pipe is read by --source - < "):
+        parse_source(str(tmp_path / "video"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

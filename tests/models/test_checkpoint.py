@@ -332,6 +332,30 @@ def test_weights_that_are_not_those_of_the_configuration(
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"depth": 128}, "it lacks 'blocks.10"),
+        ({"dim": 4096, "heads": 1, "depth": 128}, "it lacks 'blocks.10"),
+        ({"image_size": 2048, "patch_size": 2}, "does not fit ptsr-test: "),
+        ({"depth": 10**6}, "depth"),
+        ({"dim": 20_000}, "dim"),
+        ({"name": "/tmp/elsewhere"}, "name"),
+        ({"name": "../../elsewhere"}, "name"),
+    ],
+)  # fmt: skip
+def test_a_small_file_that_names_a_huge_model_or_a_path_is_refused_at_once(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], says: str
+) -> None:
+    info = json.loads(read_info(tiny_checkpoint).model_dump_json(by_alias=True))
+    info["model"] |= change
+    info["preprocess"]["image_size"] = info["model"]["image_size"]
+    save_file(load_file(tiny_checkpoint), tmp_path / "huge.safetensors", {"ptsr_edge": json.dumps(info)})
+    monkeypatch.setattr(module, "build_model", lambda *_: pytest.fail("weights of that size were made"))
+    with pytest.raises(InputError, match=says):
+        load_checkpoint(tmp_path / "huge.safetensors")
+
+
 def test_a_checkpoint_of_another_model_than_named_is_refused(tiny_checkpoint: Path) -> None:
     with pytest.raises(InputError, match="is a checkpoint of ptsr-test, not of ptsr-tiny"):
         resolve(tiny_checkpoint, "ptsr-tiny")

@@ -233,6 +233,17 @@ def test_the_script_builds_all_of_its_folder_and_enters_it_into_the_manifest(bun
 
 
 @needs_rtx
+def test_the_package_builds_a_folder_without_running_anything_of_it(bundle: Path) -> None:
+    (bundle / "build_on_device.py").write_text("raise SystemExit('a script of the bundle was run')")
+    call = [sys.executable, "-m", "ptsr_edge.runtimes.build_on_device", str(bundle), "--flavour", "tensorrt-rtx"]
+    done = subprocess.run(
+        [*call, "--compute-capability", "SM86"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == [str(bundle / f"{NAME}.plan")]
+
+
+@needs_rtx
 def test_an_unknown_capability_fails_and_leaves_the_old_plan(bundle: Path) -> None:
     old = bundle / f"{NAME}.plan"
     old.write_bytes(b"old")
@@ -291,7 +302,7 @@ def test_a_folder_without_graphs_is_a_wrong_call(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit) as caught:
         main([])
     assert caught.value.code == 2
-    assert "no graph given" in capsys.readouterr().err
+    assert "no graph with its .build.json in" in capsys.readouterr().err
 
 
 def test_trtexec_stands_in_for_a_missing_module(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

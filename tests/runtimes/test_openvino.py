@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,19 @@ def test_budgets_that_share_their_weights_answer_as_each_alone(
             assert set(kept.tolist()) == set(alone.tolist())
 
 
+def test_threads_that_share_a_runner_or_its_weights_get_their_own_answers(bundle: Path) -> None:
+    inputs = [sample[None] for sample in samples(16)]
+    artifacts = sorted(bundle.glob("*-fp32-k*.xml"))
+    runners = [OpenVinoRunner(artifacts[0], threads=1), *OpenVinoRunner.open_sharing(artifacts, threads=1)]
+    jobs = [(runner, one) for runner in runners for one in inputs] * 20
+    alone = [runner.run(one) for runner, one in jobs[: len(jobs) // 20]] * 20
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(lambda job: job[0].run(job[1]), jobs))
+    for (logits, kept), (expected, expected_kept) in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(logits, expected)
+        np.testing.assert_array_equal(kept, expected_kept)
+
+
 @pytest.fixture(scope="module")
 def quantized(ptsr_config, randomised, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ovint8")
@@ -288,7 +302,7 @@ def test_truncated_and_missing_weights_are_refused(artifact: Path, tmp_path: Pat
     with pytest.raises(JobError, match=f"OpenVINO cannot read {artifact.name}"):
         OpenVinoRunner(folder / artifact.name, threads=1)
     weights.unlink()
-    with pytest.raises(JobError, match=r"openvino-fp32-k8\.bin is missing: export the bundle again"):
+    with pytest.raises(JobError, match=r"openvino-fp32-k8\.bin is missing, or no manifest lists it: export the bundle again"):
         OpenVinoRunner(folder / artifact.name, threads=1)
 
 

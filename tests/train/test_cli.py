@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from signalled import signalled
 
 from ptsr_edge.core.config import LABELS, Preprocess, named_model
-from ptsr_edge.core.errors import install_line
+from ptsr_edge.core.errors import JobError, install_line
 from ptsr_edge.data.datasets import load, load_closely_cropped
 from ptsr_edge.evaluate.cli import main as evaluate_main
 from ptsr_edge.models.checkpoint import EMBEDDED, STARTING, load_checkpoint, predict_logits, read_info
@@ -252,6 +252,28 @@ def test_the_history_of_a_resumed_run_is_that_of_one_that_was_never_ended(
     histories = [(tmp_path / f"{name}.history.csv").read_text(encoding="utf-8") for name in ("whole", "cut")]
     assert histories[0] == histories[1]
     assert histories[0].count("\n") == 5
+
+
+def test_a_finished_training_is_not_lost_where_its_checkpoint_cannot_be_written(
+    megc_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = ["--data", "megc-flow", "--root", megc_folder, "--model", "vit-nano", "--epochs", 2]
+    assert train(*call, "--out", tmp_path / "whole.safetensors").exit_code == 0
+
+    def no_room(path: Path, *_: object) -> None:
+        raise JobError(f"cannot write {path}: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ptsr_edge.models.checkpoint.save_checkpoint", no_room)
+        assert train(*call, "--out", tmp_path / "cut.safetensors").exit_code == 1
+    assert (tmp_path / "cut.state").is_file()
+    monkeypatch.setattr(
+        "ptsr_edge.train.trainer._train_step", lambda *_: pytest.fail("what was done is done again")
+    )
+    assert train(*call, "--resume", "--out", tmp_path / "cut.safetensors").exit_code == 0
+    states = [load_checkpoint(tmp_path / f"{name}.safetensors")[0].state_dict() for name in ("whole", "cut")]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert not (tmp_path / "cut.state").exists()
 
 
 def test_a_class_without_a_sample_is_a_wrong_call(megc_folder: Path, tmp_path: Path) -> None:

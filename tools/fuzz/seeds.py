@@ -1,0 +1,57 @@
+"""Sound files that are damaged: all of them made here, none recorded."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import cv2
+import recorded_trees
+from own_folder import fill_in, write_frames
+from report_data import make_profile
+from safetensors.torch import save_file
+from video_files import write_video
+
+from ptsr_edge.core.config import named_model
+from ptsr_edge.core.console import say
+from ptsr_edge.core.files import DiskCache, staged_folder
+from ptsr_edge.data.own_clips import write_template
+from ptsr_edge.export.exporter import export_bundle
+from ptsr_edge.models.checkpoint import STARTING
+from ptsr_edge.models.ptsr import build_model
+
+MODEL = "ptsr-nano"
+
+
+def make(seeds: Path) -> None:
+    """Makes what is not there; the longest, a bundle for two runtimes in two precisions, takes a minute."""
+    if seeds.is_dir():
+        return
+    say("making sound files")
+    with staged_folder(seeds) as stage:
+        export_bundle(
+            out=stage / "bundle", model=MODEL, target=["cpu", "openvino"], budgets=(0.25,), precisions=("fp32", "int8"),
+            cache=True,
+        )  # fmt: skip
+        for name in ("checkpoint", "foreign", "recipe", "images", "videos"):
+            (stage / name).mkdir()
+        shutil.copy(STARTING / f"{MODEL}.safetensors", stage / "checkpoint")
+        save_file(build_model(named_model("vit-nano")).state_dict(), stage / "foreign" / "timm.safetensors")
+        shutil.copy(Path(__file__).parents[2] / "export" / "cpu.toml", stage / "recipe")
+        recorded_trees.casme2(stage / "casme2")
+        recorded_trees.casme3(stage / "casme3")
+        (workbook,) = (stage / "casme3").rglob("*.xlsx")
+        with workbook.with_suffix(".csv").open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows([recorded_trees.CASME3_HEADING, *recorded_trees.CASME3_ROWS])
+        workbook.unlink()
+        write_frames(stage / "own")
+        write_template(stage / "own")
+        fill_in(stage / "own" / "clips.csv")
+        onset, _ = recorded_trees.faces(0, 64)
+        for suffix in ("png", "jpg", "bmp", "tif"):
+            cv2.imwrite(str(stage / "images" / f"face.{suffix}"), onset)
+        for suffix in ("mp4", "mkv"):
+            write_video(stage / "videos" / f"stripes.{suffix}", [0, 40, 80])
+        make_profile(stage / "profile")
+        DiskCache("fuzzed", stage / "cache").store("ab" * 32, lambda stream: stream.write(b"what was stored" * 100) and None)
