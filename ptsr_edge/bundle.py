@@ -498,7 +498,11 @@ def private_copy(folder: Path, variants: Sequence[Variant]) -> Iterator[Path]:
     """
     with ExitStack() as held:
         try:
-            place = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="ptsr-edge-", ignore_cleanup_errors=True)))
+            place = Path(
+                held.enter_context(
+                    tempfile.TemporaryDirectory(prefix="ptsr-edge-", ignore_cleanup_errors=True)
+                )
+            )
             copies: dict[str, Path] = {}
             for entry in dict.fromkeys(entry for variant in variants for entry in variant.files):
                 path = place / entry.path
@@ -536,7 +540,7 @@ def _proven(folder: Path, entry: BundleFile) -> Iterator[bytes]:
         raise InputError(f"{path} is missing: export the bundle again") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    with open(number, "rb", buffering=0) as stream:
+    with os.fdopen(number, "rb", buffering=0) as stream:
         facts = os.fstat(number)
         if not stat.S_ISREG(facts.st_mode):
             raise InputError(f"{path} is no file: export the bundle again")

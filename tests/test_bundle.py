@@ -250,6 +250,7 @@ def test_a_file_that_is_exchanged_while_it_is_read_reaches_nobody(
     right, wrong = weights.read_bytes(), b"w" * weights.stat().st_size
     opened = os.open
     for exchanged_at in ("before", "after"):
+
         def exchange(path: Any, *flags: Any, at: str = exchanged_at) -> int:
             if Path(path) != weights:
                 return opened(path, *flags)
@@ -282,7 +283,10 @@ def test_no_room_for_a_copy_is_one_line(
     tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-    with pytest.raises(JobError, match="cannot be copied into .*: set TMPDIR"), private_copy(tmp_path, bundle.variants):
+    with (
+        pytest.raises(JobError, match="cannot be copied into .*: set TMPDIR"),
+        private_copy(tmp_path, bundle.variants),
+    ):
         pass
 
 

@@ -394,7 +394,11 @@ def test_weights_that_no_manifest_lists_are_not_taken(own_bundle: Path, random_f
     variant = next(one for one in bundle.variants if one.tokens == 4)
     graph = onnx.load(own_bundle / variant.artifact)
     onnx.save(
-        graph, own_bundle / variant.artifact, save_as_external_data=True, location="other.bin", size_threshold=1024
+        graph,
+        own_bundle / variant.artifact,
+        save_as_external_data=True,
+        location="other.bin",
+        size_threshold=1024,
     )
     files = [describe_file(own_bundle, own_bundle / variant.artifact)]
     others = [one for one in bundle.variants if one != variant]
@@ -402,7 +406,9 @@ def test_weights_that_no_manifest_lists_are_not_taken(own_bundle: Path, random_f
     write_bundle(own_bundle, bundle.model_copy(update={"variants": [*others, changed]}))
     with pytest.raises(JobError, match=r"cannot load .*other\.bin"):
         Session.open(own_bundle, budget=0.25)
-    listed = changed.model_copy(update={"files": [*files, describe_file(own_bundle, own_bundle / "other.bin")]})
+    listed = changed.model_copy(
+        update={"files": [*files, describe_file(own_bundle, own_bundle / "other.bin")]}
+    )
     write_bundle(own_bundle, bundle.model_copy(update={"variants": [*others, listed]}))
     Session.open(own_bundle, budget=0.25).predict(random_flows(1)[0])
 

@@ -141,9 +141,7 @@ class FrameQueue(Generic[T]):
         """
 
         def is_full() -> bool:
-            return bool(self._frames) and (
-                self._frames >= self._size or self._bytes + nbytes > QUEUE_BYTES
-            )
+            return bool(self._frames) and (self._frames >= self._size or self._bytes + nbytes > QUEUE_BYTES)
 
         with self._changed:
             while self._drop == "block" and is_full() and not self._closed:

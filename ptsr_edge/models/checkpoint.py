@@ -94,7 +94,7 @@ def load_checkpoint(path: Path) -> tuple[Model, CheckpointInfo]:
         # A file of a few bytes may name any geometry: nothing is made of that size before the weights are there.
         with torch.device("meta"):
             wanted = model_of(info.model).state_dict()
-        _check_shapes({name: tuple(value.shape) for name, value in wanted.items()}, found, info.model.name, str(path))
+        _check_shapes(_shapes_of(wanted), found, info.model.name, str(path))
         model = build_model(info.model)
     except InputError as error:
         text = str(error)
@@ -226,12 +226,15 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _fill(model: Model, tensors: Mapping[str, Tensor], where: str) -> None:
     wanted = model.state_dict()
-    shapes = [{key: tuple(value.shape) for key, value in side.items()} for side in (wanted, tensors)]
-    _check_shapes(*shapes, model.config.name, where)
+    _check_shapes(_shapes_of(wanted), _shapes_of(tensors), model.config.name, where)
     model.load_state_dict({key: tensors[key].to(value.dtype) for key, value in wanted.items()})
     broken = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         raise InputError(f"{where}: {broken[0]} holds NaN or infinite values")
+
+
+def _shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
 def _check_shapes(

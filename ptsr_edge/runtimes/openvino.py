@@ -201,7 +201,9 @@ class OpenVinoRunner:
             self._request.infer([flow, *self._budget], share_inputs=True, share_outputs=True)
             answer = self._logits.data
             if answer.shape != self._classes:
-                raise JobError(f"OpenVINO answered with logits {answer.shape}; the model's are {self._classes}")
+                raise JobError(
+                    f"OpenVINO answered with logits {answer.shape}; the model's are {self._classes}"
+                )
             logits: NDArray[np.float32] = answer[0].copy()  # the next answer is written into the same memory
             if self._kept_place is None:
                 return logits, None

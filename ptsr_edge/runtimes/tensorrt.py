@@ -203,7 +203,7 @@ def require_version(plan: TensorRtPlan, installed: str) -> None:
     if plan.version.split(".")[:4] != installed.split(".")[:4]:
         raise JobError(
             f"{plan.path.name} was built by {plan.flavour} {plan.version}, here is {installed}, and a plan "
-            f"loads in its own version only: {rebuild_line(plan)}"
+            f"loads in its own version only: {REBUILD}"
         )
 
 
@@ -216,13 +216,12 @@ def require_capability(plan: TensorRtPlan, gpu: dict[str, str]) -> None:
     if plan.capabilities and gpu["capability"] not in plan.capabilities:
         raise JobError(
             f"{plan.path.name} was built for {', '.join(plan.capabilities)}, the GPU here is {gpu['name']} "
-            f"({gpu['capability']}): {rebuild_line(plan)}"
+            f"({gpu['capability']}): {REBUILD}"
         )
 
 
-def rebuild_line(plan: TensorRtPlan) -> str:
-    """Returns the command that builds a plan anew where it is to run, by the package and not by a file of the bundle."""
-    return "run `python3 -m ptsr_edge.runtimes.build_on_device BUNDLE`"
+REBUILD = "run `python3 -m ptsr_edge.runtimes.build_on_device BUNDLE`"
+"""Builds a plan anew where it is to run, by the package and not by a file of the bundle."""
 
 
 def _record(path: Path) -> tuple[int | None, tuple[str, ...]]:
@@ -290,9 +289,7 @@ class TrtRunner:
         self._engine = self._runtime.deserialize_cuda_engine(artifact.read_bytes())
         if self._engine is None:
             reason = log.errors[-1] if log.errors else "no reason given"
-            raise JobError(
-                f"{plan.flavour} {plan.version} cannot load {artifact.name}: {reason}; {rebuild_line(plan)}"
-            )
+            raise JobError(f"{plan.flavour} {plan.version} cannot load {artifact.name}: {reason}; {REBUILD}")
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise JobError(f"no room on the GPU to run {artifact.name}")

@@ -235,7 +235,14 @@ def test_the_script_builds_all_of_its_folder_and_enters_it_into_the_manifest(bun
 @needs_rtx
 def test_the_package_builds_a_folder_without_running_anything_of_it(bundle: Path) -> None:
     (bundle / "build_on_device.py").write_text("raise SystemExit('a script of the bundle was run')")
-    call = [sys.executable, "-m", "ptsr_edge.runtimes.build_on_device", str(bundle), "--flavour", "tensorrt-rtx"]
+    call = [
+        sys.executable,
+        "-m",
+        "ptsr_edge.runtimes.build_on_device",
+        str(bundle),
+        "--flavour",
+        "tensorrt-rtx",
+    ]
     done = subprocess.run(
         [*call, "--compute-capability", "SM86"], capture_output=True, text=True, check=False
     )

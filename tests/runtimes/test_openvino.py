@@ -302,7 +302,9 @@ def test_truncated_and_missing_weights_are_refused(artifact: Path, tmp_path: Pat
     with pytest.raises(JobError, match=f"OpenVINO cannot read {artifact.name}"):
         OpenVinoRunner(folder / artifact.name, threads=1)
     weights.unlink()
-    with pytest.raises(JobError, match=r"openvino-fp32-k8\.bin is missing, or no manifest lists it: export the bundle again"):
+    with pytest.raises(
+        JobError, match=r"openvino-fp32-k8\.bin is missing, or no manifest lists it: export the bundle again"
+    ):
         OpenVinoRunner(folder / artifact.name, threads=1)
 
 

@@ -192,9 +192,7 @@ def test_another_version_is_refused_with_what_mends_it() -> None:
 def test_another_gpu_is_refused_with_what_mends_it() -> None:
     plan = TensorRtPlan(Path("bundle/model.plan"), "tensorrt-rtx", "1.7.1.116", ("SM86", "SM89"))
     require_capability(plan, {"name": "RTX 3060", "capability": "SM86"})
-    fault = (
-        r"built for SM86, SM89, the GPU here is H100 \(SM90\): run `python3 -m ptsr_edge\.runtimes\.build_on_device BUNDLE`"
-    )
+    fault = r"built for SM86, SM89, the GPU here is H100 \(SM90\): run `python3 -m ptsr_edge\.runtimes\.build_on_device BUNDLE`"
     with pytest.raises(JobError, match=fault):
         require_capability(plan, {"name": "H100", "capability": "SM90"})
 
@@ -229,7 +227,9 @@ def test_a_plan_of_another_version_is_refused(plan: Path, tmp_path: Path) -> Non
     content[24:28] = bytes([1, 4, 0, 76])
     old = tmp_path / "old.plan"
     old.write_bytes(content)
-    with pytest.raises(JobError, match=r"built by tensorrt-rtx 1\.4\.0\.76, here is .*build_on_device BUNDLE"):
+    with pytest.raises(
+        JobError, match=r"built by tensorrt-rtx 1\.4\.0\.76, here is .*build_on_device BUNDLE"
+    ):
         TrtRunner(old)
 
 

@@ -132,7 +132,9 @@ def test_a_killed_and_resumed_run_ends_bitwise_like_one_that_was_not(
     )
     assert steps == list(range(killed_at // 2 * 2 + 1, 9))
     assert_same(resumed, whole)
-    assert_same(fit(config, data, recipe, seed=1, state_file=state, resume=True), whole)  # nothing is left to do
+    assert_same(
+        fit(config, data, recipe, seed=1, state_file=state, resume=True), whole
+    )  # nothing is left to do
 
 
 def test_without_resume_a_state_is_not_used(tmp_path: Path) -> None:

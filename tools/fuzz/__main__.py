@@ -73,7 +73,7 @@ def case(name: str, seeds: Path, number: int, folder: Path) -> dict[str, str]:
         reader.call(folder)
     except PtsrError:
         return {"end": "refused"}
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 what ends here is what is looked for
         place = traceback.extract_tb(error.__traceback__)[-1]
         said = f"{type(error).__name__}: {error} at {Path(place.filename).name}:{place.lineno}"
         return {"end": "raw", "said": " ".join(said.split())[:300], "file": path.name}
@@ -93,7 +93,11 @@ def cases(name: str, seeds: Path, first: int, last: int) -> Iterator[dict[str, A
                 if line is None or not line:
                     process.kill()
                     code = process.wait()
-                    yield {"case": at, "end": "hang" if line is None else "crash", "said": f"exit code {code}"}
+                    yield {
+                        "case": at,
+                        "end": "hang" if line is None else "crash",
+                        "said": f"exit code {code}",
+                    }
                     at += 1
                     break
                 record = json.loads(line)
@@ -108,11 +112,20 @@ def _line(stream: Any, limit_s: float) -> str | None:
     return stream.readline() if ready else None
 
 
-@click.command(cls=Verb, epilog="Example: PYTHONPATH=tools:tests/support python -m fuzz --seeds DIR --inputs 1000")
+@click.command(
+    cls=Verb, epilog="Example: PYTHONPATH=tools:tests/support python -m fuzz --seeds DIR --inputs 1000"
+)
 @click.argument("chosen", nargs=-1)
-@click.option("--seeds", type=click.Path(path_type=Path), required=True, help="Sound files; made where they are not there.")
+@click.option(
+    "--seeds",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Sound files; made where they are not there.",
+)
 @click.option("--inputs", type=click.IntRange(min=1), default=200, show_default=True, help="Of each reader.")
-@click.option("--first", type=click.IntRange(min=0), default=0, show_default=True, help="Number of the first case.")
+@click.option(
+    "--first", type=click.IntRange(min=0), default=0, show_default=True, help="Number of the first case."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Where the counts are kept.")
 @click.option("--resume", is_flag=True, help="Go on where --out stands.")
 @click.option("--worker", nargs=3, hidden=True)

@@ -18,7 +18,19 @@ Draw = np.random.Generator
 
 EXTREMES = (0, 1, -1, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 
-NUMBERS = (b"0", b"-1", b"1e309", b"-1e309", b"NaN", b"Infinity", b"99999999999999999999", b"0.0001", b"1e-320", b"x", b"")
+NUMBERS = (
+    b"0",
+    b"-1",
+    b"1e309",
+    b"-1e309",
+    b"NaN",
+    b"Infinity",
+    b"99999999999999999999",
+    b"0.0001",
+    b"1e-320",
+    b"x",
+    b"",
+)
 
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2**31, 2**63, 10**30, 1e308, -0.0, 1e-320, math.nan, math.inf, -math.inf, "", "x",
@@ -77,7 +89,9 @@ def _remove(content: bytes, draw: Draw) -> bytes:
 
 def _repeat(content: bytes, draw: Draw) -> bytes:
     at, length = _place(content, draw), int(draw.integers(1, 257))
-    return content[: at + length] + content[at : at + length] * int(draw.integers(1, 5)) + content[at + length :]
+    return (
+        content[: at + length] + content[at : at + length] * int(draw.integers(1, 5)) + content[at + length :]
+    )
 
 
 def _number(content: bytes, draw: Draw) -> bytes:
@@ -97,7 +111,15 @@ def _digits(content: bytes, draw: Draw) -> bytes:
     return content[: one.start()] + NUMBERS[int(draw.integers(len(NUMBERS)))] + content[one.end() :]
 
 
-BYTE_DAMAGES: tuple[Callable[[bytes, Draw], bytes], ...] = (_flip, _cut, _insert, _remove, _repeat, _number, _digits)
+BYTE_DAMAGES: tuple[Callable[[bytes, Draw], bytes], ...] = (
+    _flip,
+    _cut,
+    _insert,
+    _remove,
+    _repeat,
+    _number,
+    _digits,
+)
 
 
 def _damage_json(content: bytes, draw: Draw) -> bytes:
@@ -131,7 +153,9 @@ def damaged_record(record: Any, draw: Draw) -> Any:
 
 
 def _places(record: Any) -> Any:
-    items = record.items() if isinstance(record, dict) else enumerate(record) if isinstance(record, list) else ()
+    items = (
+        record.items() if isinstance(record, dict) else enumerate(record) if isinstance(record, list) else ()
+    )
     for key, value in items:
         yield record, key
         yield from _places(value)

@@ -71,8 +71,14 @@ def _open(folder: Path, target: str | None = None, precision: str | None = None)
     from ptsr_edge import Session
 
     for variant in read_bundle(folder).variants[:1] if target is None else ({},):
-        asked = dict(target=variant.target, precision=variant.precision, budget=variant.keep_rate) if variant else {}
-        with Session.open(folder, threads=1, **(asked or dict(target=target, precision=precision))) as session:
+        asked = (
+            dict(target=variant.target, precision=variant.precision, budget=variant.keep_rate)
+            if variant
+            else {}
+        )
+        with Session.open(
+            folder, threads=1, **(asked or dict(target=target, precision=precision))
+        ) as session:
             side = session.bundle.preprocess.image_size
             flow = np.random.default_rng(0).normal(size=(side, side, 3)).astype(np.float32)
             found = session.predict(flow)
@@ -215,4 +221,6 @@ def names(chosen: Sequence[str]) -> list[str]:
 
 def facts() -> dict[str, Any]:
     """What a table says of each reader."""
-    return {name: {"files": list(one.files), "hashes_made_right": one.rehash} for name, one in READERS.items()}
+    return {
+        name: {"files": list(one.files), "hashes_made_right": one.rehash} for name, one in READERS.items()
+    }

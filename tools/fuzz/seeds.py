@@ -54,4 +54,6 @@ def make(seeds: Path) -> None:
         for suffix in ("mp4", "mkv"):
             write_video(stage / "videos" / f"stripes.{suffix}", [0, 40, 80])
         make_profile(stage / "profile")
-        DiskCache("fuzzed", stage / "cache").store("ab" * 32, lambda stream: stream.write(b"what was stored" * 100) and None)
+        DiskCache("fuzzed", stage / "cache").store(
+            "ab" * 32, lambda stream: stream.write(b"what was stored" * 100) and None
+        )
