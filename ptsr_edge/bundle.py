@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ptsr_edge.core.config import FLAT, NAME, ModelConfig, Preprocess, Record, read_record
-from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.core.errors import InputError, JobError, PtsrError
 from ptsr_edge.core.files import link_file, sha256_of, write_json
 
 MANIFEST = "bundle.json"
@@ -520,7 +520,12 @@ def private_copy(folder: Path, variants: Sequence[Variant]) -> Iterator[Path]:
                 f"{folder} cannot be copied into {tempfile.gettempdir()} to be opened there ({error.strerror}): "
                 "set TMPDIR to a folder with more room"
             ) from error
-        yield place
+        try:
+            yield place
+        except PtsrError as error:
+            # A runtime names the file that it was given: to its reader the bundle's is the one.
+            text = str(error).replace(str(place), str(folder))
+            raise type(error)(text) from error
 
 
 def _proven(folder: Path, entry: BundleFile) -> Iterator[bytes]:

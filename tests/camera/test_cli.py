@@ -139,7 +139,7 @@ def test_streams_side_by_side_do_not_disturb_each_other(
     assert [by_stream["a"][key] for key in same] == [by_stream["b"][key] for key in same]
     said = answer.stderr.splitlines()
     assert "1 of 3 streams failed: gone: Connection refused; given up after 1 tries" in said[-1]
-    assert "gone: Connection refused; opening rtsp://127.0.0.1:9/live again in" in caplog.text
+    assert "gone: Connection refused; opening rtsp://127.0.0.1:9/... again in" in caplog.text
     assert "secret" not in answer.stderr + caplog.text
 
 

@@ -267,7 +267,7 @@ def test_one_clip_that_cannot_be_read_is_named(
         ),
         ("another width", "does not fit ptsr-pocket: cls_token is (1, 1, 8), wanted (1, 1, 16)"),
         ("another size", "samples are made of 32 pixels, the model takes 16"),
-        ("no width at all", "no model of its geometry can be made here"),
+        ("no width at all", "model.dim: Input should be less than or equal to 4096 (found 1000000000)"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(
@@ -444,18 +444,30 @@ def test_a_signal_ends_an_export_and_leaves_nothing_half_written(
     assert sorted(path.name for path in tmp_path.iterdir()) == [*["bundle"] * older, "scratch"]
 
 
+@pytest.mark.parametrize("exchanges", [True, False], ids=["in one step", "in two"])
 def test_an_interrupt_of_the_swap_leaves_one_of_both_bundles(
-    pocket: Path, megc_folder: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pocket: Path,
+    megc_folder: Path,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    exchanges: bool,
 ) -> None:
     out = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     before = digest_of(tmp_path)
     rename = Path.rename
 
     def interrupted(path: Path, to: Path) -> Path:
-        if to == out and path.name != "old":
+        if to == out and not path.name.endswith(".old"):
             raise KeyboardInterrupt  # the older one has been moved aside by then
         return rename(path, to)
 
+    def exchange(*_: Path) -> bool:
+        if exchanges:
+            raise KeyboardInterrupt
+        return False  # as on a file system without that call
+
+    monkeypatch.setattr("ptsr_edge.core.files._exchange", exchange)
     monkeypatch.setattr(Path, "rename", interrupted)
     result = export("--checkpoint", pocket, "--calibration", megc_folder, "--budgets", "1", "--precision", "fp32",
                     "--no-cache", "--calibration-samples", "6", "--out", out)  # fmt: skip
