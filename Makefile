@@ -11,7 +11,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/setup.stamp
 
-.PHONY: help setup demo test test-quick test-arm lint bench bench-speed bench-speed-peers docs clean
+.PHONY: help setup demo test test-quick test-arm fuzz lint bench bench-speed bench-speed-peers docs clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 24
@@ -56,6 +56,10 @@ lint: setup  ## Format, style and types
 bench: setup  ## Benchmarks of the project's own code
 	@echo "bench: pytest-benchmark"
 	@$(BIN)/python -m pytest benchmarks --benchmark-only
+
+fuzz: setup  ## Damage what is read, in ever new ways; goes on where it stood. FUZZ_ARGS="--inputs 1000000" over a night
+	@echo "fuzz: out/fuzz/found.json"
+	@PYTHONPATH=tools:tests/support $(BIN)/python -m fuzz --seeds out/fuzz/seeds --out out/fuzz/found.json --resume $(FUZZ_ARGS)
 
 bench-speed: setup  ## Beside what others give, in one run; SPEED_ARGS=--help lists what may be set
 	@echo "bench-speed: benchmarks/speed"

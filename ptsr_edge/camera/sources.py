@@ -265,6 +265,8 @@ class VideoSource:
             raise InputError(
                 f"{self.source.shown} is no video that FFmpeg can read ({error.strerror})"
             ) from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.source.shown} has a title or another text that is no UTF-8") from error
 
     def frames(self, stop: threading.Event) -> Generator[TimedFrame, None, None]:
         """See `FrameSource.frames`."""
@@ -281,6 +283,8 @@ class VideoSource:
             raise JobError(_reason(error)) from error
         except (av.error.HTTPClientError, av.error.ProtocolNotFoundError) as error:
             raise SourceRefusedError(_reason(error)) from error
+        except UnicodeDecodeError as error:
+            raise SourceRefusedError("it has a title or another text that is no UTF-8") from error
         except av.FFmpegError as error:
             raise JobError(_reason(error)) from error
 
@@ -303,6 +307,8 @@ class VideoSource:
         self, ffmpeg: Any, container: av.container.InputContainer, stop: threading.Event
     ) -> Generator[TimedFrame, None, None]:
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise SourceRefusedError("no codec is known for its video")
         _check_size(stream.width, stream.height)
         convert = ffmpeg.video.reformatter.VideoReformatter()
         usable_at = time.monotonic()

@@ -45,6 +45,22 @@ def parse(kind: type[R], data: Any, where: str = "") -> R:
         raise InputError(": ".join(part for part in (where, _first_fault(kind, error)) if part)) from None
 
 
+def read_json(text: str) -> Any:
+    """Reads JSON as the standard has it: NaN and infinity, and numbers that are too large to be finite, are none.
+
+    Raises:
+        ValueError, RecursionError: it is no JSON.
+    """
+
+    def finite(digits: str) -> float:
+        value = float(digits)
+        if not math.isfinite(value):
+            raise ValueError(f"{digits} is no number of JSON that can be held")
+        return value
+
+    return json.loads(text, parse_float=finite, parse_constant=finite)
+
+
 def read_record(kind: type[R], path: Path) -> R:
     """Reads a JSON file as a record of `kind`.
 
@@ -52,7 +68,7 @@ def read_record(kind: type[R], path: Path) -> R:
         InputError: there is no such file, or it holds no JSON or no such record.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -16,8 +16,12 @@ import logging
 import os
 import secrets
 import shutil
+import struct
 import sys
 import time
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +45,13 @@ ABANDONED_S = 24 * 3600
 ENTRY_SUFFIX = ".entry"
 
 DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+DAMAGED_ARRAYS = (
+    OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, OverflowError, RuntimeError,
+    SyntaxError, tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What NumPy raises, by where the damage is, when it reads arrays from a damaged .npy or .npz file."""
 
 
 def sha256_of(path: Path) -> str:

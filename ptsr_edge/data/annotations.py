@@ -12,6 +12,7 @@ import os
 import re
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -425,5 +426,8 @@ def _workbook_lines(path: Path, worksheet: str | None) -> list[tuple[Any, ...]]:
         IndexError,
         AttributeError,
         SyntaxError,
+        EOFError,
+        RuntimeError,
+        zlib.error,
     ) as error:
         raise InputError(f"{path} is no readable Excel workbook: {error}") from None

@@ -24,14 +24,13 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.console import say
 from ptsr_edge.core.errors import InputError, JobError, require
-from ptsr_edge.core.files import check_place, write_whole
+from ptsr_edge.core.files import DAMAGED_ARRAYS, check_place, write_whole
 
 ENGINES = ("joblib", "dask")
 IDENTITY = "identity"
@@ -270,7 +269,7 @@ def _read(path: Path, identity: str) -> Arrays | None:
         if str(arrays.pop(IDENTITY)) == identity:
             return arrays
         fault = "it is of another task"
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+    except DAMAGED_ARRAYS as error:
         fault = str(error)
     say(f"{path} cannot be used ({fault}): done again")
     return None

@@ -7,7 +7,6 @@ a model's eager answers over many samples, with which every exported artifact is
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ptsr_edge.core.config import DEVICES as DEVICES
-from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess, Record, named_model, parse
+from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess, Record, named_model, parse, read_json
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import sha256_of, write_whole
 from ptsr_edge.models.ptsr import Model, Ptsr, Vit, build_model, model_of
@@ -117,8 +116,8 @@ def read_info(path: Path) -> CheckpointInfo:
             "taken by `train --init`"
         )
     try:
-        data = json.loads(metadata[METADATA_KEY])
-    except (json.JSONDecodeError, RecursionError) as error:
+        data = read_json(metadata[METADATA_KEY])
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: its {METADATA_KEY} metadata is not JSON: {error}") from None
     return parse(CheckpointInfo, data, str(path))
 

@@ -7,7 +7,6 @@ same data under the same protocol.
 from __future__ import annotations
 
 import math
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.files import DAMAGED_ARRAYS
 from ptsr_edge.profile.schema import PROFILE, Measured, Missing, Profile, read_profile
 from ptsr_edge.stats.classification import uar_half_width, uar_interval
 from ptsr_edge.stats.latency import Ratio, process_interval
@@ -333,7 +333,7 @@ def raw_samples(row: ComparedVariant) -> tuple[NDArray[np.float64] | None, str]:
         return None, f"{stored} is not beside profile.json"
     try:
         samples = _read_samples(path, row.measured.id)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED_ARRAYS as error:
         return None, f"{stored} cannot be read ({error})"
     p50 = row.measured.latency_ms.p50
     if samples.size == 0 or not np.all(samples > 0) or abs(np.median(samples) / p50 - 1) > 0.02:

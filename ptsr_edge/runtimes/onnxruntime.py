@@ -116,11 +116,19 @@ class OrtRunner:
     ) -> None:
         """Loads an ONNX file; see `RunnerClass` and `open_session`."""
         self._session = open_session(artifact, threads, share_weights=share_weights, settings=settings)
+        self._name = artifact.name
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, flow: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
-        """flow (1, C, S, S) -> logits (k,) and kept (K,), None where the graph keeps all."""
-        outputs = dict(zip(self._outputs, self._session.run(None, {"flow": flow}), strict=True))
+        """flow (1, C, S, S) -> logits (k,) and kept (K,), None where the graph keeps all.
+
+        Raises:
+            JobError: ONNX Runtime refuses the input, or cannot compute the graph.
+        """
+        try:
+            outputs = dict(zip(self._outputs, self._session.run(None, {"flow": flow}), strict=True))
+        except Exception as error:
+            raise JobError(f"ONNX Runtime cannot run {self._name}: {error}") from error
         kept = outputs.get("kept")
         return outputs["logits"][0], None if kept is None else kept[0]
 

@@ -198,7 +198,10 @@ class OpenVinoRunner:
         if flow.shape != self._shape or flow.dtype != np.float32:
             raise InputError(f"the model takes float32 {self._shape}, got {flow.dtype} {flow.shape}")
         with self._lock:
-            self._request.infer([flow, *self._budget], share_inputs=True, share_outputs=True)
+            try:
+                self._request.infer([flow, *self._budget], share_inputs=True, share_outputs=True)
+            except RuntimeError as error:
+                raise JobError(f"OpenVINO cannot run the model: {last_line(error)}") from error
             answer = self._logits.data
             if answer.shape != self._classes:
                 raise JobError(
@@ -218,7 +221,10 @@ class OpenVinoRunner:
     def why_not_here(_artifact: Path, runs_on: Mapping[str, Any]) -> str:
         """See `RunnerClass`: openvino must be installed, and the CPU must calculate in the IR's precision."""
         try:
-            choose_precision(str(runs_on["inference_precision"]).split(), capabilities(), "it")
+            wanted = str(runs_on.get("inference_precision", "")).split()
+            if not wanted:
+                return "the bundle does not say which precision it is to be calculated in: export it again"
+            choose_precision(wanted, capabilities(), "it")
         except JobError as error:
             return str(error)
         return ""
@@ -290,7 +296,7 @@ def read_ir(core: Any, artifact: Path, shared: Any = None) -> Any:
         if shared is not None:
             return core.read_model(artifact.read_bytes(), shared)
         return core.read_model(artifact, weights)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # of bytes that are no text its own message cannot be made
         raise JobError(f"OpenVINO cannot read {artifact.name}: {last_line(error)}") from error
 
 

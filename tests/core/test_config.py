@@ -206,3 +206,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_folder_is_no_record(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a readable JSON file"):
         read_record(Outer, tmp_path)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e309"])
+def test_numbers_that_json_has_not_are_refused(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(f'{{"image_size": 16, "flow": {number}}}', encoding="utf-8")
+    with pytest.raises(InputError, match="is not a readable JSON file: .* is no number of JSON"):
+        read_record(Preprocess, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import openpyxl
@@ -190,3 +191,15 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
 )
 def test_units_as_annotators_write_them(text: str, units: set[int]) -> None:
     assert read_units(text) == units
+
+
+def test_a_workbook_that_cannot_be_unpacked_is_told(tmp_path: Path) -> None:
+    path = write_workbook(tmp_path / "sheet.xlsx", SAMM_HEADING, SAMM_ROWS)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            at = member.header_offset + 30 + len(member.filename)
+            content[at : at + 8] = b"\xff" * 8  # what deflate never writes
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is no readable Excel workbook"):
+        read_sheet(path, ["Subject"])

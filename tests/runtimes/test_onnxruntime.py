@@ -14,7 +14,7 @@ import onnx
 import pytest
 from bundle_data import SIDE, tiny_graph
 from no_network import FILTERED, run_watched
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from typed_graphs import small_graph
 
 from ptsr_edge.core.errors import JobError, MissingExtraError
@@ -210,3 +210,20 @@ def test_onnx_runtime_keeps_nothing_to_send(tiny_bundle: Path, tmp_path: Path) -
     # Without this package it does, or the test above could not fail. The kernel holds it back.
     _, _, left = run_watched([sys.executable, "-c", IMPORT_ONNX], tmp_path / "theirs")
     assert [name for name in left if "onnxruntime" in name]
+
+
+def test_a_graph_that_cannot_be_computed_is_told_as_the_projects_error(tmp_path: Path) -> None:
+    """Weights can hold any index; which of them is outside shows when the graph is computed."""
+    nodes = [helper.make_node("Gather", ["flow", "places"], ["logits"], axis=3)]
+    graph = helper.make_graph(
+        nodes,
+        "outside",
+        [helper.make_tensor_value_info("flow", TensorProto.FLOAT, [1, 3, 4, 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array([0, 400]), "places")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / "outside.onnx")
+    runner = OrtRunner(tmp_path / "outside.onnx", threads=1)
+    with pytest.raises(JobError, match=r"ONNX Runtime cannot run outside\.onnx: .*out of data bounds"):
+        runner.run(np.zeros((1, 3, 4, 4), np.float32))

@@ -414,3 +414,7 @@ def test_the_package_imports_neither_in_another_way() -> None:
 def test_what_is_missing_names_its_extra() -> None:
     with pytest.raises(MissingExtraError, match=r"pip install .*\[openvino\]"):
         require_silenced("no_such_openvino", "openvino", "a test")
+
+
+def test_a_bundle_that_names_no_precision_cannot_run_here(artifact: Path) -> None:
+    assert "does not say which precision" in OpenVinoRunner.why_not_here(artifact, {})

@@ -1,6 +1,6 @@
 """Damages what the package reads, in so many ways as are asked for, and counts how its readers end.
 
-    PYTHONPATH=tools:tests/support python -m fuzz --seeds out/fuzz/seeds --inputs 1000 --out out/fuzz/found.json
+    make fuzz FUZZ_ARGS="--inputs 1000"
 
 Each case is a number: it damages the same file in the same way whenever it is run. Cases run in processes of their own, so
 that one that hangs or crashes ends itself alone. With --resume a run goes on where an earlier one stood.
@@ -112,9 +112,7 @@ def _line(stream: Any, limit_s: float) -> str | None:
     return stream.readline() if ready else None
 
 
-@click.command(
-    cls=Verb, epilog="Example: PYTHONPATH=tools:tests/support python -m fuzz --seeds DIR --inputs 1000"
-)
+@click.command(cls=Verb, epilog='Example: make fuzz FUZZ_ARGS="--inputs 1000 checkpoint"')
 @click.argument("chosen", nargs=-1)
 @click.option(
     "--seeds",

@@ -34,26 +34,31 @@ def make(seeds: Path) -> None:
             out=stage / "bundle", model=MODEL, target=["cpu", "openvino"], budgets=(0.25,), precisions=("fp32", "int8"),
             cache=True,
         )  # fmt: skip
-        for name in ("checkpoint", "foreign", "recipe", "images", "videos"):
-            (stage / name).mkdir()
-        shutil.copy(STARTING / f"{MODEL}.safetensors", stage / "checkpoint")
-        save_file(build_model(named_model("vit-nano")).state_dict(), stage / "foreign" / "timm.safetensors")
-        shutil.copy(Path(__file__).parents[2] / "export" / "cpu.toml", stage / "recipe")
-        recorded_trees.casme2(stage / "casme2")
-        recorded_trees.casme3(stage / "casme3")
-        (workbook,) = (stage / "casme3").rglob("*.xlsx")
-        with workbook.with_suffix(".csv").open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows([recorded_trees.CASME3_HEADING, *recorded_trees.CASME3_ROWS])
-        workbook.unlink()
-        write_frames(stage / "own")
-        write_template(stage / "own")
-        fill_in(stage / "own" / "clips.csv")
-        onset, _ = recorded_trees.faces(0, 64)
-        for suffix in ("png", "jpg", "bmp", "tif"):
-            cv2.imwrite(str(stage / "images" / f"face.{suffix}"), onset)
-        for suffix in ("mp4", "mkv"):
-            write_video(stage / "videos" / f"stripes.{suffix}", [0, 40, 80])
-        make_profile(stage / "profile")
-        DiskCache("fuzzed", stage / "cache").store(
-            "ab" * 32, lambda stream: stream.write(b"what was stored" * 100) and None
-        )
+        make_files(stage)
+
+
+def make_files(folder: Path) -> None:
+    """Makes all but the bundle."""
+    for name in ("checkpoint", "foreign", "recipe", "images", "videos"):
+        (folder / name).mkdir()
+    shutil.copy(STARTING / f"{MODEL}.safetensors", folder / "checkpoint")
+    save_file(build_model(named_model("vit-nano")).state_dict(), folder / "foreign" / "timm.safetensors")
+    shutil.copy(Path(__file__).parents[2] / "export" / "cpu.toml", folder / "recipe")
+    recorded_trees.casme2(folder / "casme2")
+    recorded_trees.casme3(folder / "casme3")
+    (workbook,) = (folder / "casme3").rglob("*.xlsx")
+    with workbook.with_suffix(".csv").open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([recorded_trees.CASME3_HEADING, *recorded_trees.CASME3_ROWS])
+    workbook.unlink()
+    write_frames(folder / "own")
+    write_template(folder / "own")
+    fill_in(folder / "own" / "clips.csv")
+    onset, _ = recorded_trees.faces(0, 64)
+    for suffix in ("png", "jpg", "bmp", "tif"):
+        cv2.imwrite(str(folder / "images" / f"face.{suffix}"), onset)
+    for suffix in ("mp4", "mkv"):
+        write_video(folder / "videos" / f"stripes.{suffix}", [0, 40, 80])
+    make_profile(folder / "profile")
+    DiskCache("fuzzed", folder / "cache").store(
+        "ab" * 32, lambda stream: stream.write(b"what was stored" * 100) and None
+    )
