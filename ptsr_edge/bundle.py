@@ -364,6 +364,18 @@ class Bundle(Record):
     recommended: RecommendedVariant | None = None
 
     @model_validator(mode="after")
+    def _fits_together(self) -> Bundle:
+        if len(self.labels) != self.model.classes or len(set(self.labels)) != len(self.labels):
+            raise ValueError(
+                f"labels must be {self.model.classes} different names, one a class, got {self.labels}"
+            )
+        if self.preprocess.image_size != self.model.image_size:
+            raise ValueError(
+                f"samples are made of {self.preprocess.image_size} pixels, the model takes {self.model.image_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _recommends_what_it_has(self) -> Bundle:
         ids = [variant.id for variant in self.variants]
         if self.recommended is not None and self.recommended.variant not in ids:

@@ -298,10 +298,16 @@ class Session:
         """Makes a prediction of what `infer` found: logits (k,), kept patches (K,).
 
         Raises:
-            JobError: the logits are not finite.
+            JobError: the logits are not finite or not one a class, or a patch is outside of the grid.
         """
-        if not np.isfinite(logits).all():
-            raise JobError(f"{self.variant.id} answered {logits.tolist()}: not finite")
+        if len(logits) != len(self.bundle.labels) or not np.isfinite(logits).all():
+            raise JobError(
+                f"{self.variant.id} answered {logits.tolist()}: not finite, or not {len(self.bundle.labels)}"
+            )
+        if kept.size and not 0 <= kept.min() <= kept.max() < self.bundle.model.patches:
+            raise JobError(
+                f"{self.variant.id} kept patches outside of the {self.bundle.model.patches} that there are"
+            )
         weights = np.exp(logits.astype(np.float64) - logits.max())
         shares = weights / weights.sum()
         labels = self.bundle.labels

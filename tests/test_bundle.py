@@ -199,6 +199,23 @@ def test_a_bad_manifest_is_refused(
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"labels": ["a", "b"]}, "labels must be 3 different names"),
+        ({"labels": ["a", "b", "b"]}, "labels must be 3 different names"),
+        ({"preprocess": {"image_size": 56}}, "samples are made of 56 pixels, the model takes"),
+    ],
+)
+def test_labels_and_samples_are_those_of_the_model(
+    tmp_path: Path, bundle: Bundle, change: dict[str, Any], says: str
+) -> None:
+    record = bundle.model_dump(mode="json", by_alias=True) | change
+    (tmp_path / MANIFEST).write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(InputError, match=says):
+        read_bundle(tmp_path)
+
+
 def test_a_folder_that_is_none_or_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is not a folder; a bundle is a folder with a bundle\.json"):
         read_bundle(tmp_path / "none")

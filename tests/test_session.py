@@ -292,6 +292,21 @@ def test_budgets_are_switched_without_loading_again(tiny_bundle: Path, random_fl
     assert session.variant.keep_rate == 0.25
 
 
+@pytest.mark.parametrize(
+    ("logits", "kept", "says"),
+    [
+        ([0.0, np.nan, 1.0], [0, 3], "not finite"),
+        ([0.0, 1.0], [0, 3], "not finite, or not 3"),
+        ([0.0, 0.0, 1.0], [0, 16], "kept patches outside of the 16 that there are"),
+        ([0.0, 0.0, 1.0], [-1, 3], "kept patches outside of the 16 that there are"),
+    ],
+)
+def test_an_answer_that_cannot_be_is_none(tiny_bundle: Path, logits: Any, kept: Any, says: str) -> None:
+    session = Session.open(tiny_bundle, budget=1.0)
+    with pytest.raises(JobError, match=says):
+        session.answer(np.array(logits, np.float32), np.array(kept))
+
+
 def test_a_closed_session_answers_no_more(tiny_bundle: Path, random_flows: Any) -> None:
     flow = random_flows(1)[0]
     with Session.open(tiny_bundle, budget=1.0) as session:
