@@ -293,11 +293,66 @@ def read_ir(core: Any, artifact: Path, shared: Any = None) -> Any:
         if not path.is_file():
             raise JobError(f"{path.name} is missing, or no manifest lists it: export the bundle again")
     try:
-        if shared is not None:
-            return core.read_model(artifact.read_bytes(), shared)
-        return core.read_model(artifact, weights)
+        model = (
+            core.read_model(artifact, weights)
+            if shared is None
+            else core.read_model(artifact.read_bytes(), shared)
+        )
     except (RuntimeError, ValueError) as error:  # of bytes that are no text its own message cannot be made
         raise JobError(f"OpenVINO cannot read {artifact.name}: {last_line(error)}") from error
+
+    check_places(model, artifact.name)
+    return model
+
+
+MOVES = ("Gather", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Convert", "StridedSlice", "Slice")
+"""Operators that hand on values of their first input as they are."""
+
+
+MOST_PADDING = 65_536
+"""Rows or columns that an IR may add."""
+
+
+def check_places(model: Any, name: str) -> None:
+    """Makes sure that no Gather takes from outside of its data and no Pad cuts off or adds without end, as constants decide it.
+
+    OpenVINO does not look: it would read foreign memory, or end the process.
+
+    Raises:
+        JobError: one does.
+    """
+    for node in model.get_ops():
+        kind = node.get_type_name()
+        if kind == "Pad":
+            for place in (1, 2):
+                found = _bounds(node.input_value(place))
+                if found is not None and not 0 <= found[0] <= found[1] <= MOST_PADDING:
+                    raise JobError(f"{name} pads by {found[0]} to {found[1]}: export the bundle again")
+        elif kind == "Gather":
+            shape, axis = node.input_value(0).get_partial_shape(), _bounds(node.input_value(2))
+            found = _bounds(node.input_value(1))
+            if found is None or axis is None or shape.is_dynamic:
+                continue
+            size = shape.to_shape()[axis[0]]
+            if not -size <= found[0] <= found[1] < size:
+                raise JobError(
+                    f"{name} takes the places {found[0]} to {found[1]} of {size}: export the bundle again"
+                )
+
+
+def _bounds(output: Any) -> tuple[int, int] | None:
+    """The least and the largest value of whole numbers that constants and TopK decide; None of others."""
+    node = output.get_node()
+    kind = node.get_type_name()
+    if kind == "Constant":
+        values = node.get_data()
+        return (int(values.min()), int(values.max())) if values.size and values.dtype.kind in "iu" else None
+    if kind in MOVES:
+        return _bounds(node.input_value(0))
+    if kind == "TopK" and output.get_index() == 1:
+        shape = node.input_value(0).get_partial_shape()
+        return None if shape.is_dynamic else (0, shape.to_shape()[node.get_axis()] - 1)
+    return None
 
 
 def rt_entry(model: Any, key: str, name: str) -> str:

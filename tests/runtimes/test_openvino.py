@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -418,3 +419,43 @@ def test_what_is_missing_names_its_extra() -> None:
 
 def test_a_bundle_that_names_no_precision_cannot_run_here(artifact: Path) -> None:
     assert "does not say which precision" in OpenVinoRunner.why_not_here(artifact, {})
+
+
+def spoilt(artifact: Path, folder: Path, kind: str, value: int) -> Path:
+    """A copy of an IR in whose weights a constant that decides a Gather's places, or a Pad's amounts, is another."""
+    copy = Path(shutil.copytree(artifact.parent, folder)) / artifact.name
+    model = ov.Core().read_model(copy)
+    names = [
+        found.get_friendly_name()
+        for node in model.get_ops()
+        if node.get_type_name() == kind
+        for found in [places_of(node.input_value(1).get_node())]
+        if found is not None and found.get_data().size > 1
+    ]
+    data = ElementTree.parse(copy).getroot().find(f"layers/layer[@name='{names[0]}']/data")
+    assert data is not None
+    assert data.get("element_type") == "i64"
+    weights = weights_of(copy)
+    content = bytearray(weights.read_bytes())
+    at = int(str(data.get("offset")))
+    content[at : at + 8] = value.to_bytes(8, "little", signed=True)
+    weights.unlink()  # it may be a further name of another's
+    weights.write_bytes(content)
+    return copy
+
+
+def places_of(node: Any) -> Any:
+    """The constant that an index comes from, through what hands it on."""
+    while node.get_type_name() in openvino.MOVES:
+        node = node.input_value(0).get_node()
+    return node if node.get_type_name() == "Constant" else None
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("Gather", 10**9), ("Gather", -(10**9)), ("Pad", -(2**32)), ("Pad", 2**31)]
+)
+def test_places_from_outside_are_refused_before_openvino_goes_there(
+    artifact: Path, tmp_path: Path, kind: str, value: int
+) -> None:
+    with pytest.raises(JobError, match=r"(takes the places|pads by) .*export the bundle again|cannot read"):
+        OpenVinoRunner(spoilt(artifact, tmp_path / "copy", kind, value), threads=1)
