@@ -318,6 +318,8 @@ class _Server(ThreadingHTTPServer):
     """Answers few requests at once: whoever sends half of one, or a thousand, takes nothing from the camera."""
 
     daemon_threads = True
+    request_queue_size = 128
+    """Of the system: where it is full, whoever connects tries again a second later only."""
 
     def __init__(self, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
         self._free = threading.Semaphore(MOST_REQUESTS)

@@ -168,7 +168,7 @@ def test_the_page_is_on_loopback_only_and_gone_with_the_block() -> None:
 def test_a_thousand_half_requests_hold_few_threads_and_the_page_comes_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ptsr_edge.camera.metrics.REQUEST_S", 0.5)
+    monkeypatch.setattr("ptsr_edge.camera.metrics.REQUEST_S", 0.1)
     before = threading.active_count()
     with serve(0, Page(dict, dict)) as port, ExitStack() as held:
         for _ in range(1000):
