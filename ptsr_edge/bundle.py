@@ -14,7 +14,16 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ptsr_edge.core.config import FLAT, NAME, ModelConfig, Preprocess, Record, read_record
+from ptsr_edge.core.config import (
+    FLAT,
+    NAME,
+    VARIANT_NAME,
+    ModelConfig,
+    Preprocess,
+    Record,
+    check_fit,
+    read_record,
+)
 from ptsr_edge.core.errors import InputError, JobError, PtsrError
 from ptsr_edge.core.files import link_file, sha256_of, write_json
 
@@ -162,7 +171,7 @@ class Variant(Record):
     the operators that no formula is known for: `macs` leaves them out.
     """
 
-    id: str = Field(pattern=NAME)
+    id: str = Field(pattern=VARIANT_NAME)
     target: str
     keep_rate: float = Field(gt=0, le=1)
     tokens: int = Field(ge=1)
@@ -365,14 +374,7 @@ class Bundle(Record):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Bundle:
-        if len(self.labels) != self.model.classes or len(set(self.labels)) != len(self.labels):
-            raise ValueError(
-                f"labels must be {self.model.classes} different names, one a class, got {self.labels}"
-            )
-        if self.preprocess.image_size != self.model.image_size:
-            raise ValueError(
-                f"samples are made of {self.preprocess.image_size} pixels, the model takes {self.model.image_size}"
-            )
+        check_fit(self.model, self.labels, self.preprocess)
         return self
 
     @model_validator(mode="after")
@@ -536,8 +538,9 @@ def private_copy(folder: Path, variants: Sequence[Variant]) -> Iterator[Path]:
             yield place
         except PtsrError as error:
             # A runtime names the file that it was given: to its reader the bundle's is the one.
-            text = str(error).replace(str(place), str(folder))
-            raise type(error)(text) from error
+            if str(place) not in str(error):
+                raise
+            raise type(error)(str(error).replace(str(place), str(folder))) from error
 
 
 def _proven(folder: Path, entry: BundleFile) -> Iterator[bytes]:

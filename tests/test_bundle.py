@@ -216,6 +216,18 @@ def test_labels_and_samples_are_those_of_the_model(
         read_bundle(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["/tmp/elsewhere", "../elsewhere", "a/b", "", ".hidden", "a" * 129])
+def test_the_name_of_a_variant_is_no_path(tmp_path: Path, bundle: Bundle, name: str) -> None:
+    record = bundle.model_dump(mode="json", by_alias=True)
+    record["variants"][0]["id"] = name
+    (tmp_path / MANIFEST).write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(InputError, match=r"variants\.0\.id"):
+        read_bundle(tmp_path)
+    record["variants"][0]["id"] = "m" * 64 + "-openvino-int8-k196"  # of the longest name of a model
+    (tmp_path / MANIFEST).write_text(json.dumps(record), encoding="utf-8")
+    read_bundle(tmp_path)
+
+
 def test_a_folder_that_is_none_or_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is not a folder; a bundle is a folder with a bundle\.json"):
         read_bundle(tmp_path / "none")

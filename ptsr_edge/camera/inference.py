@@ -1,6 +1,6 @@
 """Answers to flow samples: one session for all streams, the budget that holds a deadline, and the cascade.
 
-A `Session` is for one thread; `SharedSession` lends it to one at a time, for the inference alone. All budgets are
+A switch of a `Session` counts for all threads; `SharedSession` lends it to one at a time, for switch and inference together. All budgets are
 loaded and timed beforehand, so that moving from one to another costs nothing.
 """
 

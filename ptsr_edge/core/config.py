@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -103,7 +103,10 @@ LABELS = ("negative", "positive", "surprise")
 
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-"""Of a model and of a variant: they become names of files and folders."""
+"""Of a model: it becomes a part of names of files and folders."""
+
+VARIANT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+"""Of a variant: that of its model, of target, precision and budget behind it."""
 
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -225,6 +228,20 @@ class Preprocess(Record):
     global_motion: Literal["similarity", "none"] = "similarity"
     strain: Literal["sobel3"] = "sobel3"
     normalise: Literal["median-std"] = "median-std"
+
+
+def check_fit(model: ModelConfig, labels: Sequence[str], preprocess: Preprocess) -> None:
+    """Makes sure that labels and samples are those of a model; for validators of records that hold all three.
+
+    Raises:
+        ValueError: labels are not one a class and different, or samples are of another size.
+    """
+    if len(labels) != model.classes or len(set(labels)) != len(labels):
+        raise ValueError(f"labels must be {model.classes} different names, one a class, got {labels}")
+    if preprocess.image_size != model.image_size:
+        raise ValueError(
+            f"samples are made of {preprocess.image_size} pixels, the model takes {model.image_size}"
+        )
 
 
 _TINY = dict(image_size=112, patch_size=8, dim=192, depth=6, heads=3)

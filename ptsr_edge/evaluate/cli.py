@@ -28,7 +28,7 @@ from ptsr_edge.evaluate.evaluation import (
     evaluate_bundle,
     evaluate_checkpoint,
     judged_samples,
-    line_of_ceiling,
+    lines_of_ceiling,
     unit_ceiling,
     variants_at,
 )
@@ -168,7 +168,7 @@ def main(
             records = evaluate_checkpoint(model, data, budgets or default_rates(source.model))
         ceiling = unit_ceiling(data)
         record = {"data": data_name, "protocol": chosen, "results": records, "ceiling": ceiling}
-        lines = lines_of(records) + line_of_ceiling(ceiling)
+        lines = lines_of(records) + lines_of_ceiling(ceiling)
     say(f"{data_name}: {record['protocol']}")
     if out is not None:
         write_json(out, record)

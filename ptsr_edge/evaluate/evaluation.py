@@ -197,7 +197,7 @@ def _ridge_classes(
     return found
 
 
-def line_of_ceiling(ceiling: Mapping[str, Any] | None) -> list[str]:
+def lines_of_ceiling(ceiling: Mapping[str, Any] | None) -> list[str]:
     """Returns the line on what `unit_ceiling` found, or none."""
     if ceiling is None:
         return []

@@ -25,7 +25,7 @@ from ptsr_edge.evaluate.evaluation import (
     THROUGH,
     default_rates,
     folds,
-    line_of_ceiling,
+    lines_of_ceiling,
     scores_of,
     unit_ceiling,
 )
@@ -301,7 +301,7 @@ def lines_of_folds(record: Mapping[str, Any]) -> list[str]:
             lines.append(f"  {name}: {_both(of_set)}")
         if "oracle" in entry:
             lines.append(f"  {_both(entry['oracle'])}  <- {ORACLE}")
-    if ceiling := line_of_ceiling(record["ceiling"]):
+    if ceiling := lines_of_ceiling(record["ceiling"]):
         lines += ["", *ceiling]
     if record["paired"]:
         lines += ["", f"differences ({PAIRED}):"]

@@ -21,7 +21,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ptsr_edge.core.config import DEVICES as DEVICES
-from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess, Record, named_model, parse, read_json
+from ptsr_edge.core.config import (
+    LABELS,
+    ModelConfig,
+    Preprocess,
+    Record,
+    check_fit,
+    named_model,
+    parse,
+    read_json,
+)
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import sha256_of, write_whole
 from ptsr_edge.models.ptsr import Model, Ptsr, Vit, build_model, model_of
@@ -48,15 +57,7 @@ class CheckpointInfo(Record):
 
     @model_validator(mode="after")
     def _fits_together(self) -> CheckpointInfo:
-        if len(self.labels) != self.model.classes or len(set(self.labels)) != len(self.labels):
-            raise ValueError(
-                f"labels must be {self.model.classes} different names, one a class, got {self.labels}"
-            )
-        if self.preprocess.image_size != self.model.image_size:
-            raise ValueError(
-                f"samples are made of {self.preprocess.image_size} pixels, the model takes "
-                f"{self.model.image_size}"
-            )
+        check_fit(self.model, self.labels, self.preprocess)
         return self
 
 

@@ -31,8 +31,8 @@ from ptsr_edge.core.console import Verb, finish, run, say
 from ptsr_edge.core.errors import InputError, PtsrError
 from ptsr_edge.core.files import write_json
 
-LIMIT_S = 20.0
-"""Of one case; more is a hang."""
+LIMIT_S = 80.0
+"""Of one case and the start of its process; more is a hang."""
 
 LIMIT_BYTES = 12_000_000_000
 """Of address space that a case may take; the runtimes alone map some of it."""
@@ -86,10 +86,11 @@ def cases(name: str, seeds: Path, first: int, last: int) -> Iterator[dict[str, A
     while at < last:
         until = min(last, at + BATCH)
         call = [sys.executable, "-m", "fuzz", "--worker", name, str(at), str(until), "--seeds", str(seeds)]
-        with subprocess.Popen(call, stdout=subprocess.PIPE, text=True, env=os.environ) as process:
+        # Unbuffered: a line that was read ahead would not wake `select`.
+        with subprocess.Popen(call, stdout=subprocess.PIPE, bufsize=0) as process:
             assert process.stdout is not None
             while at < until:
-                line = _line(process.stdout, LIMIT_S + (60 if at == first else 30))
+                line = _line(process.stdout)
                 if line is None or not line:
                     process.kill()
                     code = process.wait()
@@ -106,9 +107,9 @@ def cases(name: str, seeds: Path, first: int, last: int) -> Iterator[dict[str, A
                     at = record["case"] + 1
 
 
-def _line(stream: Any, limit_s: float) -> str | None:
+def _line(stream: Any) -> bytes | None:
     """Returns the next line, empty where the process has ended, None where none came in time."""
-    ready, _, _ = select.select([stream], [], [], limit_s)
+    ready, _, _ = select.select([stream], [], [], LIMIT_S)
     return stream.readline() if ready else None
 
 
