@@ -1,26 +1,37 @@
 """PTSR, its baseline and its references in the same folds, with paired intervals: the figures of ACCURACY.md.
 
-    python benchmarks/accuracy.py --root DIR [--protocol loso|groups|cross] [--seeds 3] [--jobs 2] [--out DIR]
+    python benchmarks/accuracy.py --root DIR --faces DIR [--protocol zero-shot|loso|groups|cross] [--seeds 3] [--jobs 2]
+                                  [--out DIR]
 
-Data are megc-flow; nothing that is derived from them is written but the run folder below --out, which stays with the
-user. Every model that learns begins with weights from the same closely cropped synthetic faces or, where its name says
-`random start`, with seeded random ones. Controls of the selection are pre-trained with their own selection.
+Data are megc-flow, and those that weights are made of are ict-face; nothing that is derived from the former is written but
+the run folder below --out, which stays with the user. `zero-shot` trains on faces of the model alone and judges all
+recorded clips. In the other protocols every model that learns begins with weights from those faces or, where its name
+says `random start`, with seeded random ones. Controls of the selection are pre-trained with their own selection.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from reference_learners import CnnLearner, MeansLearner, Ststnet, SvmLearner, fit_cnn
 
 from ptsr_edge.core.config import ModelConfig, named_model
 from ptsr_edge.core.console import progress
-from ptsr_edge.data.datasets import HELD_OUT, FlowDataset, load, load_closely_cropped, split_subjects
-from ptsr_edge.evaluate.cross_validation import Answers, Learner, ModelLearner, cross_validate
+from ptsr_edge.data.datasets import HELD_OUT, FlowDataset, load, split_subjects
+from ptsr_edge.evaluate.cross_validation import (
+    Answers,
+    Learner,
+    ModelLearner,
+    cross_validate,
+    deciding_versions,
+)
 from ptsr_edge.evaluate.evaluation import PROTOCOLS, folds
+from ptsr_edge.evaluate.executor import Arrays, Task, run_tasks
 from ptsr_edge.evaluate.folds import paired_records, summaries
 from ptsr_edge.models.macs import exported_macs
 from ptsr_edge.models.ptsr import Ptsr
@@ -42,13 +53,77 @@ def variant(label: str, training: FlowDataset, **changes: Any) -> ModelLearner:
     return ModelLearner(config, recipe, RATES, initial=start, label=f"ptsr-nano, {label}")
 
 
-def learners(without: Sequence[str]) -> list[Learner]:
-    """All that are compared; `without` leaves out those whose names begin so."""
-    everything = load_closely_cropped("synthetic", image_size=NANO.image_size)
-    training = everything.of_subjects(split_subjects(everything.subjects, HELD_OUT, seed=0)[0])
+def drawn_people(faces: Path) -> FlowDataset:
+    """The clips that the package's own weights were trained on."""
+    everything = load("ict-face", faces, image_size=NANO.image_size, crop="close")
+    return everything.of_subjects(split_subjects(everything.subjects, HELD_OUT, seed=0)[0])
+
+
+def zero_shot_learners() -> list[Learner]:
+    """All that are trained on drawn faces alone."""
+    recipe = PRETRAINING["nano"]
+    chance = NANO.model_copy(update={"name": "ptsr-nano-random", "score": "random"})
+    return [
+        SvmLearner(),
+        MeansLearner("means alone"),
+        ModelLearner(named_model("vit-nano"), recipe, (1.0,)),
+        ModelLearner(NANO, recipe, (1.0, *RATES)),
+        ModelLearner(chance, recipe, RATES, label="ptsr-nano, random selection"),
+    ]
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What every job of the zero-shot protocol shares."""
+
+    learners: tuple[Learner, ...]
+    training: FlowDataset
+    judged: FlowDataset
+
+
+def judge(shared: Judging, job: tuple[int, int]) -> Arrays:
+    """Trains a learner, by its place, with a seed and returns its answers for the recorded clips."""
+    place, seed = job
+    return shared.learners[place].answer(shared.training, shared.judged, seed)
+
+
+def zero_shot(
+    compared: Sequence[Learner], data: FlowDataset, faces: Path, seeds: Sequence[int], **how: Any
+) -> list[Answers]:
+    """Trains on drawn people and judges recorded ones; `how` goes to `run_tasks`."""
+    shared = Judging(tuple(compared), drawn_people(faces), data)
+    jobs = [(place, seed) for place in range(len(compared)) for seed in seeds]
+    digests = {"training": shared.training.digest(), "judged": data.digest()}
+    tasks = [
+        Task(
+            f"{compared[place].name}-seed{seed}",
+            {**compared[place].identity(), **digests, "seed": seed},
+            (place, seed),
+        )
+        for place, seed in jobs
+    ]
+    results = dict(
+        zip(jobs, run_tasks(judge, tasks, shared=shared, versions=deciding_versions, **how), strict=True)
+    )
+    return [
+        Answers(
+            learner, data, tuple(seeds), np.stack([results[place, seed]["logits"] for seed in seeds]), None
+        )
+        for place, learner in enumerate(compared)
+    ]
+
+
+def kept(found: Sequence[Learner], without: Sequence[str]) -> list[Learner]:
+    """Leaves out the learners whose names begin as one of `without`."""
+    return [one for one in found if not any(one.name.startswith(name) for name in without)]
+
+
+def learners(faces: Path) -> list[Learner]:
+    """All that are compared in folds."""
+    training = drawn_people(faces)
     cnn_start: Ststnet = fit_cnn(training, PRETRAINING["nano"], seed=0)
     started = first_weights(NANO, RECORDED["nano"], seed=0)
-    found: list[Learner] = [
+    return [
         SvmLearner(),
         MeansLearner("means alone", started.means if isinstance(started, Ptsr) else None),
         CnnLearner("cnn, random start", CNN_RECIPE),
@@ -60,7 +135,6 @@ def learners(without: Sequence[str]) -> list[Learner]:
         variant("no means", training, mean_readout=False),
         variant("no means, random selection", training, mean_readout=False, score="random"),
     ]
-    return [one for one in found if not any(one.name.startswith(name) for name in without)]
 
 
 def macs_of(learner: Learner, rate: float) -> int | None:
@@ -127,21 +201,32 @@ def _comparison(ours: Answers, other: Answers) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, required=True, help="folder of megc-flow")
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="loso")
+    parser.add_argument(
+        "--faces", type=Path, required=True, help="folder with ict_face.npz (ptsr-edge data facekit)"
+    )
+    parser.add_argument("--protocol", choices=("zero-shot", *PROTOCOLS), default="loso")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--without", nargs="*", default=[], help="leave out learners whose names begin so")
     parser.add_argument("--out", type=Path, help="run folder: a killed run goes on from it")
     options = parser.parse_args()
     data = load("megc-flow", options.root, image_size=NANO.image_size)
-    compared = learners(options.without)
     seeds = range(options.seeds)
+    how: dict[str, Any] = {"jobs": options.jobs, "folder": options.out, "resume": options.out is not None}
+    if options.protocol == "zero-shot":
+        compared = kept(zero_shot_learners(), options.without)
+        bar = iter(progress(range(len(compared) * len(seeds)), options.protocol))
+        found = zero_shot(
+            compared, data, options.faces, seeds, on_done=lambda _: next(bar, None) and None, **how
+        )
+        print("\n".join([*table(found), "", *comparisons(found)]))
+        return
+    compared = kept(learners(options.faces), options.without)
     total = sum(len(folds(options.protocol, data.subjects, seed)) for seed in seeds) * len(compared)
     bar = iter(progress(range(total), options.protocol))
     found = cross_validate(
-        compared, data, options.protocol, seeds, jobs=options.jobs, on_fold=lambda: next(bar, None) and None,
-        folder=options.out, resume=options.out is not None,
-    )  # fmt: skip
+        compared, data, options.protocol, seeds, on_fold=lambda: next(bar, None) and None, **how
+    )
     print("\n".join([*table(found), "", *comparisons(found)]))
 
 

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from ptsr_edge.camera.face_motion import SIDE, expressive_mask
 from ptsr_edge.camera.spotting import FrameAverager, SpotSettings, Spotter
 from ptsr_edge.core.config import Preprocess
-from ptsr_edge.data.synthetic_video import draw_script, film
+from ptsr_edge.data.synthetic_clips import draw_script, film
 from ptsr_edge.vision.flow import head_motion, optical_flow
 
 RATES = (30, 100, 200)

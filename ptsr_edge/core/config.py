@@ -211,11 +211,16 @@ FLOW: FlowMethod = "dis-light"
 """The method for models that are trained from now on."""
 
 
+CropName = Literal["wide", "close"]
+
+
 class Preprocess(Record):
     """The way from two frames to the input of a model; travels with every checkpoint and bundle.
 
     Attributes:
         image_size: side of the square input, in pixels.
+        crop: how much of a face a sample shows: `wide`, what a detector frames, or the part of it from brow to chin and
+            from temple to temple, as the recorded data sets were cropped by their publishers.
         flow: method of the optical flow from onset to apex.
         global_motion: motion of the head that is removed before the flow is measured.
         strain: formula and derivative of the third channel.
@@ -224,6 +229,7 @@ class Preprocess(Record):
 
     image_size: int = Field(gt=0)
     channels: tuple[str, str, str] = ("u", "v", "strain")
+    crop: CropName = "wide"
     flow: FlowMethod = FLOW
     global_motion: Literal["similarity", "none"] = "similarity"
     strain: Literal["sobel3"] = "sobel3"

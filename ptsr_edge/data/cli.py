@@ -23,6 +23,7 @@ from ptsr_edge.data.datasets import (
     find_dataset,
     refuse_root_of_rendered,
 )
+from ptsr_edge.data.morphable_face import pack_facekit
 from ptsr_edge.data.own_clips import OWN, find_clips, write_template
 from ptsr_edge.vision.flow import MIN_FRAME
 
@@ -198,7 +199,7 @@ def _place(finding: dict[str, Any]) -> str:
 
 
 @click.command(cls=Verb, epilog="Example: ptsr-edge data check --data casme2 --root DIR")
-@click.argument("action", type=click.Choice(["check", "init"]))
+@click.argument("action", type=click.Choice(["check", "init", "facekit"]))
 @click.option("--data", "data_name", cls=DataOption)
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the data; synthetic needs none.")
 @reading_options
@@ -213,10 +214,14 @@ def main(
 ) -> None:
     """Check what a folder holds of a data set: found, missing, odd, and counts beside the published ones.
 
-    `data init` writes the table of own clips (clips.csv) and dataset.toml into a folder, to be filled in.
+    `data init` writes the table of own clips (clips.csv) and dataset.toml into a folder, to be filled in. `data facekit`
+    packs the face model in the folder of ICT-FaceKit into one file there (ict_face.npz), for data ict-face.
     """
     if action == "init":
         _init(data_name or OWN, root, skip_bad is not None or face_model is not None, as_json)
+        return
+    if action == "facekit":
+        _pack(data_name, root, skip_bad is not None or face_model is not None, as_json)
         return
     if data_name is None:
         raise InputError(f"`data check` needs --data NAME, one of {', '.join(data_names())}")
@@ -245,3 +250,13 @@ def _init(data_name: str, root: Path | None, reads: bool, as_json: bool) -> None
         [line, *map(str, reversed(written))],
         as_json,
     )
+
+
+def _pack(data_name: str | None, root: Path | None, reads: bool, as_json: bool) -> None:
+    """Packs the public folder of the face model."""
+    if data_name is not None or reads:
+        raise InputError("`data facekit` takes the folder of ICT-FaceKit (--root) and nothing else")
+    if root is None:
+        raise InputError("`data facekit` needs the folder of ICT-FaceKit (--root): none is given")
+    path = pack_facekit(root)
+    finish({"written": [str(path)]}, [str(path)], as_json)

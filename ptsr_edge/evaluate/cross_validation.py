@@ -30,7 +30,7 @@ from ptsr_edge.evaluate.evaluation import GROUPS, THROUGH, Fold, folds
 from ptsr_edge.evaluate.executor import Arrays, Task, run_tasks
 from ptsr_edge.export.onnx_graph import GraphTemplate, export_template
 from ptsr_edge.export.parity import eager_reference, measure_parity, require_parity
-from ptsr_edge.models.checkpoint import predict_logits, starting_checkpoint
+from ptsr_edge.models.checkpoint import embedded_checkpoint, predict_logits
 from ptsr_edge.models.ptsr import Model, random_tokens
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.train.trainer import Epoch, TrainConfig, digest_weights, fit
@@ -263,7 +263,7 @@ class ModelLearner:
     def identity(self) -> dict[str, Any]:
         """All that its answers depend on but code, data and seed."""
         begins = self.recipe.start == "synthetic" and self.initial is None
-        start = starting_checkpoint(self.config.name) if begins else None
+        start = embedded_checkpoint(self.config.name) if begins else None
         return {
             "model": self.config.model_dump(mode="json"),
             "recipe": self.recipe.model_dump(mode="json"),

@@ -23,6 +23,7 @@ from ptsr_edge.data.datasets import (
     HELD_OUT,
     DatasetEntry,
     FlowDataset,
+    as_for,
     find_dataset,
     load,
     refuse_root_of_rendered,
@@ -378,7 +379,7 @@ def judged_data(
     if new is None and entry.is_rendered and first.provenance.get("data") == name:  # renders no one else
         known = first.provenance.get("held_out_subjects")
     data = (
-        load(name, root, image_size=how.image_size, flow=how.flow, subjects=known or None)
+        load(name, root, **as_for(how), subjects=known or None)
         if new is None
         else _render_new(name, entry, root, new, how)
     )

@@ -35,6 +35,7 @@ from ptsr_edge.core.system import describe_cpu
 from ptsr_edge.data.datasets import (
     HELD_OUT,
     FlowDataset,
+    as_for,
     find_dataset,
     known_dataset,
     load,
@@ -111,7 +112,7 @@ def calibration_side(
         known = known_dataset(str(trained_on))
         usable = known is not None and (known.is_rendered or root is not None)
         name = str(trained_on) if usable else "synthetic"
-    how: dict[str, Any] = {"image_size": info.model.image_size, "flow": info.preprocess.flow}
+    how = as_for(info.preprocess)
     trained: Sequence[str] = info.provenance.get("train_subjects", []) if name == trained_on else []
     rendered = find_dataset(name).rendered_subjects
     if rendered is None:
@@ -495,7 +496,7 @@ def cascade_samples(side: FlowDataset, used: Sequence[str]) -> FlowDataset:
     """
     entry = known_dataset(side.source)
     if entry is not None and entry.is_rendered:
-        return load(side.source, seed=SYNTHETIC_SEED, limit=SYNTHETIC_CLIPS, **_alike(side))
+        return load(side.source, seed=SYNTHETIC_SEED, limit=SYNTHETIC_CLIPS, **as_for(side.preprocess))
     left = side.subset(~np.isin(side.names, list(used)))
     if not len(left):
         raise InputError(
@@ -597,10 +598,6 @@ JUDGED_CLIPS = 3
 """Of each of them."""
 
 
-def _alike(side: FlowDataset) -> dict[str, Any]:
-    return {"image_size": side.preprocess.image_size, "flow": side.preprocess.flow}
-
-
 def judging_samples(side: FlowDataset, used: Sequence[str]) -> FlowDataset:
     """Returns samples to judge budgets on: of rendered data new people, else what the training side has left.
 
@@ -610,7 +607,7 @@ def judging_samples(side: FlowDataset, used: Sequence[str]) -> FlowDataset:
     """
     entry = known_dataset(side.source)
     if entry is not None and entry.is_rendered:
-        return load(side.source, seed=JUDGED_SEED, limit=JUDGED_CLIPS, **_alike(side))
+        return load(side.source, seed=JUDGED_SEED, limit=JUDGED_CLIPS, **as_for(side.preprocess))
     left = side.subset(~np.isin(side.names, list(used)))
     return draw(left, min(MOST_JUDGED, len(left)))[0] if len(left) else left
 

@@ -39,7 +39,6 @@ from ptsr_edge.vision.flow import to_input
 METADATA_KEY = "ptsr_edge"
 
 EMBEDDED = Path(__file__).parents[1] / "weights"
-STARTING = EMBEDDED / "starting"
 
 
 class CheckpointInfo(Record):
@@ -126,12 +125,6 @@ def read_info(path: Path) -> CheckpointInfo:
 def embedded_checkpoint(name: str) -> Path | None:
     """The checkpoint of a named model that ships in the package, or None."""
     path = EMBEDDED / f"{name}.safetensors"
-    return path if path.is_file() else None
-
-
-def starting_checkpoint(name: str) -> Path | None:
-    """Weights of a named model to start training on recorded data from, or None; made by `train --crop close`."""
-    path = STARTING / f"{name}.safetensors"
     return path if path.is_file() else None
 
 

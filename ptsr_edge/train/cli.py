@@ -2,10 +2,11 @@
 
 python -m ptsr_edge.train --data synthetic --model ptsr-tiny --out out/tiny.safetensors
 
-With `--crop close` it trains the weights that training on recorded data starts from: on synthetic faces that are
-cropped as closely as recorded ones. The project's own faces are cropped widely, as a detector's box is; the flow
-fields that were published for recorded sets are of crops from brow to chin and from temple to temple, so that the
-same action units lie elsewhere.
+With `--crop close` it trains on faces that are cropped as closely as those of recorded sets: from brow to chin and from
+temple to temple, where a detector's box is wider. So were made the weights of `ptsr-nano` and `vit-nano`, which never
+saw a recorded face, and which training on recorded data starts from:
+
+python -m ptsr_edge.train --data ict-face --root DIR --crop close --model ptsr-nano --out nano.safetensors
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ptsr_edge.core.config import DEFAULT_MODEL, DEVICES, MODELS, named_model
+from ptsr_edge.core.config import DEFAULT_MODEL, DEVICES, MODELS, CropName, named_model
 from ptsr_edge.core.console import Verb, doing, explained_imports, finish, if_interrupted, progress, say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_file, require_file, write_whole
@@ -29,7 +30,6 @@ from ptsr_edge.data.datasets import (
     FlowDataset,
     find_dataset,
     load,
-    load_closely_cropped,
     refuse_root_of_rendered,
     split_subjects,
 )
@@ -71,7 +71,7 @@ def tool_versions() -> dict[str, str]:
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of the data; synthetic needs none.")
 @reading_options
 @click.option("--crop", type=click.Choice(["wide", "close"]), default="wide", show_default=True,
-              help="Of synthetic faces; close: as recorded ones, with the recipe for starting weights.")  # fmt: skip
+              help="Of faces; close: as recorded sets were cropped. Of synthetic ones with a recipe of its own.")  # fmt: skip
 @click.option("--clips", type=click.IntRange(min=1), help="At most so many of each subject; by default all.")
 @click.option(
     "--model", "model_name", default=DEFAULT_MODEL, show_default=True, help=f"One of {', '.join(MODELS)}."
@@ -100,7 +100,7 @@ def tool_versions() -> dict[str, str]:
 @click.option("--resume", is_flag=True, help="Go on where a killed run stood.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result record.")
 def main(
-    data_name: str, root: Path | None, crop: str, clips: int | None, model_name: str, epochs: int | None, seed: int,
+    data_name: str, root: Path | None, crop: CropName, clips: int | None, model_name: str, epochs: int | None, seed: int,
     holdout: float, init: Path | None, bf16: bool, half: bool, threads: int | None, device: str, out: Path,
     resume: bool, as_json: bool, skip_bad: bool | None, face_model: Path | None,
 ) -> None:  # fmt: skip
@@ -130,13 +130,18 @@ def main(
     device = choose_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
-    close = crop == "close"
+    close = crop == "close" and find_dataset(data_name).synthetic
     train_config = starting_config_for(config) if close else train_config_for(config, data_name)
     changes: dict[str, Any] = {"bfloat16": bf16} | ({"epochs": epochs} if epochs else {})
     train_config = train_config.model_copy(update=changes)
-    read = load_closely_cropped if close else load
-    data = read(
-        data_name, root, image_size=config.image_size, limit=clips, skip_bad=skip_bad, face_model=face_model
+    data = load(
+        data_name,
+        root,
+        image_size=config.image_size,
+        limit=clips,
+        skip_bad=skip_bad,
+        face_model=face_model,
+        crop=crop,
     )
     config, train_config, no_start = for_classes(config, train_config, data.label_names)
     if no_start:
@@ -178,8 +183,7 @@ def main(
         "kind": "trained",
         "data": data_name,
         "data_sha256": training.digest(),
-        "card": find_dataset(data_name).card_of(root)
-        + ("; starting weights for training on recorded data" if close else ""),
+        "card": find_dataset(data_name).card_of(root),
         "train_subjects": seen,
         "held_out_subjects": held,
         "recipe": train_config.model_dump(mode="json"),

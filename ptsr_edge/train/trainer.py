@@ -27,7 +27,7 @@ from ptsr_edge.core.config import LABELS, ModelConfig, Record
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import write_whole
 from ptsr_edge.data.datasets import FlowDataset, find_dataset
-from ptsr_edge.models.checkpoint import load_checkpoint, starting_checkpoint
+from ptsr_edge.models.checkpoint import embedded_checkpoint, load_checkpoint
 from ptsr_edge.models.ptsr import MeanReadout, Model, Ptsr, build_model, patch_means
 from ptsr_edge.vision.flow import to_input
 
@@ -53,12 +53,32 @@ class Augmentation(Record):
     head_motion: float = 0.0
 
 
+class Teaching(Record):
+    """How a model is taught by a kernel ridge regression that was fitted to the same clips.
+
+    The regression is smooth where a small transformer seizes on details of rendered motion that no recorded face shows.
+    Taught on mixtures of clips, of which there is no end, the transformer learns the function and not the clips. The
+    model sees them with noise, the teacher without.
+
+    Attributes:
+        centres: number of clips that the kernel is spanned by.
+        temperature: factor of the teacher's scores, which lie between 0 and 1, in the softmax.
+        noise: largest deviation of the noise, in deviations of the motion.
+    """
+
+    centres: int = Field(default=1024, ge=1)
+    temperature: float = Field(default=4.5, gt=0)
+    noise: float = Field(default=0.7, ge=0)
+
+
 class TrainConfig(Record):
     """The recipe of a training run; the same for PTSR and its baseline.
 
-    `budgets` are keep rates: PTSR draws one for each batch, which is why one set of weights serves all.
+    `budgets` are keep rates: PTSR draws one for each batch, which is why one set of weights serves all. `dropout` takes the
+    place of the model's. With a `teacher` the model learns the answers of a kernel ridge regression instead of the labels,
+    and a read-out of the means is left as it is.
     `start` says where the weights come from that training begins with: seeded random ones, or those that were
-    trained on synthetic faces and ship in the package (`train --crop close`).
+    trained on synthetic faces and ship in the package.
     """
 
     epochs: int = Field(ge=1)
@@ -72,6 +92,8 @@ class TrainConfig(Record):
     bfloat16: bool = False
     start: Literal["random", "synthetic"] = "random"
     augmentation: Augmentation = Augmentation()
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    teacher: Teaching | None = None
 
 
 _HEAD_MOVES = Augmentation(head_motion=0.3)
@@ -84,10 +106,11 @@ TRAIN_CONFIGS = {
 
 PRETRAINING = {
     "nano": TrainConfig(
-        epochs=24, batch_size=48, lr=3e-3, ema=0.995, budgets=(0.5, 0.25, 0.25), augmentation=_HEAD_MOVES
+        epochs=48, batch_size=48, lr=2e-3, ema=0.995, budgets=(0.5, 0.25, 0.25), augmentation=_HEAD_MOVES, dropout=0.0,
+        teacher=Teaching(),
     )
-}
-"""The recipe for starting weights: on synthetic faces that are cropped as closely as recorded ones."""
+}  # fmt: skip
+"""The recipe for weights that know no recorded face: on synthetic ones that are cropped as closely as recorded ones."""
 
 RECORDED = {
     "nano": TrainConfig(
@@ -106,7 +129,7 @@ def train_config_for(config: ModelConfig, data: str) -> TrainConfig:
         InputError: unknown data.
     """
     size = config.name.rpartition("-")[2]
-    recorded = None if find_dataset(data).is_rendered else RECORDED.get(size)
+    recorded = None if find_dataset(data).synthetic else RECORDED.get(size)
     return recorded or TRAIN_CONFIGS.get(size, TRAIN_CONFIGS["tiny"])
 
 
@@ -149,7 +172,7 @@ def first_weights(config: ModelConfig, train_config: TrainConfig, seed: int) -> 
     """
     if train_config.start == "random":
         return build_model(config, seed)
-    path = starting_checkpoint(config.name)
+    path = embedded_checkpoint(config.name)
     if path is None:
         raise InputError(f"there are no starting weights of {config.name}; a recipe's start must be random")
     model, info = load_checkpoint(path)
@@ -227,7 +250,10 @@ def fit(
     check_every_class(data)
     weights = class_weights(labels, config.classes)
     start = initial or first_weights(config, train_config, seed)
-    if isinstance(start, Ptsr) and start.means is not None:
+    teacher = None
+    if train_config.teacher is not None:
+        teacher = KernelTeacher(inputs, labels, weights, train_config.teacher, seed)
+    elif isinstance(start, Ptsr) and start.means is not None:
         solve_means(start.means, inputs, labels, weights)
     run = [config.model_dump(), train_config.model_dump(), seed, data.digest(), digest_weights(start)]
     identity = json.dumps(run, sort_keys=True)
@@ -241,7 +267,7 @@ def fit(
         batch = order[within * train_config.batch_size : (within + 1) * train_config.batch_size]
         for group in state.optimizer.param_groups:
             group["lr"] = train_config.lr * schedule(state.step, total, train_config.warmup)
-        losses.append(_train_step(state, inputs[batch], labels[batch], weights, train_config, seed))
+        losses.append(_train_step(state, inputs[batch], labels[batch], weights, train_config, seed, teacher))
         state.step += 1
         if on_step is not None:
             on_step(state.step, total)
@@ -250,26 +276,37 @@ def fit(
             losses.clear()
         if state_file is not None and state.step % per_epoch == 0:
             _keep(state, state_file, identity)
+    if train_config.dropout is not None:
+        _set_dropout(state.average, config.dropout)
     return state.average.eval().to("cpu")
 
 
 def _train_step(
-    state: State, inputs: Tensor, labels: Tensor, weights: Tensor, train_config: TrainConfig, seed: int
-) -> Tensor:
+    state: State, inputs: Tensor, labels: Tensor, weights: Tensor, train_config: TrainConfig, seed: int,
+    teacher: KernelTeacher | None,
+) -> Tensor:  # fmt: skip
     """Takes a step and returns the loss before it, a scalar."""
     generator = _generator(seed, 1, state.step)
     torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))  # dropout, random selection
     device = next(state.model.parameters()).device
     # Drawn on the CPU, wherever the model is: the same batch everywhere.
-    batch = augment(inputs, train_config.augmentation, generator).to(device)
-    labels, weights = labels.to(device), weights.to(device)
+    batch = augment(inputs, train_config.augmentation, generator)
+    answers = None
+    if teacher is not None:
+        batch = mixed(batch, generator)
+        answers = teacher.answers(batch).to(device)
+        batch = with_noise(batch, teacher.how.noise, generator)
+    batch, labels, weights = batch.to(device), labels.to(device), weights.to(device)
     tokens = None
     if isinstance(state.model, Ptsr):
         drawn = int(torch.randint(len(train_config.budgets), (1,), generator=generator))
         tokens = state.model.config.tokens_at(train_config.budgets[drawn])
     with torch.autocast(device.type, torch.bfloat16, enabled=train_config.bfloat16):
         logits = state.model(batch, tokens).logits
-    loss = F.cross_entropy(logits.float(), labels, weights, label_smoothing=train_config.label_smoothing)
+    if answers is not None:
+        loss = F.cross_entropy(logits.float(), answers)
+    else:
+        loss = F.cross_entropy(logits.float(), labels, weights, label_smoothing=train_config.label_smoothing)
     state.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
@@ -322,6 +359,8 @@ def digest_weights(model: Model) -> str:
 
 def _start(model: Model, train_config: TrainConfig) -> State:
     model.requires_grad_(True)
+    if train_config.dropout is not None:
+        _set_dropout(model, train_config.dropout)
     if isinstance(model, Ptsr) and model.means is not None:
         model.means.requires_grad_(False)  # solved already: the rest learns what it leaves
     learnt = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -335,6 +374,12 @@ def _start(model: Model, train_config: TrainConfig) -> State:
         lr=train_config.lr,
     )
     return State(model.train(), copy.deepcopy(model).requires_grad_(False), optimizer)
+
+
+def _set_dropout(model: nn.Module, share: float) -> None:
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = share
 
 
 @torch.no_grad()
@@ -413,17 +458,33 @@ def solve_means(readout: MeanReadout, inputs: Tensor, labels: Tensor, weights: T
     weight = weight / weight.mean()
     classes = readout.linear.out_features
     targets = REACH * (F.one_hot(labels, classes).double() - 1 / classes)
+    held = readout.linear.weight.double().T  # (f, k)
+    change, middle, level = solve_ridge(features, targets - features @ held, weight, STRENGTH)
+    solved = held + change
+    readout.linear.weight.copy_(solved.T)
+    readout.linear.bias.copy_(level - middle @ change)
+
+
+def solve_ridge(
+    features: Tensor, targets: Tensor, weight: Tensor, strength: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Solves a weighted ridge regression whose intercept is not held back.
+
+    Args:
+        features: (n, f) float64.
+        targets: (n, k).
+        weight: (n,).
+        strength: of the ridge.
+
+    Returns:
+        (f, k) the solution W, (f,) the features' mean m and (k,) the targets' mean l: the answer is (features - m) W + l.
+    """
     middle = (weight[:, None] * features).sum(0) / weight.sum()
     level = (weight[:, None] * targets).sum(0) / weight.sum()
     centred = features - middle
-    weighted = centred.T * weight  # (f, 2 n)
-    held = readout.linear.weight.double().T  # (f, k)
-    ridge = STRENGTH * torch.eye(len(held), dtype=torch.float64)
-    solved = held + torch.linalg.solve(
-        weighted @ centred + ridge, weighted @ (targets - level - centred @ held)
-    )
-    readout.linear.weight.copy_(solved.T)
-    readout.linear.bias.copy_(level - middle @ solved)
+    weighted = centred.T * weight  # (f, n)
+    ridge = strength * torch.eye(features.shape[1], dtype=features.dtype)
+    return torch.linalg.solve(weighted @ centred + ridge, weighted @ (targets - level)), middle, level
 
 
 def augment(batch: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
@@ -497,3 +558,110 @@ def add_affine_flow(batch: Tensor, coefficients: Tensor) -> Tensor:
     x = torch.linspace(-1, 1, width, device=batch.device).view(1, 1, 1, width)
     constant, along_x, along_y = coefficients.to(batch.device)[..., None, None].unbind(dim=2)  # (B, 2, 1, 1)
     return torch.cat([batch[:, :2] + constant + along_x * x + along_y * y, batch[:, 2:]], dim=1)
+
+
+class KernelTeacher:
+    """A ridge regression with Gaussian kernels on fields of half the side, of clips and their mirror images."""
+
+    RIDGE = 1.0
+
+    def __init__(self, inputs: Tensor, labels: Tensor, weights: Tensor, how: Teaching, seed: int) -> None:
+        """Fits it.
+
+        Args:
+            inputs: (n, 3, H, W), normalised.
+            labels: (n,) class indices.
+            weights: (k,) of a clip of each class; their scale does not matter.
+            how: its size, and what answers are made of its scores.
+            seed: of the choice of the centres.
+        """
+        self.how = how
+        features = self._features(torch.cat([inputs, flip_horizontally(inputs)]))
+        # Of the spread that all features have, the kernel's width is the mean squared distance of two clips, halved.
+        self._sharpness = 1 / (features.shape[1] * features.var())
+        chosen = torch.randperm(len(features), generator=_generator(seed, 2))[: how.centres]
+        self._centres = features[chosen]
+        classes = len(weights)
+        labels = torch.cat([labels, labels])
+        targets = F.one_hot(labels, classes).double() - 1 / classes
+        weight = weights.double()[labels]
+        self._solution, self._middle, self._level = solve_ridge(
+            self._kernel(features), targets, weight / weight.mean(), self.RIDGE
+        )
+
+    def answers(self, batch: Tensor) -> Tensor:
+        """Returns probabilities (B, k) float32 for (B, 3, H, W)."""
+        scores = (self._kernel(self._features(batch)) - self._middle) @ self._solution + self._level
+        return (self.how.temperature * scores).softmax(dim=1).float()
+
+    @staticmethod
+    def _features(inputs: Tensor) -> Tensor:
+        return F.avg_pool2d(inputs, 2).flatten(1).double()
+
+    def _kernel(self, features: Tensor) -> Tensor:
+        return torch.exp(-self._sharpness * torch.cdist(features, self._centres) ** 2)
+
+
+def mixed(batch: Tensor, generator: torch.Generator) -> Tensor:
+    """Returns sums of the batch's clips (B, 3, H, W) with others of it, in shares that are drawn uniformly; normalised."""
+    share = torch.rand(len(batch), 1, 1, 1, generator=generator)
+    other = batch[torch.randperm(len(batch), generator=generator)]
+    return _normalised(share * batch + (1 - share) * other)
+
+
+NOISE_GRAINS = (1, 2, 5, 12)
+"""In pixels at 28, of the noise that the model is to see through: from that of single pixels to that of half a face."""
+
+
+def with_noise(batch: Tensor, most: float, generator: torch.Generator) -> Tensor:
+    """Returns a batch (B, 3, H, W) with noise of several grains in u, v and strain, each clip with its own; normalised.
+
+    It is stronger in some parts than in others, as the errors of flow are. Its strain is added as that of a field that is
+    independent of the motion: in squares.
+
+    Args:
+        batch: u, v, strain, normalised.
+        most: the deviation of a clip's noise is drawn up to this, in deviations of its motion.
+        generator: of all draws.
+    """
+    count, _, height, width = batch.shape
+    # Exponential draws, which no sum normalises yet, are in the shares of a flat Dirichlet distribution.
+    shares = torch.empty(len(NOISE_GRAINS), count, 1, 1, 1).exponential_(generator=generator)
+    noise = sum(
+        share * _smooth_noise((count, 2, height, width), grain, generator)
+        for share, grain in zip(shares, NOISE_GRAINS, strict=True)
+    )
+    noise = noise * torch.exp(0.7 * _smooth_noise((count, 1, height, width), 5, generator))
+    noise = noise / noise.std(dim=(1, 2, 3), keepdim=True)
+    motion = batch[:, :2]
+    level = (
+        most
+        * torch.rand(count, 1, 1, 1, generator=generator)
+        * motion.square().mean((1, 2, 3), keepdim=True).sqrt()
+    )
+    own, added = _strain(motion), _strain(noise)
+    # The strain channel has a scale of its own.
+    scale = (
+        batch[:, 2:].square().mean((1, 2, 3), keepdim=True)
+        / own.square().mean((1, 2, 3), keepdim=True).clamp_min(1e-12)
+    ).sqrt()
+    strain = torch.sqrt(batch[:, 2:].square() + (level * scale * added).square())
+    return _normalised(torch.cat([motion + level * noise, strain], dim=1))
+
+
+def _smooth_noise(shape: tuple[int, int, int, int], grain: float, generator: torch.Generator) -> Tensor:
+    """Returns Gaussian noise of deviation 1 with grains of so many pixels at 28."""
+    few = [max(2, round(28 / grain)) for _ in range(2)]
+    noise = F.interpolate(torch.randn(*shape[:2], *few, generator=generator), shape[2:], mode="bicubic")
+    return noise / noise.std(dim=(1, 2, 3), keepdim=True)
+
+
+def _strain(field: Tensor) -> Tensor:
+    """Returns the magnitude of the strain tensor of (B, 2, H, W), by central differences: (B, 1, H, W)."""
+    along_y, along_x = torch.gradient(field, dim=(2, 3))
+    shear = along_y[:, :1] + along_x[:, 1:]
+    return torch.sqrt(along_x[:, :1].square() + along_y[:, 1:].square() + shear.square() / 2)
+
+
+def _normalised(batch: Tensor) -> Tensor:
+    return torch.from_numpy(to_input(np.ascontiguousarray(batch.permute(0, 2, 3, 1).numpy())))

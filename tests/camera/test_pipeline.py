@@ -23,8 +23,7 @@ from ptsr_edge.camera.pipeline import MAX_STREAMS, Box, Event, Pipeline
 from ptsr_edge.camera.spotting import SpotSettings, Spotter
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, install_line
-from ptsr_edge.data.synthetic_clips import render_clip
-from ptsr_edge.data.synthetic_video import draw_script, film
+from ptsr_edge.data.synthetic_clips import draw_script, film, render_clip
 from ptsr_edge.session import Session
 from ptsr_edge.vision.face_detection import Face
 from ptsr_edge.vision.flow import flow_sample

@@ -22,8 +22,8 @@ from ptsr_edge.camera.spotting import (
     count_swings,
 )
 from ptsr_edge.core.errors import InputError
+from ptsr_edge.data.synthetic_clips import Happening, Script, draw_script, film
 from ptsr_edge.data.synthetic_faces import LANDMARKS
-from ptsr_edge.data.synthetic_video import Happening, Script, draw_script, film
 
 pytestmark = pytest.mark.slow
 

@@ -17,6 +17,7 @@ from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data import datasets as data
 from ptsr_edge.data import recorded
+from ptsr_edge.vision.flow import close_up, resize
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "megc_flow"
 
@@ -67,7 +68,9 @@ def test_published_tree(tree):
     assert loaded.subject_names == ["casme2/sub01", "casme2/sub02", "smic/s01"]
     assert loaded.names[0] == "casme2/sub01/EP02_01f"
     assert loaded.label_names == ("negative", "positive", "surprise")
-    assert loaded.preprocess == Preprocess(image_size=28, flow="published", global_motion="none")
+    assert loaded.preprocess == Preprocess(
+        image_size=28, crop="close", flow="published", global_motion="none"
+    )
     assert loaded.source == "megc-flow"
 
 
@@ -137,7 +140,9 @@ def test_an_image_that_may_not_be_read_names_file_and_line(tree):
 
 
 def test_a_folder_for_data_that_lie_in_none_is_refused(tree):
-    with pytest.raises(InputError, match=r"'synthetic' is rendered and lies in no folder.*: megc-flow"):
+    with pytest.raises(
+        InputError, match=r"'synthetic' is rendered and lies in no folder.*: ict-face, megc-flow"
+    ):
         data.load("synthetic", tree, image_size=28)
 
 
@@ -332,27 +337,13 @@ def test_unfit_splits(subjects, fraction, says):
         data.split_subjects(subjects, fraction, seed=0)
 
 
-def test_the_close_up_stretches_a_linear_field_to_itself_over_the_part():
-    # At 112 pixels the part is columns 17 to 91 and rows 14 to 105: 75 of 112 columns fill the width. u = x in
-    # pixels of the wide picture is then (17 + 75 (X + .5) / 112 - .5) * 112 / 75 in pixels of the close one.
-    x = np.arange(112, dtype=np.float32)
-    field = np.zeros((1, 112, 112, 3), dtype=np.float32)
-    field[0, ..., 0], field[0, ..., 1], field[0, ..., 2] = x, x[:, None], x
-    close = data.close_up(field, 112)[0]
-    columns = np.arange(20, 92)
-    at = 17 + 75 * (columns + 0.5) / 112 - 0.5
-    assert np.abs(close[50, columns, 0] - at * 112 / 75).max() < 0.05  # bilinear weights have five bits
-    assert np.abs(close[50, columns, 2] - at).max() < 0.05  # the strain is not stretched
-    rows = 14 + 92 * (columns + 0.5) / 112 - 0.5
-    assert np.abs(close[columns, 50, 1] - rows * 112 / 92).max() < 0.05
-
-
-def test_only_rendered_faces_can_be_cropped_closely(tree):
-    close = data.load_closely_cropped("synthetic", image_size=28, subjects=["synthetic/003"], limit=1)
-    assert close.flows.shape == (1, 28, 28, 3)
-    assert close.preprocess == Preprocess(image_size=28)
-    with pytest.raises(InputError, match="only rendered faces .* not data megc-flow"):
-        data.load_closely_cropped("megc-flow", tree, image_size=28)
+def test_samples_are_cropped_closely_where_that_is_asked_for():
+    wide, close = (
+        data.load("synthetic", image_size=size, subjects=["synthetic/003"], limit=1, crop=crop)
+        for size, crop in ((112, "wide"), (28, "close"))
+    )
+    assert close.preprocess == Preprocess(image_size=28, crop="close")
+    np.testing.assert_array_equal(close.flows[0], resize(close_up(wide.flows[0]), 28))
 
 
 def test_every_data_set_has_a_card_of_its_own():
@@ -360,5 +351,6 @@ def test_every_data_set_has_a_card_of_its_own():
     assert len(set(cards.values())) == len(cards)
     assert "not for judging people" in cards.pop("synthetic")
     assert "no licence text given" in cards.pop("folder")
+    assert "MIT licence" in cards.pop("ict-face")
     for card in cards.values():
         assert "non-commercial academic research only and no passing on" in card

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from video_files import write_video
 
 from ptsr_edge.data.catalog import NEGATIVE, POSITIVE
-from ptsr_edge.data.synthetic_clips import draw_expression, person
-from ptsr_edge.data.synthetic_video import Happening, draw_script, film
+from ptsr_edge.data.synthetic_clips import Happening, draw_expression, draw_script, film, person
 
 PEOPLE = ("anna", "ben", "cleo", "dan")
 FPS, FIRST, ONSET, APEX, OFFSET = 25, 5, 8, 13, 18

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from video_files import write_video
 
-from ptsr_edge.data.synthetic_video import Happening, draw_script, film
+from ptsr_edge.data.synthetic_clips import Happening, draw_script, film
 
 SIDE, FPS, SECONDS = 112, 30, 8.5
 

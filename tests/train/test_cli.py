@@ -19,9 +19,9 @@ from signalled import signalled
 
 from ptsr_edge.core.config import LABELS, Preprocess, named_model
 from ptsr_edge.core.errors import JobError, install_line
-from ptsr_edge.data.datasets import load, load_closely_cropped
+from ptsr_edge.data.datasets import load
 from ptsr_edge.evaluate.cli import main as evaluate_main
-from ptsr_edge.models.checkpoint import EMBEDDED, STARTING, load_checkpoint, predict_logits, read_info
+from ptsr_edge.models.checkpoint import EMBEDDED, load_checkpoint, predict_logits, read_info
 from ptsr_edge.models.ptsr import build_model
 from ptsr_edge.stats.classification import confusion, uar, uf1
 from ptsr_edge.train.cli import History, held_out_scores, main
@@ -159,14 +159,6 @@ def test_the_baseline_starts_from_a_vit_of_another_project(megc_folder: Path, tm
         ),
         (["--threads", "0"], "Invalid value for '--threads': 0 is not in the range x>=1."),
         (["--out", "/dev/null/nano.safetensors"], "cannot be written: /dev/null is no folder"),
-        (
-            ["--crop", "close"],
-            "only rendered faces (data synthetic) can be cropped closely, not data megc-flow",
-        ),
-        (
-            ["--crop", "close", "--model", "ptsr-small"],
-            "no recipe for starting weights of ptsr-small; sizes: nano",
-        ),
     ],
 )
 def test_a_wrong_call_is_one_line_and_writes_nothing(
@@ -365,30 +357,38 @@ def test_the_recorded_command_redacts_folders_and_never_a_name(
     assert "start" not in said
 
 
-def test_starting_weights_are_trained_on_closely_cropped_faces(tmp_path: Path) -> None:
-    out = tmp_path / "start.safetensors"
+def test_closely_cropped_synthetic_faces_have_a_recipe_of_their_own(tmp_path: Path) -> None:
+    out = tmp_path / "close.safetensors"
     result = train("--crop", "close", "--clips", 1, "--model", "ptsr-nano", "--epochs", 1, "--out", out)
     assert result.exit_code == 0, result.stderr
     model, info = load_checkpoint(out)
     said = info.provenance
-    close = load_closely_cropped("synthetic", image_size=28, limit=1)
+    close = load("synthetic", image_size=28, limit=1, crop="close")
     training = close.of_subjects(said["train_subjects"])
     assert (len(training), said["data_sha256"]) == (128, training.digest())
     recipe = PRETRAINING["nano"].model_copy(update={"epochs": 1})
     assert said["recipe"] == recipe.model_dump(mode="json")
-    assert said["card"].endswith("; starting weights for training on recorded data")
+    assert info.preprocess.crop == "close"
     again = fit(info.model, training, recipe, seed=0)
     assert digest_weights(model) == digest_weights(again)
 
 
+def test_a_size_without_such_a_recipe_is_refused(tmp_path: Path) -> None:
+    result = train("--crop", "close", "--model", "ptsr-small", "--out", tmp_path / "s.safetensors")
+    assert (result.exit_code, list(tmp_path.iterdir())) == (2, [])
+    assert "no recipe for starting weights of ptsr-small; sizes: nano" in result.stderr
+
+
 @pytest.mark.parametrize("name", ["ptsr-nano", "vit-nano"])
-def test_starting_weights_say_how_they_were_made(name: str) -> None:
-    info = read_info(STARTING / f"{name}.safetensors")
-    assert info.model == named_model(name)
+def test_weights_that_saw_no_recorded_face_say_how_they_were_made(name: str) -> None:
+    info = read_info(EMBEDDED / f"{name}.safetensors")
+    assert (info.model, info.preprocess) == (named_model(name), Preprocess(image_size=28, crop="close"))
     provenance = info.provenance
-    assert provenance["data"] == "synthetic"
+    assert provenance["data"] == "ict-face"
+    assert "MIT licence" in provenance["card"]
     assert provenance["recipe"] == PRETRAINING["nano"].model_dump(mode="json")
-    assert provenance["command"] == f"python -m ptsr_edge.pretrain --model {name} --seed 0"
+    assert provenance["command"].startswith(
+        f"python -m ptsr_edge.train --data ict-face --root DIR --crop close --model {name} --seed 0"
+    )
     assert not set(provenance["train_subjects"]) & set(provenance["held_out_subjects"])
     assert all(entry["uar"] > 0.6 for entry in provenance["held_out"].values())  # chance is 1/3
-    assert not (EMBEDDED / f"{name}.safetensors").exists()

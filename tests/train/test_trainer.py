@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess, named_model
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.datasets import FlowDataset
-from ptsr_edge.models.checkpoint import load_checkpoint, predict_logits, starting_checkpoint
+from ptsr_edge.models.checkpoint import embedded_checkpoint, load_checkpoint, predict_logits
 from ptsr_edge.models.ptsr import MeanReadout, Model, Output, Ptsr, build_model
 from ptsr_edge.train.trainer import (
     REACH,
@@ -25,6 +25,8 @@ from ptsr_edge.train.trainer import (
     TRAIN_CONFIGS,
     Augmentation,
     Epoch,
+    KernelTeacher,
+    Teaching,
     TrainConfig,
     add_affine_flow,
     augment,
@@ -34,10 +36,12 @@ from ptsr_edge.train.trainer import (
     fit,
     flip_horizontally,
     for_classes,
+    mixed,
     rotate_scale_shift,
     schedule,
     solve_means,
     train_config_for,
+    with_noise,
 )
 from ptsr_edge.vision.flow import to_input
 
@@ -305,7 +309,7 @@ def test_recorded_data_start_from_synthetic_weights_and_synthetic_data_do_not() 
         recorded = train_config_for(named_model(name), "casme2")
         assert recorded is RECORDED["nano"]
         assert recorded.start == "synthetic"
-        path = starting_checkpoint(name)
+        path = embedded_checkpoint(name)
         assert path is not None
         first = first_weights(named_model(name), recorded, seed=5)
         assert digest_weights(first) == digest_weights(load_checkpoint(path)[0])
@@ -559,3 +563,52 @@ def test_head_motion_is_drawn_as_wide_as_it_is_asked_for() -> None:
     moved_by = augment(torch.zeros(4000, 3, 4, 4), how, torch.Generator().manual_seed(0))
     assert abs(float(moved_by[:, 0].mean(dim=(1, 2)).std()) - 0.5) < 0.02
     assert (moved_by[:, 2] == 0).all()
+
+
+def test_a_teacher_knows_its_clips_and_answers_in_probabilities() -> None:
+    data = toy()
+    inputs, labels = torch.from_numpy(to_input(data.flows)), torch.from_numpy(data.labels)
+    teacher = KernelTeacher(inputs, labels, class_weights(labels, 3), Teaching(centres=64), seed=0)
+    answers = teacher.answers(inputs)
+    assert torch.equal(answers.argmax(1), labels)
+    torch.testing.assert_close(answers.sum(1), torch.ones(len(labels)))
+    sharper = KernelTeacher(
+        inputs, labels, class_weights(labels, 3), Teaching(centres=64, temperature=9), seed=0
+    )
+    assert (sharper.answers(inputs).max(1).values > answers.max(1).values).all()
+
+
+def test_a_taught_model_learns_the_teachers_answers_and_leaves_the_means_alone() -> None:
+    data, config = toy(), named_model("ptsr-nano")
+    recipe = TrainConfig(epochs=40, batch_size=6, lr=3e-3, ema=0.9, dropout=0.0, teacher=Teaching(centres=64))
+    model = fit(config, data, recipe, 0)
+    assert isinstance(model, Ptsr)
+    assert model.means is not None
+    assert not model.means.linear.weight.any()
+    assert model.dropout.p == config.dropout > 0  # for whoever trains it on
+    logits, _ = predict_logits(model, data.flows)
+    assert (logits.argmax(1) == data.labels).mean() > 0.8
+
+
+def test_mixtures_are_normalised_sums_of_clips() -> None:
+    inputs = torch.from_numpy(to_input(toy().flows))
+    mixtures = mixed(inputs, torch.Generator().manual_seed(1))
+    assert mixtures.shape == inputs.shape
+    assert not torch.equal(mixtures, inputs)
+    motion = mixtures[:, :2].flatten(1)
+    torch.testing.assert_close(motion.std(dim=1, correction=0), torch.ones(len(inputs)), atol=0.2, rtol=0)
+    again = mixed(inputs, torch.Generator().manual_seed(1))
+    assert torch.equal(mixtures, again)
+
+
+def test_noise_is_as_strong_as_asked_for_and_strain_stays_a_strain() -> None:
+    flows = np.repeat(toy().flows[:1], 400, axis=0)
+    flows[..., 2] = np.abs(flows[..., 2])  # strain never is negative
+    inputs = torch.from_numpy(to_input(flows))
+    noisy = with_noise(inputs, 1.0, torch.Generator().manual_seed(2))
+    assert torch.isfinite(noisy).all()
+    assert noisy[:, 2].min() >= 0
+    # A level drawn from U(0, 1) leaves a correlation of 1 / sqrt(1 + level^2): .877 in the mean.
+    likeness = torch.nn.functional.cosine_similarity(noisy[:, :2].flatten(1), inputs[:, :2].flatten(1))
+    assert likeness.mean() == pytest.approx(0.88, abs=0.03)
+    assert torch.allclose(with_noise(inputs, 0.0, torch.Generator().manual_seed(2)), inputs, atol=1e-5)

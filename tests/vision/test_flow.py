@@ -16,6 +16,7 @@ from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.synthetic_clips import person, render_clip
 from ptsr_edge.data.synthetic_faces import LANDMARKS, CameraPose, render
 from ptsr_edge.vision import flow
+from ptsr_edge.vision.flow import close_up, resize
 
 SIMILARITY = Preprocess(image_size=112)
 NO_GLOBAL_MOTION = Preprocess(image_size=112, global_motion="none")
@@ -329,3 +330,18 @@ def test_gray_frames_with_and_without_a_third_axis_are_taken() -> None:
     gray = np.zeros((240, 320, 1), np.uint8)
     assert flow.check_frame(gray).shape == (240, 320)
     assert flow.check_frame(gray[..., 0]).shape == (240, 320)
+
+
+def test_the_close_up_stretches_a_linear_field_to_itself_over_the_part() -> None:
+    # At 112 pixels the part is columns 17 to 91 and rows 14 to 105: 75 of 112 columns fill the width. u = x in
+    # pixels of the wide picture is then (17 + 75 (X + .5) / 112 - .5) * 112 / 75 in pixels of the close one.
+    x = np.arange(112, dtype=np.float32)
+    field = np.zeros((112, 112, 3), dtype=np.float32)
+    field[..., 0], field[..., 1], field[..., 2] = x, x[:, None], x
+    close = resize(close_up(field), 112)
+    columns = np.arange(20, 92)
+    at = 17 + 75 * (columns + 0.5) / 112 - 0.5
+    assert np.abs(close[50, columns, 0] - at * 112 / 75).max() < 0.05  # bilinear weights have five bits
+    assert np.abs(close[50, columns, 2] - at).max() < 0.05  # the strain is not stretched
+    rows = 14 + 92 * (columns + 0.5) / 112 - 0.5
+    assert np.abs(close[columns, 50, 1] - rows * 112 / 92).max() < 0.05

@@ -18,7 +18,7 @@ from ptsr_edge.core.console import say
 from ptsr_edge.core.files import DiskCache, staged_folder
 from ptsr_edge.data.own_clips import write_template
 from ptsr_edge.export.exporter import export_bundle
-from ptsr_edge.models.checkpoint import STARTING
+from ptsr_edge.models.checkpoint import EMBEDDED
 from ptsr_edge.models.ptsr import build_model
 
 MODEL = "ptsr-nano"
@@ -41,7 +41,7 @@ def make_files(folder: Path) -> None:
     """Makes all but the bundle."""
     for name in ("checkpoint", "foreign", "recipe", "images", "videos"):
         (folder / name).mkdir()
-    shutil.copy(STARTING / f"{MODEL}.safetensors", folder / "checkpoint")
+    shutil.copy(EMBEDDED / f"{MODEL}.safetensors", folder / "checkpoint")
     save_file(build_model(named_model("vit-nano")).state_dict(), folder / "foreign" / "timm.safetensors")
     shutil.copy(Path(__file__).parents[2] / "export" / "cpu.toml", folder / "recipe")
     recorded_trees.casme2(folder / "casme2")
