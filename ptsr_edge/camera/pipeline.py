@@ -28,10 +28,16 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ptsr_edge.bundle import bundle_card
-from ptsr_edge.camera.inference import BudgetController, SharedSession
 from ptsr_edge.camera.metrics import Cause, StageTimes, StreamStats
 from ptsr_edge.camera.spotting import SpotSettings, Spotter
-from ptsr_edge.camera.stream import CameraStream, OnlineSpotter, Sighting, check_pts
+from ptsr_edge.camera.stages import (
+    BudgetController,
+    CameraStream,
+    OnlineSpotter,
+    SharedSession,
+    Sighting,
+    check_pts,
+)
 from ptsr_edge.core.config import Record
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.vision.face_detection import Face, FaceOption, open_detector
