@@ -276,6 +276,7 @@ class SharedSession:
         precision: str | None = None,
         threads: int | None = 1,
         share_weights: bool = False,
+        verify: str | Path | None = None,
     ) -> None:
         """Opens a session, loads all its budgets and times each once warm; arguments as `Session.open`.
 
@@ -285,7 +286,12 @@ class SharedSession:
             JobError: the runtime refuses an artifact.
         """
         self._session = Session.open(
-            bundle, target=target, precision=precision, threads=threads, share_weights=share_weights
+            bundle,
+            target=target,
+            precision=precision,
+            threads=threads,
+            share_weights=share_weights,
+            verify=verify,
         )
         self._lock = threading.Lock()
         variant = self._session.variant
