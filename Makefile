@@ -13,7 +13,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/setup.stamp
 
-.PHONY: help setup demo test test-quick test-arm fuzz lint bench bench-speed bench-speed-peers docs clean
+.PHONY: help setup demo test test-quick test-arm fuzz lint bench bench-speed bench-speed-peers audit docs clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 24
@@ -71,6 +71,10 @@ bench-speed: setup  ## Beside what others give, in one run; SPEED_ARGS=--help li
 bench-speed-peers: setup  ## Environments of tools that need one of their own, into .venv-speed (7 GB)
 	@echo "bench-speed-peers: pip"
 	@PIP_ARGS="$(PIP_ARGS)" $(BIN)/python -m benchmarks.speed.environments
+
+audit: setup  ## Known vulnerabilities of the pinned packages, and the licences of the installed ones
+	@echo "audit: pip-audit and tools/audit/licences.toml"
+	@PYTHONPATH=tools $(BIN)/python -m audit
 
 docs: setup  ## The pages of docs/ as a site, into out/docs
 	@$(BIN)/sphinx-build -q -W --keep-going -b html docs out/docs
