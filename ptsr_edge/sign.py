@@ -17,6 +17,7 @@ import binascii
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -80,7 +81,7 @@ def demanded(key: Path | None = None) -> Demand | None:
         InputError: a variable is set to what cannot be meant; no bundle is opened then.
     """
     named, serial = os.environ.get(KEY_VARIABLE), os.environ.get(SERIAL_VARIABLE)
-    if serial is not None and not (serial.isascii() and serial.isdigit()):
+    if serial is not None and not re.fullmatch("[0-9]{1,18}", serial):
         raise InputError(f"${SERIAL_VARIABLE} must be a whole number, found {serial!r}")
     if key is None and named is None:
         if serial is not None:
@@ -129,7 +130,7 @@ def check_signature(folder: Path, manifest: Any, demand: Demand) -> Signature:
     record = read_signature(folder)
     if record is None:
         raise InputError(
-            f"{folder} is not signed, and only what {demand.key} belongs to is opened: `ptsr-edge sign` signs it"
+            f"{folder} is not signed, and only what {demand.key} fits is opened here: `ptsr-edge sign` signs it"
         )
     if record.key != fingerprint(public):
         raise InputError(
@@ -137,7 +138,7 @@ def check_signature(folder: Path, manifest: Any, demand: Demand) -> Signature:
         )
     try:
         public.verify(base64.b64decode(record.signature, validate=True), signed_part(manifest, record.serial))
-    except (binascii.Error, _crypto("exceptions").InvalidSignature):
+    except (binascii.Error, RecursionError, _crypto("exceptions").InvalidSignature):
         raise InputError(
             f"{folder} was changed after it was signed: {SIGNATURE} does not fit {MANIFEST}; sign it again, or fetch it anew"
         ) from None

@@ -31,6 +31,7 @@ from ptsr_edge.bundle import (
 from ptsr_edge.core.console import VERBS, load_verb
 from ptsr_edge.core.errors import InputError, MissingExtraError
 from ptsr_edge.info import describe
+from ptsr_edge.profile.fleet import pack
 from ptsr_edge.runtimes.build_on_device import BuildError, adopt
 from ptsr_edge.sign import (
     KEY_VARIABLE,
@@ -224,9 +225,10 @@ def test_an_older_bundle_is_refused_and_its_serial_cannot_be_raised(
 
 
 def test_variables_that_cannot_be_meant_open_nothing(bundle: Path, on_device: pytest.MonkeyPatch) -> None:
-    on_device.setenv(SERIAL_VARIABLE, "soon")
-    with pytest.raises(InputError, match="must be a whole number, found 'soon'"):
-        Session.open(bundle)
+    for number in ("soon", "-1", "", "\u0667", "9" * 5000):
+        on_device.setenv(SERIAL_VARIABLE, number)
+        with pytest.raises(InputError, match="must be a whole number"):
+            Session.open(bundle)
     on_device.setenv(SERIAL_VARIABLE, "7")
     on_device.setenv(KEY_VARIABLE, "")  # as of a script whose own variable is not set
     with pytest.raises(InputError, match=r"\$PTSR_EDGE_VERIFY is empty"):
@@ -292,6 +294,14 @@ def test_the_baseline_beside_a_bundle_has_to_be_signed_too(bundle: Path, tmp_pat
         "bundle-baseline is not signed"
         in call("profile", "--bundle", bundle, "--out", tmp_path / "out").stderr
     )
+
+
+def test_a_device_of_a_fleet_is_sent_the_signature_too(place: Path, bundle: Path) -> None:
+    write_tiny_bundle(bundle.with_name("bundle-baseline"), (1.0,), kind="vit")
+    sent = pack([bundle], None)
+    digest = sent.files["bundle"][SIGNATURE]
+    assert sent.places[digest].read_bytes() == (place / "bundle" / SIGNATURE).read_bytes()
+    assert SIGNATURE not in sent.files["bundle-baseline"]
 
 
 def test_a_signed_bundle_keeps_its_recommendation(bundle: Path) -> None:
