@@ -5,13 +5,15 @@ VENV ?= .venv
 # Processes that the tests are spread over, and how: a file stays in one; one that crashes ends the run.
 JOBS ?= 2
 SPREAD := -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+# What is installed. TensorRT-RTX is proprietary: EXTRAS=all,dev does without it, and skips its tests.
+EXTRAS ?= all,trt-rtx,dev
 # More for pip, such as the address of an index with CPU builds of torch.
 PIP_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/setup.stamp
 
-.PHONY: help setup demo test test-quick test-arm fuzz lint bench bench-speed bench-speed-peers docs clean
+.PHONY: help setup demo test test-quick test-arm fuzz lint bench bench-speed bench-speed-peers audit docs clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 24
@@ -21,8 +23,9 @@ setup: $(STAMP)  ## Install everything into .venv; again only when pyproject.tom
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "setup: needs Python >= 3.10, found " + sys.version.split()[0])'
 	@test -x $(BIN)/python || { echo "setup: creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
-	@echo "setup: installing ptsr-edge with all extras (2 GB; a few minutes the first time)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[all,dev]'
+	@echo "setup: installing ptsr-edge with the extras $(EXTRAS) (2 GB; a few minutes the first time)"
+	@case ",$(EXTRAS)," in *,trt-rtx,*) echo "setup: trt-rtx is proprietary, under NVIDIA's Software License Agreement; EXTRAS=all,dev does without it";; esac
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[$(EXTRAS)]'
 	@$(BIN)/python tests/support/face_clips.py > /dev/null || echo "setup: no face clips; the tests that need them are skipped"
 	@touch $@
 
@@ -68,6 +71,10 @@ bench-speed: setup  ## Beside what others give, in one run; SPEED_ARGS=--help li
 bench-speed-peers: setup  ## Environments of tools that need one of their own, into .venv-speed (7 GB)
 	@echo "bench-speed-peers: pip"
 	@PIP_ARGS="$(PIP_ARGS)" $(BIN)/python -m benchmarks.speed.environments
+
+audit: setup  ## Known vulnerabilities of the pinned packages, and the licences of the installed ones
+	@echo "audit: pip-audit and tools/audit/licences.toml"
+	@PYTHONPATH=tools $(BIN)/python -m audit
 
 docs: setup  ## The pages of docs/ as a site, into out/docs
 	@$(BIN)/sphinx-build -q -W --keep-going -b html docs out/docs

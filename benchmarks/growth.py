@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from shared_weights import megabytes
 
 from ptsr_edge.bundle import Bundle, Variant, read_bundle
-from ptsr_edge.camera.inference import SharedSession
+from ptsr_edge.camera.stages import SharedSession
 from ptsr_edge.core.config import ModelConfig, Record, named_model
 from ptsr_edge.core.console import say
 from ptsr_edge.core.files import write_json, write_whole

@@ -22,12 +22,16 @@ from ptsr_edge.core.config import (
     Preprocess,
     Record,
     check_fit,
-    read_record,
+    parse,
+    read_json_file,
 )
 from ptsr_edge.core.errors import InputError, JobError, PtsrError
 from ptsr_edge.core.files import link_file, sha256_of, write_json
 
 MANIFEST = "bundle.json"
+
+SIGNATURE = "bundle.sig"
+"""Beside the manifest of a bundle that is signed (`sign`)."""
 
 
 class BundleFile(Record):
@@ -393,17 +397,26 @@ def baseline_place(folder: Path) -> Path:
     return named.with_name(f"{named.name}-baseline")
 
 
-def read_bundle(folder: Path) -> Bundle:
-    """Reads a bundle's manifest.
+def read_manifest(folder: Path) -> Any:
+    """Returns what the manifest of a bundle holds, as JSON has it: signatures are over that.
 
     Raises:
-        InputError: there is no such folder, it is no bundle, or its manifest is of another schema.
+        InputError: there is no such folder, or it holds no manifest.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; a bundle is a folder with a {MANIFEST}")
     if not (folder / MANIFEST).is_file():
         raise InputError(f"{folder} holds no {MANIFEST}: not a bundle made by `ptsr-edge export`")
-    return read_record(Bundle, folder / MANIFEST)
+    return read_json_file(folder / MANIFEST)
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Reads a bundle's manifest, whoever wrote it: what opens a bundle takes `sign.read_verified`.
+
+    Raises:
+        InputError: there is no such folder, it is no bundle, or its manifest is of another schema.
+    """
+    return parse(Bundle, read_manifest(folder), str(folder / MANIFEST))
 
 
 def write_bundle(folder: Path, bundle: Bundle) -> None:
@@ -418,18 +431,14 @@ def add_verification(folder: Path, variant_id: str, record: VerifiedOn) -> None:
         InputError: there is no such bundle or variant, or its files are not the ones that were exported.
         JobError: the manifest cannot be written; the old one stays.
     """
-    bundle = read_bundle(folder)
-    variant = find_variant(bundle, variant_id)
-    place = bundle.variants.index(variant)
-    check_files(folder, variant)
+    manifest, variant, entry = _entry(folder, variant_id)
     others = [
         earlier
         for earlier in variant.verified_on
         if (earlier.machine, earlier.runtime) != (record.machine, record.runtime)
     ]
-    variants = list(bundle.variants)
-    variants[place] = variant.model_copy(update={"verified_on": [*others, record]})
-    write_bundle(folder, bundle.model_copy(update={"variants": variants}))
+    entry["verified_on"] = [one.model_dump(mode="json") for one in (*others, record)]
+    write_json(folder / MANIFEST, manifest)
 
 
 def write_tuned(folder: Path, variant_id: str, record: Tuned | None) -> None:
@@ -439,24 +448,37 @@ def write_tuned(folder: Path, variant_id: str, record: Tuned | None) -> None:
         InputError: there is no such bundle or variant, or its files are not the ones that were exported.
         JobError: the manifest cannot be written; the old one stays.
     """
-    bundle = read_bundle(folder)
-    variant = find_variant(bundle, variant_id)
-    check_files(folder, variant)
-    variants = list(bundle.variants)
-    variants[variants.index(variant)] = variant.model_copy(update={"tuned": record})
-    write_bundle(folder, bundle.model_copy(update={"variants": variants}))
+    manifest, _, entry = _entry(folder, variant_id)
+    entry["tuned"] = None if record is None else record.model_dump(mode="json")
+    write_json(folder / MANIFEST, manifest)
 
 
 def write_recommended(folder: Path, choice: RecommendedVariant) -> None:
     """Writes which variant of the bundle at `folder` is recommended; it replaces an earlier choice.
 
     Raises:
-        InputError: there is no such bundle or variant, or its files are not the ones that were exported.
+        InputError: there is no such bundle or variant, its files are not the ones that were exported, or it is signed.
         JobError: the manifest cannot be written; the old one stays.
     """
-    bundle = read_bundle(folder)
-    check_files(folder, find_variant(bundle, choice.variant))
-    write_bundle(folder, bundle.model_copy(update={"recommended": choice}))
+    if (folder / SIGNATURE).exists():
+        raise InputError(
+            f"{folder} is signed, and what it recommends with it: remove {folder / SIGNATURE}, choose, and sign it again"
+        )
+    manifest, _, _ = _entry(folder, choice.variant)
+    manifest["recommended"] = choice.model_dump(mode="json")
+    write_json(folder / MANIFEST, manifest)
+
+
+def _entry(folder: Path, variant_id: str) -> tuple[dict[str, Any], Variant, dict[str, Any]]:
+    """Returns a manifest as it stands in its file, and a variant whose files are right: its record and its place there.
+
+    What is not changed stays as it was written, and no key is added: a signature is over these.
+    """
+    manifest = read_manifest(folder)
+    bundle = parse(Bundle, manifest, str(folder / MANIFEST))
+    variant = find_variant(bundle, variant_id)
+    check_files(folder, variant)
+    return manifest, variant, manifest["variants"][bundle.variants.index(variant)]
 
 
 def find_variant(bundle: Bundle, name: str) -> Variant:

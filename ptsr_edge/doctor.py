@@ -26,11 +26,12 @@ from packaging.requirements import Requirement
 
 from ptsr_edge.core.config import DEFAULT_MODEL, Record
 from ptsr_edge.core.console import Verb, doing, finish, run_verb, say
-from ptsr_edge.core.errors import JobError, install_line
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, install_line
 from ptsr_edge.core.system import describe_cpu, installed, visible_cpus
 from ptsr_edge.runtimes import build_on_device
 from ptsr_edge.runtimes.base import Runtime, find_runtime, load_part, target_names
 from ptsr_edge.runtimes.openvino import SENDER
+from ptsr_edge.sign import KEY_VARIABLE, SERIAL_VARIABLE, demanded, fingerprint, read_public_key
 
 MODULES = {
     "cuda-bindings": "cuda.bindings.runtime",
@@ -127,9 +128,22 @@ def examine(limit_s: float = LIMIT_S) -> dict[str, Any]:
             for gpu in gpus
         ],
         "weights": embedded_weights(WEIGHTS),
+        "signatures": signatures_asked(),
         "extras": {extra: [p.model_dump() for p in packages] for extra, packages in extras.items()},
         "targets": {name: state.model_dump() for name, state in targets.items()},
     }
+
+
+def signatures_asked() -> dict[str, Any] | None:
+    """Returns what is asked of the signatures of bundles here, by which key, or why it cannot be checked; None: nothing is."""
+    try:
+        demand = demanded()
+        if demand is None:
+            return None
+        key = fingerprint(read_public_key(demand.key))
+        return {"file": str(demand.key), "key": key, "least_serial": demand.least_serial, "fault": None}
+    except (InputError, MissingExtraError) as error:
+        return {"file": None, "key": None, "least_serial": None, "fault": str(error)}
 
 
 def _runtime(name: str) -> Runtime | str:
@@ -367,6 +381,7 @@ def lines_of(record: Mapping[str, Any]) -> list[str]:
     targets = record["targets"]
     lines = [f"ptsr-edge {record['ptsr_edge']}, Python {record['python']}, {record['system']}"]
     lines += [*_machine_lines(record["cpu"], record["gpus"]), *_weights_lines(record["weights"])]
+    lines.append(_signatures_line(record["signatures"]))
     lines += ["", f"{'extra':14} {'package':24} {'version':18} state"]
     for extra, packages in record["extras"].items():
         for package in packages:
@@ -400,6 +415,15 @@ def _weights_lines(weights: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def _signatures_line(asked: Mapping[str, Any] | None) -> str:
+    if asked is None:
+        return f"signed    not asked for: bundles of anybody are opened; ${KEY_VARIABLE} names the key of those that may be"
+    if asked["fault"]:
+        return f"signed    nothing can be opened: {asked['fault']}"
+    least = f", serial {asked['least_serial']} or more (${SERIAL_VARIABLE})" if asked["least_serial"] else ""
+    return f"signed    only bundles by key {asked['key'][:16]} ({asked['file']}) are opened{least}"
+
+
 @click.command(cls=Verb, epilog="Example: python -m ptsr_edge.doctor")
 @click.option("--limit-s", type=click.FloatRange(min=0, min_open=True), default=LIMIT_S, show_default=True,
               help="How long one package may take to import.")  # fmt: skip
@@ -412,6 +436,8 @@ def main(limit_s: float, as_json: bool) -> None:
     finish(record, lines_of(record), as_json)
     if not any(state["build"] or state["run"] for state in record["targets"].values()):
         raise JobError(f"no target can be built or run here; the smallest start: {install_line('ort')}")
+    if fault := (record["signatures"] or {}).get("fault"):
+        raise JobError(f"signatures cannot be checked, so nothing is opened here: {fault}")
 
 
 if __name__ == "__main__":

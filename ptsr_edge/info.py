@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
-from ptsr_edge.bundle import Bundle, Variant, bundle_card, check_files, read_bundle
+from ptsr_edge.bundle import Bundle, Variant, bundle_card, check_files, read_bundle, read_manifest
 from ptsr_edge.core.console import Verb, finish, run
-from ptsr_edge.core.errors import InputError, JobError, PtsrError
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, PtsrError
 from ptsr_edge.session import choose_variant, why_not_here, why_not_tuned
+from ptsr_edge.sign import check_signature, demanded, read_signature
 from ptsr_edge.tune import verdict
 
 
@@ -31,6 +32,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "bundle": str(folder),
         "name": bundle.name,
         "labels": bundle.labels,
+        "signature": _signature(folder),
         "preprocess": bundle.preprocess.model_dump(mode="json"),
         "variants": [_variant(bundle, variant, folder) for variant in bundle.variants],
         "size_bytes": size_on_disk(folder, bundle),
@@ -50,6 +52,39 @@ def describe(folder: Path) -> dict[str, Any]:
         },
         "model_card": str(provenance.get("model_card") or bundle_card(provenance.get("card"))),
     }
+
+
+SignatureState = Literal["unsigned", "unchecked", "right", "refused"]
+"""Of a bundle: unchecked where it is signed and no signature is asked for here."""
+
+
+def _signature(folder: Path) -> dict[str, Any]:
+    """Returns who says to have signed the bundle, and whether a session here takes that."""
+    state: SignatureState
+    record, why = None, None
+    try:
+        record = read_signature(folder)
+        demand = demanded()
+        if demand is not None:
+            check_signature(folder, read_manifest(folder), demand)
+            state = "right"
+        else:
+            state = "unsigned" if record is None else "unchecked"
+    except (InputError, MissingExtraError) as error:
+        state, why = "refused", str(error)
+    kept = {"key": None, "serial": None} if record is None else {"key": record.key, "serial": record.serial}
+    return {"state": state, **kept, "why_refused": why}
+
+
+def _signed(signature: Mapping[str, Any]) -> str:
+    by = f"by key {signature['key'][:16]}, serial {signature['serial']}" if signature["key"] else ""
+    told = {
+        "unsigned": "no",
+        "unchecked": f"{by}; not checked, as $PTSR_EDGE_VERIFY names no key",
+        "right": f"{by}; checked by the key of $PTSR_EDGE_VERIFY",
+        "refused": f"refused here: {signature['why_refused']}",
+    }
+    return told[signature["state"]]
 
 
 def _variant(bundle: Bundle, variant: Variant, folder: Path) -> dict[str, Any]:
@@ -120,6 +155,7 @@ def lines_of(record: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{record['name']}: {', '.join(record['labels'])}; {_megabytes(record['size_bytes'])} on disk",
         f"trained   {_trained(record['trained'])}",
+        f"signed    {_signed(record['signature'])}",
         "",
         f"{'variant':30} {'budget':>7} {'tokens':>6} {'MMACs':>8} {'MB':>7}  {'here':4} proof",
     ]
@@ -207,6 +243,8 @@ def main(bundle: Path, as_json: bool) -> None:
     faults = [variant["id"] for variant in record["variants"] if variant["files_fault"]]
     if faults:
         raise JobError(f"files of {', '.join(faults)} are missing or have changed: export the bundle again")
+    if why := record["signature"]["why_refused"]:
+        raise JobError(f"nothing of it is opened here: {why}")
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.bundle import Bundle, Variant, files_digest, find_variant, private_copy, read_bundle
+from ptsr_edge.bundle import Bundle, Variant, files_digest, find_variant, private_copy
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, PtsrError, require
 from ptsr_edge.core.system import describe_cpu
 from ptsr_edge.runtimes.base import RUNTIMES, Runner, Value, find_parameters, find_runner, find_runtime
+from ptsr_edge.sign import read_verified
 from ptsr_edge.vision.face_tracking import Region, crop_side, cut
 from ptsr_edge.vision.flow import check_flow, check_frame, flow_sample, to_input
 
@@ -168,6 +169,7 @@ class Session:
         precision: str | None = None,
         threads: int | None = None,
         share_weights: bool = False,
+        verify: str | Path | None = None,
     ) -> Session:
         """Opens a bundle's variant; the log (`ptsr_edge`, INFO) says which, where something was left open.
 
@@ -184,16 +186,18 @@ class Session:
             share_weights: load all budgets at once, so that they compute on one copy of the weights. ONNX Runtime and
                 OpenVINO can; the first takes more time for an inference then, the second for the start, and OpenVINO's
                 int8 answers move by as much as they depart from float32 at most.
+            verify: the public key that the bundle must be signed with (`ptsr-edge sign`); by default that of
+                $PTSR_EDGE_VERIFY, where it is set, else no signature is asked for.
 
         Raises:
-            InputError: no bundle there, a file that has changed, or no such variant.
+            InputError: no bundle there, a signature that is refused, a file that has changed, or no such variant.
             MissingExtraError: the runtime is not installed.
             JobError: the runtime refuses the artifact, or none of several can run here.
         """
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1, got {threads}")
         folder = Path(bundle)
-        manifest = read_bundle(folder)
+        manifest = read_verified(folder, None if verify is None else Path(verify))
         variant = choose_variant(manifest, folder, budget, target, precision)
         session = cls(manifest, folder, variant, threads, share_weights)
         if None in (budget, target, precision):

@@ -29,7 +29,6 @@ from ptsr_edge.bundle import (
     Variant,
     baseline_place,
     check_files,
-    read_bundle,
     write_tuned,
 )
 from ptsr_edge.core.console import Verb, doing, finish, if_interrupted, is_given, progress, run, say
@@ -37,6 +36,7 @@ from ptsr_edge.core.errors import InputError, JobError, PtsrError
 from ptsr_edge.core.system import disturbances, has_two_kinds_of_cores, timed_runs, visible_cpus
 from ptsr_edge.runtimes.base import Parameter, Runner, find_parameters, find_runtime
 from ptsr_edge.session import open_artifact, settings_text, tuning_facts, why_not_here
+from ptsr_edge.sign import read_verified
 from ptsr_edge.stats.latency import Block, Ratio, trusted_ratio
 from ptsr_edge.vision.flow import to_input
 
@@ -270,7 +270,7 @@ def tune_bundle(
         InputError: there is no such bundle or variant, or a file has changed.
         JobError: none of them can be tuned here.
     """
-    bundle = read_bundle(folder)
+    bundle = read_verified(folder)
     variants = fitting(bundle, budget, target, precision)
     reasons = {one.id: why_not_tunable(one, folder) for one in variants}
     left_out: dict[str, list[str]] = {}
@@ -307,7 +307,7 @@ def reset_bundle(
         InputError: there is no such bundle or variant, or a file has changed.
     """
     gone = [
-        one.id for one in fitting(read_bundle(folder), budget, target, precision) if one.tuned is not None
+        one.id for one in fitting(read_verified(folder), budget, target, precision) if one.tuned is not None
     ]
     for name in gone:
         write_tuned(folder, name, None)
@@ -393,7 +393,7 @@ def tell_unfair_baseline(folder: Path) -> None:
     """Says so where the bundle has tuned settings and the baseline beside it was never tuned."""
     beside = baseline_place(folder)
     try:
-        baseline, own = read_bundle(beside), read_bundle(folder)
+        baseline, own = read_verified(beside), read_verified(folder)
     except InputError:
         return
     tuned = any(one.tuned and one.tuned.settings for one in own.variants)

@@ -35,6 +35,7 @@ from ptsr_edge.doctor import (
 )
 from ptsr_edge.models import checkpoint
 from ptsr_edge.runtimes.base import RUNTIMES
+from ptsr_edge.sign import KEY_VARIABLE
 
 pytestmark = pytest.mark.slow
 
@@ -87,11 +88,13 @@ def probes_with(works: Iterable[str]) -> dict[str, Probe]:
         pytest.param("trt", ["tensorrt_rtx"], {}, [], True, False, id="RTX builds without a GPU"),
         pytest.param("trt", ["tensorrt_rtx"], {}, [GPU], True, True, id="RTX with a GPU"),
         pytest.param("trt", ["tensorrt_rtx"], {}, [HOPPER], True, False, id="RTX has nothing for 9.0"),
-        pytest.param("trt", ["tensorrt"], {"trt": "missing"}, [], False, False, id="TensorRT without a GPU"),
         pytest.param(
-            "trt", ["tensorrt"], {"trt": "missing"}, [HOPPER], True, True, id="TensorRT of the system"
+            "trt", ["tensorrt"], {"trt-rtx": "missing"}, [], False, False, id="TensorRT without a GPU"
         ),
-        pytest.param("trt", [], {"trt": "missing"}, [GPU], False, False, id="a GPU and no runtime"),
+        pytest.param(
+            "trt", ["tensorrt"], {"trt-rtx": "missing"}, [HOPPER], True, True, id="TensorRT of the system"
+        ),
+        pytest.param("trt", [], {"trt-rtx": "missing"}, [GPU], False, False, id="a GPU and no runtime"),
     ],
 )
 def test_what_can_be_built_and_run(
@@ -115,7 +118,7 @@ def test_each_fault_comes_with_the_line_against_it() -> None:
 
 def test_where_tensorrt_comes_with_the_system_the_registry_is_not_suggested() -> None:
     state = judge_target(
-        "trt", RUNTIMES["trt"], extras_with(trt="not for this machine"), probes_with([]), [GPU]
+        "trt", RUNTIMES["trt"], extras_with(**{"trt-rtx": "not for this machine"}), probes_with([]), [GPU]
     )
     assert state.install == ["python3 -m venv --system-site-packages .venv"]
 
@@ -352,6 +355,7 @@ def test_a_machine_that_can_do_nothing_is_told_what_to_install(monkeypatch: pyte
     }
     record = {
         "ptsr_edge": "0", "python": "3", "system": "Linux", "gpus": [], "weights": [], "extras": bare,
+        "signatures": None,
         "cpu": {"board": None, "model": None, "cores_visible": 1, "cgroup_limit_cores": 0.5, "notes": []},
         "targets": {"cpu": state},
     }  # fmt: skip
@@ -362,3 +366,27 @@ def test_a_machine_that_can_do_nothing_is_told_what_to_install(monkeypatch: pyte
     assert "limited to 0.5" in answer.stdout
     assert answer.stdout.splitlines()[-1] == "can build: nothing; can run: nothing"
     assert answer.stderr.splitlines()[-1].startswith("ptsr-edge doctor: no target can be built or run here")
+
+
+def test_the_key_that_bundles_have_to_be_signed_with_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cryptography", reason="cryptography is missing: the extra sign brings it")
+    assert doctor.signatures_asked() is None
+    monkeypatch.setenv(KEY_VARIABLE, str(tmp_path / "gone.pem"))
+    asked = doctor.signatures_asked()
+    assert asked is not None
+    assert (
+        asked["fault"] == f"the public key {tmp_path / 'gone.pem'} cannot be read: No such file or directory"
+    )
+    record = {
+        "ptsr_edge": "0", "python": "3", "system": "Linux", "gpus": [], "weights": [], "extras": {},
+        "signatures": asked,
+        "cpu": {"board": None, "model": None, "cores_visible": 1, "cgroup_limit_cores": None, "notes": []},
+        "targets": {"cpu": {"build": True, "run": True, "notes": [], "install": []}},
+    }  # fmt: skip
+    monkeypatch.setattr(doctor, "examine", lambda _limit_s: record)
+    answer = CliRunner().invoke(doctor.main, prog_name="ptsr-edge doctor")
+    assert answer.exit_code == 1
+    assert "signed    nothing can be opened: " in answer.stdout
+    assert "signatures cannot be checked, so nothing is opened here: " in answer.stderr

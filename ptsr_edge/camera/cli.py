@@ -17,13 +17,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import numpy as np
 
 from ptsr_edge.camera.metrics import Page, StreamCounters, StreamStats, serve
-from ptsr_edge.camera.output import CameraOutput, Windows, recording, recording_paths
+from ptsr_edge.camera.output import (
+    CameraOutput,
+    Encoder,
+    Windows,
+    check_encoder,
+    recording,
+    recording_paths,
+)
 from ptsr_edge.camera.pipeline import MIN_PROBABILITY, Pipeline
 from ptsr_edge.camera.runner import DROP_POLICIES, Backoff, FrameQueue, Stream, Streams, raise_failed
 from ptsr_edge.camera.sources import (
@@ -39,7 +46,7 @@ from ptsr_edge.camera.sources import (
     parse_sources,
 )
 from ptsr_edge.camera.spotting import SpotSettings
-from ptsr_edge.core.console import Verb, comma_separated, say
+from ptsr_edge.core.console import Verb, comma_separated, is_given, say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.vision.face_detection import FixedCrop
 
@@ -310,6 +317,13 @@ def findings(stats: StreamStats) -> str:
 @click.option(
     "--record", type=click.Path(path_type=Path), help="Write an annotated video, .mp4, .mkv or .mov."
 )
+@click.option(
+    "--record-encoder",
+    type=click.Choice(get_args(Encoder)),
+    default="mpeg4",
+    show_default=True,
+    help="Of the recording; libx264 is under the GPL.",
+)
 @click.option("--show", is_flag=True, help="Open a window; q closes it and ends the run.")
 @click.option("--duration-s", type=click.FloatRange(0, min_open=True), help="End after so many seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as a last line of JSON.")
@@ -339,6 +353,7 @@ def main(
     rtsp_transport: str,
     metrics_port: int | None,
     record: Path | None,
+    record_encoder: Encoder,
     show: bool,
     duration_s: float | None,
     as_json: bool,
@@ -354,6 +369,10 @@ def main(
         FixedCrop(face_box).detect(
             np.empty((height, width), np.uint8)
         )  # raw frames have the size that was said
+    if record is not None:
+        check_encoder(record_encoder)
+    elif is_given("record_encoder"):
+        raise InputError("--record-encoder goes with --record FILE")
     paths = recording_paths(record, [source.name for source in addresses]) if record else {}
     windows, stop = Windows() if show else None, threading.Event()
     options = QueueOptions(drop, queue_size, retries, retry_max_s)
@@ -367,7 +386,9 @@ def main(
                      precision=precision, threads=threads, min_probability=min_probability,
                      threshold=spot_threshold, tell_truncated=tell_truncated)
         )  # fmt: skip
-        recorders = {name: stack.enter_context(recording(path)) for name, path in paths.items()}
+        recorders = {
+            name: stack.enter_context(recording(path, record_encoder)) for name, path in paths.items()
+        }
         output = CameraOutput(pipeline, recorders, windows, kept=kept)
         streams = Streams(pipeline, opened, output, stop)
         port = stack.enter_context(serve(metrics_port, Page(streams.observe, pipeline.stats)))

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -297,9 +297,10 @@ def _write(
 SUFFIXES = (".mp4", ".mkv", ".mov")
 """Containers that are written."""
 
-_CODECS = ("libx264", "mpeg4")
+Encoder = Literal["mpeg4", "libx264"]
+"""How a recording is encoded: MPEG-4 part 2 by FFmpeg itself (LGPL), or H.264 by x264, which is under the GPL."""
 
-_TICKS = 90_000
+_TICKS = 60_000  # MPEG-4 has 16 bits for it
 
 _STEP = _TICKS // 30
 """Ticks between two frames where the timestamps do not rise."""
@@ -325,15 +326,32 @@ def recording_paths(path: Path, streams: list[str]) -> dict[str, Path]:
     return paths
 
 
+def check_encoder(encoder: Encoder) -> None:
+    """Makes sure that FFmpeg was built with an encoder here.
+
+    Raises:
+        InputError: it was not.
+        MissingExtraError: PyAV is not installed.
+    """
+    ffmpeg = require_av()
+    try:
+        ffmpeg.codec.Codec(encoder, "w")
+    except ffmpeg.codec.codec.UnknownCodecError:
+        known = ", ".join(get_args(Encoder))
+        raise InputError(
+            f"the FFmpeg of PyAV here was built without the encoder {encoder}; known: {known}"
+        ) from None
+
+
 @contextmanager
-def recording(path: Path) -> Iterator[Recorder]:
+def recording(path: Path, encoder: Encoder = "mpeg4") -> Iterator[Recorder]:
     """Yields a recorder whose file appears at `path` only when the block ends well.
 
     Raises:
         JobError: the file cannot be written; an older one stays as it was.
     """
     with staged_file(path) as stage:
-        recorder = Recorder(path, stage)
+        recorder = Recorder(path, stage, encoder)
         try:
             yield recorder
         finally:
@@ -348,11 +366,12 @@ class Recorder:
     later frames are not taken, and `close` raises.
     """
 
-    def __init__(self, path: Path, stage: Path) -> None:
+    def __init__(self, path: Path, stage: Path, encoder: Encoder) -> None:
         """Use `recording`, which writes to `stage` and names `path` in errors."""
         self.path = path
         self.frames = 0
         self._stage = stage
+        self._encoder = encoder
         self._container: av.container.OutputContainer | None = None
         self._stream: Any = None
         self._offset = 0
@@ -407,14 +426,15 @@ class Recorder:
 
     def _open(self, ffmpeg: Any, image: Image) -> av.container.OutputContainer:
         container = cast("av.container.OutputContainer", ffmpeg.open(str(self._stage), "w"))
-        codec = next(name for name in _CODECS if name in ffmpeg.codecs_available)
-        fast = {"preset": "ultrafast", "crf": "20"} if codec == "libx264" else {"qscale": "3"}
-        self._stream = container.add_stream(codec, rate=30, options=fast)
+        fast = {"preset": "ultrafast", "crf": "20"} if self._encoder == "libx264" else {}
+        self._stream = container.add_stream(self._encoder, rate=30, options=fast)
         height, width = image.shape[:2]
         self._stream.width, self._stream.height = width + width % 2, height + height % 2
         self._stream.pix_fmt = "yuv420p"
         self._stream.thread_count = 1
         self._stream.codec_context.time_base = Fraction(1, _TICKS)
+        if self._encoder == "mpeg4":  # of a fixed quality, as crf is for the other: its default is a bit rate
+            self._stream.codec_context.qmin = self._stream.codec_context.qmax = 3
         return container
 
 

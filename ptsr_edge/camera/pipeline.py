@@ -28,10 +28,16 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ptsr_edge.bundle import bundle_card
-from ptsr_edge.camera.inference import BudgetController, SharedSession
 from ptsr_edge.camera.metrics import Cause, StageTimes, StreamStats
 from ptsr_edge.camera.spotting import SpotSettings, Spotter
-from ptsr_edge.camera.stream import CameraStream, OnlineSpotter, Sighting, check_pts
+from ptsr_edge.camera.stages import (
+    BudgetController,
+    CameraStream,
+    OnlineSpotter,
+    SharedSession,
+    Sighting,
+    check_pts,
+)
 from ptsr_edge.core.config import Record
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.vision.face_detection import Face, FaceOption, open_detector
@@ -163,6 +169,7 @@ class Pipeline:
         precision: str | None = None,
         threads: int | None = 1,
         share_weights: bool = False,
+        verify: str | Path | None = None,
         detect_every_s: float = DETECT_EVERY_S,
         min_probability: float = MIN_PROBABILITY,
         threshold: float | None = None,
@@ -177,7 +184,7 @@ class Pipeline:
                 first, the full one where that is close; calibrated at export), or a keep rate.
             deadline_ms: time that one push may take; "auto" holds it, and every budget counts misses.
             face: how faces are found; see `face_detection.open_detector`.
-            target, precision, threads, share_weights: as `Session.open`.
+            target, precision, threads, share_weights, verify: as `Session.open`.
             detect_every_s: time of the source between two detections of a face that is followed.
             min_probability: an event whose class is less probable has the outcome "unsure".
             threshold: least score of a motion, of the spotter; by default that of `SpotSettings`.
@@ -203,7 +210,12 @@ class Pipeline:
         opencv()  # which every frame needs: its absence is told here and not at the first one
         self._detector = open_detector(face)
         self._session = SharedSession(
-            bundle, target=target, precision=precision, threads=threads, share_weights=share_weights
+            bundle,
+            target=target,
+            precision=precision,
+            threads=threads,
+            share_weights=share_weights,
+            verify=verify,
         )
         self._budget = self._check_budget(budget)
         self._deadline_ms = deadline_ms

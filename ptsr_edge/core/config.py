@@ -61,19 +61,27 @@ def read_json(text: str) -> Any:
     return json.loads(text, parse_float=finite, parse_constant=finite)
 
 
+def read_json_file(path: Path) -> Any:
+    """Reads a JSON file, as `read_json` does.
+
+    Raises:
+        InputError: there is no such file, or it holds no JSON.
+    """
+    try:
+        return read_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a readable JSON file: {error}") from None
+
+
 def read_record(kind: type[R], path: Path) -> R:
     """Reads a JSON file as a record of `kind`.
 
     Raises:
         InputError: there is no such file, or it holds no JSON or no such record.
     """
-    try:
-        data = read_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a readable JSON file: {error}") from None
-    return parse(kind, data, str(path))
+    return parse(kind, read_json_file(path), str(path))
 
 
 def _first_fault(kind: type[Record], error: ValidationError) -> str:

@@ -42,6 +42,7 @@ VERBS = {
     "evaluate": VerbEntry("ptsr_edge.evaluate.cli", "Judge a bundle's artifacts, a checkpoint, or a model trained afresh in each fold."),
     "export": VerbEntry("ptsr_edge.export.cli", "Turn a checkpoint into a bundle of proven, static token-budget variants."),
     "tune": VerbEntry("ptsr_edge.tune", "Search the runtime's parameters on this device and record in the bundle what is faster and answers the same."),
+    "sign": VerbEntry("ptsr_edge.sign", "Sign a bundle, so that devices can tell who made it and that it is not an older one."),
     "info": VerbEntry("ptsr_edge.info", "Say what a bundle holds, what of it runs here and is taken by default, and what it was trained on."),
     "predict": VerbEntry("ptsr_edge.predict", "Classify what moved between two pictures of a face, or two moments of a clip."),
     "profile": VerbEntry("ptsr_edge.profile.cli", "Measure MACs, latency, memory, size and accuracy of every variant beside the full-token ViT."),

@@ -12,7 +12,6 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ptsr_edge.bundle import read_bundle
 from ptsr_edge.core.config import DEVICES, MODELS, parse_keep_rate
 from ptsr_edge.core.console import Verb, comma_separated, doing, finish, if_interrupted, say
 from ptsr_edge.core.errors import InputError, require
@@ -34,6 +33,7 @@ from ptsr_edge.evaluate.evaluation import (
 )
 from ptsr_edge.evaluate.executor import ENGINES
 from ptsr_edge.export.targets.base import THROUGH_GRAPH
+from ptsr_edge.sign import read_verified
 
 
 def lines_of(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -143,7 +143,7 @@ def main(
         if bundle is None:
             _refuse_options(["threads"], "is of an artifact: it goes with --bundle")
         else:
-            variants_at(read_bundle(bundle), budgets)
+            variants_at(read_verified(bundle), budgets)
         model = info = None
         if checkpoint is not None:
             require_file(checkpoint, "checkpoint")
@@ -152,7 +152,7 @@ def main(
             from ptsr_edge.models.checkpoint import load_checkpoint
 
             model, info = load_checkpoint(checkpoint)
-        source = read_bundle(bundle) if bundle is not None else info
+        source = read_verified(bundle) if bundle is not None else info
         assert source is not None
         if info is not None and info.model != source.model:
             raise InputError(f"{bundle} holds {source.model.name}, {checkpoint} is {info.model.name}")

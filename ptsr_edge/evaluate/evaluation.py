@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.bundle import Bundle, Variant, check_files, read_bundle
+from ptsr_edge.bundle import Bundle, Variant, private_copy
 from ptsr_edge.core.config import ModelConfig, Preprocess
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError, require
@@ -32,6 +32,7 @@ from ptsr_edge.data.datasets import (
 from ptsr_edge.export.targets.base import THROUGH_ARTIFACT, THROUGH_GRAPH
 from ptsr_edge.runtimes.base import find_runtime
 from ptsr_edge.session import Session, why_not_here
+from ptsr_edge.sign import read_verified
 from ptsr_edge.stats.classification import confusion, per_class_recall, uar, uf1
 from ptsr_edge.vision.flow import to_input
 
@@ -237,11 +238,11 @@ def evaluate_graph(folder: Path, variant: Variant, data: FlowDataset) -> NDArray
     require("torch", "train", f"computing the typed graph of {variant.id}, which cannot run here,")
     from ptsr_edge.export.targets.typed_graph import TypedGraphRunner
 
-    check_files(folder, variant)
     graph = str(PurePosixPath(variant.artifact).with_suffix(".onnx"))
     if graph not in [entry.path for entry in variant.files]:
         raise JobError(f"{variant.id} cannot run here, and has no typed graph {graph} to stand for it")
-    runner = TypedGraphRunner(folder / graph)
+    with private_copy(folder, [variant]) as place:
+        runner = TypedGraphRunner(place / graph)
     answers = [runner.run(to_input(flow))[0] for flow in progress(data.flows, f"{variant.id}, typed graph")]
     if not np.isfinite(answers).all():
         raise JobError(f"the typed graph of {variant.id} gave an answer that is not finite")
@@ -311,7 +312,7 @@ def evaluate_bundle(
     """
     records = []
     eager: dict[int, NDArray[np.int64]] = {}
-    for variant in variants_at(read_bundle(folder), rates):
+    for variant in variants_at(read_verified(folder), rates):
         by_graph = find_runtime(variant.target).needs_gpu and bool(why_not_here(variant, folder))
         if by_graph:
             answers = evaluate_graph(folder, variant, data)

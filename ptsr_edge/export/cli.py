@@ -43,6 +43,7 @@ from ptsr_edge.export.config import (
 )
 from ptsr_edge.export.targets.base import Flag, find_offer
 from ptsr_edge.runtimes.base import RUNTIMES, target_names
+from ptsr_edge.sign import read_private_key, sign_bundle
 from ptsr_edge.tune import tune_bundle, verdict
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -119,6 +120,8 @@ def _click_kind(field: FieldInfo, flag: Flag) -> dict[str, Any]:
               help="Also export the full-token ViT, to OUT-baseline, where `profile` takes it from.")  # fmt: skip
 @click.option("--tune", is_flag=True,
               help="Also search the runtimes' parameters for what runs here, as the verb tune does.")  # fmt: skip
+@click.option("--sign", type=click.Path(path_type=Path),
+              help="Sign what is exported with this private key, as the verb sign does.")  # fmt: skip
 @click.option("--no-cache", is_flag=True, help="Build anew even if nothing has changed.")
 @click.option("--out", type=click.Path(path_type=Path), help="The bundle; default out/MODEL-TARGET.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
@@ -126,7 +129,7 @@ def main(
     targets: list[str] | None, recipe: str | None, device: str | None, checkpoint: Path | None, model: str | None,
     budgets: Any, precisions: list[str] | None, calibration: Path | None, calibration_data: str | None,
     calibration_samples: int | None, max_uar_drop: float | None, cascade_loss: float | None,
-    threads: int | None, layout: str, with_baseline: bool, tune: bool, no_cache: bool, out: Path | None, as_json: bool, **flags: Any,
+    threads: int | None, layout: str, with_baseline: bool, tune: bool, sign: Path | None, no_cache: bool, out: Path | None, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Turn a checkpoint into a bundle of proven, static token-budget variants."""
     if recipe and device:
@@ -165,6 +168,7 @@ def main(
         find_dataset(calibration_data)
     if layout != "bundle":
         refuse_unservable(config, layout)
+    key = None if sign is None else read_private_key(sign)
     with explained_imports("export"):
         from ptsr_edge.export.exporter import export_baseline, export_bundle
         from ptsr_edge.export.serving import check_repository, write_layout
@@ -201,8 +205,13 @@ def main(
                 threads=threads, options=options, cache=not no_cache,
             )  # fmt: skip
         lines = [*lines[:-1], *summary(baseline), str(beside), str(out)]
+    places = [out, *([baseline_place(out)] if with_baseline else [])]
+    if key is not None:
+        with _told(f"{out} is written, but not signed"):
+            for place in places:
+                sign_bundle(place, key)
+                say(f"{place} is signed")
     if tune:
-        places = [out, *([baseline_place(out)] if with_baseline else [])]
         lines = [*lines[:-1], *(line for place in places for line in _tuned(place)), str(out)]
         bundle = read_bundle(out)
     if layout != "bundle":

@@ -26,12 +26,13 @@ from xml.etree import ElementTree
 
 import onnx
 
-from ptsr_edge.bundle import Bundle, Variant, check_files, read_bundle
+from ptsr_edge.bundle import Bundle, Variant, check_files
 from ptsr_edge.core.config import nearest
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_place, link_file, staged_folder, write_json, write_whole
 from ptsr_edge.export.config import LAYOUTS
 from ptsr_edge.runtimes.base import find_runtime
+from ptsr_edge.sign import read_verified
 
 log = logging.getLogger("ptsr_edge")
 
@@ -63,7 +64,7 @@ def write_layout(bundle_folder: Path, layout: str, out: Path) -> list[Path]:
     if layout not in LAYOUTS:
         near = nearest(layout, LAYOUTS)
         raise InputError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)} (nearest: {near})")
-    bundle = read_bundle(bundle_folder)
+    bundle = read_verified(bundle_folder)
     left_out = refusals(bundle_folder, bundle, layout)
     for name, reason in left_out.items():
         log.warning("%s: %s is left out: %s", layout, name, reason)

@@ -33,7 +33,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, NoReturn
 from uuid import uuid4
 
-from ptsr_edge.bundle import MANIFEST, Bundle, baseline_place, check_files, read_bundle
+from ptsr_edge.bundle import MANIFEST, SIGNATURE, Bundle, baseline_place, check_files
 from ptsr_edge.core.config import parse
 from ptsr_edge.core.console import doing, say
 from ptsr_edge.core.errors import InputError, JobError, PtsrError, require
@@ -70,6 +70,7 @@ from ptsr_edge.profile.schema import (
 )
 from ptsr_edge.profile.timing import TimingConfig
 from ptsr_edge.runtimes.base import find_runtime
+from ptsr_edge.sign import read_verified
 
 WATCH_S = 1.0
 """So often it is asked whether a worker is still in the cluster."""
@@ -263,7 +264,7 @@ def _lay_out(folder: Path, files: Mapping[str, str]) -> None:
         if content is None or hashlib.sha256(content).hexdigest() != sha256:
             raise JobError(f"{folder / name} is no longer among the files that were sent here")
         write_whole(folder / name, content)
-    bundle = read_bundle(folder)
+    bundle = read_verified(folder)
     for variant in bundle.variants:
         check_files(folder, variant)
 
@@ -326,7 +327,7 @@ def pack(folders: Sequence[Path], baseline: Path | None) -> Shipment:
         )
     for place in references:
         given_baseline(place, first)
-    read = bundles | {place: read_bundle(place) for place in references}
+    read = bundles | {place: read_verified(place) for place in references}
     files: dict[str, dict[str, str]] = {}
     places: dict[str, Path] = {}
     for folder, bundle in read.items():
@@ -335,7 +336,8 @@ def pack(folders: Sequence[Path], baseline: Path | None) -> Shipment:
             raise InputError(f"two folders are called {name}: on a device, they would be one")
         for variant in bundle.variants:
             check_files(folder, variant)
-        files[name] = {MANIFEST: sha256_of(folder / MANIFEST)}
+        own = [one for one in (MANIFEST, SIGNATURE) if (folder / one).is_file()]
+        files[name] = {one: sha256_of(folder / one) for one in own}
         files[name] |= {entry.path: entry.sha256 for variant in bundle.variants for entry in variant.files}
         places |= {sha256: folder / path for path, sha256 in files[name].items()}
     targets = [variant.target for bundle in bundles.values() for variant in bundle.variants]

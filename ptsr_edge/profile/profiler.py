@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ptsr_edge.bundle import MANIFEST, Bundle, baseline_place, read_bundle
+from ptsr_edge.bundle import MANIFEST, Bundle, baseline_place
 from ptsr_edge.core.config import baseline_of
 from ptsr_edge.core.console import say
 from ptsr_edge.core.errors import InputError, JobError, PtsrError, require
@@ -26,6 +26,7 @@ from ptsr_edge.profile.timing import TimingConfig, fill_in_instructions, time_un
 from ptsr_edge.profile.worker import ProfiledVariant, shown_path
 from ptsr_edge.runtimes.base import RUNTIMES, find_runtime
 from ptsr_edge.runtimes.build_on_device import cuda_devices
+from ptsr_edge.sign import KEY_VARIABLE, demanded, read_verified
 
 BUSY_LOAD = 0.5
 """Load average per core above which others are at work."""
@@ -217,7 +218,7 @@ def read_bundles(folders: Sequence[Path]) -> dict[Path, Bundle]:
         raise InputError("no bundle given: --bundle DIR names a folder that `ptsr-edge export` made")
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError(f"a bundle was given twice: {', '.join(map(str, folders))}")
-    return {folder: read_bundle(folder) for folder in folders}
+    return {folder: read_verified(folder) for folder in folders}
 
 
 def check_same_model(bundles: Mapping[Path, Bundle]) -> Bundle:
@@ -272,7 +273,8 @@ def baselines_for(bundles: Mapping[Path, Bundle], given: Path | None, scratch: P
     target and precision. Ids differ from those of the bundles, since the models' names do.
 
     Raises:
-        InputError: what was found is not the ViT that the model is measured against.
+        InputError: what was found is not the ViT that the model is measured against; or none was found, and only signed
+            bundles are opened here.
         JobError: none was found and none can be exported.
     """
     first = next(iter(bundles.values()))
@@ -283,6 +285,11 @@ def baselines_for(bundles: Mapping[Path, Bundle], given: Path | None, scratch: P
         check_same_model({one.folder: one.bundle for one in pool})
         if given is None:
             say(f"the baseline is {', '.join(map(str, found))}, made by the export")
+    elif demanded() is not None:
+        raise InputError(
+            f"there is no {beside[0]} to measure against, and one that is exported now is not signed as ${KEY_VARIABLE} "
+            "asks: export the bundle with --with-baseline --sign KEY"
+        )
     else:
         pool = exported_baseline(bundles.values(), scratch)
     return choose_baselines(pool, bundles.values())
@@ -321,7 +328,7 @@ def given_baseline(folder: Path, first: Bundle) -> list[ProfiledVariant]:
     Raises:
         InputError: it is no bundle, or not one of the ViT that the model is measured against.
     """
-    bundle = read_bundle(folder)
+    bundle = read_verified(folder)
     wanted = baseline_of(first.model)
     alike = all(getattr(bundle.model, field) == getattr(wanted, field) for field in GEOMETRY)
     if bundle.model.kind != "vit" or not alike:

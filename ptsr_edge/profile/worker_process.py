@@ -33,7 +33,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.bundle import Bundle, Variant, find_variant, private_copy, read_bundle
+from ptsr_edge.bundle import Bundle, Variant, find_variant, private_copy
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, PtsrError
 from ptsr_edge.core.system import disturbances, timed_runs
@@ -42,6 +42,7 @@ from ptsr_edge.profile.roofline import Untold, measure_ceiling, operator_shares,
 from ptsr_edge.runtimes.base import find_runtime
 from ptsr_edge.runtimes.openvino import silence
 from ptsr_edge.session import Session, open_variant
+from ptsr_edge.sign import read_verified
 from ptsr_edge.vision.face_detection import open_detector
 from ptsr_edge.vision.flow import opencv, optical_flow, optical_strain, to_input
 
@@ -112,7 +113,7 @@ class Bench:
         """Opens a variant and runs it once; the answer has the fields of `worker.RawTiming`."""
         if cpus is not None:
             os.sched_setaffinity(0, cpus)
-        manifest = read_bundle(Path(bundle))
+        manifest = read_verified(Path(bundle))
         chosen = find_variant(manifest, variant)
         silence()
         started = time.perf_counter_ns()

@@ -19,7 +19,6 @@ from ptsr_edge.bundle import (
     check_files,
     files_digest,
     find_variant,
-    read_bundle,
     write_recommended,
 )
 from ptsr_edge.core.config import Record, parse, read_record
@@ -77,6 +76,7 @@ from ptsr_edge.report.tables import (
     reasons,
     remarks,
 )
+from ptsr_edge.sign import read_verified
 from ptsr_edge.stats.classification import CONFIDENCE, Unit
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -146,7 +146,7 @@ def write_report(
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; the report needs a folder")
-    known = {folder: read_bundle(folder) for folder in bundles}
+    known = {folder: read_verified(folder) for folder in bundles}
     comparison = compare(read_sources(profiles))
     changes = None if old is None else compared_with(old, comparison)
     recommendation, decision = recommend(comparison, limits)

@@ -348,11 +348,16 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The folder's `bundle.json`, None where there is none.
 
     Raises:
-        BuildError: it is there and no manifest.
+        BuildError: it is there and no manifest, or it is signed, and engines would change it.
     """
     manifest = folder / "bundle.json"
     if not manifest.is_file():
         return None
+    if (folder / "bundle.sig").exists():
+        raise BuildError(
+            f"{folder} is signed, and an engine changes what was signed: check it with `ptsr-edge info`, remove "
+            "bundle.sig, build, and have it signed again"
+        )
     try:
         bundle: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
         _ = [entry["path"] for variant in bundle["variants"] for entry in variant["files"]]

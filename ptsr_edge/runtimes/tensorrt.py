@@ -37,7 +37,7 @@ MAJORS = {"tensorrt": (10, 11), "tensorrt-rtx": (1,)}
 def _remedy(flavour: str) -> str:
     """How a flavour that is missing is installed."""
     if flavour == "tensorrt-rtx":
-        return install_line("trt")
+        return f"it is proprietary, under NVIDIA's Software License Agreement: {install_line('trt-rtx')}"
     return (
         "it comes with JetPack on a Jetson (python3 -m venv --system-site-packages), elsewhere with "
         "NVIDIA's own TensorRT packages"

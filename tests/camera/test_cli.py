@@ -232,6 +232,7 @@ def test_the_time_is_over(places: Places) -> None:
         (["--source", "CLIP", "--spot-threshold", "0"], "0.0 is not in the range x>0"),
         (["--source", "CLIP", "--min-probability", "1.5"], "1.5 is not in the range 0<=x<=1"),
         (["--source", "CLIP", "--record", "seen.gif"], "a recording is"),
+        (["--source", "CLIP", "--record-encoder", "mpeg4"], "--record-encoder goes with --record FILE"),
         (["--source", "CLIP", "--face-box", "0,0,50,50"], "--face-box and --face exclude one another"),
         (["--source", "CLIP", "--bundle", "nowhere"], "nowhere is not a folder"),
         ([], "Missing option '--source'"),

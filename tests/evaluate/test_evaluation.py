@@ -148,7 +148,7 @@ def test_typed_graphs_stand_for_engines_and_that_is_said(
 
 @pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
-    reason="tensorrt-rtx is missing: the extra trt brings it",
+    reason="tensorrt-rtx is missing: the extra trt-rtx brings it",
 )
 @pytest.mark.skipif(bool(cuda_devices()), reason="a GPU is here, which runs the engine itself")
 def test_a_plan_is_judged_through_the_graph_beside_it(

@@ -17,7 +17,7 @@ from bundle_data import tiny_flows, write_tiny_bundle
 from numpy.typing import NDArray
 
 from ptsr_edge.bundle import Bundle, describe_file, find_variant, read_bundle, write_bundle
-from ptsr_edge.camera.inference import goes_on, probability_margin
+from ptsr_edge.camera.stages import goes_on, probability_margin
 from ptsr_edge.core.config import LABELS, FlowMethod, ModelConfig, Preprocess
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.datasets import FlowDataset, load, split_subjects

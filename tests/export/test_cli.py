@@ -24,7 +24,7 @@ from signalled import signalled
 from ptsr_edge import Session
 from ptsr_edge.bundle import MANIFEST, Bundle, baseline_place, check_files, read_bundle
 from ptsr_edge.core.config import LABELS, Preprocess, named_model, parse
-from ptsr_edge.core.errors import JobError, install_line
+from ptsr_edge.core.errors import InputError, JobError, install_line
 from ptsr_edge.core.files import sha256_of
 from ptsr_edge.data.recorded import MEGC_FOLDER, MEGC_TABLE
 from ptsr_edge.export import exporter, parity
@@ -36,6 +36,7 @@ from ptsr_edge.models.ptsr import count_parameters
 from ptsr_edge.runtimes.base import Parameter
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 from ptsr_edge.runtimes.tensorrt import choose_version
+from ptsr_edge.sign import read_verified
 
 pytestmark = pytest.mark.slow
 
@@ -650,6 +651,46 @@ def test_a_baseline_has_no_baseline(how: str, randomised: Any, tmp_path: Path) -
     result = export(*which, "--with-baseline", "--out", tmp_path / "b")
     assert_one_line(result, 2, "--with-baseline goes with a PTSR: vit-nano is a full-token ViT itself")
     assert [one.name for one in tmp_path.iterdir()] == ["own.safetensors"]
+
+
+def test_what_is_exported_is_signed_with_its_baseline(
+    pocket: Path, megc_folder: Path, tmp_path: Path
+) -> None:
+    ed25519 = pytest.importorskip(
+        "cryptography.hazmat.primitives.asymmetric.ed25519", reason="it needs the extra sign"
+    )
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+        PublicFormat,
+    )
+
+    out, key, public = tmp_path / "pocket", tmp_path / "key.pem", tmp_path / "public.pem"
+    asked = (
+        "--checkpoint",
+        pocket,
+        "--calibration",
+        megc_folder,
+        "--precision",
+        "fp32",
+        "--with-baseline",
+        "--out",
+        out,
+    )
+    assert_one_line(export(*asked, "--sign", key), 2, f"the private key {key} cannot be read")
+    assert not out.exists()
+    pair = ed25519.Ed25519PrivateKey.generate()
+    key.write_bytes(pair.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public.write_bytes(pair.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    done = export(*asked, "--sign", key)
+    assert done.exit_code == 0, done.output
+    for place in (out, baseline_place(out)):
+        read_verified(place, public)
+    # The same bundle out of the cache, without a key: nobody has signed that.
+    assert export(*asked).exit_code == 0
+    with pytest.raises(InputError, match="is not signed"):
+        read_verified(out, public)
 
 
 def test_the_place_of_a_baseline_must_be_free_before_anything_is_made(tmp_path: Path) -> None:

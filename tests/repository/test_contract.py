@@ -20,6 +20,7 @@ from ptsr_edge.models.checkpoint import CheckpointInfo
 from ptsr_edge.profile import schema as profile_record
 from ptsr_edge.runtimes.base import RUNTIMES
 from ptsr_edge.session import Prediction
+from ptsr_edge.sign import Signature
 
 TEXT = (Path(__file__).parents[2] / "docs" / "CONTRACT.md").read_text(encoding="utf-8")
 
@@ -116,12 +117,20 @@ def test_names_are_those_that_are_accepted(line: str, names: tuple[str, ...]) ->
             ],
         ),
         ("Checkpoints", [CheckpointInfo]),
+        ("`bundle.sig`", [Signature]),
     ],
-    ids=["bundle", "profile", "fleet", "checkpoint"],
+    ids=["bundle", "profile", "fleet", "checkpoint", "signature"],
 )
 def test_every_key_of_a_file_is_there_and_no_other(title: str, kinds: list[type[Record]]) -> None:
     known = set().union(*(keys_of(kind) for kind in kinds))
-    named = quoted(section(title)) - {"bundle.json", "profile.json", "profile", "ptsr_edge", ".safetensors"}
+    named = quoted(section(title)) - {
+        "bundle.json",
+        "bundle.sig",
+        "profile.json",
+        "profile",
+        "ptsr_edge",
+        ".safetensors",
+    }
     named -= {"predict", "stages.flow_ms", "fleet.json"}
     for kinds_of_reasons in (
         profile_record.MissingKind, profile_record.FaultKind, profile_record.DeviceMissingKind,

@@ -42,7 +42,7 @@ from ptsr_edge.runtimes.build_on_device import (
 
 needs_rtx = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None,
-    reason="tensorrt-rtx is missing: the extra trt brings it",
+    reason="tensorrt-rtx is missing: the extra trt-rtx brings it",
 )
 NAME = f"ptsr-test-trt-fp16-k{TOKENS}"
 FP16 = {"precision": "fp16"}
@@ -50,7 +50,7 @@ FP16 = {"precision": "fp16"}
 
 @pytest.fixture(scope="module")
 def rtx() -> ModuleType:
-    return pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is missing: the extra trt brings it")
+    return pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is missing: the extra trt-rtx brings it")
 
 
 def saved(model: onnx.ModelProto, folder: Path) -> Path:

@@ -34,7 +34,7 @@ from ptsr_edge.runtimes.tensorrt import (
 
 needs_rtx = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None,
-    reason="tensorrt-rtx is missing: the extra trt brings it",
+    reason="tensorrt-rtx is missing: the extra trt-rtx brings it",
 )
 no_gpu = pytest.mark.skipif(bool(cuda_devices()), reason="a GPU is here")
 ORIN = {"name": "Orin", "capability": "SM87"}

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
-    reason="tensorrt-rtx is missing: the extra trt brings it",
+    reason="tensorrt-rtx is missing: the extra trt-rtx brings it",
 )
 TARGET = TrtTarget()
 RTX = {"flavour": "tensorrt-rtx"}
