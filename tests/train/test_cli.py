@@ -53,7 +53,7 @@ def test_a_checkpoint_and_everything_it_says(
     model, info = load_checkpoint(out)
     said = info.provenance
     assert (info.model, info.labels) == (named_model("ptsr-nano"), list(LABELS))
-    assert info.preprocess == Preprocess(image_size=28, flow="published", global_motion="none")
+    assert info.preprocess == Preprocess(image_size=28, crop="close", flow="published", global_motion="none")
     assert (said["kind"], said["data"], said["seed"]) == ("trained", "megc-flow", 3)
     assert said["recipe"]["epochs"] == 2
     assert "non-commercial" in said["card"]
@@ -140,7 +140,7 @@ def test_the_baseline_starts_from_a_vit_of_another_project(megc_folder: Path, tm
     ("arguments", "says"),
     [
         (["--model", "vit-nanno"], "unknown model 'vit-nanno'; known: ptsr-nano, "),
-        (["--data", "casme9"], "unknown data 'casme9'; known: synthetic, megc-flow"),
+        (["--data", "casme9"], "unknown data 'casme9'; known: synthetic, ict-face"),
         (["--root", "nowhere"], "nowhere is no megc-flow: no such folder; accepted: a folder with"),
         (["--root", "."], ". is no megc-flow: no combined_3_class2_for_optical_flow.csv and no"),
         (["--out", "weights.pth"], "a checkpoint ends in .safetensors, got 'weights.pth'"),
