@@ -57,7 +57,7 @@ def test_accuracy_and_kept_patches_of_held_out_subjects(
     monkeypatch.setattr("ptsr_edge.evaluate.evaluation.load", load)
     record = profile_bundles([bundle], out=tmp_path / "p", baseline=baseline, data="synthetic", timing=SHORT)
     # The provenance names who was held out: nobody else is loaded.
-    how = {"image_size": SIDE, "flow": read_bundle(bundle).preprocess.flow}
+    how = {"image_size": SIDE, "flow": read_bundle(bundle).preprocess.flow, "crop": "wide"}
     assert asked == [("synthetic", None, {**how, "subjects": ["s000", "s001"]})]
     base = record.variants[0].accuracy
     assert base is not None

@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -67,6 +68,12 @@ def is_accepted(licence: str) -> bool:
     symbols = SPDX.license_symbols(parsed, unique=True, decompose=False)
     taken = {one: SPDX.TRUE if str(one) in LICENCES["accepted"] else SPDX.FALSE for one in symbols}
     return bool(parsed.subs(taken).simplify() == SPDX.TRUE)
+
+
+def installed() -> list[metadata.Distribution]:
+    """Returns the packages of this environment, without what some carry inside of themselves, as setuptools does."""
+    places = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
+    return list(metadata.distributions(path=sorted(places)))
 
 
 def audit_licences(packages: Iterable[metadata.Distribution]) -> tuple[list[str], list[str]]:
@@ -136,7 +143,7 @@ def main(as_json: bool) -> None:
         dangers = audit_vulnerabilities(ask_service(ROOT / "constraints.txt"))
     except JobError as error:
         dangers = [str(error)]
-    packages = list(metadata.distributions())
+    packages = installed()
     faults, notes = audit_licences(packages)
     record = {"vulnerabilities": dangers, "licences": faults, "notes": notes}
     count = len({canonical(one.metadata["Name"]) for one in packages})
