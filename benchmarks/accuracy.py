@@ -178,9 +178,9 @@ def show(value: dict[str, float | None]) -> str:
 def comparisons(found: Sequence[Answers]) -> list[str]:
     """PTSR against each of the others, and its selection without the means, UF1, with intervals over subjects."""
     by_name = {answers.learner.name: answers for answers in found}
-    pairs = [(NANO.name, name) for name in by_name if name != NANO.name]
+    pairs = [(NANO.name, name) for name in by_name if name != NANO.name and NANO.name in by_name]
     plain = f"{NANO.name}, no means"
-    pairs += [(plain, name) for name in by_name if name.startswith(f"{plain},")]
+    pairs += [(plain, name) for name in by_name if name.startswith(f"{plain},") and plain in by_name]
     return [line for pair in pairs for line in _comparison(*(by_name[name] for name in pair))]
 
 

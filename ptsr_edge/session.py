@@ -24,7 +24,7 @@ from ptsr_edge.core.system import describe_cpu
 from ptsr_edge.runtimes.base import RUNTIMES, Runner, Value, find_parameters, find_runner, find_runtime
 from ptsr_edge.sign import read_verified
 from ptsr_edge.vision.face_tracking import Region, crop_side, cut
-from ptsr_edge.vision.flow import check_flow, check_frame, flow_sample, to_input
+from ptsr_edge.vision.flow import check_flow, check_frame, flow_sample, shown, to_input
 
 log = logging.getLogger("ptsr_edge")
 
@@ -296,7 +296,7 @@ class Session:
         preprocess = self.bundle.preprocess
         whole, side = Region(0, 0, width, height), crop_side(preprocess)
         crops = cut(first, whole, side), cut(second, whole, side)
-        return replace(self.predict(flow_sample(*crops, preprocess)), apex=crops[1])
+        return replace(self.predict(flow_sample(*crops, preprocess)), apex=shown(crops[1], preprocess.crop))
 
     def answer(self, logits: NDArray[np.float32], kept: NDArray[np.int64]) -> Prediction:
         """Makes a prediction of what `infer` found: logits (k,), kept patches (K,).

@@ -42,7 +42,7 @@ from ptsr_edge.core.config import Record
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.vision.face_detection import Face, FaceOption, open_detector
 from ptsr_edge.vision.face_tracking import DETECT_EVERY_S, Region, crop_side
-from ptsr_edge.vision.flow import check_frame, flow_sample, opencv
+from ptsr_edge.vision.flow import check_frame, flow_sample, opencv, shown
 
 
 class Box(Record):
@@ -378,7 +378,7 @@ class Pipeline:
                     result = self._session.predict_in_cascade(flow)
                 else:
                     result = self._session.predict(flow, state.controller.budget)
-                state.flow, state.apex = flow, sighting.apex.crop
+                state.flow, state.apex = flow, shown(sighting.apex.crop, bundle.preprocess.crop)
                 for took in result.inference_ms.values():
                     stats.stages["inference"].add(took)
                 spent |= result.inference_ms

@@ -577,7 +577,7 @@ class KernelTeacher:
         """
         self.how = how
         features = self._features(torch.cat([inputs, flip_horizontally(inputs)]))
-        # Of the spread that all features have, the kernel's width is the mean squared distance of two clips, halved.
+        # Two clips lie about 2 / sharpness apart in the mean, squared: a kernel that sees neither all as one nor each alone.
         self._sharpness = 1 / (features.shape[1] * features.var())
         chosen = torch.randperm(len(features), generator=_generator(seed, 2))[: how.centres]
         self._centres = features[chosen]

