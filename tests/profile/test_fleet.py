@@ -173,7 +173,7 @@ sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in ot
 """
 """A `sitecustomize` with which Python finds all but one package."""
 
-LIMIT_S = 60.0
+LIMIT_S = 120.0
 
 
 def without(folder: Path, package: str) -> dict[str, str]:

@@ -103,7 +103,9 @@ def device_cluster(
     """
     # What is sent into a cable that was cut is given up after that; distributed takes nothing much below it.
     base = os.environ | {"OMP_NUM_THREADS": "1", "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "12s"}
-    port, mark = 8786, os.getpid() % 10_000
+    mark = os.getpid() % 10_000
+    # Of this process as well: a second run, or cables that a killed one left, would take its packets.
+    net = f"10.{192 + mark // 256}.{mark % 256}"
     devices: dict[str, Device] = {}
     started: list[subprocess.Popen[bytes]] = []
     spaces: list[str] = []
@@ -125,14 +127,10 @@ def device_cluster(
             str(file),
         ]
         _wait_for(file, start("scheduler", [*run, *call], base))
-        port = int(json.loads(file.read_text())["address"].rpartition(":")[2])
+        port = json.loads(file.read_text())["address"].rpartition(":")[2]
         for number, (name, more) in enumerate(environments.items(), start=1):
-            space, cable, here, there = (
-                f"d{mark}-{number}",
-                f"v{mark}-{number}",
-                f"10.213.{number}.1",
-                f"10.213.{number}.2",
-            )
+            space, cable = f"d{mark}-{number}", f"v{mark}-{number}"
+            here, there = (f"{net}.{4 * number + end}" for end in (1, 2))
             _ip("netns", "add", space)
             spaces.append(space)
             _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", space)
