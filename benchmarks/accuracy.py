@@ -4,14 +4,16 @@
                                   [--out DIR]
 
 Data are megc-flow, and those that weights are made of are ict-face; nothing that is derived from the former is written but
-the run folder below --out, which stays with the user. `zero-shot` trains on faces of the model alone and judges all
-recorded clips. In the other protocols every model that learns begins with weights from those faces or, where its name
-says `random start`, with seeded random ones. Controls of the selection are pre-trained with their own selection.
+the run folder below --out, which stays with the user. `zero-shot` trains on faces of the model alone, of other people with
+each seed, and judges all recorded clips. In the other protocols every model that learns begins with weights from those
+faces or, where its name says `random start`, with seeded random ones. Controls of the selection are pre-trained with
+their own selection.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from reference_learners import CnnLearner, MeansLearner, Ststnet, SvmLearner, fi
 from ptsr_edge.core.config import ModelConfig, named_model
 from ptsr_edge.core.console import progress
 from ptsr_edge.data.datasets import HELD_OUT, FlowDataset, load, split_subjects
+from ptsr_edge.data.morphable_face import CLIPS_PER_SUBJECT, SUBJECTS, read_morphable_face, render_people
 from ptsr_edge.evaluate.cross_validation import (
     Answers,
     Learner,
@@ -53,9 +56,15 @@ def variant(label: str, training: FlowDataset, **changes: Any) -> ModelLearner:
     return ModelLearner(config, recipe, RATES, initial=start, label=f"ptsr-nano, {label}")
 
 
-def drawn_people(faces: Path) -> FlowDataset:
-    """The clips that the package's own weights were trained on."""
+def drawn_people(faces: Path, seed: int = 0) -> FlowDataset:
+    """The clips that the package's own weights were trained on; with another seed as many of other people."""
     everything = load("ict-face", faces, image_size=NANO.image_size, crop="close")
+    if seed:
+        face = read_morphable_face(faces)
+        flows, labels, units = render_people(
+            face, range(SUBJECTS), CLIPS_PER_SUBJECT, NANO.image_size, "close", seed
+        )
+        everything = dataclasses.replace(everything, flows=flows, labels=labels, units=units)
     return everything.of_subjects(split_subjects(everything.subjects, HELD_OUT, seed=0)[0])
 
 
@@ -77,27 +86,27 @@ class Judging:
     """What every job of the zero-shot protocol shares."""
 
     learners: tuple[Learner, ...]
-    training: FlowDataset
+    training: dict[int, FlowDataset]
     judged: FlowDataset
 
 
 def judge(shared: Judging, job: tuple[int, int]) -> Arrays:
     """Trains a learner, by its place, with a seed and returns its answers for the recorded clips."""
     place, seed = job
-    return shared.learners[place].answer(shared.training, shared.judged, seed)
+    return shared.learners[place].answer(shared.training[seed], shared.judged, seed)
 
 
 def zero_shot(
     compared: Sequence[Learner], data: FlowDataset, faces: Path, seeds: Sequence[int], **how: Any
 ) -> list[Answers]:
-    """Trains on drawn people and judges recorded ones; `how` goes to `run_tasks`."""
-    shared = Judging(tuple(compared), drawn_people(faces), data)
+    """Trains on drawn people, others with each seed, and judges recorded ones; `how` goes to `run_tasks`."""
+    shared = Judging(tuple(compared), {seed: drawn_people(faces, seed) for seed in seeds}, data)
     jobs = [(place, seed) for place in range(len(compared)) for seed in seeds]
-    digests = {"training": shared.training.digest(), "judged": data.digest()}
+    digests = {seed: shared.training[seed].digest() for seed in seeds}
     tasks = [
         Task(
             f"{compared[place].name}-seed{seed}",
-            {**compared[place].identity(), **digests, "seed": seed},
+            {**compared[place].identity(), "training": digests[seed], "judged": data.digest(), "seed": seed},
             (place, seed),
         )
         for place, seed in jobs
