@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,28 +122,40 @@ def zero_shot(
     ]
 
 
-def kept(found: Sequence[Learner], without: Sequence[str]) -> list[Learner]:
-    """Leaves out the learners whose names begin as one of `without`."""
-    return [one for one in found if not any(one.name.startswith(name) for name in without)]
+def is_kept(name: str, without: Sequence[str]) -> bool:
+    """Tells whether a learner's name begins as none of `without`."""
+    return not any(name.startswith(one) for one in without)
 
 
-def learners(faces: Path) -> list[Learner]:
-    """All that are compared in folds."""
+def learners(faces: Path, without: Sequence[str]) -> list[Learner]:
+    """All that are compared in folds, but those that are left out, which are not pre-trained."""
     training = drawn_people(faces)
-    cnn_start: Ststnet = fit_cnn(training, PRETRAINING["nano"], seed=0)
-    started = first_weights(NANO, RECORDED["nano"], seed=0)
-    return [
-        SvmLearner(),
-        MeansLearner("means alone", started.means if isinstance(started, Ptsr) else None),
-        CnnLearner("cnn, random start", CNN_RECIPE),
-        CnnLearner("cnn", RECORDED["nano"].model_copy(update={"start": "random"}), cnn_start),
-        ModelLearner(named_model("vit-nano"), RECORDED["nano"], (1.0,)),
-        ModelLearner(NANO, RECORDED["nano"], (1.0, *RATES)),
-        ModelLearner(NANO, RANDOM_START, RATES, label="ptsr-nano, random start"),
-        variant("random selection", training, score="random"),
-        variant("no means", training, mean_readout=False),
-        variant("no means, random selection", training, mean_readout=False, score="random"),
-    ]
+
+    def started_means() -> Learner:
+        started = first_weights(NANO, RECORDED["nano"], seed=0)
+        return MeansLearner("means alone", started.means if isinstance(started, Ptsr) else None)
+
+    makers: dict[str, Callable[[], Learner]] = {
+        "svm": SvmLearner,
+        "means alone": started_means,
+        "cnn, random start": lambda: CnnLearner("cnn, random start", CNN_RECIPE),
+        "cnn": lambda: CnnLearner(
+            "cnn",
+            RECORDED["nano"].model_copy(update={"start": "random"}),
+            fit_cnn(training, PRETRAINING["nano"], seed=0),
+        ),
+        "vit-nano": lambda: ModelLearner(named_model("vit-nano"), RECORDED["nano"], (1.0,)),
+        NANO.name: lambda: ModelLearner(NANO, RECORDED["nano"], (1.0, *RATES)),
+        "ptsr-nano, random start": lambda: ModelLearner(
+            NANO, RANDOM_START, RATES, label="ptsr-nano, random start"
+        ),
+        "ptsr-nano, random selection": lambda: variant("random selection", training, score="random"),
+        "ptsr-nano, no means": lambda: variant("no means", training, mean_readout=False),
+        "ptsr-nano, no means, random selection": lambda: variant(
+            "no means, random selection", training, mean_readout=False, score="random"
+        ),
+    }
+    return [make() for name, make in makers.items() if is_kept(name, without)]
 
 
 def macs_of(learner: Learner, rate: float) -> int | None:
@@ -223,14 +235,14 @@ def main() -> None:
     seeds = range(options.seeds)
     how: dict[str, Any] = {"jobs": options.jobs, "folder": options.out, "resume": options.out is not None}
     if options.protocol == "zero-shot":
-        compared = kept(zero_shot_learners(), options.without)
+        compared = [one for one in zero_shot_learners() if is_kept(one.name, options.without)]
         bar = iter(progress(range(len(compared) * len(seeds)), options.protocol))
         found = zero_shot(
             compared, data, options.faces, seeds, on_done=lambda _: next(bar, None) and None, **how
         )
         print("\n".join([*table(found), "", *comparisons(found)]))
         return
-    compared = kept(learners(options.faces), options.without)
+    compared = learners(options.faces, options.without)
     total = sum(len(folds(options.protocol, data.subjects, seed)) for seed in seeds) * len(compared)
     bar = iter(progress(range(total), options.protocol))
     found = cross_validate(

@@ -578,16 +578,25 @@ def test_a_teacher_knows_its_clips_and_answers_in_probabilities() -> None:
     assert (sharper.answers(inputs).max(1).values > answers.max(1).values).all()
 
 
-def test_a_taught_model_learns_the_teachers_answers_and_leaves_the_means_alone() -> None:
+def test_a_taught_model_learns_the_teachers_answers_with_its_means() -> None:
     data, config = toy(), named_model("ptsr-nano")
     recipe = TrainConfig(epochs=40, batch_size=6, lr=3e-3, ema=0.9, dropout=0.0, teacher=Teaching(centres=64))
     model = fit(config, data, recipe, 0)
     assert isinstance(model, Ptsr)
     assert model.means is not None
-    assert not model.means.linear.weight.any()
+    assert model.means.linear.weight.any()  # zero at first
     assert model.dropout.p == config.dropout > 0  # for whoever trains it on
     logits, _ = predict_logits(model, data.flows)
     assert (logits.argmax(1) == data.labels).mean() > 0.8
+
+
+def test_a_clip_that_is_wrong_in_one_part_is_known_by_the_others() -> None:
+    data = toy()
+    inputs, labels = torch.from_numpy(to_input(data.flows)), torch.from_numpy(data.labels)
+    teacher = KernelTeacher(inputs, labels, class_weights(labels, 3), Teaching(centres=64), seed=0)
+    # As a whole such a clip is like no other.
+    inputs[:, :, 24:, :4] += 20
+    assert torch.equal(teacher.answers(inputs).argmax(1), labels)
 
 
 def test_mixtures_are_normalised_sums_of_clips() -> None:
