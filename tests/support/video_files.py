@@ -32,7 +32,8 @@ def write_video(
 ) -> Path:
     """Writes a video; its container is told by the suffix, timestamps are exact to a millisecond in .mkv."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=30)
+        # Hardly compressed: how x264 shares out its errors differs from machine to machine, and is motion to a spotter.
+        stream = container.add_stream(codec, rate=30, options={"crf": "8"} if codec == "libx264" else {})
         stream.width, stream.height = size
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
