@@ -230,7 +230,7 @@ def _home() -> str:
     """What numbers of processes are told apart by: this boot of this machine, and the container; zeros where unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-        return hashlib.sha256(f"{boot}{os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:8]
+        return hashlib.sha256(f"{boot}{Path('/proc/self/ns/pid').readlink()}".encode()).hexdigest()[:8]
     except OSError:
         return "0" * 8
 
