@@ -53,6 +53,9 @@ OLD_SUFFIX = ".old"
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
+ALONE = {"protocol_whitelist": "none"}
+"""Options of FFmpeg for a file or pipe that it is handed open: it opens nothing else, whatever a playlist names."""
+
 DAMAGED_ARRAYS = (
     OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, OverflowError, RuntimeError,
     SyntaxError, tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error,
