@@ -294,6 +294,7 @@ class VideoSource:
     def _opened(self, ffmpeg: Any) -> Iterator[av.container.InputContainer]:
         address = self.source.address
         with contextlib.ExitStack() as stack:
+            place: Any
             if self.source.kind == "network":
                 place, limit_s = address, self._settings.stall_s
                 transport = self._settings.rtsp_transport

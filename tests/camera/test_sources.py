@@ -194,9 +194,11 @@ def test_a_file_that_names_other_files_opens_none_of_them(tmp_path: Path, name: 
         video(path).check()
     with pytest.raises(JobError):
         read(video(path))
-    with path.open("rb") as file, pytest.raises(JobError):
+    with path.open("rb") as file:
         pipe = InputPipe(file.fileno(), threading.Event(), 5)
-        read(VideoSource(SourceAddress("stdin", "stdin", "-"), SourceSettings(), pipe))
+        source = VideoSource(SourceAddress("stdin", "stdin", "-"), SourceSettings(), pipe)
+        with pytest.raises(JobError):
+            read(source)
 
 
 def test_a_numbered_name_is_a_file_of_that_name(tmp_path: Path) -> None:
