@@ -29,7 +29,7 @@ from ptsr_edge.data.annotations import RowFault
 from ptsr_edge.data.extraction import decode_image, read_file
 from ptsr_edge.session import Prediction, Session
 from ptsr_edge.vision import face_tracking
-from ptsr_edge.vision.face_detection import Detector, open_detector
+from ptsr_edge.vision.face_detection import Detector, find_faces, open_detector
 from ptsr_edge.vision.face_tracking import Region, StableCrop
 from ptsr_edge.vision.flow import MIN_FRAME, opencv
 
@@ -114,7 +114,7 @@ def place_crop(pair: Pair, detector: Detector) -> Region:
     window = StableCrop(1)
     face = None
     for image, name in ((pair.onset, pair.onset_name), (pair.apex, pair.apex_name)):
-        found = detector.detect(image)
+        found = find_faces(detector, image)
         if not found:
             raise JobError(
                 f"no face is found in {name}: give --face crop where pictures are face crops, --face-box "

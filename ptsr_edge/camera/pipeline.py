@@ -243,7 +243,7 @@ class Pipeline:
 
         Raises:
             InputError: the call is not acceptable; the stream stays as it was.
-            JobError: the runtime failed, or the pipeline is closed; the stream goes on with the next frame.
+            JobError: the runtime or the face detector failed, or the pipeline is closed; the stream goes on with the next frame.
         """
         started = time.perf_counter()
         state = self._state(stream, live)
@@ -253,6 +253,9 @@ class Pipeline:
                 sightings = state.camera.take(taken, pts)
             except InputError:
                 state.camera.stats.rejected += 1
+                raise
+            except JobError:
+                state.camera.stats.failed += 1
                 raise
             return self._answer(state, sightings, pts, started)
 
