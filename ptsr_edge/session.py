@@ -108,6 +108,7 @@ class Session:
         self._loaded: dict[str, Runner] = {}
         self._settings: dict[str, Mapping[str, Value]] = {}
         self._runner: Runner | None = None
+        self._closed = False
         self.variant = variant
         self.switch(variant.keep_rate)
 
@@ -116,7 +117,7 @@ class Session:
         for runner in self._loaded.values():
             getattr(runner, "close", lambda: None)()
         self._loaded.clear()
-        self._runner = None
+        self._runner, self._closed = None, True
 
     def __enter__(self) -> Session:
         return self
@@ -232,9 +233,11 @@ class Session:
         """Loads the graph of another budget ahead of a `switch` to it.
 
         Raises:
-            InputError: the bundle has no such variant, or a file has changed.
+            InputError: the bundle has no such variant, a file has changed, or the session is closed.
             JobError: the runtime refuses the artifact.
         """
+        if self._closed:
+            raise InputError(f"the session of {self.bundle.name} is closed")
         variant = self._at(budget)
         if variant.id in self._loaded:
             return

@@ -319,8 +319,9 @@ def test_a_closed_session_answers_no_more(tiny_bundle: Path, random_flows: Any) 
     assert closed == runners
     session.close()
     assert closed == runners
-    with pytest.raises(InputError, match="is closed"):
-        session.predict(flow)
+    for call in (lambda: session.predict(flow), lambda: session.switch(1.0), lambda: session.load(0.5)):
+        with pytest.raises(InputError, match="is closed"):
+            call()
 
 
 def test_budgets_that_share_their_weights_answer_the_same(tiny_bundle: Path, random_flows: Any) -> None:

@@ -272,7 +272,9 @@ class Pipeline:
             return [] if pts is None else self._answer(state, sightings, pts, started)
 
     def close(self, stream: str | None = None) -> list[Event]:
-        """Flushes and forgets a stream; without a name all of them, and the pipeline takes no more frames."""
+        """Flushes and forgets a stream; without a name all of them, the pipeline takes no more frames and gives
+        back what the runtime holds.
+        """
         with self._lock:
             names = [stream] if stream is not None else list(self._streams)
             self._closed = self._closed or stream is None
@@ -280,6 +282,8 @@ class Pipeline:
         with self._lock:
             for name in names:
                 self._streams.pop(name, None)
+        if stream is None:
+            self._session.close()
         return events
 
     def stats(self) -> dict[str, StreamStats]:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -413,6 +415,21 @@ def test_a_detector_that_fails_is_one_error_of_its_stream_and_others_go_on(open_
     stats = pipeline.stats()
     assert (stats["dark"].failed, stats["dark"].frames) == (16, 0)
     assert (stats["door"].failed, stats["door"].frames, stats["door"].events) == (0, 16, 2)
+
+
+def test_a_closed_pipeline_holds_no_runtime_and_says_so(open_pipeline: Open) -> None:
+    pipeline, frames = open_pipeline(), noise(0, 8)
+    runner = weakref.ref(pipeline._session._session._runner)
+    assert len(push_all(pipeline, frames)) == 1
+    pipeline.close("door")
+    assert runner() is not None, "other streams may go on"
+    pipeline.close()
+    gc.collect()
+    assert runner() is None
+    with pytest.raises(JobError, match="the pipeline is closed"):
+        push_all(pipeline, frames)
+    assert pipeline.labels
+    assert pipeline.budgets
 
 
 def test_what_is_counted(open_pipeline: Open) -> None:
