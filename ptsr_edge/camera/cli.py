@@ -46,7 +46,7 @@ from ptsr_edge.camera.sources import (
     parse_sources,
 )
 from ptsr_edge.camera.spotting import SpotSettings
-from ptsr_edge.core.console import THREADS, Verb, comma_separated, is_given, say
+from ptsr_edge.core.console import THREADS, Verb, comma_separated, is_given, printable, say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.vision.face_detection import FixedCrop
 
@@ -407,5 +407,5 @@ def main(
         record_ = {"wall_s": wall_s, "streams": of_streams, "pipeline": stats, "recorded": written}
         written = [json.dumps(record_)]
     for line in written:
-        click.echo(line)
+        click.echo(printable(line))
     raise_failed(counters)

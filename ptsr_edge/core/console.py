@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn, TypeVar
+from unicodedata import category
 
 import click
 from click.core import ParameterSource
@@ -144,9 +145,33 @@ def _switch(*names: str, help: str) -> click.Option:
 def give_up(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
     """Ends the process with one line on stderr; with `--debug`, after the traceback."""
     if ctx.meta.get("ptsr_edge.debug"):
-        traceback.print_exc()
-    click.echo(f"{ctx.command_path}: {' '.join(message.split())}", err=True)
+        click.echo(printable(traceback.format_exc()), err=True, nl=False)
+    click.echo(f"{ctx.command_path}: {printable(' '.join(message.split()))}", err=True)
     sys.exit(exit_code)
+
+
+def printable(text: str) -> str:
+    """Escapes what moves a terminal's cursor, changes its colours or turns the direction of writing, as JSON does.
+
+    Names of files, classes and models and the cards of models are anybody's. Line breaks and tabs stay.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        json.dumps(sign)[1:-1] if category(sign) in _UNPRINTABLE and sign not in "\n\t" else sign
+        for sign in text
+    )
+
+
+_UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode's categories of control and format characters, lone surrogates, and its breaks of lines and paragraphs."""
+
+
+class PrintableFormatter(logging.Formatter):
+    """Messages of the log as a terminal may show them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -259,7 +284,9 @@ def _telling(quiet: bool, verbose: bool) -> Iterator[None]:
     global _is_quiet
     before = _is_quiet, log.level
     _is_quiet = quiet
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
     if quiet or verbose:
         log.setLevel(logging.WARNING if quiet else logging.DEBUG)
     over = threading.Event()
@@ -279,6 +306,7 @@ def _telling(quiet: bool, verbose: bool) -> Iterator[None]:
 def say(text: str) -> None:
     """Prints one line of progress on stderr, unless `--quiet` was given."""
     if not _is_quiet:
+        text = printable(text)
         # On a terminal a progress bar may stand in this line; it is drawn again at its next step.
         click.echo(f"\r\033[2K{text}" if _steps and sys.stderr.isatty() else text, err=True)
 
@@ -286,10 +314,9 @@ def say(text: str) -> None:
 def finish(record: dict[str, Any], lines: Iterable[str], as_json: bool) -> None:
     """Prints the result on stdout: the lines, of which the last is the path of what was made, or the record as JSON."""
     if as_json:
-        click.echo(json.dumps(record, indent=2, ensure_ascii=False))
-        return
+        lines = [json.dumps(record, indent=2, ensure_ascii=False)]
     for line in lines:
-        click.echo(line)
+        click.echo(printable(line))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import signal
 import subprocess
@@ -121,6 +122,34 @@ def test_a_number_that_is_none_is_one_line_and_a_good_one_passes() -> None:
     said = "ptsr-edge verb: Invalid value for '--rates': nan is not a finite number up to 1e+09.\n"
     assert (result.exit_code, result.stderr) == (2, said)
     assert CliRunner().invoke(verb, ["--count", "1000000000"]).exit_code == 0
+
+
+EVIL = "a\x1b]0;title\x07\x9b31m\u202eb\udcff"
+SHOWN = r"a\u001b]0;title\u0007\u009b31m\u202eb\udcff"
+
+
+@pytest.mark.parametrize("way", ["result", "record", "error", "debug", "progress", "log"])
+def test_what_would_steer_a_terminal_is_shown_escaped(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command(cls=Verb)
+    @click.option("--json", "as_json", is_flag=True)
+    def evil(as_json: bool) -> None:
+        if way in ("error", "debug"):
+            raise JobError(EVIL)
+        if way == "log":
+            logging.getLogger("ptsr_edge").warning(EVIL)
+        if way == "progress":
+            say(EVIL)
+        finish({"card": EVIL}, [EVIL, "größer\tline"], as_json)
+
+    monkeypatch.setattr(logging.root, "handlers", [])  # those of pytest
+    result = CliRunner().invoke(evil, {"record": ["--json"], "debug": ["--debug"]}.get(way, []))
+    said = {"result": result.stdout, "record": result.stdout}.get(way, result.stderr)
+    assert SHOWN in said
+    assert all(sign.isprintable() or sign in "\n\t" for sign in result.stdout + result.stderr)
+    if way == "record":
+        assert json.loads(said) == {"card": EVIL}
+    if way == "result":
+        assert said == f"{SHOWN}\ngrößer\tline\n"
 
 
 class Clock:
