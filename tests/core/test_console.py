@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import click
 import pytest
@@ -122,6 +124,34 @@ def test_a_number_that_is_none_is_one_line_and_a_good_one_passes() -> None:
     said = "ptsr-edge verb: Invalid value for '--rates': nan is not a finite number up to 1e+09.\n"
     assert (result.exit_code, result.stderr) == (2, said)
     assert CliRunner().invoke(verb, ["--count", "1000000000"]).exit_code == 0
+
+
+PRINTING = """
+import click
+from ptsr_edge.core.console import Verb, finish
+
+@click.command(cls=Verb)
+@click.option("--json", "as_json", is_flag=True)
+def verb(as_json):
+    finish({"a": 1}, ["a line", "out/made"], as_json)
+
+verb(prog_name="ptsr-edge verb")
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_a_stdout_that_cannot_be_written_is_one_line_and_a_closed_one_is_none(arguments: list[str]) -> None:
+    call = [sys.executable, "-c", PRINTING, *arguments]
+    with Path("/dev/full").open("wb") as full:
+        ran = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    said = "ptsr-edge verb: standard output cannot be written: No space left on device\n"
+    assert (ran.returncode, ran.stderr) == (1, said)
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        ran = subprocess.run(call, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (1, "")
 
 
 EVIL = "a\x1b]0;title\x07\x9b31m\u202eb\udcff"
