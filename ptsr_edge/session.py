@@ -574,7 +574,7 @@ def _draw(prediction: Prediction) -> Any:
     panels = 1 + (picture is not None) + (prediction.flow is not None)
     figure = figure_class(figsize=(3.4 * panels, 3.6), layout="constrained")
     axes = list(np.atleast_1d(figure.subplots(1, panels)))
-    figure.suptitle(repr(prediction)[len("Prediction(") : -1], color=_INK, fontsize=11)
+    figure.suptitle(_plain(repr(prediction)[len("Prediction(") : -1]), color=_INK, fontsize=11)
     if picture is not None:
         panel = axes.pop(0)
         _draw_kept(panel, picture, prediction)
@@ -586,7 +586,9 @@ def _draw(prediction: Prediction) -> Any:
     labels = list(prediction.probabilities)
     shares = [prediction.probabilities[label] for label in labels]
     drawn = bars.barh(
-        labels, shares, color=[_KEPT if one == prediction.label else "#cbd5e1" for one in labels]
+        [_plain(label) for label in labels],
+        shares,
+        color=[_KEPT if one == prediction.label else "#cbd5e1" for one in labels],
     )
     bars.bar_label(drawn, [f"{share:.1%}" for share in shares], padding=3, fontsize=8)
     bars.invert_yaxis()
@@ -594,6 +596,11 @@ def _draw(prediction: Prediction) -> Any:
     bars.set_title("probability", fontsize=9)
     bars.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _plain(text: str) -> str:
+    """Keeps matplotlib from taking what stands between two dollars for a formula."""
+    return text.replace("$", r"\$")
 
 
 def _draw_kept(axes: Any, picture: NDArray[Any], prediction: Prediction) -> None:

@@ -184,6 +184,13 @@ def test_a_prediction_draws_what_it_holds(tiny_bundle: Path, random_flows: Any) 
         assert drawn.startswith(b"\x89PNG")
 
 
+def test_a_class_is_drawn_as_it_is_called_and_is_no_formula(tiny_bundle: Path, random_flows: Any) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is missing")
+    found = Session.open(tiny_bundle).predict(random_flows(1)[0])
+    odd = dataclasses.replace(found, label=r"$\frac{$", probabilities={r"$\frac{$": 0.75, "b": 0.25})
+    assert odd.to_png().startswith(b"\x89PNG")
+
+
 def test_without_matplotlib_a_prediction_says_how_to_get_it(
     tiny_bundle: Path, random_flows: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
