@@ -184,6 +184,13 @@ def test_a_prediction_draws_what_it_holds(tiny_bundle: Path, random_flows: Any) 
         assert drawn.startswith(b"\x89PNG")
 
 
+def test_a_class_is_drawn_as_it_is_called_and_is_no_formula(tiny_bundle: Path, random_flows: Any) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is missing")
+    found = Session.open(tiny_bundle).predict(random_flows(1)[0])
+    odd = dataclasses.replace(found, label=r"$\frac{$", probabilities={r"$\frac{$": 0.75, "b": 0.25})
+    assert odd.to_png().startswith(b"\x89PNG")
+
+
 def test_without_matplotlib_a_prediction_says_how_to_get_it(
     tiny_bundle: Path, random_flows: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,8 +326,9 @@ def test_a_closed_session_answers_no_more(tiny_bundle: Path, random_flows: Any) 
     assert closed == runners
     session.close()
     assert closed == runners
-    with pytest.raises(InputError, match="is closed"):
-        session.predict(flow)
+    for call in (lambda: session.predict(flow), lambda: session.switch(1.0), lambda: session.load(0.5)):
+        with pytest.raises(InputError, match="is closed"):
+            call()
 
 
 def test_budgets_that_share_their_weights_answer_the_same(tiny_bundle: Path, random_flows: Any) -> None:
@@ -382,7 +390,7 @@ def test_a_flow_that_is_not_finite_is_refused(tiny_bundle: Path, random_flows: A
         ({"budget": 0}, r"a budget is a keep rate in \(0, 1\], got 0"),
         ({"budget": 1.5}, r"a budget is a keep rate in \(0, 1\], got 1\.5"),
         ({"budget": math.nan}, r"a budget is a keep rate in \(0, 1\], got nan"),
-        ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"threads": 0}, "threads must be 1 to 1024, got 0"),
     ],
 )
 def test_a_variant_that_there_is_not_is_answered_with_those_there_are(

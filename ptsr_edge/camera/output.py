@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from ptsr_edge.camera.metrics import CAUSES
 from ptsr_edge.camera.pipeline import Box, Event, FaceView, Pipeline
 from ptsr_edge.camera.sources import TimedFrame, require_av
+from ptsr_edge.core.console import discard_stdout, printable
 from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.core.files import check_file, staged_file
 from ptsr_edge.vision.flow import opencv
@@ -504,7 +505,7 @@ class CameraOutput:
     ) -> None:
         """Takes recorders by stream; without recorder and window, no frame is drawn on or kept.
 
-        With `kept` the lines have the kept tokens, too.
+        With `kept` the lines have the kept tokens, too. `fault` says why events were lost, where they were.
         """
         self._kept = kept
         self._pipeline = pipeline
@@ -514,6 +515,7 @@ class CameraOutput:
         self._latest: dict[str, TimedFrame] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self.fault = ""
 
     def __call__(self, name: str, frame: TimedFrame | None, events: Sequence[Event]) -> None:
         """Prints events at once; records and shows the frame, if there is one."""
@@ -548,10 +550,13 @@ class CameraOutput:
         with self._lock:
             try:
                 for event in events:
-                    sys.stdout.write(event.to_json(kept=self._kept) + "\n")
+                    sys.stdout.write(printable(event.to_json(kept=self._kept)) + "\n")
                     sys.stdout.flush()
             except BrokenPipeError:
                 log.warning("standard output was closed: stopping")
-                # The rest of the buffer would raise again when Python ends.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                discard_stdout()
+                self._closed.set()
+            except OSError as error:
+                self.fault = f"standard output cannot be written: {error.strerror}; events were lost"
+                discard_stdout()
                 self._closed.set()

@@ -45,12 +45,18 @@ def parse(kind: type[R], data: Any, where: str = "") -> R:
         raise InputError(": ".join(part for part in (where, _first_fault(kind, error)) if part)) from None
 
 
+MOST_JSON_BYTES, MOST_JSON_DEPTH, MOST_JSON_INTEGER = 100_000_000, 64, 2**64 - 1
+"""Far above what any record needs."""
+
+
 def read_json(text: str) -> Any:
     """Reads JSON as the standard has it: NaN and infinity, and numbers that are too large to be finite, are none.
 
     Raises:
-        ValueError, RecursionError: it is no JSON.
+        ValueError: it is no JSON, or passes a limit: of `MOST_JSON_BYTES`, `MOST_JSON_DEPTH` or `MOST_JSON_INTEGER`.
     """
+    if len(text) > MOST_JSON_BYTES:
+        raise ValueError(f"it has more than {MOST_JSON_BYTES / 1e6:.0f} MB")
 
     def finite(digits: str) -> float:
         value = float(digits)
@@ -58,7 +64,24 @@ def read_json(text: str) -> Any:
             raise ValueError(f"{digits} is no number of JSON that can be held")
         return value
 
-    return json.loads(text, parse_float=finite, parse_constant=finite)
+    def held(digits: str) -> int:
+        value = int(digits) if len(digits) < 30 else math.inf
+        if not -MOST_JSON_INTEGER <= value <= MOST_JSON_INTEGER:
+            raise ValueError(f"{digits[:30]}... is no whole number of 64 bits")
+        return int(value)
+
+    too_deep = f"it is nested more than {MOST_JSON_DEPTH} deep"
+    try:
+        found = json.loads(text, parse_float=finite, parse_constant=finite, parse_int=held)
+    except RecursionError:
+        raise ValueError(too_deep) from None
+    level, depth = [found], 0
+    while level := [one for one in level if isinstance(one, dict | list)]:
+        depth += 1
+        if depth > MOST_JSON_DEPTH:
+            raise ValueError(too_deep)
+        level = [part for one in level for part in (one.values() if isinstance(one, dict) else one)]
+    return found
 
 
 def read_json_file(path: Path) -> Any:
@@ -68,10 +91,13 @@ def read_json_file(path: Path) -> Any:
         InputError: there is no such file, or it holds no JSON.
     """
     try:
-        return read_json(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():  # of a pipe or a device there is no end
+            raise ValueError("it is no file")
+        with path.open("rb") as stream:
+            return read_json(stream.read(MOST_JSON_BYTES + 1).decode("utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is not a readable JSON file: {error}") from None
 
 

@@ -117,7 +117,7 @@ def read_info(path: Path) -> CheckpointInfo:
         )
     try:
         data = read_json(metadata[METADATA_KEY])
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: its {METADATA_KEY} metadata is not JSON: {error}") from None
     return parse(CheckpointInfo, data, str(path))
 

@@ -210,6 +210,20 @@ def test_a_reader_that_leaves_ends_the_run_quietly(places: Places) -> None:
     process.stderr.close()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_events_that_cannot_be_written_end_the_run_with_one_line(places: Places) -> None:
+    call = [sys.executable, "-m", "ptsr_edge", "camera", "--bundle", str(places[0]), "--face", "crop"]
+    with Path("/dev/full").open("wb") as full:
+        ran = subprocess.run(
+            [*call, "--source", str(places[1])], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    said = "standard output cannot be written: No space left on device; events were lost"
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-1].endswith(said)
+    assert "Traceback" not in ran.stderr
+    assert "Exception ignored" not in ran.stderr
+
+
 def test_the_time_is_over(places: Places) -> None:
     """The pipe that the process reads from stays open."""
     with started(places[0], "--source", "-", "--size", "64x48", "--fps", "30", "--stall-s", "60",

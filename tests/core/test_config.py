@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ptsr_edge.core.config import (
     named_model,
     nearest,
     parse,
+    read_json,
     read_record,
 )
 from ptsr_edge.core.errors import InputError
@@ -214,3 +216,35 @@ def test_numbers_that_json_has_not_are_refused(tmp_path: Path, number: str) -> N
     path.write_text(f'{{"image_size": 16, "flow": {number}}}', encoding="utf-8")
     with pytest.raises(InputError, match="is not a readable JSON file: .* is no number of JSON"):
         read_record(Preprocess, path)
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":[', "]}")])
+def test_json_has_a_greatest_depth(opening: str, closing: str) -> None:
+    levels = opening.count("[") + opening.count("{")
+    for depth in (64 // levels, 64 // levels + 1, 500, 100_000):
+        text = opening * depth + closing * depth
+        if depth * levels <= 64:
+            read_json(text)
+            continue
+        with pytest.raises(ValueError, match="^it is nested more than 64 deep$"):
+            read_json(text)
+
+
+def test_json_has_a_greatest_whole_number() -> None:
+    assert read_json(f"[{2**64 - 1}, {1 - 2**64}]") == [2**64 - 1, 1 - 2**64]
+    for digits in (str(2**64), str(-(2**64)), "9" * 5000):
+        with pytest.raises(ValueError, match=r"^-?\d+\.\.\. is no whole number of 64 bits$"):
+            read_json(digits)
+
+
+def test_json_has_a_greatest_size_and_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ptsr_edge.core.config.MOST_JSON_BYTES", 1000)
+    path = tmp_path / "record.json"
+    for size, says in ((1000, "is not a readable JSON file: Expecting"), (1001, "it has more than")):
+        path.write_text(" " * size, encoding="utf-8")
+        with pytest.raises(InputError, match=says):
+            read_record(Preprocess, path)
+    os.mkfifo(tmp_path / "pipe.json")
+    for endless in (tmp_path / "pipe.json", Path("/dev/zero")):
+        with pytest.raises(InputError, match="it is no file"):
+            read_record(Preprocess, endless)
