@@ -406,9 +406,7 @@ def _restore(state: State, path: Path, identity: str) -> None:
         with safe_open(path, framework="pt") as stream:
             metadata = stream.metadata() or {}
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-        if metadata.get("tensors") != str(len(tensors)):
-            raise ValueError(f"it holds {len(tensors)} tensors of {metadata.get('tensors')}")
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError) as error:
         raise InputError(
             f"{path} is not a readable training state ({error}): remove it to start anew"
         ) from None
@@ -416,6 +414,10 @@ def _restore(state: State, path: Path, identity: str) -> None:
         raise InputError(
             f"{path} is the state of another run (model, first weights, recipe, seed or data differ): "
             "remove it to start anew"
+        )
+    if metadata.get("tensors") != str(len(tensors)):
+        raise InputError(
+            f"{path} has lost tensors: it holds {len(tensors)} of {metadata.get('tensors')}: remove it to start anew"
         )
     for part, model in (("model", state.model), ("average", state.average)):
         model.load_state_dict(

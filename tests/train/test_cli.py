@@ -157,7 +157,7 @@ def test_the_baseline_starts_from_a_vit_of_another_project(megc_folder: Path, tm
             ["--model", "ptsr-nano", "--init", "v.safetensors"],
             "--init fills a baseline (vit-*), not ptsr-nano",
         ),
-        (["--threads", "0"], "Invalid value for '--threads': 0 is not in the range x>=1."),
+        (["--threads", "0"], "Invalid value for '--threads': 0 is not in the range 1<=x<=1024."),
         (["--out", "/dev/null/nano.safetensors"], "cannot be written: /dev/null is no folder"),
     ],
 )
