@@ -355,7 +355,11 @@ class Streams:
             self._output(stream.name, frame, events)
 
     def _flush(self, stream: Stream) -> None:
-        events = self._pipeline.flush(stream.name)
+        try:
+            events = self._pipeline.flush(stream.name)
+        except PtsrError as error:
+            log.warning("%s: no answer to what was open at a gap or the end: %s", stream.name, error)
+            return
         stream.counters.events += len(events)
         self._output(stream.name, None, events)
 

@@ -138,7 +138,8 @@ def staged_file(path: Path, suffix: str | None = None) -> Iterator[Path]:
     except OSError as error:
         raise JobError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        stage.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only file system says so of a file that is not there
+            stage.unlink(missing_ok=True)
 
 
 def link_file(source: Path, target: Path) -> None:
