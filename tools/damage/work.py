@@ -18,7 +18,7 @@ import numpy as np
 
 from damage.trial import end, start
 from ptsr_edge.core.console import say
-from ptsr_edge.core.files import DIGEST_BYTES, ENTRY_SUFFIX, link_file, sha256_of, staged_folder
+from ptsr_edge.core.files import DIGEST_BYTES, ENTRY_SUFFIX, code_digest, link_file, sha256_of, staged_folder
 
 MODEL = "ptsr-nano"
 OUT = "out"
@@ -97,6 +97,18 @@ def make(material: Path) -> None:
     """Makes the sound files where they are not there; the cache has the rendered faces that an export is proven on."""
     if material.is_dir():
         return
+    say("making sound files")
+    with staged_folder(material) as stage:
+        make_files(stage)
+        for version in (0, 1):
+            done = end(start(_export(stage, version), stage, stage / "full-cache"))
+            assert done.code == 0, done.said
+        shutil.copytree(stage / "full-cache" / "rendered", stage / "cache" / "rendered")
+        shutil.rmtree(stage / OUT)
+
+
+def make_files(folder: Path) -> None:
+    """Makes all but what takes an export."""
     import recorded_trees
     from bundle_data import write_pair, write_tiny_bundle
     from camera_data import scene, with_face
@@ -106,25 +118,17 @@ def make(material: Path) -> None:
 
     from ptsr_edge.models.checkpoint import EMBEDDED
 
-    say("making sound files")
-    with staged_folder(material) as stage:
-        for version in (0, 1):
-            write_pair(stage / f"pair{version}")
-        write_tiny_bundle(stage / "pair0" / "ptsr", width=12)
-        write_megc(stage / "megc")
-        recorded_trees.casme2(stage / "casme2")
-        make_profile(stage / "profile")
-        shutil.copy(EMBEDDED / f"{MODEL}.safetensors", stage)
-        images = [with_face(scene(), 60 + number % 5, 40) for number in range(60)]
-        write_video(stage / "face.mkv", [33 * number for number in range(60)], images, (320, 240))
-        for kind in ("full-cache", "cache"):
-            for version in (0, 1) if kind == "full-cache" else ():
-                done = end(start(_export(stage, version), stage, stage / kind))
-                assert done.code == 0, done.said
-            if kind == "cache":
-                (stage / kind).mkdir()
-                shutil.copytree(stage / "full-cache" / "rendered", stage / kind / "rendered")
-        shutil.rmtree(stage / OUT)
+    for version in (0, 1):
+        write_pair(folder / f"pair{version}")
+    write_tiny_bundle(folder / "pair0" / "ptsr", width=12)
+    write_megc(folder / "megc")
+    recorded_trees.casme2(folder / "casme2")
+    make_profile(folder / "profile")
+    shutil.copy(EMBEDDED / f"{MODEL}.safetensors", folder)
+    images = [with_face(scene(), 60 + number % 5, 40) for number in range(60)]
+    write_video(folder / "face.mkv", [33 * number for number in range(60)], images, (320, 240))
+    for cache in ("cache", "full-cache"):
+        (folder / cache).mkdir()
 
 
 def prepare(work: Work, material: Path, place: Path) -> None:
@@ -147,9 +151,9 @@ class Sound:
 
 
 def sound(name: str, version: int, material: Path) -> Sound:
-    """Returns what a version makes, from the material where an earlier case made it."""
+    """Returns what a version makes, from the material where an earlier case of the same code made it."""
     work = WORKS[name]
-    kept = material / "sound" / f"{name}-{version}".replace(" ", "-")
+    kept = material / "sound" / code_digest()[:16] / f"{name}-{version}".replace(" ", "-")
     if not kept.is_dir():
         with staged_folder(kept) as stage:
             prepare(work, material, stage)
