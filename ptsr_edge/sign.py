@@ -263,7 +263,7 @@ def fingerprint(key: Ed25519PublicKey) -> str:
 @click.option("--key", type=click.Path(path_type=Path), required=True,
               help="The private key: ed25519 in PEM, as `openssl genpkey -algorithm ed25519` makes one.")  # fmt: skip
 @click.option(
-    "--serial", type=click.IntRange(min=0), help="Of this signature; default the seconds since 1970."
+    "--serial", type=click.IntRange(0, 10**18 - 1), help="Of this signature; default the seconds since 1970."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the record.")
 def main(bundle: Path, key: Path, serial: int | None, as_json: bool) -> None:

@@ -31,7 +31,7 @@ from ptsr_edge.bundle import (
     check_files,
     write_tuned,
 )
-from ptsr_edge.core.console import Verb, doing, finish, if_interrupted, is_given, progress, run, say
+from ptsr_edge.core.console import THREADS, Verb, doing, finish, if_interrupted, is_given, progress, run, say
 from ptsr_edge.core.errors import InputError, JobError, PtsrError
 from ptsr_edge.core.system import disturbances, has_two_kinds_of_cores, timed_runs, visible_cpus
 from ptsr_edge.runtimes.base import Parameter, Runner, find_parameters, find_runtime
@@ -359,7 +359,7 @@ def speedup_text(speedup: Speedup | None) -> str:
 @click.option("--target", help="Only variants of this target.")
 @click.option("--precision", help="Only variants in this precision.")
 @click.option("--budget", type=click.FloatRange(0, 1, min_open=True), help="Only variants of this keep rate.")
-@click.option("--threads", type=click.IntRange(min=1),
+@click.option("--threads", type=THREADS,
               help="Of one operator; default: those of the bundle, else they are searched as well.")  # fmt: skip
 @click.option("--duration-s", type=click.FloatRange(0, min_open=True), default=DURATION_S, show_default=True,
               help="Timed duration of each of the two sessions of a trial.")  # fmt: skip

@@ -129,7 +129,7 @@ def test_moments_of_a_clip_are_answered(places: Path) -> None:
         (("--onset", "broken.png", "--apex", "apex.png"), "it is cut short after 900 bytes"),
         (("--onset", "onset.png", "--apex", "small.png"), "onset and apex must be of one size, found 160x160 and 160x100"),
         (("--video", "onset.png", "--onset-s", "2", "--apex-s", "1"), "--onset-s must be 0 or more and below --apex-s"),
-        (("--video", "clip.mkv", "--onset-s", "nan", "--apex-s", "1"), "--onset-s must be 0 or more"),
+        (("--video", "clip.mkv", "--onset-s", "nan", "--apex-s", "1"), "nan is not a finite number"),
         (("--video", "text.mp4", "--onset-s", "0", "--apex-s", "1"), "is no video that FFmpeg can read"),
         (("--video", "0", "--onset-s", "0", "--apex-s", "1"), "--video takes a video file, found 0"),
         (("--video", "clip.mkv", "--onset-s", "1", "--apex-s", "90"), "ends after 8.50 s; found a time of 90 s"),

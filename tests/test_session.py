@@ -319,8 +319,9 @@ def test_a_closed_session_answers_no_more(tiny_bundle: Path, random_flows: Any) 
     assert closed == runners
     session.close()
     assert closed == runners
-    with pytest.raises(InputError, match="is closed"):
-        session.predict(flow)
+    for call in (lambda: session.predict(flow), lambda: session.switch(1.0), lambda: session.load(0.5)):
+        with pytest.raises(InputError, match="is closed"):
+            call()
 
 
 def test_budgets_that_share_their_weights_answer_the_same(tiny_bundle: Path, random_flows: Any) -> None:
@@ -382,7 +383,7 @@ def test_a_flow_that_is_not_finite_is_refused(tiny_bundle: Path, random_flows: A
         ({"budget": 0}, r"a budget is a keep rate in \(0, 1\], got 0"),
         ({"budget": 1.5}, r"a budget is a keep rate in \(0, 1\], got 1\.5"),
         ({"budget": math.nan}, r"a budget is a keep rate in \(0, 1\], got nan"),
-        ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"threads": 0}, "threads must be 1 to 1024, got 0"),
     ],
 )
 def test_a_variant_that_there_is_not_is_answered_with_those_there_are(

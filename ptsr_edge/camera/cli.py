@@ -46,7 +46,7 @@ from ptsr_edge.camera.sources import (
     parse_sources,
 )
 from ptsr_edge.camera.spotting import SpotSettings
-from ptsr_edge.core.console import Verb, comma_separated, is_given, say
+from ptsr_edge.core.console import THREADS, Verb, comma_separated, is_given, printable, say
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.vision.face_detection import FixedCrop
 
@@ -228,9 +228,7 @@ def findings(stats: StreamStats) -> str:
     "--precision",
     help="By default the recommended one, else int8 where its accuracy was judged at the export.",
 )
-@click.option(
-    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of an inference."
-)
+@click.option("--threads", type=THREADS, default=1, show_default=True, help="Threads of an inference.")
 @click.option(
     "--face",
     "face_mode",
@@ -264,7 +262,7 @@ def findings(stats: StreamStats) -> str:
 @click.option("--size", help="WIDTHxHEIGHT of raw frames on stdin, or wanted of a device.")
 @click.option(
     "--fps",
-    type=click.FloatRange(0, 1000, min_open=True),
+    type=click.FloatRange(0.01, 1000),
     help="Rate of raw frames, of video without timestamps, or wanted of a device.",
 )
 @click.option(
@@ -409,5 +407,5 @@ def main(
         record_ = {"wall_s": wall_s, "streams": of_streams, "pipeline": stats, "recorded": written}
         written = [json.dumps(record_)]
     for line in written:
-        click.echo(line)
+        click.echo(printable(line))
     raise_failed(counters)

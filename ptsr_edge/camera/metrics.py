@@ -109,7 +109,7 @@ class StreamStats:
         jumps: jumps of the pts, after each of which everything began anew.
         size_changes: changes of the frames' size, likewise.
         rejected: pushes of something that is no frame or no timestamp.
-        failed: pushes that ended in an error of the runtime.
+        failed: pushes that ended in an error of the runtime or the face detector.
         lost_spots: spotted motions whose crops were no longer there.
         deadline_misses: pushes that took longer than the deadline.
         budget: keep rate of the next answer; None in a cascade.

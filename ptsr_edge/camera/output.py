@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from ptsr_edge.camera.metrics import CAUSES
 from ptsr_edge.camera.pipeline import Box, Event, FaceView, Pipeline
 from ptsr_edge.camera.sources import TimedFrame, require_av
+from ptsr_edge.core.console import printable
 from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.core.files import check_file, staged_file
 from ptsr_edge.vision.flow import opencv
@@ -548,7 +549,7 @@ class CameraOutput:
         with self._lock:
             try:
                 for event in events:
-                    sys.stdout.write(event.to_json(kept=self._kept) + "\n")
+                    sys.stdout.write(printable(event.to_json(kept=self._kept)) + "\n")
                     sys.stdout.flush()
             except BrokenPipeError:
                 log.warning("standard output was closed: stopping")

@@ -243,7 +243,7 @@ class Pipeline:
 
         Raises:
             InputError: the call is not acceptable; the stream stays as it was.
-            JobError: the runtime failed, or the pipeline is closed; the stream goes on with the next frame.
+            JobError: the runtime or the face detector failed, or the pipeline is closed; the stream goes on with the next frame.
         """
         started = time.perf_counter()
         state = self._state(stream, live)
@@ -253,6 +253,9 @@ class Pipeline:
                 sightings = state.camera.take(taken, pts)
             except InputError:
                 state.camera.stats.rejected += 1
+                raise
+            except JobError:
+                state.camera.stats.failed += 1
                 raise
             return self._answer(state, sightings, pts, started)
 
@@ -269,7 +272,9 @@ class Pipeline:
             return [] if pts is None else self._answer(state, sightings, pts, started)
 
     def close(self, stream: str | None = None) -> list[Event]:
-        """Flushes and forgets a stream; without a name all of them, and the pipeline takes no more frames."""
+        """Flushes and forgets a stream; without a name all of them, the pipeline takes no more frames and gives
+        back what the runtime holds.
+        """
         with self._lock:
             names = [stream] if stream is not None else list(self._streams)
             self._closed = self._closed or stream is None
@@ -277,6 +282,8 @@ class Pipeline:
         with self._lock:
             for name in names:
                 self._streams.pop(name, None)
+        if stream is None:
+            self._session.close()
         return events
 
     def stats(self) -> dict[str, StreamStats]:

@@ -233,6 +233,7 @@ class Stream:
         queue: frames between its two threads; None in it is a gap.
         backoff: gives the time to wait before the source is opened again.
         counters: of this stream.
+        refusal: why the latest of the frames that the pipeline did not take was refused.
     """
 
     name: str
@@ -241,6 +242,7 @@ class Stream:
     queue: FrameQueue[TimedFrame | None]
     backoff: Backoff
     counters: StreamCounters = field(default_factory=StreamCounters)
+    refusal: str = ""
 
     @property
     def live(self) -> bool:
@@ -326,6 +328,8 @@ class Streams:
                     stream.counters.stages["wait"].add(waited_s * 1e3)
                     self._push(stream, frame)
             self._flush(stream)
+            if stream.counters.refused and not stream.counters.pushed and stream.counters.state != "failed":
+                stream.fail(f"none of its frames was accepted: {stream.refusal}")
             if stream.counters.state != "failed":
                 stream.counters.state, stream.counters.reason = "ended", ""
         except BaseException as error:
@@ -345,6 +349,7 @@ class Streams:
             return
         except PtsrError as error:
             counters.refused += 1
+            stream.refusal = str(error)
             if counters.refused.bit_count() == 1:  # 1, 2, 4, 8, ...: a broken stream floods no log
                 log.warning("%s: frame refused (%d so far): %s", stream.name, counters.refused, error)
             return
@@ -355,11 +360,12 @@ class Streams:
             self._output(stream.name, frame, events)
 
     def _flush(self, stream: Stream) -> None:
+        events: Sequence[Any]
         try:
             events = self._pipeline.flush(stream.name)
-        except PtsrError as error:
-            log.warning("%s: no answer to what was open at a gap or the end: %s", stream.name, error)
-            return
+        except JobError as error:  # the runtime's: the stream can go on behind the gap
+            log.warning("%s: what was open before the gap is lost: %s", stream.name, error)
+            events = []
         stream.counters.events += len(events)
         self._output(stream.name, None, events)
 

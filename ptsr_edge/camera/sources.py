@@ -18,17 +18,18 @@ import select
 import threading
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError, JobError, require
+from ptsr_edge.core.files import ALONE
 
 if TYPE_CHECKING:
     import av
@@ -258,10 +259,11 @@ class VideoSource:
         if self.source.kind != "file":
             return
         try:
-            with av.open(self.source.address) as container:
-                if not container.streams.video:
-                    raise InputError(f"{self.source.shown} holds no video")
-        except av.FFmpegError as error:
+            with self._opened(av):
+                pass
+        except SourceRefusedError as error:
+            raise InputError(f"{self.source.shown} holds no video") from error
+        except (av.FFmpegError, OSError) as error:
             raise InputError(
                 f"{self.source.shown} is no video that FFmpeg can read ({error.strerror})"
             ) from error
@@ -285,23 +287,31 @@ class VideoSource:
             raise SourceRefusedError(_reason(error)) from error
         except UnicodeDecodeError as error:
             raise SourceRefusedError("it has a title or another text that is no UTF-8") from error
-        except av.FFmpegError as error:
+        except (av.FFmpegError, OSError) as error:
             raise JobError(_reason(error)) from error
 
-    def _opened(self, ffmpeg: Any) -> av.container.InputContainer:
-        options = {}
-        if self.source.address.lower().startswith("rtsp"):
-            options["rtsp_transport"] = self._settings.rtsp_transport
-        limit_s = self._settings.stall_s if self.source.kind == "network" else None
-        place = self.source.address if self._pipe is None else self._pipe
-        container = cast("av.container.InputContainer", ffmpeg.open(place, options=options, timeout=limit_s))
-        if not container.streams.video:
-            container.close()
-            raise SourceRefusedError("it holds no video")
-        # An address of a file on a web server has an end; a camera's has none.
-        if self.source.address.lower().startswith("http"):
-            self.live = container.duration is None
-        return container
+    @contextlib.contextmanager
+    def _opened(self, ffmpeg: Any) -> Iterator[av.container.InputContainer]:
+        address = self.source.address
+        with contextlib.ExitStack() as stack:
+            place: Any
+            if self.source.kind == "network":
+                place, limit_s = address, self._settings.stall_s
+                transport = self._settings.rtsp_transport
+                options = {"rtsp_transport": transport} if address.lower().startswith("rtsp") else {}
+            else:
+                place, limit_s, options = self._pipe, None, ALONE
+                if self.source.kind == "file":
+                    place = stack.enter_context(Path(address).open("rb"))
+            container: av.container.InputContainer = stack.enter_context(
+                ffmpeg.open(place, options=options, timeout=limit_s)
+            )
+            if not container.streams.video:
+                raise SourceRefusedError("it holds no video")
+            # An address of a file on a web server has an end; a camera's has none.
+            if address.lower().startswith("http"):
+                self.live = container.duration is None
+            yield container
 
     def _decoded(
         self, ffmpeg: Any, container: av.container.InputContainer, stop: threading.Event

@@ -388,6 +388,11 @@ class SharedSession:
             prediction, spent[rule.full] = self._run(inputs, rule.full)
         return InferenceResult(prediction, spent)
 
+    def close(self) -> None:
+        """Gives back what the runtime holds, behind the inference that is under way."""
+        with self._lock:
+            self._session.close()
+
     def _prepared(self, flow: NDArray[np.float32]) -> NDArray[np.float32]:
         check_flow(flow, self.bundle.preprocess.image_size)
         return to_input(flow)

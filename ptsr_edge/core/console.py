@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn, TypeVar
+from unicodedata import category
 
 import click
 from click.core import ParameterSource
 
 from ptsr_edge.core.errors import InputError, MissingExtraError, PtsrError, install_line
+from ptsr_edge.core.system import MOST_THREADS
 
 log = logging.getLogger("ptsr_edge")
 
@@ -53,6 +55,12 @@ VERBS = {
 """All verbs, in the order in which they are used."""
 
 
+MOST = 1e9
+"""Of an option's number, unless its type has a limit of its own: no timer and no counter of a runtime takes more."""
+
+THREADS = click.IntRange(1, MOST_THREADS)
+
+
 class Verb(click.Command):
     """A subcommand with `--debug`, `-v` and `-q`, which turns a `PtsrError` into one line and an exit code.
 
@@ -66,6 +74,8 @@ class Verb(click.Command):
             _switch("--verbose", "-v", help="Tell each step with its duration."),
             _switch("--quiet", "-q", help="Tell warnings and errors only."),
         ]
+        for option in self.params:
+            option.callback = _bounded(option.callback)
         self.variables = ""
 
     def take_variables(self, verb: str) -> None:
@@ -108,6 +118,23 @@ class Verb(click.Command):
                 give_up_interrupted(ctx, error)
 
 
+def _bounded(callback: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Returns a callback that refuses numbers that are not finite, which pass every range of click's, or too large."""
+
+    def check(ctx: click.Context, option: click.Parameter, value: Any) -> Any:
+        if callback is not None:
+            value = callback(ctx, option, value)
+        most = getattr(option.type, "max", None) or MOST
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, int | float) and not -most <= number <= most:  # NaN is not, either
+                raise click.BadParameter(
+                    f"{number!s:.40} is not a finite number up to {most:g}.", ctx, option
+                )
+        return value
+
+    return check
+
+
 def _switch(*names: str, help: str) -> click.Option:
     def remember(ctx: click.Context, option: click.Parameter, value: bool) -> None:
         ctx.meta[f"ptsr_edge.{option.name}"] = value
@@ -118,9 +145,33 @@ def _switch(*names: str, help: str) -> click.Option:
 def give_up(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
     """Ends the process with one line on stderr; with `--debug`, after the traceback."""
     if ctx.meta.get("ptsr_edge.debug"):
-        traceback.print_exc()
-    click.echo(f"{ctx.command_path}: {' '.join(message.split())}", err=True)
+        click.echo(printable(traceback.format_exc()), err=True, nl=False)
+    click.echo(f"{ctx.command_path}: {printable(' '.join(message.split()))}", err=True)
     sys.exit(exit_code)
+
+
+def printable(text: str) -> str:
+    """Escapes what moves a terminal's cursor, changes its colours or turns the direction of writing, as JSON does.
+
+    Names of files, classes and models and the cards of models are anybody's. Line breaks and tabs stay.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        json.dumps(sign)[1:-1] if category(sign) in _UNPRINTABLE and sign not in "\n\t" else sign
+        for sign in text
+    )
+
+
+_UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode's categories of control and format characters, lone surrogates, and its breaks of lines and paragraphs."""
+
+
+class PrintableFormatter(logging.Formatter):
+    """Messages of the log as a terminal may show them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -233,7 +284,9 @@ def _telling(quiet: bool, verbose: bool) -> Iterator[None]:
     global _is_quiet
     before = _is_quiet, log.level
     _is_quiet = quiet
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
     if quiet or verbose:
         log.setLevel(logging.WARNING if quiet else logging.DEBUG)
     over = threading.Event()
@@ -253,6 +306,7 @@ def _telling(quiet: bool, verbose: bool) -> Iterator[None]:
 def say(text: str) -> None:
     """Prints one line of progress on stderr, unless `--quiet` was given."""
     if not _is_quiet:
+        text = printable(text)
         # On a terminal a progress bar may stand in this line; it is drawn again at its next step.
         click.echo(f"\r\033[2K{text}" if _steps and sys.stderr.isatty() else text, err=True)
 
@@ -260,10 +314,9 @@ def say(text: str) -> None:
 def finish(record: dict[str, Any], lines: Iterable[str], as_json: bool) -> None:
     """Prints the result on stdout: the lines, of which the last is the path of what was made, or the record as JSON."""
     if as_json:
-        click.echo(json.dumps(record, indent=2, ensure_ascii=False))
-        return
+        lines = [json.dumps(record, indent=2, ensure_ascii=False)]
     for line in lines:
-        click.echo(line)
+        click.echo(printable(line))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 The cache keeps entries under a digest of all that they depend on. An entry is one file, `KEY[:2]/KEY.entry`: the SHA-256
 of its content, then the content, which is checked before anybody reads it. What was not used for longest goes when there
-is too much; what a dead process left half written goes after a day.
+is too much; what a dead process left half written goes with it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dis
+import glob
 import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import struct
@@ -24,6 +26,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import CodeType
 from typing import Any, BinaryIO, TypeVar
@@ -40,12 +43,18 @@ LIMIT_BYTES = 4_000_000_000
 """What the entries of one kind may take, unless a cache is told otherwise."""
 
 ABANDONED_S = 24 * 3600
-"""An unfinished entry of that age was left by a process that is gone."""
+"""What is unfinished and was not written to for so long was left by a process that is gone, wherever that ran."""
 
 ENTRY_SUFFIX = ".entry"
 
+OLD_SUFFIX = ".old"
+"""Of a folder that another is about to replace, where the system cannot exchange the two in one step."""
+
 DIGEST_BYTES = hashlib.sha256().digest_size
 
+
+ALONE = {"protocol_whitelist": "none"}
+"""Options of FFmpeg for a file or pipe that it is handed open: it opens nothing else, whatever a playlist names."""
 
 DAMAGED_ARRAYS = (
     OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, OverflowError, RuntimeError,
@@ -129,8 +138,9 @@ def staged_file(path: Path, suffix: str | None = None) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise JobError(f"cannot write {path}: {error.strerror}") from error
+    _remove_leftovers(path)
     # A name alone: a signal between making a file and the block below would leave it.
-    stage = path.with_name(f".{path.name}.{secrets.token_hex(8)}{suffix or path.suffix}")
+    stage = _stage_of(path, suffix or path.suffix)
     try:
         yield stage
         if stage.exists():
@@ -176,8 +186,9 @@ def staged_folder(target: Path) -> Iterator[Path]:
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
         # Not made by `tempfile`, whose folders are for their owner alone, whatever the user's mask says.
-        stage = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+        stage = _stage_of(target)
         stage.mkdir()
     except OSError as error:
         raise JobError(f"cannot write {target}: {error.strerror}") from error
@@ -187,7 +198,8 @@ def staged_folder(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise JobError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _remove(stage)
 
 
 def _swap(stage: Path, target: Path) -> None:
@@ -195,7 +207,7 @@ def _swap(stage: Path, target: Path) -> None:
     if not target.exists():
         stage.rename(target)
     elif not _exchange(stage, target):
-        old = target.with_name(f"{stage.name}.old")
+        old = target.with_name(f"{stage.name}{OLD_SUFFIX}")
         target.rename(old)
         try:
             stage.rename(target)
@@ -205,6 +217,60 @@ def _swap(stage: Path, target: Path) -> None:
             raise
         finally:
             shutil.rmtree(old, ignore_errors=True)
+
+
+_STAGE = re.compile(
+    r"\.(?P<name>.+)\.(?P<home>[0-9a-f]{8})-(?P<process>\d{1,10})-[0-9a-f]{16}(?P<suffix>[^/]*)"
+)
+
+
+def _stage_of(path: Path, suffix: str = "") -> Path:
+    """Returns a new name beside `path`, which says whose it is."""
+    return path.with_name(f".{path.name}.{_home()}-{os.getpid()}-{secrets.token_hex(8)}{suffix}")
+
+
+@cache
+def _home() -> str:
+    """What numbers of processes are told apart by: this boot of this machine, and the container; zeros where unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        return hashlib.sha256(f"{boot}{Path('/proc/self/ns/pid').readlink()}".encode()).hexdigest()[:8]
+    except OSError:
+        return "0" * 8
+
+
+def _is_abandoned(stage: Path, owner: re.Match[str] | None) -> bool:
+    """Tells whether nobody writes to a stage any more; raises OSError where it cannot be looked at."""
+    if owner is not None and owner["home"] == _home() != "0" * 8:
+        try:
+            os.kill(int(owner["process"]), 0)
+        except ProcessLookupError:
+            return True
+        except (OverflowError, PermissionError):  # no process of any system; somebody else's
+            pass
+        return False
+    newest = max(path.lstat().st_mtime for path in (stage, *stage.rglob("*")))
+    return time.time() - newest > ABANDONED_S
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes what killed processes left of their attempts to write `path`; a folder that was its content returns."""
+    for stage in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        owner = _STAGE.fullmatch(stage.name)
+        with contextlib.suppress(OSError):  # another process was at it
+            if owner is None or owner["name"] != path.name or not _is_abandoned(stage, owner):
+                continue
+            if owner["suffix"] == OLD_SUFFIX and not os.path.lexists(path):
+                stage.rename(path)
+            else:
+                _remove(stage)
+
+
+def _remove(stage: Path) -> None:
+    if stage.is_dir() and not stage.is_symlink():
+        shutil.rmtree(stage, ignore_errors=True)
+    else:
+        stage.unlink(missing_ok=True)
 
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -301,7 +367,7 @@ class DiskCache:
                 facts = path.stat()
                 if not path.name.startswith("."):
                     entries.append((facts.st_mtime_ns, facts.st_size, path))
-                elif time.time() - facts.st_mtime > ABANDONED_S:
+                elif _is_abandoned(path, _STAGE.fullmatch(path.name)):
                     path.unlink()
         total = sum(size for _, size, _ in entries)
         for _, size, path in sorted(entries):

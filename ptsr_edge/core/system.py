@@ -76,6 +76,9 @@ TOOLS = (
 )
 """Distributions whose version can change a result."""
 
+MOST_THREADS = 1024
+"""Of an operator, and processes or sessions at once: more would take the machine's memory before they compute."""
+
 _GPU_FIELDS = ("name", "driver_version", "compute_cap", "clocks.sm", "clocks.max.sm", "power.limit")
 
 

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, MissingExtraError, require
-from ptsr_edge.core.files import DiskCache, SpoiledEntryError, cache_key, closure_digest, sha256_of
+from ptsr_edge.core.files import ALONE, DiskCache, SpoiledEntryError, cache_key, closure_digest, sha256_of
 from ptsr_edge.core.system import installed
 from ptsr_edge.data.annotations import Clip, Finding, RowFault
-from ptsr_edge.vision.face_detection import Detector, open_detector, two_ways
+from ptsr_edge.vision.face_detection import Detector, find_faces, open_detector, two_ways
 from ptsr_edge.vision.face_tracking import StableCrop, region_of
 from ptsr_edge.vision.flow import MIN_FRAME, flow_sample
 
@@ -222,7 +222,7 @@ def face_pair(onset: Image, apex: Image, finder: FaceFinder | None) -> tuple[Ima
     if finder is None:
         cv2 = require("cv2", "train", "reading frames")
         return cv2.cvtColor(onset, cv2.COLOR_BGR2GRAY), cv2.cvtColor(apex, cv2.COLOR_BGR2GRAY)
-    found = finder.detector.detect(onset)
+    found = find_faces(finder.detector, onset)
     if not found:
         raise RowFault("no face is found in the onset frame")
     largest = max(found, key=lambda face: face.width * face.height)
@@ -366,11 +366,11 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     require("cv2", "train", "reading video")  # before PyAV: both bring a libxcb, and the other order can hang
     av = require("av", "camera", "reading video")
     try:
-        with av.open(str(path)) as container:
+        with path.open("rb") as file, av.open(file, options=ALONE) as container:
             if not container.streams.video:
                 raise RowFault(f"{path} holds no video")
             yield container, container.streams.video[0]
-    except av.FFmpegError as error:
+    except (av.FFmpegError, OSError) as error:
         raise RowFault(f"{path} is no video that FFmpeg can read ({error.strerror})") from None
 
 

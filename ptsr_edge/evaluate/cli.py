@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from ptsr_edge.core.config import DEVICES, MODELS, parse_keep_rate
-from ptsr_edge.core.console import Verb, comma_separated, doing, finish, if_interrupted, say
+from ptsr_edge.core.console import THREADS, Verb, comma_separated, doing, finish, if_interrupted, say
 from ptsr_edge.core.errors import InputError, require
 from ptsr_edge.core.files import check_file, require_file, write_json
 from ptsr_edge.data.cli import DataOption, reading_options
@@ -84,7 +84,7 @@ def _refuse_options(names: Iterable[str], reason: str) -> None:
 )
 @click.option("--subjects", type=click.Choice(["unseen", "all"]), default="unseen", show_default=True,
               help="Whom to judge a trained model on.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of an artifact.")
+@click.option("--threads", type=THREADS, help="CPU threads of an artifact.")
 @click.option("--model", "model_name", multiple=True,
               help=f"Train afresh in each fold; may be repeated: {', '.join(MODELS)}.")  # fmt: skip
 @click.option("--against", multiple=True, metavar="MODEL[@RATE]",
@@ -92,7 +92,7 @@ def _refuse_options(names: Iterable[str], reason: str) -> None:
 @click.option("--protocol", help=f"With --model: one of {', '.join(PROTOCOLS)}; by default loso.")
 @click.option("--groups", type=click.IntRange(min=2), default=GROUPS, show_default=True,
               help="Subject-disjoint groups of the protocol groups.")  # fmt: skip
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="How many.")
+@click.option("--seeds", type=click.IntRange(1, 1000), default=1, show_default=True, help="How many.")
 @click.option("--epochs", type=click.IntRange(min=1), help="With --model: instead of the recipe's number.")
 @click.option("--oracle", is_flag=True,
               help="Also the LEAKY score: the best epoch for each held-out subject, by its own labels.")  # fmt: skip
@@ -100,7 +100,7 @@ def _refuse_options(names: Iterable[str], reason: str) -> None:
               help="Who answers in a fold: the model in torch, or its artifact of target cpu.")  # fmt: skip
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True,
               help="Where to train; auto: on the GPU where torch sees one.")  # fmt: skip
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True,
+@click.option("--jobs", type=THREADS, default=1, show_default=True,
               help="Folds at a time, each in a process of its own.")  # fmt: skip
 @click.option("--engine", type=click.Choice(ENGINES), default="joblib", show_default=True,
               help="This machine, or a Dask cluster.")  # fmt: skip

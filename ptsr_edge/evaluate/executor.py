@@ -33,7 +33,9 @@ from ptsr_edge.core.errors import InputError, JobError, require
 from ptsr_edge.core.files import DAMAGED_ARRAYS, check_place, write_whole
 
 ENGINES = ("joblib", "dask")
-IDENTITY = "identity"
+IDENTITY, DIGEST = "identity", "digest"
+"""Beside the arrays of a kept result: what its task was, and the SHA-256 over them, as an array may be lost whole."""
+
 CONNECT_S = 15.0
 """How long a scheduler, and its first worker, may take to answer."""
 
@@ -255,8 +257,17 @@ def _plan(task: Task, versions: Mapping[str, str]) -> _Planned:
 
 def _write(path: Path, identity: str, result: Arrays) -> None:
     stream = io.BytesIO()
-    np.savez(stream, **{IDENTITY: np.array(identity)}, **result)  # type: ignore[arg-type]
+    record = {IDENTITY: np.array(identity), DIGEST: np.array(_digest(result))}
+    np.savez(stream, **record, **result)  # type: ignore[arg-type]
     write_whole(path, stream.getvalue())
+
+
+def _digest(arrays: Arrays) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}\0".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _read(path: Path, identity: str) -> Arrays | None:
@@ -266,9 +277,12 @@ def _read(path: Path, identity: str) -> Arrays | None:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-        if str(arrays.pop(IDENTITY)) == identity:
-            return arrays
+        digest = str(arrays.pop(DIGEST))
         fault = "it is of another task"
+        if str(arrays.pop(IDENTITY)) == identity:
+            if _digest(arrays) == digest:
+                return arrays
+            fault = "its arrays are not those that were kept"
     except DAMAGED_ARRAYS as error:
         fault = str(error)
     say(f"{path} cannot be used ({fault}): done again")

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from ptsr_edge.bundle import MANIFEST, Bundle, Variant, baseline_place, read_bundle
 from ptsr_edge.core.config import DEFAULT_MODEL, MODELS, ModelConfig, named_model, parse, parse_keep_rate
 from ptsr_edge.core.console import (
+    THREADS,
     Verb,
     comma_separated,
     doing,
@@ -110,9 +111,7 @@ def _click_kind(field: FieldInfo, flag: Flag) -> dict[str, Any]:
 )
 @click.option("--cascade-loss", type=click.FloatRange(0, 1, min_open=True, max_open=True),
               help="Calibrate a cascade that loses at most this much UAR.")  # fmt: skip
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="Of one inference on the device: Session's default."
-)
+@click.option("--threads", type=THREADS, help="Of one inference on the device: Session's default.")
 @target_flags
 @click.option("--layout", type=click.Choice(["bundle", *LAYOUTS]), default="bundle", show_default=True,
               help="Also write a model repository for this server.")  # fmt: skip

@@ -14,6 +14,7 @@ from ptsr_edge.bundle import MANIFEST
 from ptsr_edge.core.config import ModelConfig, Record, nearest, parse
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import check_place
+from ptsr_edge.core.system import MOST_THREADS
 from ptsr_edge.export.targets.base import Flag, Offer, TargetOptions, find_offer
 from ptsr_edge.runtimes.base import find_runtime, target_names
 from ptsr_edge.runtimes.tensorrt import choose_capabilities, choose_version
@@ -132,7 +133,7 @@ class ExportConfig(Record):
     target: tuple[str, ...]
     budgets: tuple[float, ...] | FromMachine | None = None
     precisions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
     calibration_samples: int | None = Field(default=None, ge=1)
     max_uar_drop: float | None = Field(default=None, ge=0, le=1)
     options: dict[str, Any] = Field(default_factory=dict)

@@ -64,7 +64,7 @@ from ptsr_edge.export.config import (
     rates_of,
 )
 from ptsr_edge.export.onnx_graph import add_metadata, trace, write_sharing_weights
-from ptsr_edge.export.parity import Reference, eager_reference, prove
+from ptsr_edge.export.parity import Reference, eager_reference, prove, require_dependence
 from ptsr_edge.export.static_model import to_static
 from ptsr_edge.export.targets.base import (
     Artifact,
@@ -380,7 +380,9 @@ def trace_budgets(job: ExportJob, folder: Path) -> dict[int, TracedBudget]:
         if macs.uncounted:
             say(f"MACs at {tokens} tokens leave out operators without a formula: {', '.join(macs.uncounted)}")
         graph = Graph(folder / f"{config.name}-k{tokens}.onnx", model)
-        traced[tokens] = TracedBudget(rate, graph, macs, eager_reference(job.model, tokens, flows))
+        reference = eager_reference(job.model, tokens, flows)
+        require_dependence(reference)
+        traced[tokens] = TracedBudget(rate, graph, macs, reference)
     models = {budget.graph.path: budget.graph.model for budget in traced.values()}
     write_sharing_weights(models, folder / "weights.bin")
     return traced

@@ -23,7 +23,7 @@ from onnx import ModelProto, numpy_helper
 from torch import Tensor
 
 from ptsr_edge.bundle import Parity
-from ptsr_edge.core.errors import ParityError
+from ptsr_edge.core.errors import InputError, ParityError
 from ptsr_edge.export.onnx_graph import PRODUCTS
 from ptsr_edge.export.targets.base import THROUGH_GRAPH, Artifact, Graph, Target, open_built
 from ptsr_edge.export.targets.quantization import FUSED_BIAS, FUSED_PRODUCT
@@ -99,6 +99,21 @@ def eager_reference(model: Model, tokens: int, flows: NDArray[np.float32]) -> Re
         kept=torch.cat([output.kept for output in outputs]).numpy(),
         scores=None if scores is None else scores.numpy(),
     )
+
+
+def require_dependence(reference: Reference) -> None:
+    """Refuses a model of which a graph that always gives one answer would pass for exact.
+
+    Raises:
+        InputError: its logits differ by less than the limit from sample to sample.
+    """
+    moved, limit = float(np.ptp(reference.logits, axis=0).max()), limit_of(reference, "fp32")
+    if len(reference.inputs) > 1 and moved <= limit:
+        raise InputError(
+            f"{reference.model.config.name} at {reference.tokens} tokens answers {len(reference.inputs)} samples alike "
+            f"(its logits move by {moved:.3g}, the limit of a proof is {limit:.3g}): nothing could be proven of it; are "
+            "these trained weights?"
+        )
 
 
 def prove(

@@ -99,7 +99,7 @@ def check_fleet_call(
               help="With --data synthetic: judge this many people who are rendered for nothing else.")  # fmt: skip
 @click.option("--checkpoint", type=click.Path(path_type=Path),
               help="What the bundles were exported from, to compare selections; default: the embedded weights.")  # fmt: skip
-@click.option("--control-seeds", type=int, default=3, show_default=True,
+@click.option("--control-seeds", type=click.IntRange(max=1000), default=3, show_default=True,
               help="With --data: draws of random selection beside DTSM; 0 for none.")  # fmt: skip
 @click.option("--quick", is_flag=True,
               help="A first look: fewer starts and rounds; no stages, ceiling, energy, throughput "
@@ -118,7 +118,9 @@ def check_fleet_call(
 @click.option("--streams", type=int, default=2, show_default=True,
               help="Sessions at once for the throughput; 0: not measured.")  # fmt: skip
 @click.option("--pin", is_flag=True, help="Bind all variants to the same cores.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the order and the bootstrap.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the order and the bootstrap."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/profile"), show_default=True)
 @click.option("--fleet", metavar="ADDRESS",
               help="Profile on every worker of this Dask cluster (tcp://HOST:PORT) instead of here.")  # fmt: skip

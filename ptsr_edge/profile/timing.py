@@ -20,7 +20,7 @@ import numpy as np
 from ptsr_edge.core.console import doing, say
 from ptsr_edge.core.console import progress as progress_bar
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
-from ptsr_edge.core.system import Meter, NoMeter, find_meter, visible_cpus
+from ptsr_edge.core.system import MOST_THREADS, Meter, NoMeter, find_meter, visible_cpus
 from ptsr_edge.profile.schema import NOT_RUN, FaultKind, Missing, MissingKind, needs_gpu
 from ptsr_edge.profile.worker import (
     SETTLE_RUNS,
@@ -112,6 +112,9 @@ class TimingConfig:
             raise InputError(
                 f"streams must be at least 0 (0: throughput is not measured), got {self.streams}"
             )
+        for name in ("threads", "processes", "streams"):
+            if getattr(self, name) > MOST_THREADS:
+                raise InputError(f"{name} must be at most {MOST_THREADS}, got {getattr(self, name)}")
         if self.pin:
             pinned_cpus(self.threads)
 

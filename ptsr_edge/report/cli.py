@@ -22,7 +22,7 @@ from ptsr_edge.bundle import (
     write_recommended,
 )
 from ptsr_edge.core.config import Record, parse, read_record
-from ptsr_edge.core.console import Verb, finish, is_given, say
+from ptsr_edge.core.console import Verb, finish, is_given, printable, say
 from ptsr_edge.core.errors import ComparisonError, InputError, JobError, require
 from ptsr_edge.core.files import check_file, write_json, write_whole
 from ptsr_edge.profile.schema import Profile, read_fleet, read_profile
@@ -501,6 +501,7 @@ def render(template: str, words: dict[str, Any]) -> str:
     )
     environment.filters |= {
         "markdown": markdown,
+        "printable": printable,
         "unbroken": unbroken,
         "sentence": sentence,
         "exact": _exact,

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ptsr_edge.core.console import printable
 from ptsr_edge.core.errors import require
 from ptsr_edge.report.comparison import ComparedVariant, Comparison, precision_rank
 
@@ -146,7 +147,7 @@ def page_ready(raw: str, name: str, tips: Mapping[str, str]) -> str:
         name: put before every id, so that several drawings fit into one page.
         tips: id of an element -> the text that is shown while the pointer rests on it.
     """
-    root = ElementTree.fromstring(raw)
+    root = ElementTree.fromstring(printable(raw))  # XML has no control characters
     for key in ("width", "height", "version"):  # the page decides how large a drawing is
         root.attrib.pop(key, None)
     for parent in list(root.iter()):
@@ -158,7 +159,7 @@ def page_ready(raw: str, name: str, tips: Mapping[str, str]) -> str:
         key = node.get("id", "")
         if key in tips:
             tip = ElementTree.Element(f"{{{_SVG}}}title")
-            tip.text = tips[key]
+            tip.text = printable(tips[key])
             node.insert(0, tip)
         attributes = {entry: _page_value(entry, value, name) for entry, value in node.attrib.items()}
         node.attrib.clear()

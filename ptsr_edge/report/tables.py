@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ptsr_edge.core.console import printable
 from ptsr_edge.profile.schema import ITSELF, Accuracy, MissingKind, null_results
 from ptsr_edge.report.comparison import (
     ComparedVariant,
@@ -406,7 +407,7 @@ def pipe_table(table: Table) -> list[str]:
     """Returns a table as lines of Markdown."""
     numbers = [False, *(cell.is_number for cell in table.lines[0].cells)]
     written = [
-        "| " + " | ".join(table.headings) + " |",
+        f"| {' | '.join(map(markdown, table.headings))} |",
         "|" + "|".join(" ---: " if number else " --- " for number in numbers) + "|",
     ]
     for line in table.lines:
@@ -417,7 +418,7 @@ def pipe_table(table: Table) -> list[str]:
 
 def markdown(text: str) -> str:
     """Escapes a text for Markdown, where it stays in one line."""
-    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", printable(" ".join(text.split())))
 
 
 def flatten_record(record: Any, prefix: str = "") -> list[tuple[str, str]]:

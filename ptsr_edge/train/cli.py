@@ -22,7 +22,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ptsr_edge.core.config import DEFAULT_MODEL, DEVICES, MODELS, CropName, named_model
-from ptsr_edge.core.console import Verb, doing, explained_imports, finish, if_interrupted, progress, say
+from ptsr_edge.core.console import (
+    THREADS,
+    Verb,
+    doing,
+    explained_imports,
+    finish,
+    if_interrupted,
+    progress,
+    say,
+)
 from ptsr_edge.core.errors import InputError
 from ptsr_edge.core.files import check_file, require_file, write_whole
 from ptsr_edge.data.cli import DataOption, reading_options
@@ -77,7 +86,7 @@ def tool_versions() -> dict[str, str]:
     "--model", "model_name", default=DEFAULT_MODEL, show_default=True, help=f"One of {', '.join(MODELS)}."
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's number.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--holdout", type=click.FloatRange(0, 1, max_open=True), default=0.2, show_default=True,
               help="Share of the subjects that training never sees.")  # fmt: skip
 @click.option(
@@ -91,7 +100,7 @@ def tool_versions() -> dict[str, str]:
     help="Train in bfloat16 where products allow it: twice as fast on CPUs with AVX512-BF16.",
 )
 @click.option("--half", is_flag=True, help="Store the weights as float16.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's choice.")
+@click.option("--threads", type=THREADS, help="CPU threads; by default torch's choice.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True,
               help="Where to train; auto: on the GPU where torch sees one.")  # fmt: skip
 @click.option(

@@ -396,7 +396,8 @@ def _keep(state: State, path: Path, identity: str) -> None:
         tensors |= {f"{part}.{name}": value.contiguous() for name, value in model.state_dict().items()}
     for index, slots in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
-    write_whole(path, save(tensors, {"step": str(state.step), "identity": identity}))
+    record = {"step": str(state.step), "identity": identity, "tensors": str(len(tensors))}
+    write_whole(path, save(tensors, record))
 
 
 def _restore(state: State, path: Path, identity: str) -> None:
@@ -404,7 +405,9 @@ def _restore(state: State, path: Path, identity: str) -> None:
         with safe_open(path, framework="pt") as stream:
             metadata = stream.metadata() or {}
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        if metadata.get("tensors") != str(len(tensors)):
+            raise ValueError(f"it holds {len(tensors)} tensors of {metadata.get('tensors')}")
+    except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
             f"{path} is not a readable training state ({error}): remove it to start anew"
         ) from None

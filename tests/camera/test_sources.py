@@ -16,7 +16,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from video_files import SIZE, stripes, write_video
+from video_files import PLAYLISTS, SIZE, stripes, write_video
 
 from ptsr_edge.camera.sources import (
     DeviceSource,
@@ -181,6 +181,30 @@ def test_a_file_with_sound_only_is_told(tmp_path: Path) -> None:
 
 def test_a_video_passes_the_check(tmp_path: Path) -> None:
     video(write_video(tmp_path / "a.mkv", [0, 40])).check()
+
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+def test_a_file_that_names_other_files_opens_none_of_them(tmp_path: Path, name: str) -> None:
+    write_video(tmp_path / "other.ts", [40 * number for number in range(30)])
+    path = tmp_path / name
+    path.write_text(PLAYLISTS[name], encoding="utf-8")
+    with av.open(str(path)) as container:
+        assert len(list(container.decode(video=0))) == 30, "this FFmpeg follows no such list"
+    with pytest.raises(InputError, match="is no video that FFmpeg can read"):
+        video(path).check()
+    with pytest.raises(JobError):
+        read(video(path))
+    with path.open("rb") as file:
+        pipe = InputPipe(file.fileno(), threading.Event(), 5)
+        source = VideoSource(SourceAddress("stdin", "stdin", "-"), SourceSettings(), pipe)
+        with pytest.raises(JobError):
+            read(source)
+
+
+def test_a_numbered_name_is_a_file_of_that_name(tmp_path: Path) -> None:
+    for name in ("%d.png", "0.png", "1.png"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((48, 64, 3), np.uint8))
+    assert len(read(video(tmp_path / "%d.png"))) == 1
 
 
 def test_frames_that_no_machine_has_room_for_are_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from ptsr_edge.core import console
 from ptsr_edge.core.console import (
     EVERY_S,
+    VERBS,
     Verb,
     comma_separated,
     doing,
@@ -26,6 +28,8 @@ from ptsr_edge.core.console import (
     tell_steps,
 )
 from ptsr_edge.core.errors import InputError, JobError
+
+NUMBERS = (click.types.IntParamType, click.types.FloatParamType)
 
 
 @click.command(cls=Verb)
@@ -98,6 +102,54 @@ def test_help_is_no_error() -> None:
     result = CliRunner().invoke(verb, ["--help"])
     assert result.exit_code == 0
     assert "--debug" in result.stdout
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_number_of_every_verb_is_finite_and_bounded(name: str) -> None:
+    command = load_verb(name)
+    options = [
+        one for one in command.params if isinstance(one.type, NUMBERS) and isinstance(one, click.Option)
+    ]
+    for option in options:
+        for text in ("nan", "inf", "-inf", "1e300", "-1e300", str(10**18), "1" + "0" * 400):
+            with pytest.raises(click.BadParameter) as caught:
+                option.process_value(click.Context(command), text)
+            assert option.opts[-1] in caught.value.format_message()
+
+
+def test_a_number_that_is_none_is_one_line_and_a_good_one_passes() -> None:
+    result = CliRunner().invoke(verb, ["--rates", "0.5,nan"], prog_name="ptsr-edge verb")
+    said = "ptsr-edge verb: Invalid value for '--rates': nan is not a finite number up to 1e+09.\n"
+    assert (result.exit_code, result.stderr) == (2, said)
+    assert CliRunner().invoke(verb, ["--count", "1000000000"]).exit_code == 0
+
+
+EVIL = "a\x1b]0;title\x07\x9b31m\u202eb\udcff"
+SHOWN = r"a\u001b]0;title\u0007\u009b31m\u202eb\udcff"
+
+
+@pytest.mark.parametrize("way", ["result", "record", "error", "debug", "progress", "log"])
+def test_what_would_steer_a_terminal_is_shown_escaped(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command(cls=Verb)
+    @click.option("--json", "as_json", is_flag=True)
+    def evil(as_json: bool) -> None:
+        if way in ("error", "debug"):
+            raise JobError(EVIL)
+        if way == "log":
+            logging.getLogger("ptsr_edge").warning(EVIL)
+        if way == "progress":
+            say(EVIL)
+        finish({"card": EVIL}, [EVIL, "größer\tline"], as_json)
+
+    monkeypatch.setattr(logging.root, "handlers", [])  # those of pytest
+    result = CliRunner().invoke(evil, {"record": ["--json"], "debug": ["--debug"]}.get(way, []))
+    said = {"result": result.stdout, "record": result.stdout}.get(way, result.stderr)
+    assert SHOWN in said
+    assert all(sign.isprintable() or sign in "\n\t" for sign in result.stdout + result.stderr)
+    if way == "record":
+        assert json.loads(said) == {"card": EVIL}
+    if way == "result":
+        assert said == f"{SHOWN}\ngrößer\tline\n"
 
 
 class Clock:

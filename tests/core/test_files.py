@@ -269,6 +269,60 @@ def test_a_folder_is_there_at_every_moment_of_its_replacement(
     assert names(target) == ["new"]
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ptsr_edge.core import files
+
+target = Path(sys.argv[1])
+if sys.argv[2] == "between two renames":
+    files._exchange = lambda *_: False  # as on a file system without that call
+    Path.rename = lambda *_, rename=Path.rename: (rename(*_), os.kill(os.getpid(), signal.SIGKILL))
+with files.staged_file(target / "file") if sys.argv[2] == "file" else files.staged_folder(target) as stage:
+    (stage if sys.argv[2] == "file" else stage / "new").write_text("half")
+    if sys.argv[2] in ("file", "folder"):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere processes are not told apart: a day has to pass"
+)
+@pytest.mark.parametrize("moment", ["file", "folder", "between two renames"])
+def test_what_a_killed_process_left_goes_with_the_next_write_and_nothing_of_a_live_one(
+    tmp_path: Path, moment: str
+) -> None:
+    target = tmp_path / "out"
+    write_whole(target / "file", "old")
+    subprocess.run([sys.executable, "-c", KILLED, str(target), moment], check=False, timeout=60)
+    left = names(target if moment == "file" else tmp_path)
+    assert any(name.startswith((".file.", ".out.")) for name in left), "the death left nothing to be removed"
+    with staged_folder(target) as mine:
+        # A second writer of the same process, at the same place, and one whose place only begins alike.
+        write_whole(tmp_path / "out.1", "other")
+        with staged_folder(target) as second:
+            assert names(tmp_path) == sorted([mine.name, second.name, "out", "out.1"])
+            assert moment == "file" or (target / "file").read_text(encoding="utf-8") == "old"
+            write_whole(target / "file", "newer")
+            assert names(target) == ["file"]
+    assert names(tmp_path) == ["out", "out.1"]
+
+
+def test_a_stage_of_another_machine_or_container_goes_after_a_day_without_a_write(tmp_path: Path) -> None:
+    others = tmp_path / f".out.{'e' * 8}-1-{'0' * 16}"
+    (others / "deep").mkdir(parents=True)
+    days_ago = time.time() - 3 * 24 * 3600
+    for path in (others, others / "deep"):
+        os.utime(path, (days_ago, days_ago))
+    (others / "deep" / "half").write_text("half", encoding="utf-8")
+    os.utime(others / "deep", (days_ago, days_ago))
+    write_whole(tmp_path / "out", "")
+    assert names(tmp_path) == sorted([others.name, "out"])
+    os.utime(others / "deep" / "half", (days_ago, days_ago))
+    write_whole(tmp_path / "out", "")
+    assert names(tmp_path) == ["out"]
+
+
 @pytest.mark.parametrize(("mask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
 def test_who_may_read_is_for_the_user_to_say(tmp_path: Path, mask: int, file: int, folder: int) -> None:
     before = os.umask(mask)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import recorded_trees as trees
 from camera_data import yunet_like
-from video_files import write_video
+from video_files import PLAYLISTS, write_video
 
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError
@@ -403,3 +403,11 @@ def test_what_is_no_video_is_one_fault(tmp_path):
             RowFault, match="short.mkv (is no video that FFmpeg can read|holds no video|carries no)"
         ):
             read(path)
+
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+def test_a_clip_that_names_other_files_opens_none_of_them(tmp_path, name):
+    write_video(tmp_path / "other.ts", [40 * number for number in range(30)])
+    (tmp_path / name).write_text(PLAYLISTS[name], encoding="utf-8")
+    with pytest.raises(RowFault, match="is no video that FFmpeg can read"):
+        decode_video(tmp_path / name, (0, 1))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import engine_tasks
+import numpy as np
 import pytest
 import torch
 from dask_cluster import dask_cluster
@@ -74,7 +75,7 @@ def test_a_resumed_run_does_what_is_missing(tmp_path: Path) -> None:
     assert (notes / f"0.{os.getpid()}").stat().st_mtime_ns > (notes / f"3.{os.getpid()}").stat().st_mtime_ns
 
 
-@pytest.mark.parametrize("change", ["identity", "versions", "damaged", "another"])
+@pytest.mark.parametrize("change", ["identity", "versions", "damaged", "another", "lost", "changed"])
 def test_a_kept_result_is_not_taken_for_another(
     change: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,13 +91,20 @@ def test_a_kept_result_is_not_taken_for_another(
         again = tasks(2, lr=0.1)
     elif change == "versions":
         call["versions"] = lambda: {"torch": "2"}
+    elif change in ("lost", "changed"):  # a sound file, of which an array is gone or another one
+        with np.load(files[1]) as stored:
+            arrays = dict(stored)
+        name = next(iter(arrays.keys() - {"identity", "digest"}))
+        lost = arrays.pop(name)
+        np.savez(files[1], **arrays, **({name: lost + 1} if change == "changed" else {}))
+        expected = [1]
     else:
         files[1].write_bytes(files[1].read_bytes()[:-9] if change == "damaged" else files[0].read_bytes())
         expected = [1]
     results = run_tasks(noted, again, resume=True, **call)
     assert numbers_done(notes) == expected
     assert products(results) == products(run_tasks(noted, tasks(2), shared=shared_by(None)))
-    assert ("cannot be used" in capsys.readouterr().err) == (change in ("damaged", "another"))
+    assert ("cannot be used" in capsys.readouterr().err) == (change not in ("identity", "versions"))
 
 
 def test_a_killed_run_goes_on_where_it_stood(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Everything runs for real. What is tampered with is a built artifact, as a faulty
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import errno
 import inspect
@@ -30,7 +31,7 @@ from onnx import ModelProto
 
 from ptsr_edge.bundle import MANIFEST, Variant, check_files, read_bundle
 from ptsr_edge.core.config import LABELS, ModelConfig, Preprocess
-from ptsr_edge.core.errors import JobError, ParityError
+from ptsr_edge.core.errors import InputError, JobError, ParityError
 from ptsr_edge.core.files import DiskCache, cache_key, sha256_of
 from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.export import exporter, parity
@@ -206,6 +207,21 @@ def test_a_budget_knows_what_fp32_says_of_it(job: ExportJob, traced: Traced) -> 
     assert reference.kept.shape == (32, 2)
     np.testing.assert_array_equal(reference.logits[-1:], eager(job.model, job.calibration.flows[-1:], 2))
     np.testing.assert_array_equal(job.calibration_inputs, to_input(job.calibration.flows))
+
+
+@pytest.mark.parametrize("constant", ["all zero", "a bias alone"])
+def test_a_model_that_answers_every_sample_alike_is_refused(
+    job: ExportJob, tmp_path: Path, constant: str
+) -> None:
+    """A graph that ignored its input would agree with it on every sample."""
+    model = copy.deepcopy(job.model)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if constant == "all zero" or name.endswith("weight"):
+                value.zero_()
+    with pytest.raises(InputError, match="at 4 tokens answers 32 samples alike .* nothing could be proven"):
+        trace_budgets(dataclasses.replace(job, model=model), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_few_samples_are_all_used(job: ExportJob, tmp_path: Path) -> None:

@@ -329,6 +329,7 @@ def _random_weights_on_unknown_data(place: Path) -> list[object]:
         (_baseline_labels, "answers a, b, c; ptsr-test answers negative"),
         (lambda place: ["--bundle", place / "ptsr", "--duration-s", 0], "positive number of seconds, got 0"),
         (lambda place: ["--bundle", place / "ptsr", "--threads", 0], "threads must be at least 1, got 0"),
+        (lambda place: ["--bundle", place / "ptsr", "--streams", 1025], "streams must be at most 1024, got 1025"),
         (lambda place: ["--bundle", place / "ptsr", "--threads", 999, "--pin"], "cannot pin 999 threads"),
         (lambda place: ["--bundle", place / "ptsr", "--control-seeds", -1], "number of draws, 0 for no"),
         (lambda place: ["--bundle", place / "ptsr", "--root", place], "--root is the folder of the data"),

@@ -757,3 +757,18 @@ def test_a_history_that_cannot_be_leaves_nothing(days: Path, tmp_path: Path) -> 
         assert said in result.stderr
         assert len(result.stderr.splitlines()) == 1
         assert not (tmp_path / "out").exists()
+
+
+def test_whatever_a_profile_calls_its_classes_and_weights_is_text_in_markdown(tmp_path: Path) -> None:
+    evil = r"$\frac{ | # *<b>*" + "\x1b]0;t\x07\n# heading"
+    profile = make_profile(tmp_path / "one", samples=50)
+    profile = profile.model_copy(
+        update={"labels": [evil, "b", "c"], "model_card": evil, "command": evil, "created": evil}
+    )
+    write_profile(tmp_path / "one", profile)
+    written = write_report([tmp_path / "one"], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert all(sign.isprintable() or sign in "\n\u00a0" for sign in text)
+    assert "\n# heading" not in text
+    assert evil.partition("\x1b")[0] not in text.replace("    " + evil.partition("\x1b")[0], "")
+    assert written.page.is_file()

@@ -272,3 +272,12 @@ def test_a_nested_record_becomes_flat_and_readable() -> None:
         ("packages", "numpy 2.4.6, torch 2.13.0+cpu"),
         ("none", "none"),
     ]
+
+
+def test_a_class_is_a_text_in_markdown_whatever_it_is_called() -> None:
+    name = "a|b\n# `<i>`\x1b[31m"
+    table = Table("t", "T", ("Variant", name), (Line(name, (Cell(name, None, False),), False),))
+    head, _, line = pipe_table(table)
+    shown = r"a\|b \# \`\<i\>\`\\u001b\[31m"
+    assert head == f"| Variant | {shown} |"
+    assert line == f"| {shown} | {shown} |"

@@ -42,3 +42,11 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+PLAYLISTS = {
+    "list.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.2,\nother.ts\n#EXT-X-ENDLIST\n",
+    "list.ffconcat": "ffconcat version 1.0\nfile other.ts\n",
+    "named-otherwise.mp4": "ffconcat version 1.0\nfile other.ts\n",
+}
+"""Files that FFmpeg takes for videos, whose frames are those of another file beside them."""

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -175,6 +177,24 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path, change: str) -> Non
     with pytest.raises(InputError, match=r"is the state of another run .*: remove it to start anew"):
         fit(**other, state_file=state, resume=True)
     assert state.read_bytes() == content
+
+
+def test_a_state_that_lost_a_tensor_is_refused(tmp_path: Path) -> None:
+    state, recipe = tmp_path / "run.state", TrainConfig(epochs=2, batch_size=6)
+
+    def kill(done: int, _: int) -> None:
+        if done == 3:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        fit(named_model("vit-nano"), toy(), recipe, seed=0, state_file=state, on_step=kill)
+    with safe_open(state, framework="pt") as stream:
+        metadata = stream.metadata()
+        tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    del tensors[next(name for name in tensors if name.startswith("optimizer."))]
+    state.write_bytes(save(tensors, metadata))
+    with pytest.raises(InputError, match=r"is not a readable training state \(it holds \d+ tensors of \d+\)"):
+        fit(named_model("vit-nano"), toy(), recipe, seed=0, state_file=state, resume=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"no safetensors file"])

