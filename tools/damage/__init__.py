@@ -1,1 +1,1 @@
-"""Damage that is done to whole commands, pipelines and sessions on purpose, and counts of how it ends."""
+"""Damages whole commands, pipelines and sessions, and tells how they end."""
