@@ -13,7 +13,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/setup.stamp
 
-.PHONY: help setup demo test test-quick test-arm fuzz lint bench bench-speed bench-speed-peers audit docs clean
+.PHONY: help setup demo test test-quick test-arm fuzz damage lint bench bench-speed bench-speed-peers audit docs clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 24
@@ -47,6 +47,10 @@ test-quick: setup  ## While working: the tests that need no tool chain, server o
 test-arm: setup  ## Exported bundles on emulated ARM processors; needs apt. ARM_ARGS=--help lists what may be set
 	@echo "test-arm: aarch64 answers against those of this machine"
 	@PYTHONPATH=tools $(BIN)/python -m arm $(ARM_ARGS)
+
+damage: setup  ## Kill, fill, soak and strain whole commands, for hours; goes on where it stood. DAMAGE_ARGS="--short" is a minute of it
+	@echo "damage: out/damage/found.json"
+	@PYTHONPATH=tools:tests/support $(BIN)/python -m damage --material out/damage/material --out out/damage/found.json --resume $(DAMAGE_ARGS)
 
 lint: setup  ## Format, style and types
 	@echo "lint: ruff format"

@@ -26,7 +26,7 @@ from ptsr_edge.core.config import (
     read_json_file,
 )
 from ptsr_edge.core.errors import InputError, JobError, PtsrError
-from ptsr_edge.core.files import link_file, sha256_of, write_json
+from ptsr_edge.core.files import link_file, scratch_folder, sha256_of, write_json
 
 MANIFEST = "bundle.json"
 
@@ -534,11 +534,7 @@ def private_copy(folder: Path, variants: Sequence[Variant]) -> Iterator[Path]:
     """
     with ExitStack() as held:
         try:
-            place = Path(
-                held.enter_context(
-                    tempfile.TemporaryDirectory(prefix="ptsr-edge-", ignore_cleanup_errors=True)
-                )
-            )
+            place = held.enter_context(scratch_folder())
             copies: dict[str, Path] = {}
             for entry in dict.fromkeys(entry for variant in variants for entry in variant.files):
                 path = place / entry.path

@@ -158,16 +158,7 @@ def random_flows() -> Callable[..., NDArray[np.float32]]:
 @pytest.fixture(scope="session")
 def megc_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in the layout of `megc-flow`: 6 subjects with 6 clips of noise, two of each class."""
-    cv2 = pytest.importorskip("cv2")
-    root = tmp_path_factory.mktemp("megc")
-    images = root / "STSNet_whole_norm_u_v_os"
-    images.mkdir()
-    rows = ["dataset,sub,filename_o,label"]
-    generator = np.random.default_rng(0)
-    for subject in range(6):
-        for clip in range(6):
-            rows.append(f"casme2,sub{subject:02d},clip{clip},{clip % 3}")
-            pixels = generator.integers(0, 256, (28, 28, 3), dtype=np.uint8)
-            cv2.imwrite(str(images / f"sub{subject:02d}_clip{clip} .png"), pixels)
-    (root / "combined_3_class2_for_optical_flow.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return root
+    pytest.importorskip("cv2")
+    from megc_data import write_megc
+
+    return write_megc(tmp_path_factory.mktemp("megc"))

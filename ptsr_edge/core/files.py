@@ -20,6 +20,7 @@ import secrets
 import shutil
 import struct
 import sys
+import tempfile
 import time
 import tokenize
 import zipfile
@@ -148,7 +149,23 @@ def staged_file(path: Path, suffix: str | None = None) -> Iterator[Path]:
     except OSError as error:
         raise JobError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        stage.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only file system says so of a file that is not there
+            stage.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yields a new folder among the temporary files, the user's alone, which goes when the block ends; those that killed
+    processes left go now. An OSError for want of room is the caller's.
+    """
+    places = Path(tempfile.gettempdir()) / "ptsr-edge"
+    _remove_leftovers(places)
+    place = _stage_of(places)
+    try:
+        place.mkdir(mode=0o700)
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def link_file(source: Path, target: Path) -> None:

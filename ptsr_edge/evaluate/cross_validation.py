@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from ptsr_edge.core.config import ModelConfig
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.files import closure_digest, sha256_of
+from ptsr_edge.core.files import closure_digest, scratch_folder, sha256_of
 from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.evaluate.evaluation import GROUPS, THROUGH, Fold, folds
 from ptsr_edge.evaluate.executor import Arrays, Task, run_tasks
@@ -327,8 +326,8 @@ def artifact_logits(model: Model, template: GraphTemplate, data: FlowDataset) ->
         ParityError: it departs from the eager model by more than fp32 may.
     """
     reference = eager_reference(model, template.tokens, data.flows)
-    with TemporaryDirectory(prefix="ptsr-edge-") as folder:
-        runner = OrtRunner(template.write(model, Path(folder)), threads=1)
+    with scratch_folder() as folder:
+        runner = OrtRunner(template.write(model, folder), threads=1)
         parity = measure_parity(reference, runner.run, "fp32")
         require_parity(parity, f"{model.config.name} at {template.tokens} tokens", "fp32")
         return np.stack([runner.run(one[None])[0] for one in reference.inputs])

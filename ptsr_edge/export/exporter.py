@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -37,7 +36,14 @@ from ptsr_edge.bundle import (
 from ptsr_edge.core.config import DEFAULT_MODEL, LABELS, MODELS, baseline_of, parse
 from ptsr_edge.core.console import doing, progress, say
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.core.files import DiskCache, SpoiledEntryError, cache_key, code_digest, staged_folder
+from ptsr_edge.core.files import (
+    DiskCache,
+    SpoiledEntryError,
+    cache_key,
+    code_digest,
+    scratch_folder,
+    staged_folder,
+)
 from ptsr_edge.core.system import describe_cpu, describe_gpus, installed
 from ptsr_edge.data.datasets import FlowDataset, dataset_origin, known_dataset
 from ptsr_edge.export.calibration import (
@@ -177,8 +183,8 @@ def export_bundle(
     aside = None if cascade_loss is None else _set_aside(job, side, cascade_loss)
     card = bundle_card(info.provenance.get("card"))
     not_built = ""
-    with staged_folder(out) as stage, TemporaryDirectory(prefix="ptsr-edge-") as scratch:
-        traced = trace_budgets(job, Path(scratch))
+    with staged_folder(out) as stage, scratch_folder() as scratch:
+        traced = trace_budgets(job, scratch)
         variants = []
         for builder, names in plan:
             for precision in names:
@@ -238,10 +244,10 @@ def export_baseline(
     named = MODELS.get(config.name)
     # Dropout is of training: it changes neither the geometry nor an answer.
     is_named = named is not None and named == config.model_copy(update={"dropout": named.dropout})
-    with TemporaryDirectory(prefix="ptsr-edge-") as scratch:
+    with scratch_folder() as scratch:
         weights = None
         if not is_named or bundle.labels != list(LABELS):
-            weights = Path(scratch) / f"{config.name}.safetensors"
+            weights = scratch / f"{config.name}.safetensors"
             save_checkpoint(weights, build_model(config, seed=0), random_info(config, bundle.labels))
         return export_bundle(
             out=out,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -15,7 +14,7 @@ from ptsr_edge.bundle import MANIFEST, Bundle, baseline_place
 from ptsr_edge.core.config import baseline_of
 from ptsr_edge.core.console import say
 from ptsr_edge.core.errors import InputError, JobError, PtsrError, require
-from ptsr_edge.core.files import check_place, sha256_of, staged_folder, write_whole
+from ptsr_edge.core.files import check_place, scratch_folder, sha256_of, staged_folder, write_whole
 from ptsr_edge.core.system import describe_environment
 from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.evaluate.evaluation import is_random, judged_data
@@ -79,8 +78,8 @@ def profile_bundles(
     check_subjects(subjects, data)
     bundles = read_bundles(folders)
     first = check_same_model(bundles)
-    with tempfile.TemporaryDirectory() as scratch:
-        references = baselines_for(bundles, baseline, Path(scratch))
+    with scratch_folder() as scratch:
+        references = baselines_for(bundles, baseline, scratch)
         variants = variants_of(bundles, references[0])
         samples = _samples(first, references[0].bundle, data, root, subjects)
         trained = baseline_training(first, references[0].bundle)

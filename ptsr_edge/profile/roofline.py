@@ -16,12 +16,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ptsr_edge.core.files import scratch_folder
 from ptsr_edge.runtimes.onnxruntime import open_session
 from ptsr_edge.runtimes.openvino import (
     CAPABILITY,
@@ -230,8 +230,8 @@ def shares_of(times: Iterable[tuple[str, float]]) -> dict[str, float]:
 def _onnx_runtime_times(
     artifact: Path, threads: int, flow: NDArray[np.float32], runs: int
 ) -> list[tuple[str, float]]:
-    with TemporaryDirectory(prefix="ptsr-edge-") as scratch:
-        session = open_session(artifact, threads, profile=Path(scratch) / "operators")
+    with scratch_folder() as scratch:
+        session = open_session(artifact, threads, profile=scratch / "operators")
         for _ in range(runs + 1):
             session.run(None, {"flow": flow})
         events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

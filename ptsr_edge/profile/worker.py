@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from ptsr_edge.bundle import Bundle, Variant
 from ptsr_edge.core import errors
 from ptsr_edge.core.errors import JobError
+from ptsr_edge.core.files import scratch_folder
 from ptsr_edge.profile.schema import Missing, MissingKind
 from ptsr_edge.stats.latency import Block
 
@@ -375,7 +376,7 @@ class Counter:
 
     def count(self, command: Sequence[str], given: str = "") -> int | Missing:
         """Counts a whole process, which reads `given` on stdin and answers lines without `error`."""
-        with tempfile.TemporaryDirectory(prefix="ptsr-edge-") as scratch:
+        with scratch_folder() as scratch:
             file = f"{scratch}/count"
             try:
                 done = subprocess.run(

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,7 @@ from ptsr_edge.core.files import (
     default_folder,
     link_file,
     require_file,
+    scratch_folder,
     sha256_of,
     staged_file,
     staged_folder,
@@ -696,3 +698,33 @@ def test_a_digest_of_a_module_sees_what_it_imports_and_nothing_else(
     assert not changed("models/ptsr.py")
     assert not changed("report/cli.py")
     assert files.closure_digest(module) == before
+
+
+def test_a_scratch_folder_is_the_users_alone_and_what_killed_processes_left_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    program = (
+        "import os, signal\nfrom ptsr_edge.core.files import scratch_folder\n"
+        "with scratch_folder() as place:\n    (place / 'copy').write_text('x')\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", program], env=os.environ | {"TMPDIR": str(tmp_path)}, check=False)
+    (left,) = names(tmp_path)
+    with scratch_folder() as own:
+        assert stat.S_IMODE(own.stat().st_mode) == 0o700
+        assert left not in names(tmp_path)
+        with scratch_folder() as other:  # one that is in use stays
+            assert names(tmp_path) == sorted([own.name, other.name])
+    assert names(tmp_path) == []
+
+
+def test_a_read_only_file_system_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux says of a file that is not there, when it is to be removed, that the file system is read-only."""
+
+    def refuses(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "unlink", refuses)
+    monkeypatch.setattr(Path, "open", refuses)
+    with pytest.raises(JobError, match=r"cannot write .*x: Read-only file system$"):
+        write_whole(tmp_path / "x", "new")

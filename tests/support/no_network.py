@@ -71,8 +71,10 @@ def confine(action: int) -> Callable[[], None]:
     return apply
 
 
-def run_watched(call: Sequence[str], folder: Path) -> tuple[subprocess.CompletedProcess[str], str, list[str]]:
-    """Runs a command as a user who consented to telemetry, with a home of its own.
+def run_watched(
+    call: Sequence[str], folder: Path, place: Path | None = None
+) -> tuple[subprocess.CompletedProcess[str], str, list[str]]:
+    """Runs a command as a user who consented to telemetry, with a home of its own in `folder`; from `place`, if one is named.
 
     Returns:
         How it ended; what it, or a process that it started, tried to reach (empty: nothing); and the files that
@@ -90,7 +92,7 @@ def run_watched(call: Sequence[str], folder: Path) -> tuple[subprocess.Completed
     environment |= {"HOME": str(home), "TMPDIR": str(scratch), "NETWORK_LOG": str(log),
                     "PYTHONPATH": os.pathsep.join(paths)}  # fmt: skip
     done = subprocess.run(
-        list(call), capture_output=True, text=True, check=False, env=environment,
+        list(call), capture_output=True, text=True, check=False, env=environment, cwd=place,
         preexec_fn=confine(TRAP) if FILTERED else None,
     )  # fmt: skip
     left = [

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from ptsr_edge.core.files import scratch_folder
 from ptsr_edge.export.config import CpuOptions
 from ptsr_edge.export.onnx_graph import OPSET, layer_of, write_sharing_weights
 from ptsr_edge.export.targets.base import (
@@ -67,8 +67,8 @@ class CpuTarget:
             return self._write(request, graphs, built_with)
         scheme: str = options.int8_scheme
         if scheme == "auto":
-            with TemporaryDirectory(prefix="ptsr-edge-") as scratch:
-                choice = measure_schemes(request, options, Path(scratch))
+            with scratch_folder() as scratch:
+                choice = measure_schemes(request, options, scratch)
             scheme, built_with["int8_choice"] = choice["chosen"], choice
         graphs = {
             tokens: _quantized(request, options, graph.model, scheme)

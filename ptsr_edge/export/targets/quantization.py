@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import io
 import logging
-import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from onnx import ModelProto
 from ptsr_edge.core.config import Record
 from ptsr_edge.core.console import progress, say
 from ptsr_edge.core.errors import InputError, JobError, require
+from ptsr_edge.core.files import scratch_folder
 from ptsr_edge.export.config import Method
 from ptsr_edge.export.onnx_graph import PRODUCTS, layer_of
 from ptsr_edge.export.targets.base import (
@@ -287,8 +287,8 @@ def _quantized() -> Iterator[Path]:
     logging.root.setLevel(logging.ERROR)
     uuid.uuid1 = _random_name
     try:
-        with tempfile.TemporaryDirectory(prefix="ptsr-int8-") as folder, redirect_stdout(io.StringIO()):
-            yield Path(folder) / "int8.onnx"
+        with scratch_folder() as folder, redirect_stdout(io.StringIO()):
+            yield folder / "int8.onnx"
     except (InputError, JobError):
         raise
     except Exception as error:
@@ -409,10 +409,10 @@ def rank_layers(graph: Graph, calibration: NDArray[np.float32]) -> list[LayerSen
     expected = _logits(graph.path, samples)
     products = [node.name for node in graph.model.graph.node if node.op_type in PRODUCTS]
     ranking = []
-    with tempfile.TemporaryDirectory(prefix="ptsr-edge-") as scratch:
+    with scratch_folder() as scratch:
         for layer in progress(quantizable_layers(graph.model), "layer sensitivity"):
             others = [name for name in products if layer_of(name) != layer]
-            alone = Path(scratch) / "alone.onnx"
+            alone = scratch / "alone.onnx"
             onnx.save(
                 quantize_static_qdq(graph.model, samples, symmetric_activations=False, exclude=others), alone
             )

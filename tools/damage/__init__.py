@@ -1,0 +1,1 @@
+"""Damages whole commands, pipelines and sessions, and tells how they end."""
