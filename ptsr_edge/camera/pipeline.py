@@ -278,13 +278,14 @@ class Pipeline:
         with self._lock:
             names = [stream] if stream is not None else list(self._streams)
             self._closed = self._closed or stream is None
-        events = [event for name in names for event in self.flush(name)]
-        with self._lock:
-            for name in names:
-                self._streams.pop(name, None)
-        if stream is None:
-            self._session.close()
-        return events
+        try:
+            return [event for name in names for event in self.flush(name)]
+        finally:
+            with self._lock:
+                for name in names:
+                    self._streams.pop(name, None)
+            if stream is None:
+                self._session.close()
 
     def stats(self) -> dict[str, StreamStats]:
         """Returns a copy of every stream's counters, by its name."""

@@ -276,7 +276,8 @@ def _read(path: Path, identity: str) -> Arrays | None:
         return None
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+            # A member that has lost its first bytes comes as bytes.
+            arrays = {name: np.asarray(stored[name]) for name in stored.files}
         digest = str(arrays.pop(DIGEST))
         fault = "it is of another task"
         if str(arrays.pop(IDENTITY)) == identity:

@@ -397,8 +397,16 @@ def _keep(state: State, path: Path, identity: str) -> None:
         tensors |= {f"{part}.{name}": value.contiguous() for name, value in model.state_dict().items()}
     for index, slots in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
-    record = {"step": str(state.step), "identity": identity, "tensors": str(len(tensors))}
+    record = {"step": str(state.step), "identity": identity, "digest": _digest(tensors)}
     write_whole(path, save(tensors, record))
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+        digest.update(value.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _restore(state: State, path: Path, identity: str) -> None:
@@ -415,10 +423,8 @@ def _restore(state: State, path: Path, identity: str) -> None:
             f"{path} is the state of another run (model, first weights, recipe, seed or data differ): "
             "remove it to start anew"
         )
-    if metadata.get("tensors") != str(len(tensors)):
-        raise InputError(
-            f"{path} has lost tensors: it holds {len(tensors)} of {metadata.get('tensors')}: remove it to start anew"
-        )
+    if metadata.get("digest") != _digest(tensors) or not metadata.get("step", "").isdecimal():
+        raise InputError(f"{path} is damaged: what it holds is not what was kept; remove it to start anew")
     for part, model in (("model", state.model), ("average", state.average)):
         model.load_state_dict(
             {name.removeprefix(f"{part}."): v for name, v in tensors.items() if name.startswith(f"{part}.")}

@@ -193,7 +193,7 @@ def test_a_state_that_lost_a_tensor_is_refused(tmp_path: Path) -> None:
         tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
     del tensors[next(name for name in tensors if name.startswith("optimizer."))]
     state.write_bytes(save(tensors, metadata))
-    with pytest.raises(InputError, match=r"has lost tensors: it holds \d+ of \d+"):
+    with pytest.raises(InputError, match="is damaged"):
         fit(named_model("vit-nano"), toy(), recipe, seed=0, state_file=state, resume=True)
 
 

@@ -18,6 +18,9 @@ import numpy as np
 from ptsr_edge.bundle import MANIFEST, describe_file, read_bundle
 from ptsr_edge.core.errors import JobError
 from ptsr_edge.core.files import link_file
+from ptsr_edge.evaluate.executor import Task
+from ptsr_edge.sign import SIGNATURE
+from ptsr_edge.train.trainer import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,52 @@ def _artifact(target: str, precision: str) -> Callable[[Path], None]:
     return lambda folder: _open(folder, target, precision)
 
 
-def _plan(folder: Path) -> None:
-    from ptsr_edge.runtimes.tensorrt import read_plan
+def _signed(folder: Path) -> None:
+    from ptsr_edge.sign import read_verified
 
-    for path in folder.glob("*.plan"):
-        read_plan(path)
+    assert read_verified(folder, folder / "key.pub").model.name == "ptsr-test", (
+        "a changed manifest passed for signed"
+    )
+
+
+def _state(folder: Path) -> None:
+    from ptsr_edge.core.config import named_model
+    from ptsr_edge.train.trainer import digest_weights, fit
+
+    model = fit(named_model("vit-nano"), clips(), RUN, 0, state_file=folder / "run.state", resume=True)
+    assert digest_weights(model) == (folder / "digest").read_text(), (
+        "another model than that of an undisturbed run"
+    )
+
+
+def _fold(folder: Path) -> None:
+    from ptsr_edge.evaluate.executor import run_tasks
+
+    (found,) = run_tasks(squares, [TASK], shared=3, folder=folder, resume=True)
+    assert (found["squares"] == np.arange(40) ** 2 + 3).all(), "another result than that of the task"
+
+
+def clips() -> Any:
+    """Returns a few flows that are told apart by where they move, as data to train on."""
+    from ptsr_edge.core.config import LABELS, Preprocess
+    from ptsr_edge.data.datasets import FlowDataset
+
+    flows = np.random.default_rng(0).normal(0, 0.1, (6, 28, 28, 3)).astype(np.float32)
+    labels = np.arange(6) % 3
+    for flow, label in zip(flows, labels, strict=True):
+        flow[9 * label : 9 * label + 9] += 1
+    names = [str(number) for number in range(6)]
+    return FlowDataset(flows, labels, np.array(names), names, LABELS, Preprocess(image_size=28), "fuzzed")
+
+
+RUN = TrainConfig(epochs=2, batch_size=6)
+
+TASK = Task("squares", {"count": 40}, 40)
+
+
+def squares(shared: int, count: int) -> dict[str, Any]:
+    """A task whose result is kept."""
+    return {"squares": np.arange(count) ** 2 + shared}
 
 
 def _checkpoint(folder: Path) -> None:
@@ -200,6 +244,8 @@ READERS: dict[str, Reader] = {
     "ir": Reader("bundle", ("*-openvino-fp32-*.xml",), "bytes", _artifact("openvino", "fp32"), rehash=True),
     "ir-weights": Reader("bundle", ("*-openvino-fp32*.bin",), "bytes", _artifact("openvino", "fp32"), rehash=True),
     "ir-int8": Reader("bundle", ("*-openvino-int8*.xml", "*-openvino-int8*.bin"), "bytes", _artifact("openvino", "int8"), rehash=True),
+    "signature": Reader("signed", (MANIFEST, SIGNATURE), "json", _signed),
+    "key": Reader("signed", ("key.pub",), "bytes", _signed),
     "checkpoint": Reader("checkpoint", ("*.safetensors",), "safetensors", _checkpoint),
     "foreign-vit": Reader("foreign", ("*.safetensors",), "safetensors", _foreign_vit),
     "recipe": Reader("recipe", ("*",), "bytes", _recipe),
@@ -210,6 +256,8 @@ READERS: dict[str, Reader] = {
     "video": Reader("videos", ("*",), "bytes", _video),
     "profile": Reader("profile", ("profile.json",), "json", _profile),
     "samples": Reader("profile", ("samples/*.npz",), "zip", _profile),
+    "state": Reader("state", ("run.state",), "safetensors", _state),
+    "fold": Reader("fold", ("*.npz",), "zip", _fold),
     "cache": Reader("cache", ("*/*.entry",), "bytes", _cache),
 }  # fmt: skip
 

@@ -8,18 +8,25 @@ from pathlib import Path
 
 import cv2
 import recorded_trees
+from bundle_data import write_tiny_bundle
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from own_folder import fill_in, write_frames
 from report_data import make_profile
 from safetensors.torch import save_file
 from video_files import write_video
 
+from fuzz.readers import RUN, TASK, clips, squares
 from ptsr_edge.core.config import named_model
 from ptsr_edge.core.console import say
 from ptsr_edge.core.files import DiskCache, staged_folder
 from ptsr_edge.data.own_clips import write_template
+from ptsr_edge.evaluate.executor import run_tasks
 from ptsr_edge.export.exporter import export_bundle
 from ptsr_edge.models.checkpoint import EMBEDDED
 from ptsr_edge.models.ptsr import build_model
+from ptsr_edge.sign import sign_bundle
+from ptsr_edge.train.trainer import Epoch, digest_weights, fit
 
 MODEL = "ptsr-nano"
 
@@ -59,6 +66,31 @@ def make_files(folder: Path) -> None:
     for suffix in ("mp4", "mkv"):
         write_video(folder / "videos" / f"stripes.{suffix}", [0, 40, 80])
     make_profile(folder / "profile")
+    write_signed(folder / "signed")
+    write_state(folder / "state")
+    run_tasks(squares, [TASK], shared=3, folder=folder / "fold")
     DiskCache("fuzzed", folder / "cache").store(
         "ab" * 32, lambda stream: stream.write(b"what was stored" * 100) and None
     )
+
+
+def write_signed(folder: Path) -> None:
+    """Writes a signed bundle, and the key that fits its signature."""
+    write_tiny_bundle(folder)
+    key = Ed25519PrivateKey.generate()
+    sign_bundle(folder, key)
+    pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (folder / "key.pub").write_bytes(pem)
+
+
+def write_state(folder: Path) -> None:
+    """Writes the state that training leaves after the first of its two epochs, and the digest of what comes of it."""
+    folder.mkdir()
+
+    def copy(epoch: Epoch) -> None:
+        if epoch.number == 2:  # what was kept after the first
+            shutil.copy(folder / "kept", folder / "run.state")
+
+    model = fit(named_model("vit-nano"), clips(), RUN, 0, state_file=folder / "kept", on_epoch=copy)
+    (folder / "kept").unlink()
+    (folder / "digest").write_text(digest_weights(model))
