@@ -110,13 +110,17 @@ class Verb(click.Command):
         if said.get("ptsr_edge.quiet") and said.get("ptsr_edge.verbose"):
             give_up(ctx, "--quiet and --verbose exclude one another", InputError.exit_code)
         quiet, verbose = bool(said.get("ptsr_edge.quiet")), bool(said.get("ptsr_edge.verbose"))
-        with _telling(quiet, verbose), _ended_by_sigterm():
+        with _telling(quiet, verbose), _ended_from_outside() as came:
             try:
                 return super().invoke(ctx)
-            except PtsrError as error:
-                give_up(ctx, str(error), error.exit_code)
             except KeyboardInterrupt as error:
                 give_up_interrupted(ctx, error)
+            except Exception as error:
+                if came:  # a runtime made an error of its own of what the signal raised in a call from there
+                    give_up(ctx, f"ended by {came[0].name}: {error}", 128 + came[0])
+                if isinstance(error, PtsrError):
+                    give_up(ctx, str(error), error.exit_code)
+                raise
 
 
 def _bounded(callback: Callable[..., Any] | None) -> Callable[..., Any]:
@@ -201,20 +205,26 @@ def give_up_interrupted(ctx: click.Context, error: KeyboardInterrupt) -> NoRetur
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Lets SIGTERM end the block as Ctrl-C does."""
+def _ended_from_outside() -> Iterator[list[signal.Signals]]:
+    """Lets SIGTERM end the block as Ctrl-C does; yields the signals that came."""
+    came: list[signal.Signals] = []
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
-        yield
+        yield came
         return
 
-    def end(_number: int, _frame: Any) -> NoReturn:
-        raise TerminatedError
+    def end(number: int, _frame: Any) -> NoReturn:
+        came.append(signal.Signals(number))
+        raise TerminatedError if number == signal.SIGTERM else KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, end)
+    ours = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell lets us ignore it
+        ours.append(signal.SIGINT)
+    before = {number: signal.signal(number, end) for number in ours}
     try:
-        yield
+        yield came
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -278,6 +278,20 @@ def test_a_signal_is_one_line_and_the_exit_code_of_a_shell(number: signal.Signal
     assert done.stderr == f"ptsr-edge verb: ended by {number.name}: {said}\n"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_runtime_makes_an_error_of_its_own_of_ends_alike(number: signal.Signals) -> None:
+    program = (
+        "import signal, click\nfrom ptsr_edge.core.console import Verb\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n@click.command(cls=Verb)\ndef verb():\n"
+        f"    try:\n        signal.raise_signal({int(number)})\n"
+        "    except KeyboardInterrupt:\n        raise RuntimeError('in a callback') from None\n"
+        "verb(prog_name='ptsr-edge verb')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + number
+    assert done.stderr == f"ptsr-edge verb: ended by {number.name}: in a callback\n"
+
+
 def test_a_verb_can_be_called_in_a_thread_which_may_set_no_handlers() -> None:
     found = []
     thread = threading.Thread(target=lambda: found.append(CliRunner().invoke(verb, [])))
@@ -286,10 +300,10 @@ def test_a_verb_can_be_called_in_a_thread_which_may_set_no_handlers() -> None:
     assert found[0].exit_code == 0, found[0].output
 
 
-def test_the_handler_of_sigterm_is_there_for_the_verb_only() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+def test_handlers_are_there_for_the_verb_only() -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     assert CliRunner().invoke(verb, []).exit_code == 0
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 def test_quiet_and_verbose_exclude_one_another() -> None:

@@ -436,7 +436,7 @@ def test_a_signal_ends_an_export_and_leaves_nothing_half_written(
         "--checkpoint", pocket, "--calibration", megc_folder, "--calibration-samples", 6,
         "--out", "bundle", after=after, number=number, folder=tmp_path,
     )  # fmt: skip
-    assert (ended.code, ended.stdout, ended.left) == (128 + number, "", [])
+    assert (ended.code, ended.stdout, ended.left) == (128 + number, "", []), ended.line
     how = "as it was" if older else "not written"
     assert ended.line == (
         f"python -m ptsr_edge export: ended by {number.name}: bundle is {how}; the same command starts anew"
