@@ -1,6 +1,6 @@
 """PTSR, its baseline and its references in the same folds, with paired intervals: the figures of ACCURACY.md.
 
-    python benchmarks/accuracy.py --root DIR --faces DIR [--protocol zero-shot|loso|groups|cross] [--seeds 3] [--jobs 2]
+    python benchmarks/accuracy.py --root DIR --faces DIR [--protocol zero-shot loso groups cross] [--seeds 3] [--jobs 2]
                                   [--out DIR]
 
 Data are megc-flow, and those that weights are made of are ict-face; nothing that is derived from the former is written but
@@ -225,7 +225,13 @@ def main() -> None:
     parser.add_argument(
         "--faces", type=Path, required=True, help="folder with ict_face.npz (ptsr-edge data facekit)"
     )
-    parser.add_argument("--protocol", choices=("zero-shot", *PROTOCOLS), default="loso")
+    parser.add_argument(
+        "--protocol",
+        nargs="+",
+        choices=("zero-shot", *PROTOCOLS),
+        default=["loso"],
+        help="one after the other",
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--without", nargs="*", default=[], help="leave out learners whose names begin so")
@@ -234,21 +240,26 @@ def main() -> None:
     data = load("megc-flow", options.root, image_size=NANO.image_size)
     seeds = range(options.seeds)
     how: dict[str, Any] = {"jobs": options.jobs, "folder": options.out, "resume": options.out is not None}
-    if options.protocol == "zero-shot":
-        compared = [one for one in zero_shot_learners() if is_kept(one.name, options.without)]
-        bar = iter(progress(range(len(compared) * len(seeds)), options.protocol))
-        found = zero_shot(
-            compared, data, options.faces, seeds, on_done=lambda _: next(bar, None) and None, **how
-        )
-        print("\n".join([*table(found), "", *comparisons(found)]))
-        return
-    compared = learners(options.faces, options.without)
-    total = sum(len(folds(options.protocol, data.subjects, seed)) for seed in seeds) * len(compared)
-    bar = iter(progress(range(total), options.protocol))
-    found = cross_validate(
-        compared, data, options.protocol, seeds, on_fold=lambda: next(bar, None) and None, **how
-    )
-    print("\n".join([*table(found), "", *comparisons(found)]))
+    compared = [] if options.protocol == ["zero-shot"] else learners(options.faces, options.without)
+    for protocol in options.protocol:
+        if protocol == "zero-shot":
+            trained = [one for one in zero_shot_learners() if is_kept(one.name, options.without)]
+            bar = iter(progress(range(len(trained) * len(seeds)), protocol))
+            found = zero_shot(
+                trained,
+                data,
+                options.faces,
+                seeds,
+                on_done=lambda _, bar=bar: next(bar, None) and None,
+                **how,
+            )
+        else:
+            total = sum(len(folds(protocol, data.subjects, seed)) for seed in seeds) * len(compared)
+            bar = iter(progress(range(total), protocol))
+            found = cross_validate(
+                compared, data, protocol, seeds, on_fold=lambda bar=bar: next(bar, None) and None, **how
+            )
+        print("\n".join([protocol, "", *table(found), "", *comparisons(found), ""]), flush=True)
 
 
 if __name__ == "__main__":
