@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def is_kept(name: str, without: Sequence[str]) -> bool:
 
 def learners(faces: Path, without: Sequence[str]) -> list[Learner]:
     """All that are compared in folds, but those that are left out, which are not pre-trained."""
-    training = drawn_people(faces)
+    training = cache(lambda: drawn_people(faces))
 
     def started_means() -> Learner:
         started = first_weights(NANO, RECORDED["nano"], seed=0)
@@ -142,17 +143,17 @@ def learners(faces: Path, without: Sequence[str]) -> list[Learner]:
         "cnn": lambda: CnnLearner(
             "cnn",
             RECORDED["nano"].model_copy(update={"start": "random"}),
-            fit_cnn(training, PRETRAINING["nano"], seed=0),
+            fit_cnn(training(), PRETRAINING["nano"], seed=0),
         ),
         "vit-nano": lambda: ModelLearner(named_model("vit-nano"), RECORDED["nano"], (1.0,)),
         NANO.name: lambda: ModelLearner(NANO, RECORDED["nano"], (1.0, *RATES)),
         "ptsr-nano, random start": lambda: ModelLearner(
             NANO, RANDOM_START, RATES, label="ptsr-nano, random start"
         ),
-        "ptsr-nano, random selection": lambda: variant("random selection", training, score="random"),
-        "ptsr-nano, no means": lambda: variant("no means", training, mean_readout=False),
+        "ptsr-nano, random selection": lambda: variant("random selection", training(), score="random"),
+        "ptsr-nano, no means": lambda: variant("no means", training(), mean_readout=False),
         "ptsr-nano, no means, random selection": lambda: variant(
-            "no means, random selection", training, mean_readout=False, score="random"
+            "no means, random selection", training(), mean_readout=False, score="random"
         ),
     }
     return [make() for name, make in makers.items() if is_kept(name, without)]
