@@ -27,7 +27,7 @@ def describe(folder: Path) -> dict[str, Any]:
     """
     bundle = read_bundle(folder)
     provenance = bundle.provenance
-    recipe = provenance.get("recipe") or {}
+    recipe, subjects = provenance.get("recipe"), provenance.get("train_subjects")
     return {
         "bundle": str(folder),
         "name": bundle.name,
@@ -45,8 +45,8 @@ def describe(folder: Path) -> dict[str, Any]:
         "trained": {
             "kind": provenance.get("kind"),
             "data": provenance.get("data"),
-            "subjects": len(provenance["train_subjects"]) if "train_subjects" in provenance else None,
-            "epochs": recipe.get("epochs"),
+            "subjects": len(subjects) if isinstance(subjects, list) else None,
+            "epochs": recipe.get("epochs") if isinstance(recipe, dict) else None,
             "checkpoint_sha256": provenance.get("checkpoint_sha256"),
             "card": provenance.get("card"),
         },

@@ -13,7 +13,6 @@ What is signed is the manifest, and through its hashes every file, without what 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import os
@@ -138,7 +137,7 @@ def check_signature(folder: Path, manifest: Any, demand: Demand) -> Signature:
         )
     try:
         public.verify(base64.b64decode(record.signature, validate=True), signed_part(manifest, record.serial))
-    except (binascii.Error, RecursionError, _crypto("exceptions").InvalidSignature):
+    except (ValueError, RecursionError, _crypto("exceptions").InvalidSignature):
         raise InputError(
             f"{folder} was changed after it was signed: {SIGNATURE} does not fit {MANIFEST}; sign it again, or fetch it anew"
         ) from None

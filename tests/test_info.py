@@ -124,6 +124,14 @@ def test_what_is_no_bundle_is_a_wrong_call(tmp_path: Path) -> None:
     assert "holds no bundle.json" in answer.stderr
 
 
+@pytest.mark.parametrize("odd", [7, None, "ten people"])
+def test_a_provenance_of_odd_kinds_says_less(folder: Path, odd: object) -> None:
+    provenance = {"train_subjects": odd, "recipe": odd}
+    write_bundle(folder, read_bundle(folder).model_copy(update={"provenance": provenance}))
+    trained = describe(folder)["trained"]
+    assert (trained["subjects"], trained["epochs"]) == (None, None)
+
+
 def test_a_cascade_of_an_earlier_version_that_asks_nothing_is_called_useless(folder: Path) -> None:
     rules = [cascade().model_copy(update={"escalated": share}) for share in (0.0, 0.3)]
     write_bundle(folder, read_bundle(folder).model_copy(update={"cascades": rules, "recommended": None}))

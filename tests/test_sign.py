@@ -205,7 +205,15 @@ def test_what_the_key_signs_elsewhere_is_no_signature_of_a_bundle(
 
 
 @pytest.mark.parametrize(
-    "field", [{"signature": "!"}, {"signature": ""}, {"key": "x"}, {"schema": 2}, {"more": 1}]
+    "field",
+    [
+        {"signature": "!"},
+        {"signature": "\u00fc"},
+        {"signature": ""},
+        {"key": "x"},
+        {"schema": 2},
+        {"more": 1},
+    ],
 )
 def test_a_signature_that_is_none_is_refused(bundle: Path, ours: Path, field: dict[str, Any]) -> None:
     edit(bundle / SIGNATURE, lambda record: record.update(field))
