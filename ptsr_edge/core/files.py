@@ -30,9 +30,12 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import CodeType
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from ptsr_edge.core.errors import InputError, JobError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 log = logging.getLogger("ptsr_edge")
 
@@ -62,6 +65,15 @@ DAMAGED_ARRAYS = (
     SyntaxError, tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What NumPy raises, by where the damage is, when it reads arrays from a damaged .npy or .npz file."""
+
+
+def digest_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Returns the SHA-256 over the names, types, shapes and values of arrays."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}\0".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def sha256_of(path: Path) -> str:

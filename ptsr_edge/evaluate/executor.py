@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from ptsr_edge.core.console import say
 from ptsr_edge.core.errors import InputError, JobError, require
-from ptsr_edge.core.files import DAMAGED_ARRAYS, check_place, write_whole
+from ptsr_edge.core.files import DAMAGED_ARRAYS, check_place, digest_arrays, write_whole
 
 ENGINES = ("joblib", "dask")
 IDENTITY, DIGEST = "identity", "digest"
@@ -257,17 +257,9 @@ def _plan(task: Task, versions: Mapping[str, str]) -> _Planned:
 
 def _write(path: Path, identity: str, result: Arrays) -> None:
     stream = io.BytesIO()
-    record = {IDENTITY: np.array(identity), DIGEST: np.array(_digest(result))}
+    record = {IDENTITY: np.array(identity), DIGEST: np.array(digest_arrays(result))}
     np.savez(stream, **record, **result)  # type: ignore[arg-type]
     write_whole(path, stream.getvalue())
-
-
-def _digest(arrays: Arrays) -> str:
-    digest = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.dtype.str} {array.shape}\0".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 def _read(path: Path, identity: str) -> Arrays | None:
@@ -281,7 +273,7 @@ def _read(path: Path, identity: str) -> Arrays | None:
         digest = str(arrays.pop(DIGEST))
         fault = "it is of another task"
         if str(arrays.pop(IDENTITY)) == identity:
-            if _digest(arrays) == digest:
+            if digest_arrays(arrays) == digest:
                 return arrays
             fault = "its arrays are not those that were kept"
     except DAMAGED_ARRAYS as error:

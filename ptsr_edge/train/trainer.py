@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from ptsr_edge.core.config import LABELS, ModelConfig, Record
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.files import write_whole
+from ptsr_edge.core.files import digest_arrays, write_whole
 from ptsr_edge.data.datasets import FlowDataset, find_dataset
 from ptsr_edge.models.checkpoint import embedded_checkpoint, load_checkpoint
 from ptsr_edge.models.ptsr import MeanReadout, Model, Ptsr, build_model, patch_means
@@ -402,11 +402,7 @@ def _keep(state: State, path: Path, identity: str) -> None:
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
-        digest.update(value.contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()
+    return digest_arrays({name: value.cpu().numpy() for name, value in tensors.items()})
 
 
 def _restore(state: State, path: Path, identity: str) -> None:
@@ -575,8 +571,8 @@ def add_affine_flow(batch: Tensor, coefficients: Tensor) -> Tensor:
 class KernelTeacher:
     """A ridge regression with Gaussian kernels on parts of small fields, of clips and their mirror images.
 
-    Clips are alike as their parts are, in the mean: what one part shows wrongly leaves the others' word. Motion up and
-    down counts twice: heads turn and flow errs more across.
+    Clips are alike as their parts are, in the mean: what one part shows wrongly leaves the others' word. Why parts,
+    and why motion up and down counts twice, is in benchmarks/ACCURACY.md.
     """
 
     RIDGE = 0.1
