@@ -602,8 +602,9 @@ class KernelTeacher:
         labels = torch.cat([labels, labels])
         targets = F.one_hot(labels, classes).double() - 1 / classes
         weight = weights.double()[labels]
+        kernel = torch.cat([self._kernel(some) for some in parts.split(1000, dim=1)])
         self._solution, self._middle, self._level = solve_ridge(
-            self._kernel(parts), targets, weight / weight.mean(), self.RIDGE
+            kernel, targets, weight / weight.mean(), self.RIDGE
         )
 
     def answers(self, batch: Tensor) -> Tensor:
@@ -617,11 +618,12 @@ class KernelTeacher:
         return F.unfold(small, self.PART, stride=self.STEP).permute(2, 0, 1)
 
     def _kernel(self, parts: Tensor) -> Tensor:
-        alike = [
-            torch.exp(-sharpness * torch.cdist(part, centres).square())
-            for part, centres, sharpness in zip(parts, self._centres, self._sharpness, strict=True)
-        ]
-        return torch.stack(alike).mean(dim=0).double()
+        """Returns (B, c) float64 for (p, B, f); a mean over parts of exp(-sharpness |part - centre|^2)."""
+        lengths = (each.square().sum(dim=2) for each in (parts, self._centres))
+        own, theirs = (length * -self._sharpness[:, None] for length in lengths)
+        scaled = 2 * self._sharpness[:, None, None] * parts
+        alike = torch.baddbmm(theirs[:, None], scaled, self._centres.mT).add_(own[..., None])
+        return alike.exp_().mean(dim=0).double()
 
 
 def mixed(batch: Tensor, generator: torch.Generator) -> Tensor:
