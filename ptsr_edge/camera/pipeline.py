@@ -323,7 +323,9 @@ class Pipeline:
         provenance = self._session.bundle.provenance
         if provenance.get("kind") == "random":
             return "random weights"
-        return "synthetic weights" if provenance.get("data") == "synthetic" else ""
+        # Older checkpoints say it of no data but `synthetic`.
+        is_synthetic = provenance.get("synthetic", provenance.get("data") == "synthetic")
+        return "synthetic weights" if is_synthetic is True else ""
 
     @property
     def budgets(self) -> list[float]:

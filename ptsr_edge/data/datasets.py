@@ -2,6 +2,7 @@
 
 load("synthetic", image_size=112)                    rendered here, no files needed
 load("ict-face", root, image_size=28, crop="close")  rendered here, of a face model in a file
+load("faces", root, image_size=112)                  people of both kinds, what the package's own weights know
 load("megc-flow", root, image_size=28)               flow fields published for MEGC2019's composite
 load("casme2", root, image_size=112)                 frames and sheet as they come from their owners
 load("megc2019", root, image_size=112)               CASME II, SMIC and SAMM, each in its folder
@@ -363,22 +364,49 @@ def _examine_synthetic(request: LoadRequest) -> Examined:
 
 def _load_ict_face(request: LoadRequest) -> FlowDataset:
     """Projects people of a morphable face model; no frames, and no flow is measured."""
-    face = morphable_face.read_morphable_face(request.root)
-    names = morphable_face.subject_names()
-    people = [names.index(name) for name in check_subjects(request.subjects, names)]
+    people = check_subjects(request.subjects, morphable_face.subject_names())
     clips = min(request.limit or morphable_face.CLIPS_PER_SUBJECT, morphable_face.CLIPS_PER_SUBJECT)
+    return _drawn(request, people, clips)
+
+
+def _drawn(request: LoadRequest, people: Sequence[str], clips: int) -> FlowDataset:
+    """Returns the first clips of people of the face model, given by their names."""
+    face = morphable_face.read_morphable_face(request.root)
+    numbers = [morphable_face.subject_names().index(name) for name in people]
     flows, labels, units = morphable_face.render_people(
-        face, people, clips, request.image_size, request.crop, request.seed
+        face, numbers, clips, request.image_size, request.crop, request.seed
     )
     return FlowDataset(
         flows=flows,
         labels=labels,
-        subjects=np.repeat([names[number] for number in people], clips),
-        names=[f"{names[number]}/{clip:02d}" for number in people for clip in range(clips)],
+        subjects=np.repeat(people, clips),
+        names=[f"{name}/{clip:02d}" for name in people for clip in range(clips)],
         label_names=LABELS,
         preprocess=request.preprocess,
         source=request.name,
         units=units,
+    )
+
+
+MORE_RENDERED = 480
+"""People of the data `faces` who are rendered: others than those of `synthetic`, who are left to be judged."""
+
+
+def _load_faces(request: LoadRequest) -> FlowDataset:
+    """Renders people and draws others, as many clips of each."""
+    rendered = synthetic.subject_names(synthetic.SUBJECTS + MORE_RENDERED)
+    drawn = morphable_face.subject_names()
+    chosen = check_subjects(request.subjects, [*rendered[synthetic.SUBJECTS :], *drawn])
+    clips = min(request.limit or synthetic.CLIPS_PER_SUBJECT, synthetic.CLIPS_PER_SUBJECT)
+    numbers = {name: rendered.index(name) for name in chosen if name in rendered}
+    parts = [_drawn(request, [name for name in chosen if name not in numbers], clips)]
+    parts.insert(0, _rendered(request.name, numbers, clips, request.preprocess, request.seed))
+    return dataclasses.replace(
+        parts[0],
+        flows=np.concatenate([part.flows for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        subjects=np.concatenate([part.subjects for part in parts]),
+        names=[name for part in parts for name in part.names],
     )
 
 
@@ -546,6 +574,12 @@ DATASETS: dict[str, DatasetEntry] = {
     "ict-face": DatasetEntry(
         _load_ict_face,
         card=f"trained on {morphable_face.CARD}",
+        synthetic=True,
+        may_be_shown=True,
+    ),
+    "faces": DatasetEntry(
+        _load_faces,
+        card=f"trained on faces rendered by ptsr-edge itself and on {morphable_face.CARD}",
         synthetic=True,
         may_be_shown=True,
     ),

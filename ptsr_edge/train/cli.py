@@ -193,6 +193,7 @@ def main(
         "data": data_name,
         "data_sha256": training.digest(),
         "card": find_dataset(data_name).card_of(root),
+        "synthetic": find_dataset(data_name).synthetic,
         "train_subjects": seen,
         "held_out_subjects": held,
         "recipe": train_config.model_dump(mode="json"),

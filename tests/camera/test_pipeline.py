@@ -477,11 +477,12 @@ def test_the_model_card_travels_along(open_pipeline: Open) -> None:
     ("provenance", "note"),
     [
         ({"kind": "trained", "data": "synthetic"}, "synthetic weights"),
-        ({"kind": "trained", "data": "samm"}, ""),
+        ({"kind": "trained", "data": "ict-face", "synthetic": True}, "synthetic weights"),
+        ({"kind": "trained", "data": "samm", "synthetic": False}, ""),
         ({"kind": "random"}, "random weights"),
     ],
 )
-def test_weights_of_rendered_faces_are_named(tmp_path: Path, provenance: dict[str, str], note: str) -> None:
+def test_weights_of_rendered_faces_are_named(tmp_path: Path, provenance: dict[str, Any], note: str) -> None:
     bundle = write_tiny_bundle(tmp_path)
     write_bundle(tmp_path, bundle.model_copy(update={"provenance": provenance}))
     with Pipeline(tmp_path, face="crop") as pipeline:

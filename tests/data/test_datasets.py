@@ -141,7 +141,7 @@ def test_an_image_that_may_not_be_read_names_file_and_line(tree):
 
 def test_a_folder_for_data_that_lie_in_none_is_refused(tree):
     with pytest.raises(
-        InputError, match=r"'synthetic' is rendered and lies in no folder.*: ict-face, megc-flow"
+        InputError, match=r"'synthetic' is rendered and lies in no folder.*: ict-face, faces, megc-flow"
     ):
         data.load("synthetic", tree, image_size=28)
 
@@ -352,5 +352,6 @@ def test_every_data_set_has_a_card_of_its_own():
     assert "not for judging people" in cards.pop("synthetic")
     assert "no licence text given" in cards.pop("folder")
     assert "MIT licence" in cards.pop("ict-face")
+    assert "MIT licence" in cards.pop("faces")
     for card in cards.values():
         assert "non-commercial academic research only and no passing on" in card

@@ -172,7 +172,7 @@ def test_the_command_makes_a_bundle_and_then_replaces_it(
         (["--precision", "int3"], "no such precision: 'int3'; target cpu has fp32, int8"),
         (["--calibration", "nowhere"], "nowhere is no megc-flow: no such folder; accepted: a folder with"),
         (["--calibration", "."], ". is no megc-flow: no combined_3_class2_for_optical_flow.csv and no"),
-        (["--calibration-data", "casme"], "unknown data 'casme'; known: synthetic, ict-face"),
+        (["--calibration-data", "casme"], "unknown data 'casme'; known: synthetic, ict-face, faces"),
         (["--calibration-data", "synthetic"], "data 'synthetic' is rendered and lies in no folder, got "),
         (["--budgest", "1"], "No such option '--budgest'"),
         (["--threads", "0"], "Invalid value for '--threads'"),

@@ -140,7 +140,7 @@ def test_the_baseline_starts_from_a_vit_of_another_project(megc_folder: Path, tm
     ("arguments", "says"),
     [
         (["--model", "vit-nanno"], "unknown model 'vit-nanno'; known: ptsr-nano, "),
-        (["--data", "casme9"], "unknown data 'casme9'; known: synthetic, ict-face"),
+        (["--data", "casme9"], "unknown data 'casme9'; known: synthetic, ict-face, faces"),
         (["--root", "nowhere"], "nowhere is no megc-flow: no such folder; accepted: a folder with"),
         (["--root", "."], ". is no megc-flow: no combined_3_class2_for_optical_flow.csv and no"),
         (["--out", "weights.pth"], "a checkpoint ends in .safetensors, got 'weights.pth'"),
