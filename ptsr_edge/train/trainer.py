@@ -602,7 +602,7 @@ class KernelTeacher:
         labels = torch.cat([labels, labels])
         targets = F.one_hot(labels, classes).double() - 1 / classes
         weight = weights.double()[labels]
-        kernel = torch.cat([self._kernel(some) for some in parts.split(1000, dim=1)])
+        kernel = torch.cat([self._kernel(some) for some in torch.split(parts, 1000, dim=1)])
         self._solution, self._middle, self._level = solve_ridge(
             kernel, targets, weight / weight.mean(), self.RIDGE
         )
