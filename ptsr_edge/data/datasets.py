@@ -388,14 +388,14 @@ def _drawn(request: LoadRequest, people: Sequence[str], clips: int) -> FlowDatas
     )
 
 
-MORE_RENDERED = 480
-"""People of the data `faces` who are rendered: others than those of `synthetic`, who are left to be judged."""
+MORE_RENDERED, DRAWN = 480, 250
+"""People of the data `faces`: rendered ones, others than those of `synthetic`, who are left to be judged, and drawn ones."""
 
 
 def _load_faces(request: LoadRequest) -> FlowDataset:
     """Renders people and draws others, as many clips of each."""
     rendered = synthetic.subject_names(synthetic.SUBJECTS + MORE_RENDERED)
-    drawn = morphable_face.subject_names()
+    drawn = morphable_face.subject_names(DRAWN)
     chosen = check_subjects(request.subjects, [*rendered[synthetic.SUBJECTS :], *drawn])
     clips = min(request.limit or synthetic.CLIPS_PER_SUBJECT, synthetic.CLIPS_PER_SUBJECT)
     numbers = {name: rendered.index(name) for name in chosen if name in rendered}

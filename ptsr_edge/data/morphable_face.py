@@ -217,8 +217,8 @@ def _face_region(lines: Iterator[str]) -> tuple[list[list[float]], list[list[int
     return vertices, faces
 
 
-SUBJECTS = 250
-CLIPS_PER_SUBJECT = 80
+SUBJECTS = 500
+CLIPS_PER_SUBJECT = 40
 
 ACTION_UNITS: dict[int, tuple[str, ...]] = {
     1: ("browInnerUp",),

@@ -107,8 +107,8 @@ TRAIN_CONFIGS = {
 
 PRETRAINING = {
     "nano": TrainConfig(
-        epochs=24, batch_size=48, lr=2e-3, ema=0.995, budgets=(0.5, 0.25, 0.25), augmentation=_HEAD_MOVES, dropout=0.0,
-        teacher=Teaching(),
+        epochs=24, batch_size=48, lr=2e-3, ema=0.995, budgets=(1.0, 0.5, 0.5, 0.25), augmentation=_HEAD_MOVES,
+        dropout=0.0, teacher=Teaching(),
     )
 }  # fmt: skip
 """The recipe for weights that know no recorded face: on synthetic ones that are cropped as closely as recorded ones."""
