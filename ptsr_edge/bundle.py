@@ -45,7 +45,7 @@ class BundleFile(Record):
     @classmethod
     def _stays_inside(cls, value: str) -> str:
         path = PurePosixPath(value)
-        if path.is_absolute() or ".." in path.parts or "\\" in value or not path.parts:
+        if path.is_absolute() or ".." in path.parts or {*value} & {"\\", "\0"} or not path.parts:
             raise ValueError("a path must be relative and stay inside the bundle")
         return value
 

@@ -13,7 +13,6 @@ than others, and is noisy. Why each step is there, and what was left out, is in 
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from ptsr_edge.core.config import CropName
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, require
-from ptsr_edge.core.files import sha256_of, write_whole
+from ptsr_edge.core.files import DAMAGED_ARRAYS, sha256_of, write_whole
 from ptsr_edge.vision.flow import CLOSE, opencv, optical_strain, resize
 
 Float = NDArray[np.float32]
@@ -98,7 +97,7 @@ def read_morphable_face(folder: Path | None) -> MorphableFace:
     try:
         # Opened here: of a broken archive `np.load` leaves its file open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            parts = {name: file[name] for name in file.files}
+            parts = {name: np.asarray(file[name]) for name in file.files}  # what is no array comes as bytes
         scaled = {
             name: parts[name].astype(np.float32) * parts[f"{name}_scale"].astype(np.float32)[:, None, None]
             for name in ("identity", "expression")
@@ -112,7 +111,7 @@ def read_morphable_face(folder: Path | None) -> MorphableFace:
             landmarks=parts["landmarks68"].astype(np.int64),
             digest=sha256_of(path),
         )
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+    except (*DAMAGED_ARRAYS, IndexError) as error:
         raise InputError(f"{path} is no packed face model ({error}): pack it again") from None
     check_shapes(face, path)
     return face
@@ -124,7 +123,7 @@ def check_shapes(face: MorphableFace, path: Path) -> None:
     Raises:
         InputError: they do not; the message says which.
     """
-    count = len(face.neutral)
+    count = face.neutral.size // 3
     whole = {
         "neutral": face.neutral.shape == (count, 3) and count > 0,
         "identity": face.identity.shape[1:] == (count, 3) and len(face.identity) > 0,
