@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def write_packed_face(folder: Path) -> None:
     """Writes the shell's file, with the parts that `pack_facekit` writes."""
     folder.mkdir()
     face = shell_face()
-    parts = {
+    parts: dict[str, Any] = {
         "neutral": face.neutral,
         "faces": face.faces,
         "landmarks68": face.landmarks,

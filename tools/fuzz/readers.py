@@ -21,11 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from ptsr_edge.bundle import MANIFEST, check_files, describe_file, read_bundle
+from ptsr_edge.bundle import MANIFEST, SIGNATURE, check_files, describe_file, read_bundle
 from ptsr_edge.core.errors import JobError, PtsrError
 from ptsr_edge.core.files import link_file
 from ptsr_edge.evaluate.executor import Task
-from ptsr_edge.sign import SIGNATURE
 from ptsr_edge.train.trainer import TrainConfig
 
 
@@ -86,18 +85,14 @@ def rehash(folder: Path) -> None:
 def _open(folder: Path, target: str | None = None, precision: str | None = None) -> None:
     from ptsr_edge import Session
 
-    for variant in read_bundle(folder).variants[:1] if target is None else ({},):
-        asked = (
-            dict(target=variant.target, precision=variant.precision, budget=variant.keep_rate)
-            if variant
-            else {}
-        )
-        with Session.open(
-            folder, threads=1, **(asked or dict(target=target, precision=precision))
-        ) as session:
-            side = session.bundle.preprocess.image_size
-            flow = np.random.default_rng(0).normal(size=(side, side, 3)).astype(np.float32)
-            found = session.predict(flow)
+    budget = None
+    if target is None:
+        first = read_bundle(folder).variants[0]
+        target, precision, budget = first.target, first.precision, first.keep_rate
+    with Session.open(folder, threads=1, target=target, precision=precision, budget=budget) as session:
+        side = session.bundle.preprocess.image_size
+        flow = np.random.default_rng(0).normal(size=(side, side, 3)).astype(np.float32)
+        found = session.predict(flow)
     assert found.label in session.labels
     assert abs(sum(found.probabilities.values()) - 1) < 1e-6
     assert np.isfinite(found.logits).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -80,9 +81,11 @@ def make_files(folder: Path) -> None:
     write_signed(folder / "signed")
     write_state(folder / "state")
     run_tasks(squares, [TASK], shared=3, folder=folder / "fold")
-    DiskCache("fuzzed", folder / "cache").store(
-        "ab" * 32, lambda stream: stream.write(b"what was stored" * 100) and None
-    )
+    DiskCache("fuzzed", folder / "cache").store("ab" * 32, write_stored)
+
+
+def write_stored(stream: BinaryIO) -> None:
+    stream.write(b"what was stored" * 100)
 
 
 def write_trt(folder: Path) -> None:
