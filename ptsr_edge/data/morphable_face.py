@@ -55,6 +55,9 @@ NEUTRAL = "generic_neutral_mesh"
 FILE = "ict_face.npz"
 """Name of the packed file."""
 
+MOST_CM = 1000.0
+"""Of a place or a displacement: far above those of any face."""
+
 LAYOUT = "accepted: the folder of ICT-FaceKit, or its FaceXModel, with generic_neutral_mesh.obj"
 
 
@@ -81,6 +84,7 @@ class MorphableFace:
     digest: str
 
 
+@np.errstate(all="ignore")  # what is too large is told by `check_shapes`
 def read_morphable_face(folder: Path | None) -> MorphableFace:
     """Reads the model out of a folder with `ict_face.npz`.
 
@@ -131,8 +135,9 @@ def check_shapes(face: MorphableFace, path: Path) -> None:
         "faces": face.faces.ndim == 2 and face.faces.shape[1] == 4 and _within(face.faces, count),
         "landmarks68": face.landmarks.shape == (len(LANDMARKS),) and _within(face.landmarks, count),
     }
-    finite = all(np.isfinite(part).all() for part in (face.neutral, face.identity, face.expression))
-    wrong = [name for name, is_right in whole.items() if not is_right] + ([] if finite else ["a number"])
+    parts = (face.neutral, face.identity, face.expression)
+    held = all(np.abs(part).max(initial=0) <= MOST_CM for part in parts)  # NaN is not, either
+    wrong = [name for name, is_right in whole.items() if not is_right] + ([] if held else ["a number"])
     if wrong:
         raise InputError(f"{path} is no packed face model: {', '.join(wrong)} cannot be: pack it again")
 
@@ -378,12 +383,15 @@ def unit_moves(face: MorphableFace) -> Float:
     """Returns (u, 2, V, 3): the displacement of each unit's right side and left, together 1 cm where they move most.
 
     Raises:
-        InputError: the model lacks a movement that a unit is made of.
+        InputError: the model lacks a movement that a unit is made of, or it moves nothing.
     """
     found = []
     for names in ACTION_UNITS.values():
         sides = np.stack([sum(_movement(face, name, side) for name in names) for side in ("R", "L")])
-        found.append(sides / np.linalg.norm(sides.sum(axis=0), axis=1).max())
+        reach_cm = np.linalg.norm(sides.sum(axis=0), axis=1).max()
+        if reach_cm == 0:
+            raise InputError(f"the face model's {' and '.join(names)} moves nothing: pack it again")
+        found.append(sides / reach_cm)
     return np.stack(found)
 
 

@@ -142,6 +142,8 @@ def test_a_folder_that_is_not_whole_is_refused(
         (lambda parts: parts.update(faces=np.zeros((3, 3))), "faces cannot be"),
         (lambda parts: parts.update(expression_names=np.array(["one"])), "expression cannot be"),
         (lambda parts: parts.update(neutral=np.full((VERTICES, 3), np.nan)), "a number cannot be"),
+        (lambda parts: parts.update(neutral=np.full((VERTICES, 3), 1e30, np.float32)), "a number cannot be"),
+        (lambda parts: parts.update(identity_scale=np.full(IDENTITIES, np.inf)), "a number cannot be"),
         (lambda parts: parts.update(neutral=np.array(1.0)), "neutral.* cannot be"),
         (
             lambda parts: parts.update(identity=np.zeros((0, VERTICES, 3)), identity_scale=np.zeros(0)),
@@ -273,6 +275,13 @@ def test_a_model_without_a_needed_movement_is_refused(face: MorphableFace) -> No
     poor = dataclasses.replace(face, names=tuple(name.replace("noseSneer", "sneer") for name in face.names))
     with pytest.raises(InputError, match="no movement noseSneer_R; it has "):
         unit_moves(poor)
+
+
+def test_a_model_whose_movement_moves_nothing_is_refused(face: MorphableFace) -> None:
+    still = face.expression.copy()
+    still[[face.names.index(f"noseSneer_{side}") for side in "LR"]] = 0
+    with pytest.raises(InputError, match="noseSneer moves nothing"):
+        unit_moves(dataclasses.replace(face, expression=still))
 
 
 def test_shares_of_a_class_are_shares() -> None:

@@ -87,7 +87,10 @@ def cases(name: str, seeds: Path, first: int, last: int) -> Iterator[dict[str, A
         until = min(last, at + BATCH)
         call = [sys.executable, "-m", "fuzz", "--worker", name, str(at), str(until), "--seeds", str(seeds)]
         # Unbuffered: a line that was read ahead would not wake `select`.
-        with subprocess.Popen(call, stdout=subprocess.PIPE, bufsize=0) as process:
+        alone = os.environ | {
+            "OPENBLAS_NUM_THREADS": "1"
+        }  # as verbs have it: threads that spin look like a hang
+        with subprocess.Popen(call, stdout=subprocess.PIPE, bufsize=0, env=alone) as process:
             assert process.stdout is not None
             while at < until:
                 line = _line(process.stdout)

@@ -7,6 +7,7 @@ entry of `READERS`.
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -25,7 +26,7 @@ from ptsr_edge.bundle import MANIFEST, SIGNATURE, check_files, describe_file, re
 from ptsr_edge.core.errors import JobError, PtsrError
 from ptsr_edge.core.files import link_file
 from ptsr_edge.evaluate.executor import Task
-from ptsr_edge.train.trainer import TrainConfig
+from ptsr_edge.train.trainer import Epoch, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,19 @@ def _state(folder: Path) -> None:
     )
 
 
+def _history(folder: Path) -> None:
+    from ptsr_edge.core.config import named_model
+    from ptsr_edge.models.ptsr import build_model
+    from ptsr_edge.train.cli import History
+
+    (path,) = folder.iterdir()
+    History(path, None).add(Epoch(3, 3, 0.5, build_model(named_model("vit-nano"))))
+    with path.open(newline="", encoding="utf-8") as stream:
+        epochs = [row["epoch"] for row in csv.DictReader(stream)]
+    assert epochs[-1] == "3"
+    assert all(int(epoch) < 3 for epoch in epochs[:-1])
+
+
 def _fold(folder: Path) -> None:
     from ptsr_edge.evaluate.executor import run_tasks
 
@@ -362,6 +376,7 @@ READERS: dict[str, Reader] = {
     "profile": Reader("profile", ("profile.json",), "json", _profile),
     "samples": Reader("profile", ("samples/*.npz",), "zip", _profile),
     "state": Reader("state", ("run.state",), "safetensors", _state),
+    "history": Reader("history", ("*.csv",), "bytes", _history),
     "fold": Reader("fold", ("*.npz",), "zip", _fold),
     "cache": Reader("cache", ("*/*.entry",), "bytes", _cache),
 }  # fmt: skip
