@@ -10,11 +10,11 @@ from typing import Any
 import click
 
 from ptsr_edge import __version__
-from ptsr_edge.core.console import VERBS, give_up, give_up_interrupted, load_verb, run
+from ptsr_edge.core.console import VERBS, Printing, give_up, give_up_interrupted, load_verb, printing, run
 from ptsr_edge.core.errors import PtsrError
 
 
-class Verbs(click.Group):
+class Verbs(Printing, click.Group):
     """The group of all verbs; an error of its own is one line and exit code 1 or 2, as theirs are."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
@@ -42,7 +42,10 @@ class Verbs(click.Group):
     cls=Verbs,
     epilog="Example: ptsr-edge export --target cpu --budgets 1.0,0.5,0.25",
 )
-@click.version_option(__version__, "--version", "-V")
+@click.option(
+    "--version", "-V", is_flag=True, expose_value=False, is_eager=True, help="Show the version and exit.",
+    callback=printing(lambda ctx: f"{ctx.command_path}, version {__version__}"),
+)  # fmt: skip
 def main() -> None:
     """Turn PTSR, a micro-expression transformer, into artifacts for edge devices, and measure them.
 

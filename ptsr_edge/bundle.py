@@ -34,6 +34,10 @@ SIGNATURE = "bundle.sig"
 """Beside the manifest of a bundle that is signed (`sign`)."""
 
 
+MOST_PATH_BYTES = 200
+"""Of a file in a bundle: no file system refuses its name, nor that of the record of its build beside it."""
+
+
 class BundleFile(Record):
     """A file of a variant: its path relative to the bundle, its size and its SHA-256."""
 
@@ -45,8 +49,11 @@ class BundleFile(Record):
     @classmethod
     def _stays_inside(cls, value: str) -> str:
         path = PurePosixPath(value)
-        if path.is_absolute() or ".." in path.parts or "\\" in value or not path.parts:
-            raise ValueError("a path must be relative and stay inside the bundle")
+        leaves = path.is_absolute() or ".." in path.parts or not path.parts
+        if leaves or {*value} & {"\\", "\0"} or len(value.encode()) > MOST_PATH_BYTES:
+            raise ValueError(
+                f"a path must be relative and stay inside the bundle, in at most {MOST_PATH_BYTES} bytes"
+            )
         return value
 
 

@@ -146,7 +146,9 @@ def test_a_file_is_described_by_what_it_is(tmp_path: Path, bundle: Bundle) -> No
     assert (weights.path, weights.bytes) == ("shared/weights.bin", 7)
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../weights.bin", "a/../../b", "a\\..\\b", "..", ".", ""])
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../weights.bin", "a/../../b", "a\\..\\b", "a\0b", "..", ".", "", "a" * 201]
+)
 @pytest.mark.usefixtures("bundle")
 def test_a_path_that_leaves_the_bundle_is_refused(tmp_path: Path, path: str) -> None:
     edited(tmp_path, "variants", 0, "files", 0, "path", value=path)

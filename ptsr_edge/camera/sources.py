@@ -511,6 +511,10 @@ class RawSource:
             raise InputError("raw frames need their size and rate: --size 640x360 --fps 30")
         if not all(1 <= side <= MAX_SIDE for side in settings.size):
             raise InputError(f"the size of raw frames must be 1 to {MAX_SIDE} a side; found {settings.size}")
+        if settings.size[0] * settings.size[1] > MOST_PIXELS:
+            raise InputError(
+                f"raw frames have at most {MOST_PIXELS / 1e6:.0f} million pixels; found a size of {settings.size}"
+            )
         if not 0.01 <= settings.fps <= 1000:
             raise InputError(
                 f"the rate must be at least 0.01 and at most 1000 frames a second; found {settings.fps:g}"

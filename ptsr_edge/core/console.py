@@ -62,7 +62,38 @@ MOST = 1e9
 THREADS = click.IntRange(1, MOST_THREADS)
 
 
-class Verb(click.Command):
+class Printing(click.Command):
+    """A command whose help is written as results are (`put`), and that ends in one line where that cannot be."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.callback = printing(click.Context.get_help)
+        return option
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # A file that is opened next gets the number of a closed stream, and with it what a runtime writes there.
+        sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 it is not closed
+        try:
+            if sys.stdout is None:
+                raise JobError("standard output cannot be written: it is closed")
+            return super().parse_args(ctx, args)
+        except PtsrError as error:
+            give_up(ctx, str(error), error.exit_code)
+
+
+def printing(text: Callable[[click.Context], str]) -> Callable[[click.Context, click.Parameter, bool], None]:
+    """Returns the callback of an option that prints a text and ends the command."""
+
+    def callback(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:
+        if asked and not ctx.resilient_parsing:
+            put(text(ctx))
+            ctx.exit()
+
+    return callback
+
+
+class Verb(Printing):
     """A subcommand with `--debug`, `-v` and `-q`, which turns a `PtsrError` into one line and an exit code.
 
     Exit codes: 0 done, 1 the job failed, 2 the call was wrong, 130 ended by Ctrl-C, 143 ended by SIGTERM.

@@ -13,7 +13,6 @@ than others, and is noisy. Why each step is there, and what was left out, is in 
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from ptsr_edge.core.config import CropName
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, require
-from ptsr_edge.core.files import sha256_of, write_whole
+from ptsr_edge.core.files import DAMAGED_ARRAYS, sha256_of, write_whole
 from ptsr_edge.vision.flow import CLOSE, opencv, optical_strain, resize
 
 Float = NDArray[np.float32]
@@ -56,6 +55,9 @@ NEUTRAL = "generic_neutral_mesh"
 FILE = "ict_face.npz"
 """Name of the packed file."""
 
+MOST_CM = 1000.0
+"""Of a place or a displacement: far above those of any face."""
+
 LAYOUT = "accepted: the folder of ICT-FaceKit, or its FaceXModel, with generic_neutral_mesh.obj"
 
 
@@ -82,6 +84,7 @@ class MorphableFace:
     digest: str
 
 
+@np.errstate(all="ignore")  # what is too large is told by `check_shapes`
 def read_morphable_face(folder: Path | None) -> MorphableFace:
     """Reads the model out of a folder with `ict_face.npz`.
 
@@ -98,7 +101,7 @@ def read_morphable_face(folder: Path | None) -> MorphableFace:
     try:
         # Opened here: of a broken archive `np.load` leaves its file open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            parts = {name: file[name] for name in file.files}
+            parts = {name: np.asarray(file[name]) for name in file.files}  # what is no array comes as bytes
         scaled = {
             name: parts[name].astype(np.float32) * parts[f"{name}_scale"].astype(np.float32)[:, None, None]
             for name in ("identity", "expression")
@@ -112,7 +115,7 @@ def read_morphable_face(folder: Path | None) -> MorphableFace:
             landmarks=parts["landmarks68"].astype(np.int64),
             digest=sha256_of(path),
         )
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+    except (*DAMAGED_ARRAYS, IndexError) as error:
         raise InputError(f"{path} is no packed face model ({error}): pack it again") from None
     check_shapes(face, path)
     return face
@@ -124,7 +127,7 @@ def check_shapes(face: MorphableFace, path: Path) -> None:
     Raises:
         InputError: they do not; the message says which.
     """
-    count = len(face.neutral)
+    count = face.neutral.size // 3
     whole = {
         "neutral": face.neutral.shape == (count, 3) and count > 0,
         "identity": face.identity.shape[1:] == (count, 3) and len(face.identity) > 0,
@@ -132,8 +135,9 @@ def check_shapes(face: MorphableFace, path: Path) -> None:
         "faces": face.faces.ndim == 2 and face.faces.shape[1] == 4 and _within(face.faces, count),
         "landmarks68": face.landmarks.shape == (len(LANDMARKS),) and _within(face.landmarks, count),
     }
-    finite = all(np.isfinite(part).all() for part in (face.neutral, face.identity, face.expression))
-    wrong = [name for name, is_right in whole.items() if not is_right] + ([] if finite else ["a number"])
+    parts = (face.neutral, face.identity, face.expression)
+    held = all(np.abs(part).max(initial=0) <= MOST_CM for part in parts)  # NaN is not, either
+    wrong = [name for name, is_right in whole.items() if not is_right] + ([] if held else ["a number"])
     if wrong:
         raise InputError(f"{path} is no packed face model: {', '.join(wrong)} cannot be: pack it again")
 
@@ -379,12 +383,15 @@ def unit_moves(face: MorphableFace) -> Float:
     """Returns (u, 2, V, 3): the displacement of each unit's right side and left, together 1 cm where they move most.
 
     Raises:
-        InputError: the model lacks a movement that a unit is made of.
+        InputError: the model lacks a movement that a unit is made of, or it moves nothing.
     """
     found = []
     for names in ACTION_UNITS.values():
         sides = np.stack([sum(_movement(face, name, side) for name in names) for side in ("R", "L")])
-        found.append(sides / np.linalg.norm(sides.sum(axis=0), axis=1).max())
+        reach_cm = np.linalg.norm(sides.sum(axis=0), axis=1).max()
+        if reach_cm == 0:
+            raise InputError(f"the face model's {' and '.join(names)} moves nothing: pack it again")
+        found.append(sides / reach_cm)
     return np.stack(found)
 
 

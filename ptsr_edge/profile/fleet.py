@@ -41,6 +41,7 @@ from ptsr_edge.core.files import (
     DiskCache,
     check_place,
     code_digest,
+    scratch_folder,
     sha256_of,
     staged_folder,
     write_json,
@@ -238,7 +239,7 @@ def _look(targets: list[str]) -> Answer:
 
 
 def _measure(order: Answer) -> Answer:
-    with tempfile.TemporaryDirectory(prefix="ptsr-edge-fleet-") as scratch:
+    with scratch_folder() as scratch:
         os.chdir(scratch)
         for name, files in order["files"].items():
             _lay_out(Path(name), files)

@@ -311,8 +311,11 @@ def build(onnx_path: Path, flavour: str | None, capabilities: list[str]) -> dict
     """
     side = onnx_path.with_suffix(".build.json")
     try:
-        record: dict[str, Any] = json.loads(side.read_text(encoding="utf-8"))
+        record: dict[str, Any] = read_json(side)
         settings, graph = dict(record["settings"]), dict(record["graph"])
+        products = {**settings.get("products", {})}.values()
+        if not all(isinstance(number, int) for number in products):
+            raise ValueError("a number of products is none")
         if settings["precision"] not in ALLOWED or onnx_path.name not in graph:
             raise ValueError(f"it is of no graph {onnx_path.name} in {', '.join(ALLOWED)}")
     except _DAMAGED as error:
@@ -344,6 +347,35 @@ def build(onnx_path: Path, flavour: str | None, capabilities: list[str]) -> dict
     return record
 
 
+def read_json(path: Path) -> Any:
+    """Reads JSON that the package takes, too, once it was written again: in UTF-8, at most 64 deep, numbers of 64 bits.
+
+    Raises:
+        ValueError: it is another.
+        OSError: it cannot be read.
+    """
+
+    def held(digits: str) -> float:
+        number = float(digits)
+        if not abs(number) < 2**64:  # NaN is not, either
+            raise ValueError(f"{digits[:30]} is no number that can be held")
+        return int(digits) if digits.lstrip("-").isdecimal() else number
+
+    def depth(part: Any) -> int:
+        parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        return 1 + max(map(depth, parts), default=-1)
+
+    if not path.is_file():  # of a pipe there is no end
+        raise ValueError("it is no file")
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    found = json.loads(text, parse_int=held, parse_float=held, parse_constant=held)
+    if re.search(r"[\ud800-\udfff]", json.dumps(found, ensure_ascii=False)):
+        raise ValueError("it is no UTF-8")
+    if depth(found) > 64:
+        raise ValueError("it is nested more than 64 deep")
+    return found
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The folder's `bundle.json`, None where there is none.
 
@@ -359,8 +391,12 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
             "bundle.sig, build, and have it signed again"
         )
     try:
-        bundle: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
-        _ = [entry["path"] for variant in bundle["variants"] for entry in variant["files"]]
+        bundle: dict[str, Any] = read_json(manifest)
+        _ = [
+            (entry["path"], {**variant["built_with"]})
+            for variant in bundle["variants"]
+            for entry in variant["files"]
+        ]
     except _DAMAGED as error:
         raise BuildError(f"{manifest} is damaged ({error!r}): export again") from error
     return bundle

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from ptsr_edge.core.config import Record, read_record
 from ptsr_edge.core.errors import InputError, JobError, MissingExtraError, install_line
 from ptsr_edge.runtimes.build_on_device import MODULES, BuildError, cuda_devices, load_tensorrt, shared_log
 
@@ -174,9 +175,11 @@ def read_plan(path: Path) -> TensorRtPlan:
     """Reads a plan's header and the record of its build beside it (`NAME.build.json`), if there is one.
 
     Raises:
-        JobError: the file is missing, no plan, or not all of it is there.
+        JobError: the file is missing, no file or no plan, not all of it is there, or its record is damaged.
     """
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer, for ever
+            raise JobError(f"{path} is no file; export the bundle again")
         with path.open("rb") as stream:
             header = stream.read(HEADER_BYTES)
         size = path.stat().st_size
@@ -224,19 +227,35 @@ REBUILD = "run `python3 -m ptsr_edge.runtimes.build_on_device BUNDLE`"
 """Builds a plan anew where it is to run, by the package and not by a file of the bundle."""
 
 
+Capability = Annotated[str, Field(pattern=r"^SM\d{2,3}$")]
+
+
+class _Gpu(Record, extra="ignore"):
+    capability: Capability
+
+
+class _Engine(Record, extra="ignore"):
+    bytes: int | None = None
+    capabilities: tuple[Capability, ...] = ()
+    gpu: _Gpu | None = None
+
+
+class _Build(Record, extra="ignore"):
+    """What `build_on_device` writes beside a graph, as far as it tells of the plan; null before one was built."""
+
+    engine: _Engine | None
+
+
 def _record(path: Path) -> tuple[int | None, tuple[str, ...]]:
     """Returns a plan's length and compute capabilities, as far as the record of its build tells."""
     side = path.with_suffix(".build.json")
     if not side.is_file():
         return None, ()
     try:
-        engine = json.loads(side.read_text(encoding="utf-8"))["engine"] or {}
-        size = engine.get("bytes")
-        gpu = engine.get("gpu") or {}
-        capabilities = engine.get("capabilities") or ([gpu["capability"]] if "capability" in gpu else [])
-        return None if size is None else int(size), tuple(str(name) for name in capabilities)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise JobError(f"{side} is damaged ({error!r}); export the bundle again") from error
+        engine = read_record(_Build, side).engine or _Engine()
+    except InputError as error:
+        raise JobError(f"{side.name} is damaged ({error}); export the bundle again") from error
+    return engine.bytes, engine.capabilities or ((engine.gpu.capability,) if engine.gpu else ())
 
 
 TYPES: dict[str, np.dtype[Any]] = {"FLOAT": np.dtype(np.float32), "INT64": np.dtype(np.int64)}

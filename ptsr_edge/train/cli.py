@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -260,9 +261,11 @@ class History:
         """The rows that are there of epochs before this run's first; none where the file is no history."""
         try:
             rows = list(csv.DictReader(io.StringIO(self.path.read_text(encoding="utf-8"))))
-        except (OSError, UnicodeDecodeError):
+        except (OSError, UnicodeDecodeError, csv.Error):
             return []
-        whole = all(row.keys() == set(self.COLUMNS) and str(row["epoch"]).isdigit() for row in rows)
+        whole = all(
+            row.keys() == set(self.COLUMNS) and re.fullmatch("[0-9]{1,9}", str(row["epoch"])) for row in rows
+        )
         return rows if whole else []
 
 

@@ -503,6 +503,7 @@ def test_standard_input_without_a_container_is_told(content: bytes) -> None:
         ({"size": None}, "--size 640x360 --fps 30"),
         ({"fps": None}, "--size 640x360 --fps 30"),
         ({"size": (0, 6)}, r"1 to 16384 a side; found \(0, 6\)"),
+        ({"size": (8192, 8193)}, r"at most 67 million pixels; found a size of \(8192, 8193\)"),
         ({"fps": 0.0}, "at most 1000 frames a second; found 0"),
         ({"fps": float("nan")}, "found nan"),
         ({"pixels": "yuv420p"}, "pixels bgr24, gray; found 'yuv420p'"),

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -140,18 +141,40 @@ verb(prog_name="ptsr-edge verb")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-@pytest.mark.parametrize("arguments", [[], ["--json"]])
-def test_a_stdout_that_cannot_be_written_is_one_line_and_a_closed_one_is_none(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [[], ["--json"], ["--help"]])
+def test_a_stdout_that_cannot_be_written_is_one_line_and_a_closed_pipe_is_none(arguments: list[str]) -> None:
     call = [sys.executable, "-c", PRINTING, *arguments]
+    check_stdout(call, "ptsr-edge verb")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["doctor", "--help"]])
+def test_help_that_cannot_be_written_is_one_line(arguments: list[str]) -> None:
+    name = " ".join(["python -m ptsr_edge", *arguments[:-1]])
+    check_stdout([sys.executable, "-m", "ptsr_edge", *arguments], name)
+
+
+def check_stdout(call: list[str], name: str) -> None:
     with Path("/dev/full").open("wb") as full:
         ran = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    said = "ptsr-edge verb: standard output cannot be written: No space left on device\n"
+    said = f"{name}: standard output cannot be written: No space left on device\n"
     assert (ran.returncode, ran.stderr) == (1, said)
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "wb") as closed:
         ran = subprocess.run(call, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_a_closed_stdout_is_one_line_and_a_closed_stderr_is_nothing(arguments: list[str]) -> None:
+    call = shlex.join([sys.executable, "-c", PRINTING, *arguments])
+    ran = subprocess.run(f"{call} >&-", shell=True, capture_output=True, text=True, check=False)
+    said = "ptsr-edge verb: standard output cannot be written: it is closed\n"
+    assert (ran.returncode, ran.stderr) == (1, said)
+    ran = subprocess.run(f"{call} 2>&-", shell=True, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0
+    assert ran.stdout
 
 
 EVIL = "a\x1b]0;title\x07\x9b31m\u202eb\udcff"

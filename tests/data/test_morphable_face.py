@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from face_model import shell_face, write_packed_face
 
 from ptsr_edge.core.config import CropName, Preprocess
 from ptsr_edge.core.errors import InputError
@@ -142,6 +144,9 @@ def test_a_folder_that_is_not_whole_is_refused(
         (lambda parts: parts.update(faces=np.zeros((3, 3))), "faces cannot be"),
         (lambda parts: parts.update(expression_names=np.array(["one"])), "expression cannot be"),
         (lambda parts: parts.update(neutral=np.full((VERTICES, 3), np.nan)), "a number cannot be"),
+        (lambda parts: parts.update(neutral=np.full((VERTICES, 3), 1e30, np.float32)), "a number cannot be"),
+        (lambda parts: parts.update(identity_scale=np.full(IDENTITIES, np.inf)), "a number cannot be"),
+        (lambda parts: parts.update(neutral=np.array(1.0)), "neutral.* cannot be"),
         (
             lambda parts: parts.update(identity=np.zeros((0, VERTICES, 3)), identity_scale=np.zeros(0)),
             "identity cannot be",
@@ -170,47 +175,45 @@ def test_without_the_file_the_way_to_it_is_told(tmp_path: Path) -> None:
         read_morphable_face(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "member",
+    [b"", b"no array", b"\x93NUMPY\x01\x00\x06\x00'''abc", b"\x93NUMPY\x01\x00\x06\x00{'a'\n)"],
+    ids=["nothing", "no array", "a text that does not end", "a record that does not end"],
+)
+def test_a_member_that_is_no_array_is_told(tmp_path: Path, member: bytes) -> None:
+    write_packed_face(tmp_path / "face")
+    read_morphable_face(tmp_path / "face")
+    path = tmp_path / "face" / FILE
+    with zipfile.ZipFile(path) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    for name in ("neutral.npy", "identity.npy", "expression_names.npy"):
+        with zipfile.ZipFile(path, "w") as file:
+            for other, content in members.items():
+                file.writestr(other, member if other == name else content)
+        with pytest.raises(InputError, match="is no packed face model"):
+            read_morphable_face(tmp_path / "face")
+
+
+def test_a_damaged_stream_of_deflate_is_told(tmp_path: Path) -> None:
+    write_packed_face(tmp_path / "face")
+    path = tmp_path / "face" / FILE
+    content = path.read_bytes()
+    path.write_bytes(
+        content[:60] + b"\xff" * 8 + content[68:]
+    )  # behind the first member's header of 30 bytes and its name
+    with pytest.raises(InputError, match="is no packed face model"):
+        read_morphable_face(tmp_path / "face")
+
+
 def test_pickles_are_not_read(tmp_path: Path) -> None:
     np.savez(tmp_path / FILE, neutral=np.array([{"a": 1}], dtype=object))
     with pytest.raises(InputError, match="is no packed face model"):
         read_morphable_face(tmp_path)
 
 
-def bump(places: np.ndarray, x: float, y: float, towards: tuple[float, float, float]) -> np.ndarray:
-    near = np.exp(-((places[:, 0] - x) ** 2 + (places[:, 1] - y) ** 2) / 2)
-    return (near[:, None] * towards).astype(np.float32)
-
-
 @pytest.fixture(scope="module")
 def face() -> MorphableFace:
-    """A shell of 16 x 20 cm with eyes at y = 3, 6 cm apart, a mouth at y = -4, and bumps for movements."""
-    x, y = np.meshgrid(np.linspace(-8, 8, 65), np.linspace(10, -10, 81))
-    places = np.stack([x, y, 9 - (x**2 + y**2) / 20], axis=-1).reshape(-1, 3).astype(np.float32)
-    corner = (np.arange(80)[:, None] * 65 + np.arange(64)).ravel()
-    quads = np.stack([corner, corner + 65, corner + 66, corner + 1], axis=1).astype(np.int32)
-    landmarks = np.zeros(68, dtype=np.int64)
-    for marks, at in (
-        ((*range(36, 42),), (-3, 3)),
-        ((*range(42, 48),), (3, 3)),
-        ((48,), (-2, -4)),
-        ((54,), (2, -4)),
-    ):
-        landmarks[list(marks)] = np.hypot(places[:, 0] - at[0], places[:, 1] - at[1]).argmin()
-    movements = {"mouthShrugLower": bump(places, 0, -6, (0, 1, 0))}
-    towards = {
-        "browInnerUp": (1, 5, (0, 1, 0)),
-        "browDown": (2, 5, (0, -1, 0)),
-        "mouthSmile": (2, -4, (0.5, 1, 0)),
-    }
-    for name in ("browInnerUp", "browOuterUp", "browDown", "eyeWide", "cheekSquint", "cheekRaiser", "eyeSquint",
-                 "noseSneer", "mouthSmile", "mouthDimple", "mouthFrown", "eyeBlink"):  # fmt: skip
-        at_x, at_y, to = towards.get(name, (2, 0, (0, 1, 0)))
-        for side, sign in (("L", 1), ("R", -1)):
-            movements[f"{name}_{side}"] = bump(places, sign * at_x, at_y, (sign * to[0], *to[1:]))
-    identity = np.stack([places * 0.01])
-    return MorphableFace(
-        places, identity, np.stack(list(movements.values())), tuple(movements), quads, landmarks, "none"
-    )
+    return shell_face()
 
 
 @pytest.fixture
@@ -295,6 +298,13 @@ def test_a_model_without_a_needed_movement_is_refused(face: MorphableFace) -> No
     poor = dataclasses.replace(face, names=tuple(name.replace("noseSneer", "sneer") for name in face.names))
     with pytest.raises(InputError, match="no movement noseSneer_R; it has "):
         unit_moves(poor)
+
+
+def test_a_model_whose_movement_moves_nothing_is_refused(face: MorphableFace) -> None:
+    still = face.expression.copy()
+    still[[face.names.index(f"noseSneer_{side}") for side in "LR"]] = 0
+    with pytest.raises(InputError, match="noseSneer moves nothing"):
+        unit_moves(dataclasses.replace(face, expression=still))
 
 
 def test_shares_of_a_class_are_shares() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -276,11 +277,16 @@ def test_a_truncated_graph_is_refused(bundle: Path, cut: int) -> None:
         build(graph, None, [])
 
 
+RECORD = f'{{"settings": {{"precision": "fp16", %s}}, "graph": {{"{NAME}.onnx": ""}}}}'
+
+
 @pytest.mark.parametrize(
     "record",
     ["", "[]", "{}", "null", '{"settings": 7, "graph": {}}', '{"settings": {}, "graph": {}}',
      '{"settings": {"precision": "fp8"}, "graph": {}}', '{"settings": {"precision": "fp16"}, "graph": {}}',
-     "[" * 100_000],
+     "[" * 100_000, *(RECORD % value for value in (
+         '"products": []', '"products": 7', '"products": {"fp16": "1"}', '"tf32": 1e999', '"tf32": 18446744073709551616',
+         '"tf32": NaN', r'"tf32": "\ud800"', f'"tf32": {"[" * 64 + "]" * 64}'))],
     ids=lambda text: text[:40] or "empty",
 )  # fmt: skip
 def test_a_damaged_record_is_refused(bundle: Path, record: str) -> None:
@@ -289,7 +295,23 @@ def test_a_damaged_record_is_refused(bundle: Path, record: str) -> None:
         build(bundle / f"{NAME}.onnx", None, [])
 
 
-@pytest.mark.parametrize("manifest", ["", "[]", "{}", '{"variants": 7}', '{"variants": [{"files": [{}]}]}'])
+def test_a_record_that_is_no_text_or_no_file_is_told_in_a_short_line(bundle: Path) -> None:
+    side = bundle / f"{NAME}.build.json"
+    side.write_bytes(side.read_bytes().replace(b'"fp16"', b'"fp\xff16"'))
+    with pytest.raises(BuildError, match="it is no UTF-8") as caught:
+        build(bundle / f"{NAME}.onnx", None, [])
+    assert len(str(caught.value)) < 400
+    side.unlink()
+    os.mkfifo(side)  # a read would wait for its writer, for ever
+    with pytest.raises(BuildError, match="it is no file"):
+        build(bundle / f"{NAME}.onnx", None, [])
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    ["", "[]", "{}", '{"variants": 7}', '{"variants": [{"files": [{}]}]}',
+     '{"variants": [{"files": [{"path": "x"}], "built_with": []}]}', r'{"variants": [], "name": "\ud800"}'],
+)  # fmt: skip
 def test_a_damaged_manifest_is_found_before_the_building(bundle: Path, manifest: str) -> None:
     (bundle / "bundle.json").write_text(manifest)
     done = run(bundle)

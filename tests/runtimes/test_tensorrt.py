@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -171,7 +172,9 @@ def test_another_file_is_no_plan(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "record",
     ["", "{", "[]", "{}", "null", '{"engine": 7}', '{"engine": "x"}', '{"engine": {"bytes": "x"}}',
-     '{"engine": {"gpu": 7}}', '{"engine": {"capabilities": 7}}', "[" * 100_000, "\xff"],
+     '{"engine": {"gpu": 7}}', '{"engine": {"capabilities": 7}}', "[" * 100_000, "\xff", '{"engine": {"bytes": Infinity}}',
+     '{"engine": {"capabilities": "SM86"}}', '{"engine": {"capabilities": ["/etc/passwd"]}}',
+     '{"engine": {"gpu": {"capability": ""}}}'],
     ids=lambda text: text[:30] or "empty",
 )  # fmt: skip
 def test_a_damaged_record_is_refused(tmp_path: Path, record: str) -> None:
@@ -179,6 +182,12 @@ def test_a_damaged_record_is_refused(tmp_path: Path, record: str) -> None:
     path.with_suffix(".build.json").write_text(record, encoding="latin-1")
     with pytest.raises(JobError, match=r"model\.build\.json is damaged"):
         read_plan(path)
+
+
+def test_a_pipe_is_no_plan_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.plan")
+    with pytest.raises(JobError, match=r"model\.plan is no file"):
+        read_plan(tmp_path / "model.plan")
 
 
 def test_another_version_is_refused_with_what_mends_it() -> None:

@@ -42,7 +42,8 @@ def with_face(
     frame: NDArray[np.uint8], x: int, y: int, subject: int = 0, side: int = FACE
 ) -> NDArray[np.uint8]:
     """The frame with a face at x, y, cut where it leaves the frame."""
-    shown, face = frame.copy(), cv2.cvtColor(face_image(subject, side), cv2.COLOR_GRAY2BGR)
+    shown: NDArray[np.uint8] = frame.copy()
+    face = cv2.cvtColor(face_image(subject, side), cv2.COLOR_GRAY2BGR)
     height, width = frame.shape[:2]
     x0, y0, x1, y1 = max(0, x), max(0, y), min(width, x + side), min(height, y + side)
     if x0 < x1 and y0 < y1:
@@ -162,7 +163,7 @@ def yunet_like(path: Path) -> Path:
         add("Add", [f"none{stride}", "points"], f"kps_{stride}")
     for name, size in (("cls", 1), ("obj", 1), ("bbox", 4), ("kps", 10)):
         for stride in (8, 16, 32):
-            shape = [1, f"n{stride}", size]
+            shape: list[str | int | None] = [1, f"n{stride}", size]
             outputs.append(helper.make_tensor_value_info(f"{name}_{stride}", TensorProto.FLOAT, shape))
     graph = helper.make_graph(
         nodes,

@@ -18,7 +18,7 @@ from ptsr_edge.data import synthetic_clips as synthetic
 
 CASME2_HEADING = ("Subject", "Filename", None, "OnsetFrame", "ApexFrame", "OffsetFrame", None, "Action Units",
                   "Estimated Emotion")  # fmt: skip
-CASME2_ROWS = [
+CASME2_ROWS: list[tuple[Any, ...]] = [
     # row 2 on; the subject is text
     ("01", "EP02_01f", None, 46, 59, 86, None, "12", "happiness"),
     ("01", "EP19_05f", None, 51, "/", 61, None, "4+7", "disgust"),  # no apex: the middle, 56
@@ -31,7 +31,7 @@ CASME2_ROWS = [
 ]
 SAMM_HEADING = ("Subject", "Filename", "Inducement Code", "Onset Frame", "Apex Frame", "Offset Frame", "Duration",
                 "Micro", "Action Units", "Estimated Emotion", "Objective Classes", "Notes")  # fmt: skip
-SAMM_ROWS = [
+SAMM_ROWS: list[tuple[Any, ...]] = [
     # row 15 on
     (6, "006_1_2", 1, 5562, 5569, 5584, 23, "1/2", "R12", "Happiness", 5, None),
     ("006", "006_1_3", 1, 100, 104, 110, 11, "1", "4", "Anger", 1, None),

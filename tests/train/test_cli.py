@@ -246,6 +246,17 @@ def test_the_history_of_a_resumed_run_is_that_of_one_that_was_never_ended(
     assert histories[0].count("\n") == 5
 
 
+@pytest.mark.parametrize(
+    "earlier", ["1,0.9,,\n", "\u00b2,0.9,,\n", f"{'1' * 5000},0.9,,\n", f"1,{'9' * 200_000},,\n"]
+)
+def test_what_is_no_history_is_begun_anew(tmp_path: Path, earlier: str) -> None:
+    path = tmp_path / "nano.history.csv"
+    path.write_text(f"epoch,loss,uf1,uar\n{earlier}", encoding="utf-8")
+    History(path, None).add(Epoch(2, 2, 0.5, build_model(named_model("vit-nano"))))
+    kept = earlier if earlier == "1,0.9,,\n" else ""
+    assert path.read_text(encoding="utf-8") == f"epoch,loss,uf1,uar\n{kept}2,0.5000,,\n"
+
+
 def test_a_finished_training_is_not_lost_where_its_checkpoint_cannot_be_written(
     megc_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,9 +78,8 @@ def main(
     unknown = [name for name in chosen if name not in CAMPAIGNS]
     if unknown:
         raise InputError(f"unknown campaign {unknown[0]!r}; known: {', '.join(CAMPAIGNS)}")
-    effort: Any = dataclasses.replace(
-        SHORT if short else LONG, **{k: v for k, v in asked.items() if v is not None}
-    )
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    effort = dataclasses.replace(SHORT if short else LONG, **given)
     record: dict[str, Any] = {"seed": seed, "campaigns": {}}
     if resume and out is not None and out.is_file():
         record = json.loads(out.read_text(encoding="utf-8"))

@@ -89,7 +89,7 @@ def _full(part: str, scene: Scene, name: str, place: Path) -> tuple[str, list[st
     needs = sum(path.stat().st_size for path in (new.folder.parent / part).rglob("*") if path.is_file())
     there = sum(path.stat().st_size + PAGE for path in (place / part).rglob("*") if path.is_file())
     room = PAGE * (1 + there // PAGE + int(scene.draw.uniform(0, 1.5) * max(needs - there, 0)) // PAGE)
-    before = {}
+    before: Mapping[str, str] = {}
     if part == OUT and scene.draw.random() < 0.5:
         old = sound(name, 0, scene.material)
         shutil.copytree(old.folder, place / OUT, dirs_exist_ok=True)

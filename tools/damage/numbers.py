@@ -155,7 +155,7 @@ def probe(session: Session, flow: NDArray[np.float32]) -> tuple[float, str]:
 
 def edge(name: str, draw: np.random.Generator, side: int) -> NDArray[np.float32]:
     """Draws one of the flows of `WORST`."""
-    flow = flows(draw, 1, side)[0]
+    flow: NDArray[np.float32] = flows(draw, 1, side)[0]
     place = (*draw.integers(side, size=2), int(draw.integers(3)))
     if name == "all values zero":
         flow[:] = 0

@@ -97,7 +97,7 @@ def _repeat(content: bytes, draw: Draw) -> bytes:
 def _number(content: bytes, draw: Draw) -> bytes:
     """Writes an extreme number of 4 or 8 bytes over what is there."""
     width, at = (4, 8)[int(draw.integers(2))], _place(content, draw)
-    value = EXTREMES[int(draw.integers(len(EXTREMES)))] % 2 ** (8 * width)
+    value: int = EXTREMES[int(draw.integers(len(EXTREMES)))] % 2 ** (8 * width)
     written = value.to_bytes(width, ("little", "big")[int(draw.integers(2))])
     return content[:at] + written + content[at + width :]
 

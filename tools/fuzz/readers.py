@@ -6,21 +6,27 @@ entry of `READERS`.
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
 import json
+import os
+import re
 import shutil
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ptsr_edge.bundle import MANIFEST, describe_file, read_bundle
-from ptsr_edge.core.errors import JobError
+from ptsr_edge.bundle import MANIFEST, SIGNATURE, check_files, describe_file, read_bundle
+from ptsr_edge.core.errors import JobError, PtsrError
 from ptsr_edge.core.files import link_file
 from ptsr_edge.evaluate.executor import Task
-from ptsr_edge.sign import SIGNATURE
-from ptsr_edge.train.trainer import TrainConfig
+from ptsr_edge.train.trainer import Epoch, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Reader:
         call: reads the copy in a folder.
         rehash: whether the manifest's sizes and hashes are made right after the damage, so that it passes for what was
             exported.
+        needs: a package that its sound files cannot be made without; empty where all of it is there.
     """
 
     seeds: str
@@ -41,6 +48,12 @@ class Reader:
     kind: str
     call: Callable[[Path], None]
     rehash: bool = False
+    needs: str = ""
+
+
+def can_be_made(reader: Reader) -> bool:
+    """Tells whether its sound files can be made here."""
+    return not reader.needs or find_spec(reader.needs) is not None
 
 
 def prepare(folder: Path, reader: Reader, seeds: Path) -> Path:
@@ -73,18 +86,14 @@ def rehash(folder: Path) -> None:
 def _open(folder: Path, target: str | None = None, precision: str | None = None) -> None:
     from ptsr_edge import Session
 
-    for variant in read_bundle(folder).variants[:1] if target is None else ({},):
-        asked = (
-            dict(target=variant.target, precision=variant.precision, budget=variant.keep_rate)
-            if variant
-            else {}
-        )
-        with Session.open(
-            folder, threads=1, **(asked or dict(target=target, precision=precision))
-        ) as session:
-            side = session.bundle.preprocess.image_size
-            flow = np.random.default_rng(0).normal(size=(side, side, 3)).astype(np.float32)
-            found = session.predict(flow)
+    budget = None
+    if target is None:
+        first = read_bundle(folder).variants[0]
+        target, precision, budget = first.target, first.precision, first.keep_rate
+    with Session.open(folder, threads=1, target=target, precision=precision, budget=budget) as session:
+        side = session.bundle.preprocess.image_size
+        flow = np.random.default_rng(0).normal(size=(side, side, 3)).astype(np.float32)
+        found = session.predict(flow)
     assert found.label in session.labels
     assert abs(sum(found.probabilities.values()) - 1) < 1e-6
     assert np.isfinite(found.logits).all()
@@ -104,6 +113,98 @@ def _artifact(target: str, precision: str) -> Callable[[Path], None]:
     return lambda folder: _open(folder, target, precision)
 
 
+def _plan(folder: Path) -> None:
+    """Without a GPU no plan is opened: what is read of one before that is to be right."""
+    from ptsr_edge.info import describe
+    from ptsr_edge.runtimes.build_on_device import cuda_devices
+    from ptsr_edge.runtimes.tensorrt import TAGS, read_plan
+
+    json.dumps(describe(folder), allow_nan=False)
+    try:
+        _open(folder)
+    except JobError:
+        if cuda_devices():
+            raise
+        (variant,) = read_bundle(folder).variants
+        found = read_plan(folder / variant.artifact)
+        assert found.flavour in TAGS.values()
+        assert all(re.fullmatch(r"SM\d{2,3}", name) for name in found.capabilities), found.capabilities
+
+
+def _build(folder: Path) -> None:
+    from ptsr_edge.runtimes import build_on_device
+
+    said, was_bundle = io.StringIO(), _is_bundle(folder)
+    with contextlib.redirect_stderr(said):
+        code = build_on_device.main([str(folder), "--compute-capability", "SM86"])
+    lines = said.getvalue().splitlines()
+    assert (code, len(lines)) in ((0, 0), (1, 1)), f"exit code {code} after {len(lines)} lines: {lines[-1:]}"
+    assert len(said.getvalue()) < 800, "a whole file in a line"
+    if code:
+        raise JobError(lines[0])
+    assert _is_bundle(folder) or not was_bundle, "a sound manifest was spoilt"
+    for variant in read_bundle(folder).variants:
+        check_files(folder, variant)
+
+
+def _is_bundle(folder: Path) -> bool:
+    try:
+        read_bundle(folder)
+    except PtsrError:
+        return False
+    return True
+
+
+def _raw_pipe(folder: Path) -> None:
+    from ptsr_edge.camera.sources import RawSource, SourceSettings
+
+    (path,) = folder.glob("*.raw")
+    sent, size = path.read_bytes(), (64, 48)
+    with _piped(sent) as reading:
+        source = RawSource(reading, SourceSettings(stall_s=2, size=size, fps=30))
+        got = b"".join(frame.image.tobytes() for frame in source.frames(threading.Event()))
+    assert got == sent[: len(got)]
+    assert len(got) == len(sent) - len(sent) % (3 * size[0] * size[1]), "a whole frame was left out"
+    assert source.damaged == (len(got) < len(sent))
+
+
+def _video_pipe(folder: Path) -> None:
+    from ptsr_edge.camera.sources import InputPipe, SourceSettings, VideoSource, parse_source
+
+    (path,) = folder.glob("*.nut")
+    stop = threading.Event()
+    with _piped(path.read_bytes()) as reading:
+        source = VideoSource(parse_source("-"), SourceSettings(stall_s=2), InputPipe(reading, stop, 2))
+        for frame in source.frames(stop):
+            assert frame.image.ndim == 3
+
+
+@contextlib.contextmanager
+def _piped(content: bytes) -> Iterator[int]:
+    """Yields the reading end of a pipe that a thread writes to, in pieces that are no frames."""
+    reading, writing = os.pipe()
+
+    def write() -> None:
+        with contextlib.suppress(BrokenPipeError), os.fdopen(writing, "wb", buffering=0) as stream:
+            for start in range(0, len(content), 5000):
+                stream.write(content[start : start + 5000])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield reading
+    finally:
+        os.close(reading)
+        writer.join()
+
+
+def _face_model(folder: Path) -> None:
+    from ptsr_edge.data.morphable_face import read_morphable_face, render_people
+
+    flows, _, _ = render_people(read_morphable_face(folder), [0], 2, 28, "close")
+    assert np.isfinite(flows).all()
+
+
 def _signed(folder: Path) -> None:
     from ptsr_edge.sign import read_verified
 
@@ -120,6 +221,19 @@ def _state(folder: Path) -> None:
     assert digest_weights(model) == (folder / "digest").read_text(), (
         "another model than that of an undisturbed run"
     )
+
+
+def _history(folder: Path) -> None:
+    from ptsr_edge.core.config import named_model
+    from ptsr_edge.models.ptsr import build_model
+    from ptsr_edge.train.cli import History
+
+    (path,) = folder.iterdir()
+    History(path, None).add(Epoch(3, 3, 0.5, build_model(named_model("vit-nano"))))
+    with path.open(newline="", encoding="utf-8") as stream:
+        epochs = [row["epoch"] for row in csv.DictReader(stream)]
+    assert epochs[-1] == "3"
+    assert all(int(epoch) < 3 for epoch in epochs[:-1])
 
 
 def _fold(folder: Path) -> None:
@@ -210,8 +324,6 @@ def _image(folder: Path) -> None:
 
 
 def _video(folder: Path) -> None:
-    import threading
-
     from ptsr_edge.camera.sources import SourceSettings, VideoSource, parse_source
 
     for path in sorted(folder.iterdir()):
@@ -244,6 +356,10 @@ READERS: dict[str, Reader] = {
     "ir": Reader("bundle", ("*-openvino-fp32-*.xml",), "bytes", _artifact("openvino", "fp32"), rehash=True),
     "ir-weights": Reader("bundle", ("*-openvino-fp32*.bin",), "bytes", _artifact("openvino", "fp32"), rehash=True),
     "ir-int8": Reader("bundle", ("*-openvino-int8*.xml", "*-openvino-int8*.bin"), "bytes", _artifact("openvino", "int8"), rehash=True),
+    "plan": Reader("trt", ("*.plan",), "bytes", _plan, rehash=True, needs="tensorrt_rtx"),
+    "plan-record": Reader("trt", ("*.build.json",), "json", _plan, rehash=True, needs="tensorrt_rtx"),
+    "plan-manifest": Reader("trt", (MANIFEST,), "json", _plan, needs="tensorrt_rtx"),
+    "build-on-device": Reader("trt", (MANIFEST, "*.build.json"), "json", _build, needs="tensorrt_rtx"),
     "signature": Reader("signed", (MANIFEST, SIGNATURE), "json", _signed),
     "key": Reader("signed", ("key.pub",), "bytes", _signed),
     "checkpoint": Reader("checkpoint", ("*.safetensors",), "safetensors", _checkpoint),
@@ -254,21 +370,13 @@ READERS: dict[str, Reader] = {
     "own-clips": Reader("own", ("clips.csv", "dataset.toml"), "bytes", _own),
     "image": Reader("images", ("*",), "bytes", _image),
     "video": Reader("videos", ("*",), "bytes", _video),
+    "raw-pipe": Reader("pipe", ("*.raw",), "bytes", _raw_pipe),
+    "video-pipe": Reader("pipe", ("*.nut",), "bytes", _video_pipe),
+    "face-model": Reader("face-model", ("*.npz",), "zip", _face_model),
     "profile": Reader("profile", ("profile.json",), "json", _profile),
     "samples": Reader("profile", ("samples/*.npz",), "zip", _profile),
     "state": Reader("state", ("run.state",), "safetensors", _state),
+    "history": Reader("history", ("*.csv",), "bytes", _history),
     "fold": Reader("fold", ("*.npz",), "zip", _fold),
     "cache": Reader("cache", ("*/*.entry",), "bytes", _cache),
 }  # fmt: skip
-
-
-def names(chosen: Sequence[str]) -> list[str]:
-    """Returns the readers that are asked for; all where none is."""
-    return list(chosen) or list(READERS)
-
-
-def facts() -> dict[str, Any]:
-    """What a table says of each reader."""
-    return {
-        name: {"files": list(one.files), "hashes_made_right": one.rehash} for name, one in READERS.items()
-    }

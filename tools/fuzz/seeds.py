@@ -5,24 +5,30 @@ from __future__ import annotations
 import csv
 import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
+import numpy as np
 import recorded_trees
 from bundle_data import write_tiny_bundle
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from face_model import write_packed_face
 from own_folder import fill_in, write_frames
 from report_data import make_profile
 from safetensors.torch import save_file
-from video_files import write_video
+from typed_graphs import CONFIG, TOKENS, request
+from video_files import stripes, write_video
 
-from fuzz.readers import RUN, TASK, clips, squares
-from ptsr_edge.core.config import named_model
+from fuzz.readers import READERS, RUN, TASK, can_be_made, clips, squares
+from ptsr_edge.bundle import Bundle, Variant, describe_file, write_bundle
+from ptsr_edge.core.config import LABELS, Preprocess, named_model
 from ptsr_edge.core.console import say
 from ptsr_edge.core.files import DiskCache, staged_folder
 from ptsr_edge.data.own_clips import write_template
 from ptsr_edge.evaluate.executor import run_tasks
 from ptsr_edge.export.exporter import export_bundle
+from ptsr_edge.export.targets.tensorrt import TrtTarget
 from ptsr_edge.models.checkpoint import EMBEDDED
 from ptsr_edge.models.ptsr import build_model
 from ptsr_edge.sign import sign_bundle
@@ -33,7 +39,7 @@ MODEL = "ptsr-nano"
 
 def make(seeds: Path) -> None:
     """Makes what is not there; the longest, a bundle for two runtimes in two precisions, takes a minute."""
-    if seeds.is_dir():
+    if all((seeds / reader.seeds).is_dir() for reader in READERS.values() if can_be_made(reader)):
         return
     say("making sound files")
     with staged_folder(seeds) as stage:
@@ -65,13 +71,42 @@ def make_files(folder: Path) -> None:
         cv2.imwrite(str(folder / "images" / f"face.{suffix}"), onset)
     for suffix in ("mp4", "mkv"):
         write_video(folder / "videos" / f"stripes.{suffix}", [0, 40, 80])
+    (folder / "pipe").mkdir()
+    np.stack(stripes(5)).tofile(folder / "pipe" / "frames.raw")
+    write_video(folder / "pipe" / "frames.nut", [0, 40, 80])
+    write_packed_face(folder / "face-model")
+    if can_be_made(READERS["plan"]):
+        write_trt(folder / "trt")
     make_profile(folder / "profile")
     write_signed(folder / "signed")
     write_state(folder / "state")
+    (folder / "history").mkdir()
+    (folder / "history" / "nano.history.csv").write_text("epoch,loss,uf1,uar\n1,0.9,0.4,0.5\n2,0.7,0.5,0.6\n")
     run_tasks(squares, [TASK], shared=3, folder=folder / "fold")
-    DiskCache("fuzzed", folder / "cache").store(
-        "ab" * 32, lambda stream: stream.write(b"what was stored" * 100) and None
+    DiskCache("fuzzed", folder / "cache").store("ab" * 32, write_stored)
+
+
+def write_stored(stream: BinaryIO) -> None:
+    stream.write(b"what was stored" * 100)
+
+
+def write_trt(folder: Path) -> None:
+    """Writes a bundle with the engine of a small graph."""
+    made = TrtTarget().build(
+        request(folder, "fp16", flavour="tensorrt-rtx", compute_capabilities=["8.6", "8.9"])
     )
+    (folder.parent / f"{CONFIG.name}.onnx").unlink()  # the graph that it was built from
+    plan = made[TOKENS]
+    variant = Variant(
+        id=plan.path.stem, target="trt", keep_rate=TOKENS / CONFIG.patches, tokens=TOKENS, precision="fp16",
+        artifact=plan.path.name, files=[describe_file(folder, path) for path in plan.files], macs=1, parameters=1,
+        parity=None, built_with=plan.built_with, runs_on=plan.runs_on,
+    )  # fmt: skip
+    write_bundle(
+        folder,
+        Bundle(schema=1, name=CONFIG.name, target="trt", model=CONFIG, labels=list(LABELS),
+               preprocess=Preprocess(image_size=CONFIG.image_size), provenance={}, variants=[variant]),
+    )  # fmt: skip
 
 
 def write_signed(folder: Path) -> None:

@@ -29,7 +29,6 @@ import io
 import json
 import logging
 import sys
-import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -42,7 +41,7 @@ from numpy.typing import NDArray
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError
-from ptsr_edge.core.files import link_file, write_whole
+from ptsr_edge.core.files import link_file, scratch_folder, write_whole
 from ptsr_edge.export.config import OpenVinoOptions
 from ptsr_edge.export.onnx_graph import layer_of
 from ptsr_edge.export.targets.base import (
@@ -97,7 +96,7 @@ class OpenVinoTarget:
         paths: dict[int, Path] = {}
         settings: dict[str, Any] = {}
         unknown = set(options.keep_float)
-        with tempfile.TemporaryDirectory(prefix=".openvino-", dir=request.folder) as scratch:
+        with scratch_folder() as scratch:
             pool = WeightsPool()
             for tokens, graph in progress(request.graphs.items(), f"openvino {request.precision}"):
                 ident = variant_id(request.name, self.name, request.precision, tokens)
@@ -108,7 +107,7 @@ class OpenVinoTarget:
                 name_by_place(model)
                 precise = selection_only(model) if request.precision in HALF_WEIGHTS else ()
                 annotate(ov, model, request, ident)
-                single = Path(scratch) / f"{ident}.xml"
+                single = scratch / f"{ident}.xml"
                 save(ov, model, single, request.precision)
                 paths[tokens] = request.folder / single.name
                 write_whole(paths[tokens], pool.move_constants(single, precise))
