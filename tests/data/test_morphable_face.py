@@ -261,25 +261,23 @@ def test_a_clip_is_the_same_alone_and_among_others(face: MorphableFace) -> None:
     assert not np.array_equal(alone, other)
 
 
-def test_rendered_and_drawn_people_are_one_data_set(face: MorphableFace, tmp_path: Path) -> None:
-    parts = {"neutral": face.neutral, "faces": face.faces, "landmarks68": face.landmarks}
-    parts |= {"identity": face.identity, "identity_scale": np.ones(len(face.identity))}
-    parts |= {"expression": face.expression, "expression_scale": np.ones(len(face.expression))}
-    np.savez(tmp_path / FILE, expression_names=np.array(face.names), **parts)
+def test_rendered_and_drawn_people_are_one_data_set(tmp_path: Path) -> None:
+    write_packed_face(tmp_path / "face")
+    packed = read_morphable_face(tmp_path / "face")
     people = ["ict-face/003", "synthetic/161"]
-    both = load("faces", tmp_path, image_size=28, subjects=people, limit=3)
+    both = load("faces", tmp_path / "face", image_size=28, subjects=people, limit=3)
     assert (both.source, both.subject_names, len(set(both.names))) == ("faces", people, 6)
-    flows, labels, _ = render_people(face, [3], 3, 28, "wide")
+    flows, labels, _ = render_people(packed, [3], 3, 28, "wide")
     drawn = both.of_subjects(["ict-face/003"])
     np.testing.assert_array_equal(drawn.flows, flows)
     np.testing.assert_array_equal(drawn.labels, labels)
     rendered, labels = render_subject(161, 3, Preprocess(image_size=28))
     np.testing.assert_array_equal(both.of_subjects(["synthetic/161"]).flows, rendered)
     np.testing.assert_array_equal(both.of_subjects(["synthetic/161"]).labels, labels)
-    alone = load("faces", tmp_path, image_size=28, subjects=people[1:], limit=3)
+    alone = load("faces", tmp_path / "face", image_size=28, subjects=people[1:], limit=3)
     np.testing.assert_array_equal(alone.flows, rendered)
     with pytest.raises(InputError, match="unknown subject 'synthetic/000'"):  # left to be judged
-        load("faces", tmp_path, image_size=28, subjects=["synthetic/000"])
+        load("faces", tmp_path / "face", image_size=28, subjects=["synthetic/000"])
 
 
 def test_clips_show_their_class_and_keep_its_share(face: MorphableFace) -> None:
