@@ -99,7 +99,7 @@ def test_info_says_what_was_taken(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     taken = Session.open(folder / "nano").variant.id
     assert f"recommended: {taken}" in done.stdout
-    assert "trained   on ict-face, 200 people" in done.stdout
+    assert "trained   on ict-face, 400 people" in done.stdout
 
 
 def test_two_moments_of_a_real_clip(folder: Path) -> None:
