@@ -1,10 +1,9 @@
 """`ptsr-tiny` through its int8 artifact beside the full-token ViT and simple classifiers.
 
-    python -m ptsr_edge.export --precision fp32,int8 --with-baseline --out out/tiny
-    python benchmarks/references.py --bundle out/tiny --faces DIR
+    python -m ptsr_edge.export --precision fp32,int8 --budgets 0.25 --with-baseline --out out/tiny
+    python benchmarks/references.py --bundle out/tiny [--root DIR]
 
-All were trained on the same rendered and drawn people (data `faces`) and are judged on those that none of them saw. The
-others: the baseline in fp32 and int8, an RBF support vector machine and logistic regression on flows averaged down to
+All are trained on the people that the bundle's model was trained on and judged on those that it never saw. The others: the baseline in fp32 and int8, an RBF support vector machine and logistic regression on flows averaged down to
 14 x 14, and the linear read-out of patches' means. UF1, and the difference of PTSR's to each with a 95 % interval over
 people. Needs scikit-learn.
 """
@@ -71,19 +70,27 @@ def main() -> None:
     parser.add_argument(
         "--bundle", type=Path, required=True, help="of ptsr-tiny; its baseline lies beside it"
     )
-    parser.add_argument("--faces", type=Path, required=True, help="folder with ict_face.npz")
+    parser.add_argument(
+        "--root", type=Path, help="folder of the data that it was trained on, if they lie in one"
+    )
     options = parser.parse_args()
     said = read_bundle(options.bundle).provenance
-    judged = load("faces", options.faces, image_size=112, subjects=said["held_out_subjects"])
-    training = load("faces", options.faces, image_size=112, subjects=said["train_subjects"])
+    judged, training = (
+        load(said["data"], options.root, image_size=112, subjects=said[f"{side}_subjects"])
+        for side in ("held_out", "train")
+    )
     found = artifacts(options.bundle, judged) | simple(training, judged)
     rendered = np.char.startswith(judged.subjects, "synthetic/")
-    sides = (np.ones(len(judged), dtype=bool), rendered, ~rendered)
-    counts = [f"{len(set(judged.subjects[side]))} people, {side.sum()} clips" for side in sides]
-    print(f"| UF1 | all ({counts[0]}) | rendered ({counts[1]}) | drawn ({counts[2]}) | {OURS} is ahead by |")
-    print("|---|---:|---:|---:|---|")
+    sides = {"all": np.ones(len(judged), dtype=bool), "rendered": rendered, "drawn": ~rendered}
+    sides = {name: side for name, side in sides.items() if side.any()}
+    counts = [
+        f"{name} ({len(set(judged.subjects[side]))} people, {side.sum()} clips)"
+        for name, side in sides.items()
+    ]
+    print(f"| UF1 | {' | '.join(counts)} | {OURS} is ahead by |")
+    print(f"|---|{'---:|' * len(sides)}---|")
     for name, answers in found.items():
-        scores = [uf1(confusion(judged.labels[side], answers[side], 3)) for side in sides]
+        scores = [uf1(confusion(judged.labels[side], answers[side], 3)) for side in sides.values()]
         ahead = paired_bootstrap(judged.labels, found[OURS], answers, judged.subjects, "uf1")
         told = "" if name == OURS else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*ahead)
         print(f"| {name} | {' | '.join(f'{score:.3f}' for score in scores)} | {told} |", flush=True)

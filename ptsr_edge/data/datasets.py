@@ -2,7 +2,7 @@
 
 load("synthetic", image_size=112)                    rendered here, no files needed
 load("ict-face", root, image_size=28, crop="close")  rendered here, of a face model in a file
-load("faces", root, image_size=112)                  people of both kinds, what the package's own weights know
+load("faces", root, image_size=112)                  people of both kinds
 load("megc-flow", root, image_size=28)               flow fields published for MEGC2019's composite
 load("casme2", root, image_size=112)                 frames and sheet as they come from their owners
 load("megc2019", root, image_size=112)               CASME II, SMIC and SAMM, each in its folder
@@ -399,8 +399,10 @@ def _load_faces(request: LoadRequest) -> FlowDataset:
     chosen = check_subjects(request.subjects, [*rendered[synthetic.SUBJECTS :], *drawn])
     clips = min(request.limit or synthetic.CLIPS_PER_SUBJECT, synthetic.CLIPS_PER_SUBJECT)
     numbers = {name: rendered.index(name) for name in chosen if name in rendered}
-    parts = [_drawn(request, [name for name in chosen if name not in numbers], clips)]
-    parts.insert(0, _rendered(request.name, numbers, clips, request.preprocess, request.seed))
+    parts = (
+        _rendered(request.name, numbers, clips, request.preprocess, request.seed),
+        _drawn(request, [name for name in chosen if name not in numbers], clips),
+    )
     return dataclasses.replace(
         parts[0],
         flows=np.concatenate([part.flows for part in parts]),
