@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -65,11 +65,27 @@ class Teaching(Record):
         temperature: factor of the teacher's scores, which lie between 0 and 1, in the softmax.
         noise: largest deviation of the noise that both see, and of that which the model sees besides, in deviations of
             the motion.
+        mixed: they see mixtures of clips; otherwise the clips.
+        labels: what the clips' own labels count in what the model learns; none with mixtures, which have none.
+        part: side of the square parts by which clips are compared, on a field of 14 x 14; 14 compares them whole.
+        vertical: what differences of motion up and down count, those of motion to the side counting 1.
+        ridge: strength of the regression's ridge.
     """
 
     centres: int = Field(default=1024, ge=1)
     temperature: float = Field(default=4.5, gt=0)
     noise: float = Field(default=0.7, ge=0)
+    mixed: bool = True
+    labels: float = Field(default=0.0, ge=0, lt=1)
+    part: int = Field(default=8, ge=1, le=14)
+    vertical: float = Field(default=2.0, gt=0)
+    ridge: float = Field(default=0.1, gt=0)
+
+    @model_validator(mode="after")
+    def _mixtures_have_no_label(self) -> Teaching:
+        if self.mixed and self.labels:
+            raise ValueError(f"labels {self.labels:g} with mixed: mixtures of clips have no label of their own")
+        return self
 
 
 class TrainConfig(Record):
@@ -101,7 +117,10 @@ _HEAD_MOVES = Augmentation(head_motion=0.3)
 
 TRAIN_CONFIGS = {
     "nano": TrainConfig(epochs=60, batch_size=48, lr=3e-3, ema=0.98, budgets=(1.0, 0.5, 0.5, 0.25)),
-    "tiny": TrainConfig(epochs=30, batch_size=32, lr=4e-4),
+    "tiny": TrainConfig(
+        epochs=24, batch_size=32, lr=4e-4, augmentation=Augmentation(shift=0.03, degrees=4.0, scale=0.05),
+        teacher=Teaching(centres=4096, noise=0.0, mixed=False, labels=0.5, part=14, vertical=1.0, ridge=0.01),
+    ),
     "small": TrainConfig(epochs=10, batch_size=32, lr=3e-4),
 }
 
@@ -294,7 +313,9 @@ def _train_step(
     batch = augment(inputs, train_config.augmentation, generator)
     answers = None
     if teacher is not None:
-        batch = with_noise(mixed(batch, generator), teacher.how.noise, generator)
+        if teacher.how.mixed:
+            batch = mixed(batch, generator)
+        batch = with_noise(batch, teacher.how.noise, generator)
         answers = teacher.answers(batch).to(device)
         batch = with_noise(batch, teacher.how.noise, generator)
     batch, labels, weights = batch.to(device), labels.to(device), weights.to(device)
@@ -304,10 +325,13 @@ def _train_step(
         tokens = state.model.config.tokens_at(train_config.budgets[drawn])
     with torch.autocast(device.type, torch.bfloat16, enabled=train_config.bfloat16):
         logits = state.model(batch, tokens).logits
+    share = 1.0 if teacher is None else teacher.how.labels
+    loss = torch.zeros(())
+    if share:
+        own = F.cross_entropy(logits.float(), labels, weights, label_smoothing=train_config.label_smoothing)
+        loss = loss + share * own
     if answers is not None:
-        loss = F.cross_entropy(logits.float(), answers)
-    else:
-        loss = F.cross_entropy(logits.float(), labels, weights, label_smoothing=train_config.label_smoothing)
+        loss = loss + (1 - share) * F.cross_entropy(logits.float(), answers)
     state.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
@@ -575,12 +599,8 @@ class KernelTeacher:
     and why motion up and down counts twice, is in benchmarks/ACCURACY.md.
     """
 
-    RIDGE = 0.1
-    SIDE, PART, STEP = 14, 8, 2
-    """Sides of the fields and of their square parts, and the way from one part to the next."""
-
-    CHANNELS = (1.0, 2.0, 1.0)
-    """What differences of u, v and strain count."""
+    SIDE, STEP = 14, 2
+    """Side of the fields, and the way from one part to the next."""
 
     def __init__(self, inputs: Tensor, labels: Tensor, weights: Tensor, how: Teaching, seed: int) -> None:
         """Fits it.
@@ -593,7 +613,9 @@ class KernelTeacher:
             seed: of the choice of the centres.
         """
         self.how = how
-        parts = self._parts(torch.cat([inputs, flip_horizontally(inputs)]))
+        some = torch.split(inputs, 1000)
+        mirrored = (flip_horizontally(each) for each in some)
+        parts = torch.cat([self._parts(each) for each in (*some, *mirrored)], dim=1)
         # Two clips' parts lie about 2 / sharpness apart in the mean, squared: a kernel that sees neither all as one nor
         # each alone.
         self._sharpness = 1 / (parts.shape[2] * parts.var(dim=(1, 2)))
@@ -602,9 +624,9 @@ class KernelTeacher:
         labels = torch.cat([labels, labels])
         targets = F.one_hot(labels, classes).double() - 1 / classes
         weight = weights.double()[labels]
-        kernel = torch.cat([self._kernel(some) for some in torch.split(parts, 1000, dim=1)])
+        kernel = torch.cat([self._kernel(each) for each in torch.split(parts, 1000, dim=1)])
         self._solution, self._middle, self._level = solve_ridge(
-            kernel, targets, weight / weight.mean(), self.RIDGE
+            kernel, targets, weight / weight.mean(), how.ridge
         )
 
     def answers(self, batch: Tensor) -> Tensor:
@@ -614,8 +636,9 @@ class KernelTeacher:
 
     def _parts(self, inputs: Tensor) -> Tensor:
         """Returns (p, B, f), of p parts."""
-        small = F.adaptive_avg_pool2d(inputs, self.SIDE) * torch.tensor(self.CHANNELS).view(1, 3, 1, 1)
-        return F.unfold(small, self.PART, stride=self.STEP).permute(2, 0, 1)
+        count = torch.tensor([1.0, self.how.vertical, 1.0]).view(1, 3, 1, 1)
+        small = F.adaptive_avg_pool2d(inputs, self.SIDE) * count
+        return F.unfold(small, self.how.part, stride=self.STEP).permute(2, 0, 1)
 
     def _kernel(self, parts: Tensor) -> Tensor:
         """Returns (B, c) float64 for (p, B, f); a mean over parts of exp(-sharpness |part - centre|^2)."""
@@ -655,6 +678,8 @@ def with_noise(batch: Tensor, most: float, generator: torch.Generator) -> Tensor
         most: the deviation of a clip's noise is drawn up to this, in deviations of its motion.
         generator: of all draws.
     """
+    if not most:
+        return batch
     count, _, height, width = batch.shape
     # Exponential draws, which no sum normalises yet, are in the shares of a flat Dirichlet distribution.
     shares = torch.empty(len(NOISE_GRAINS), count, 1, 1, 1).exponential_(generator=generator)
