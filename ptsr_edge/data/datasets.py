@@ -392,6 +392,19 @@ MORE_RENDERED, DRAWN = 480, 250
 """People of the data `faces`: rendered ones, others than those of `synthetic`, who are left to be judged, and drawn ones."""
 
 
+def join(parts: Sequence[FlowDataset]) -> FlowDataset:
+    """Returns the samples of several data sets in their order, with the name and the classes of the first."""
+    annotated = all(part.units for part in parts)
+    return dataclasses.replace(
+        parts[0],
+        flows=np.concatenate([part.flows for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        subjects=np.concatenate([part.subjects for part in parts]),
+        names=[name for part in parts for name in part.names],
+        units=[units for part in parts for units in part.units] if annotated else [],
+    )
+
+
 def _load_faces(request: LoadRequest) -> FlowDataset:
     """Renders people and draws others, as many clips of each."""
     rendered = synthetic.subject_names(synthetic.SUBJECTS + MORE_RENDERED)
@@ -403,13 +416,7 @@ def _load_faces(request: LoadRequest) -> FlowDataset:
         _rendered(request.name, numbers, clips, request.preprocess, request.seed),
         _drawn(request, [name for name in chosen if name not in numbers], clips),
     )
-    return dataclasses.replace(
-        parts[0],
-        flows=np.concatenate([part.flows for part in parts]),
-        labels=np.concatenate([part.labels for part in parts]),
-        subjects=np.concatenate([part.subjects for part in parts]),
-        names=[name for part in parts for name in part.names],
-    )
+    return join(parts)
 
 
 def _load_megc_flow(request: LoadRequest) -> FlowDataset:

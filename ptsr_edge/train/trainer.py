@@ -84,7 +84,9 @@ class Teaching(Record):
     @model_validator(mode="after")
     def _mixtures_have_no_label(self) -> Teaching:
         if self.mixed and self.labels:
-            raise ValueError(f"labels {self.labels:g} with mixed: mixtures of clips have no label of their own")
+            raise ValueError(
+                f"labels {self.labels:g} with mixed: mixtures of clips have no label of their own"
+            )
         return self
 
 
@@ -118,7 +120,10 @@ _HEAD_MOVES = Augmentation(head_motion=0.3)
 TRAIN_CONFIGS = {
     "nano": TrainConfig(epochs=60, batch_size=48, lr=3e-3, ema=0.98, budgets=(1.0, 0.5, 0.5, 0.25)),
     "tiny": TrainConfig(
-        epochs=24, batch_size=32, lr=4e-4, augmentation=Augmentation(shift=0.03, degrees=4.0, scale=0.05),
+        epochs=24,
+        batch_size=32,
+        lr=4e-4,
+        augmentation=Augmentation(shift=0.03, degrees=4.0, scale=0.05),
         teacher=Teaching(centres=4096, noise=0.0, mixed=False, labels=0.5, part=14, vertical=1.0, ridge=0.01),
     ),
     "small": TrainConfig(epochs=10, batch_size=32, lr=3e-4),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -617,6 +618,40 @@ def test_a_clip_that_is_wrong_in_one_part_is_known_by_the_others() -> None:
     # As a whole such a clip is like no other.
     inputs[:, :, 24:, :4] += 20
     assert torch.equal(teacher.answers(inputs).argmax(1), labels)
+
+
+def test_a_clip_is_compared_whole_where_that_is_asked_for() -> None:
+    data = toy()
+    inputs, labels = torch.from_numpy(to_input(data.flows)), torch.from_numpy(data.labels)
+    spoilt = inputs.clone()
+    spoilt[:, :, 24:, :4] += 20  # as a whole such a clip is like no other: every class is as likely
+    for part, known in ((8, True), (14, False)):
+        teacher = KernelTeacher(
+            inputs, labels, class_weights(labels, 3), Teaching(centres=64, part=part), seed=0
+        )
+        assert torch.equal(teacher.answers(inputs).argmax(1), labels)
+        assert (teacher.answers(spoilt).std(dim=1).min() > 0.1) == known
+
+
+@pytest.mark.parametrize(("share", "heeded"), [(0.2, False), (0.8, True)])
+def test_labels_count_as_much_as_is_said_beside_a_teacher(
+    share: float, heeded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A teacher who says of every clip that it is of the first class, and labels that say otherwise of most.
+    told = torch.tensor([1.0, 0.0, 0.0])
+    monkeypatch.setattr(KernelTeacher, "answers", lambda _self, batch: told.expand(len(batch), 3))
+    data, how = toy(), Teaching(centres=64, noise=0.0, mixed=False, labels=share)
+    recipe = TrainConfig(
+        epochs=120, batch_size=6, lr=3e-3, ema=0.9, dropout=0.0, augmentation=STILL, teacher=how
+    )
+    logits, _ = predict_logits(fit(named_model("ptsr-nano"), data, recipe, 0), data.flows)
+    answers = logits.argmax(1)
+    assert (answers == data.labels).all() if heeded else (answers == 0).all()
+
+
+def test_mixtures_have_no_labels_to_learn() -> None:
+    with pytest.raises(ValidationError, match="mixtures of clips have no label"):
+        Teaching(labels=0.5)
 
 
 def test_mixtures_are_normalised_sums_of_clips() -> None:
