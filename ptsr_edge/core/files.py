@@ -67,6 +67,29 @@ DAMAGED_ARRAYS = (
 """What NumPy raises, by where the damage is, when it reads arrays from a damaged .npy or .npz file."""
 
 
+MOST_UNPACKED = 2_000_000_000
+"""Bytes of the arrays of one archive: a small file that unpacks to more was made to take the memory."""
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Reads all arrays of a .npz file, or the one of a .npy file under an empty name.
+
+    Raises:
+        DAMAGED_ARRAYS: one of these, where it cannot be read or unpacks to more than `MOST_UNPACKED` bytes.
+    """
+    import numpy as np
+
+    # Opened here: of a broken archive `np.load` leaves its file open.
+    with path.open("rb") as stream:
+        stored = np.load(stream, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            return {"": stored}
+        unpacked = sum(member.file_size for member in stored.zip.infolist())
+        if unpacked > MOST_UNPACKED:
+            raise ValueError(f"it unpacks to {unpacked:,} bytes, at most {MOST_UNPACKED:,} are read")
+        return {name: np.asarray(stored[name]) for name in stored.files}  # what is no array comes as bytes
+
+
 def digest_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
     """Returns the SHA-256 over the names, types, shapes and values of arrays."""
     digest = hashlib.sha256()

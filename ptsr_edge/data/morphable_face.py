@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ptsr_edge.core.config import CropName
 from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, require
-from ptsr_edge.core.files import DAMAGED_ARRAYS, sha256_of, write_whole
+from ptsr_edge.core.files import DAMAGED_ARRAYS, read_arrays, sha256_of, write_whole
 from ptsr_edge.vision.flow import CLOSE, opencv, optical_strain, resize
 
 Float = NDArray[np.float32]
@@ -99,9 +99,7 @@ def read_morphable_face(folder: Path | None) -> MorphableFace:
             f"{folder} holds no {FILE}: `ptsr-edge data facekit --root ICT-FaceKit` writes it there"
         )
     try:
-        # Opened here: of a broken archive `np.load` leaves its file open.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            parts = {name: np.asarray(file[name]) for name in file.files}  # what is no array comes as bytes
+        parts = read_arrays(path)
         scaled = {
             name: parts[name].astype(np.float32) * parts[f"{name}_scale"].astype(np.float32)[:, None, None]
             for name in ("identity", "expression")

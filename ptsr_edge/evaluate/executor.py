@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from ptsr_edge.core.console import say
 from ptsr_edge.core.errors import InputError, JobError, require
-from ptsr_edge.core.files import DAMAGED_ARRAYS, check_place, digest_arrays, write_whole
+from ptsr_edge.core.files import DAMAGED_ARRAYS, check_place, digest_arrays, read_arrays, write_whole
 
 ENGINES = ("joblib", "dask")
 IDENTITY, DIGEST = "identity", "digest"
@@ -267,9 +267,7 @@ def _read(path: Path, identity: str) -> Arrays | None:
     if not path.is_file():
         return None
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            # A member that has lost its first bytes comes as bytes.
-            arrays = {name: np.asarray(stored[name]) for name in stored.files}
+        arrays = read_arrays(path)
         digest = str(arrays.pop(DIGEST))
         fault = "it is of another task"
         if str(arrays.pop(IDENTITY)) == identity:

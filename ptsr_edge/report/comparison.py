@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptsr_edge.core.errors import InputError
-from ptsr_edge.core.files import DAMAGED_ARRAYS
+from ptsr_edge.core.files import DAMAGED_ARRAYS, read_arrays
 from ptsr_edge.profile.schema import PROFILE, Measured, Missing, Profile, read_profile
 from ptsr_edge.stats.classification import uar_half_width, uar_interval
 from ptsr_edge.stats.latency import Ratio, process_interval
@@ -379,15 +379,11 @@ def _named(rows: list[ComparedVariant]) -> list[ComparedVariant]:
 
 def _read_samples(path: Path, variant: str) -> NDArray[np.float64]:
     """Reads milliseconds from an array of them or from an archive, where a name ending in `_ns` tells the unit."""
-    with path.open("rb") as stream:
-        stored = np.load(stream, allow_pickle=False)
-        if isinstance(stored, np.ndarray):
-            return stored.astype(np.float64).ravel()
-        wanted = (variant, "samples_ns", "samples_ms")
-        key = next((name for name in wanted if name in stored.files), None)
-        if key is None:
-            raise ValueError(f"it holds none of the arrays {', '.join(wanted)}")
-        samples = np.asarray(stored[key], dtype=np.float64).ravel()
+    stored = read_arrays(path)
+    key = next((name for name in ("", variant, "samples_ns", "samples_ms") if name in stored), None)
+    if key is None:
+        raise ValueError(f"it holds none of the arrays {', '.join((variant, 'samples_ns', 'samples_ms'))}")
+    samples = np.asarray(stored[key], dtype=np.float64).ravel()
     return samples / 1e6 if key.endswith("_ns") else samples
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO
 
+import numpy as np
 import pytest
 
 import ptsr_edge
@@ -32,6 +33,7 @@ from ptsr_edge.core.files import (
     code_digest,
     default_folder,
     link_file,
+    read_arrays,
     require_file,
     scratch_folder,
     sha256_of,
@@ -728,3 +730,19 @@ def test_a_read_only_file_system_is_told_in_one_line(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Path, "open", refuses)
     with pytest.raises(JobError, match=r"cannot write .*x: Read-only file system$"):
         write_whole(tmp_path / "x", "new")
+
+
+def test_arrays_come_as_they_were_kept_and_an_archive_that_takes_the_memory_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "one.npy", np.arange(3))
+    np.savez_compressed(tmp_path / "some.npz", a=np.zeros(1000), b=np.arange(2))
+    assert read_arrays(tmp_path / "one.npy")[""].tolist() == [0, 1, 2]
+    assert {name: len(array) for name, array in read_arrays(tmp_path / "some.npz").items()} == {
+        "a": 1000,
+        "b": 2,
+    }
+    monkeypatch.setattr(files, "MOST_UNPACKED", 8000)
+    assert (tmp_path / "some.npz").stat().st_size < 1000
+    with pytest.raises(ValueError, match="it unpacks to 8,272 bytes, at most 8,000 are read"):
+        read_arrays(tmp_path / "some.npz")

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 CASES = 25
 SHORT = ("manifest", "onnx", "onnx-weights", "checkpoint", "foreign-vit", "recipe", "sheet", "sheet-csv", "own-clips",
          "image", "video", "cache", "signature", "key", "state", "history", "fold", "plan", "plan-record", "plan-manifest",
-         "build-on-device", "raw-pipe", "video-pipe", "face-model")  # fmt: skip
+         "build-on-device", "raw-pipe", "video-pipe", "face-model", "fleet", "acknowledged")  # fmt: skip
 """Without the readers of OpenVINO's files and of profiles, which take longer."""
 
 

@@ -26,6 +26,8 @@ from ptsr_edge.bundle import MANIFEST, SIGNATURE, check_files, describe_file, re
 from ptsr_edge.core.errors import JobError, PtsrError
 from ptsr_edge.core.files import link_file
 from ptsr_edge.evaluate.executor import Task
+from ptsr_edge.profile.schema import FLEET
+from ptsr_edge.report.history import ACKNOWLEDGED
 from ptsr_edge.train.trainer import Epoch, TrainConfig
 
 
@@ -339,6 +341,18 @@ def _profile(folder: Path) -> None:
     write_report([folder], folder / "report")
 
 
+def _fleet(folder: Path) -> None:
+    from ptsr_edge.report.cli import finish_fleet
+
+    finish_fleet(folder, folder / "report", limit_ms=8.0, as_json=True)
+
+
+def _acknowledged(folder: Path) -> None:
+    from ptsr_edge.report.cli import write_history
+
+    write_history([folder], folder / "report", folder / ACKNOWLEDGED)
+
+
 def _cache(folder: Path) -> None:
     from ptsr_edge.core.files import DiskCache
 
@@ -375,6 +389,8 @@ READERS: dict[str, Reader] = {
     "face-model": Reader("face-model", ("*.npz",), "zip", _face_model),
     "profile": Reader("profile", ("profile.json",), "json", _profile),
     "samples": Reader("profile", ("samples/*.npz",), "zip", _profile),
+    "fleet": Reader("fleet", (FLEET,), "json", _fleet),
+    "acknowledged": Reader("acknowledged", (ACKNOWLEDGED,), "json", _acknowledged),
     "state": Reader("state", ("run.state",), "safetensors", _state),
     "history": Reader("history", ("*.csv",), "bytes", _history),
     "fold": Reader("fold", ("*.npz",), "zip", _fold),

@@ -14,6 +14,7 @@ from bundle_data import write_tiny_bundle
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from face_model import write_packed_face
+from fleet_data import LOST, device, fleet
 from own_folder import fill_in, write_frames
 from report_data import make_profile
 from safetensors.torch import save_file
@@ -24,13 +25,15 @@ from fuzz.readers import READERS, RUN, TASK, can_be_made, clips, squares
 from ptsr_edge.bundle import Bundle, Variant, describe_file, write_bundle
 from ptsr_edge.core.config import LABELS, Preprocess, named_model
 from ptsr_edge.core.console import say
-from ptsr_edge.core.files import DiskCache, staged_folder
+from ptsr_edge.core.files import DiskCache, staged_folder, write_json
 from ptsr_edge.data.own_clips import write_template
 from ptsr_edge.evaluate.executor import run_tasks
 from ptsr_edge.export.exporter import export_bundle
 from ptsr_edge.export.targets.tensorrt import TrtTarget
 from ptsr_edge.models.checkpoint import EMBEDDED
 from ptsr_edge.models.ptsr import build_model
+from ptsr_edge.profile.schema import FLEET
+from ptsr_edge.report.history import ACKNOWLEDGED, Acknowledged, Acknowledgement
 from ptsr_edge.sign import sign_bundle
 from ptsr_edge.train.trainer import Epoch, digest_weights, fit
 
@@ -78,6 +81,9 @@ def make_files(folder: Path) -> None:
     if can_be_made(READERS["plan"]):
         write_trt(folder / "trt")
     make_profile(folder / "profile")
+    write_acknowledged(folder / "acknowledged")
+    fleet_record = fleet(device("kitchen", 2.5, without="int8"), LOST)
+    write_json(folder / "fleet" / FLEET, fleet_record.model_dump(mode="json", by_alias=True))
     write_signed(folder / "signed")
     write_state(folder / "state")
     (folder / "history").mkdir()
@@ -88,6 +94,22 @@ def make_files(folder: Path) -> None:
 
 def write_stored(stream: BinaryIO) -> None:
     stream.write(b"what was stored" * 100)
+
+
+def write_acknowledged(folder: Path) -> None:
+    """Writes a profile and a list of accepted changes that has one for each of its variants."""
+    profile = make_profile(folder)
+    entries = [
+        Acknowledgement(
+            machine="Test",
+            variant=row.id,
+            created=profile.created,
+            results=["time"],
+            reason="a newer runtime",
+        )
+        for row in profile.variants
+    ]
+    write_json(folder / ACKNOWLEDGED, Acknowledged(entries=entries).model_dump(mode="json", by_alias=True))
 
 
 def write_trt(folder: Path) -> None:
