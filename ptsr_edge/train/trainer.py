@@ -141,10 +141,11 @@ RECORDED = {
     "nano": TrainConfig(
         epochs=50, batch_size=48, lr=3e-4, ema=0.98, budgets=(0.5, 0.25, 0.25), start="synthetic",
         augmentation=_HEAD_MOVES,
-    )
+    ),
+    "tiny": TrainConfig(epochs=30, batch_size=32, lr=4e-4),
 }  # fmt: skip
-"""For the few clips of recorded data: a small step size from the starting weights. Why is in
-benchmarks/ACCURACY.md."""
+"""For the few clips of recorded data: a small step size from the starting weights, where there are such, and labels alone.
+Why is in benchmarks/ACCURACY.md."""
 
 
 def train_config_for(config: ModelConfig, data: str) -> TrainConfig:
