@@ -25,7 +25,15 @@ from ptsr_edge.models.checkpoint import EMBEDDED, load_checkpoint, predict_logit
 from ptsr_edge.models.ptsr import build_model
 from ptsr_edge.stats.classification import confusion, uar, uf1
 from ptsr_edge.train.cli import History, held_out_scores, main
-from ptsr_edge.train.trainer import PRETRAINING, Epoch, digest_weights, fit, train_config_for
+from ptsr_edge.train.trainer import (
+    PRETRAINING,
+    TRAIN_CONFIGS,
+    Epoch,
+    TrainConfig,
+    digest_weights,
+    fit,
+    train_config_for,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -397,9 +405,24 @@ def test_weights_that_saw_no_recorded_face_say_how_they_were_made(name: str) -> 
     provenance = info.provenance
     assert provenance["data"] == "ict-face"
     assert "MIT licence" in provenance["card"]
-    assert provenance["recipe"] == PRETRAINING["nano"].model_dump(mode="json")
+    assert TrainConfig.model_validate_json(json.dumps(provenance["recipe"])) == PRETRAINING["nano"]
     assert provenance["command"].startswith(
         f"python -m ptsr_edge.train --data ict-face --root DIR --crop close --model {name} --seed 0"
     )
     assert not set(provenance["train_subjects"]) & set(provenance["held_out_subjects"])
     assert all(entry["uar"] > 0.6 for entry in provenance["held_out"].values())  # chance is 1/3
+
+
+@pytest.mark.parametrize("name", ["ptsr-tiny", "vit-tiny"])
+def test_weights_of_rendered_and_drawn_people_say_how_they_were_made(name: str) -> None:
+    info = read_info(EMBEDDED / f"{name}.safetensors")
+    assert (info.model, info.preprocess) == (named_model(name), Preprocess(image_size=112))
+    provenance = info.provenance
+    assert (provenance["data"], provenance["synthetic"]) == ("faces", True)
+    assert "MIT licence" in provenance["card"]
+    assert TrainConfig.model_validate_json(json.dumps(provenance["recipe"])) == TRAIN_CONFIGS[
+        "tiny"
+    ].model_copy(update={"bfloat16": True})
+    assert provenance["command"].startswith(
+        f"python -m ptsr_edge.train --data faces --root DIR --model {name} --bf16 --half"
+    )
