@@ -427,6 +427,7 @@ def _workbook_lines(path: Path, worksheet: str | None) -> list[tuple[Any, ...]]:
         AttributeError,
         SyntaxError,
         EOFError,
+        OverflowError,
         RuntimeError,
         zlib.error,
     ) as error:

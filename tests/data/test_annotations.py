@@ -193,6 +193,18 @@ def test_units_as_annotators_write_them(text: str, units: set[int]) -> None:
     assert read_units(text) == units
 
 
+def test_a_workbook_with_a_number_beyond_64_bits_is_told(tmp_path: Path) -> None:
+    path = write_workbook(tmp_path / "sound.xlsx", SAMM_HEADING, SAMM_ROWS)
+    with zipfile.ZipFile(path) as sound, zipfile.ZipFile(tmp_path / "sheet.xlsx", "w") as damaged:
+        for name in sound.namelist():
+            content = sound.read(name)
+            if name == "xl/styles.xml":
+                content = content.replace(b'borderId="0"', b'borderId="%d"' % 2**64)
+            damaged.writestr(name, content)
+    with pytest.raises(InputError, match="is no readable Excel workbook"):
+        read_sheet(tmp_path / "sheet.xlsx", ["Subject"])
+
+
 def test_a_workbook_that_cannot_be_unpacked_is_told(tmp_path: Path) -> None:
     path = write_workbook(tmp_path / "sheet.xlsx", SAMM_HEADING, SAMM_ROWS)
     content = bytearray(path.read_bytes())
