@@ -601,8 +601,8 @@ def add_affine_flow(batch: Tensor, coefficients: Tensor) -> Tensor:
 class KernelTeacher:
     """A ridge regression with Gaussian kernels on parts of small fields, of clips and their mirror images.
 
-    Clips are alike as their parts are, in the mean: what one part shows wrongly leaves the others' word. Why parts,
-    and why motion up and down counts twice, is in benchmarks/ACCURACY.md.
+    Clips are alike as their parts are, in the mean: what one part shows wrongly leaves the others' word. How large the parts
+    are and what motion up and down counts is the recipe's; why is in benchmarks/ACCURACY.md.
     """
 
     SIDE, STEP = 14, 2
