@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -52,6 +53,8 @@ MOST_JSON_BYTES, MOST_JSON_DEPTH, MOST_JSON_INTEGER = 100_000_000, 64, 2**64 - 1
 def read_json(text: str) -> Any:
     """Reads JSON as the standard has it: NaN and infinity, and numbers that are too large to be finite, are none.
 
+    Text with half of a surrogate pair is refused as well: no file in UTF-8 can hold it.
+
     Raises:
         ValueError: it is no JSON, or passes a limit: of `MOST_JSON_BYTES`, `MOST_JSON_DEPTH` or `MOST_JSON_INTEGER`.
     """
@@ -81,6 +84,8 @@ def read_json(text: str) -> Any:
         if depth > MOST_JSON_DEPTH:
             raise ValueError(too_deep)
         level = [part for one in level for part in (one.values() if isinstance(one, dict) else one)]
+    if r"\u" in text and (half := re.search(r"[\ud800-\udfff]", json.dumps(found, ensure_ascii=False))):
+        raise ValueError(f"it holds \\u{ord(half[0]):x}, which is half of a character")
     return found
 
 

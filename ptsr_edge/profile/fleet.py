@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -453,7 +453,39 @@ def measure_fleet(
         "is_quick": timing.quick,
         "bundles": shipment.records(),
     }
-    return asyncio.run(_on_cluster(scheduler, shipment, order, out, told))
+    return run_until_signal(_on_cluster(scheduler, shipment, order, out, told))
+
+
+def run_until_signal(work: Coroutine[Any, Any, Fleet]) -> Fleet:
+    """Runs in an event loop that SIGINT and SIGTERM cancel; what they are handled by comes when the loop has ended.
+
+    A handler that raises does so wherever the loop stands, also in what Dask calls back and catches every error of.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        return asyncio.run(work)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    came: list[signal.Signals] = []
+
+    async def cancelled_by_signals() -> Fleet:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def cancel(number: signal.Signals) -> None:
+            came.append(number)
+            task.cancel()
+
+        for number in before:
+            asyncio.get_running_loop().add_signal_handler(number, cancel, number)
+        return await work
+
+    try:
+        return asyncio.run(cancelled_by_signals())
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            before[came[0]](came[0], None)
 
 
 async def _on_cluster(

@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -78,18 +78,22 @@ class Block:
     launch: int = 0
 
 
+Positive = Annotated[float, Field(gt=0, le=1e100)]
+"""What has a place on a logarithmic axis."""
+
+
 class Latency(Record):
     """Synchronous batch-1 latency in milliseconds; nothing is trimmed.
 
     `cv` is the coefficient of variation (standard deviation over mean), `n` the sample count.
     """
 
-    p50: float
-    p90: float
-    p95: float
-    p99: float
-    min: float
-    mean: float
+    p50: Positive
+    p90: Positive
+    p95: Positive
+    p99: Positive
+    min: Positive
+    mean: Positive
     cv: float
     n: int = Field(ge=1)
 
@@ -104,12 +108,12 @@ class Ratio(Record):
     """
 
     against: str
-    median: float
-    low: float
-    high: float
-    per_process: list[float] = Field(default_factory=list)
-    per_process_typical: list[float] = Field(default_factory=list)
-    per_process_least: list[float] = Field(default_factory=list)
+    median: Positive
+    low: Positive
+    high: Positive
+    per_process: list[Positive] = Field(default_factory=list)
+    per_process_typical: list[Positive] = Field(default_factory=list)
+    per_process_least: list[Positive] = Field(default_factory=list)
     clock: Literal["wall", "cpu"] = "wall"
     rounds: int = 0
 

@@ -237,6 +237,13 @@ def test_json_has_a_greatest_whole_number() -> None:
             read_json(digits)
 
 
+def test_text_of_json_can_be_written_again() -> None:
+    assert read_json(r'["\ud83d\ude00", "\\ud800"]') == ["\U0001f600", r"\ud800"]
+    for text in (r'["a\ud800"]', r'{"\udfff": 1}', r'["\ude00\ud83d"]'):
+        with pytest.raises(ValueError, match=r"^it holds \\u[0-9a-f]{4}, which is half of a character$"):
+            read_json(text)
+
+
 def test_json_has_a_greatest_size_and_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ptsr_edge.core.config.MOST_JSON_BYTES", 1000)
     path = tmp_path / "record.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -342,6 +343,29 @@ def test_a_device_that_overhears_the_end_of_a_run_is_told_again(monkeypatch: pyt
 
     asyncio.run(ended())
     assert heard == ["end", "end"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_wherever_its_event_loop_stands(number: signal.Signals) -> None:
+    def raises(came: int, _frame: object) -> None:
+        raise KeyboardInterrupt(came)
+
+    def called_back() -> None:
+        with contextlib.suppress(BaseException):  # as libraries do
+            os.kill(os.getpid(), number)
+
+    async def work() -> Fleet:
+        asyncio.get_running_loop().call_soon(called_back)
+        await asyncio.sleep(LIMIT_S)
+        raise AssertionError("the signal was lost")
+
+    before = signal.signal(number, raises)
+    try:
+        with pytest.raises(KeyboardInterrupt, match=str(int(number))):
+            fleet.run_until_signal(work())
+        assert signal.getsignal(number) is raises
+    finally:
+        signal.signal(number, before)
 
 
 @pytest.mark.slow
