@@ -145,11 +145,6 @@ def _check_numbers(profile: Profile, folder: Path) -> None:
         if not math.isfinite(number):
             raise InputError(f"{folder / PROFILE}: {place} must be a finite number, got {number}")
     for variant in profile.variants:
-        if variant.latency_ms and variant.latency_ms.p50 <= 0:
-            raise InputError(
-                f"{folder / PROFILE}: latency_ms.p50 of {variant.id} must be above 0, "
-                f"got {variant.latency_ms.p50:g}"
-            )
         matrix = variant.accuracy.confusion if variant.accuracy else None
         size = len(profile.labels)
         if matrix is not None and (len(matrix) != size or any(len(line) != size for line in matrix)):

@@ -173,7 +173,7 @@ def change(**changes: Any) -> Any:
         (change(modle="x"), "the nearest known key is 'model'"),
         (change(variants=[]), "variants"),
         (change(variants__1__latency_ms__p50=float("nan")), "NaN is no number of JSON"),
-        (change(variants__1__latency_ms__p50=0), "must be above 0"),
+        (change(variants__1__latency_ms__p50=0), "latency_ms.p50: Input should be greater than 0"),
         (change(variants__1__accuracy__confusion=[[1, 2], [3, 4]]), "must be 3 x 3"),
         (change(kept_patches__names=["one"]), "kept_patches must have"),
         (change(kept_patches__strain=[[[1, 2]]] * 3), "kept_patches must have"),
