@@ -297,13 +297,14 @@ _NANO = dict(
     image_size=28, patch_size=4, dim=24, depth=1, heads=2, mlp_ratio=1.0, dropout=0.5, layer_scale=0.1
 )
 
+_PTSR = dict(kind="ptsr", token_norm="batch", score="strain", mean_readout=True)
+"""A LayerNorm of each patch would lose how much it moved; the read-out gives back what dropped patches leave behind."""
+
 MODELS: dict[str, ModelConfig] = {
     config.name: config
     for config in (
-        ModelConfig(
-            name="ptsr-nano", kind="ptsr", token_norm="batch", score="strain", mean_readout=True, **_NANO
-        ),
-        ModelConfig(name="ptsr-tiny", kind="ptsr", score="strain", **_TINY),
+        ModelConfig(name="ptsr-nano", **_PTSR, **_NANO),
+        ModelConfig(name="ptsr-tiny", **_PTSR, **_TINY),
         ModelConfig(name="ptsr-small", kind="ptsr", score="strain", **_SMALL),
         ModelConfig(
             name="ptsr-small-attention", kind="ptsr", score="class-attention", select_block=1, **_SMALL

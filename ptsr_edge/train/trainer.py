@@ -94,8 +94,10 @@ class TrainConfig(Record):
     """The recipe of a training run; the same for PTSR and its baseline.
 
     `budgets` are keep rates: PTSR draws one for each batch, which is why one set of weights serves all. `dropout` takes the
-    place of the model's. With a `teacher` the model learns the answers of a kernel ridge regression instead of the labels,
-    and a read-out of the means learns with the rest instead of being solved.
+    place of the model's. `local_lr` is a factor of `lr` for the local read-out: it sums over all features of all tokens, so that
+    a step of Adam moves its answers that many times further than another layer's. With a `teacher` the model learns the
+    answers of a kernel ridge regression instead of the labels, and a read-out of the means learns with the rest instead of
+    being solved.
     `start` says where the weights come from that training begins with: seeded random ones, or those that were
     trained on synthetic faces and ship in the package.
     """
@@ -111,6 +113,7 @@ class TrainConfig(Record):
     bfloat16: bool = False
     start: Literal["random", "synthetic"] = "random"
     augmentation: Augmentation = Augmentation()
+    local_lr: float = Field(default=1.0, gt=0)
     dropout: float | None = Field(default=None, ge=0, lt=1)
     teacher: Teaching | None = None
 
@@ -123,6 +126,8 @@ TRAIN_CONFIGS = {
         epochs=24,
         batch_size=32,
         lr=4e-4,
+        budgets=(1.0, 0.5, 0.25, 0.25),
+        local_lr=0.02,
         augmentation=Augmentation(shift=0.03, degrees=4.0, scale=0.05),
         teacher=Teaching(centres=4096, noise=0.0, mixed=False, labels=0.5, part=14, vertical=1.0, ridge=0.01),
     ),
@@ -292,7 +297,7 @@ def fit(
         order = torch.randperm(len(data), generator=_generator(seed, 0, epoch))
         batch = order[within * train_config.batch_size : (within + 1) * train_config.batch_size]
         for group in state.optimizer.param_groups:
-            group["lr"] = train_config.lr * schedule(state.step, total, train_config.warmup)
+            group["lr"] = group["peak"] * schedule(state.step, total, train_config.warmup)
         losses.append(_train_step(state, inputs[batch], labels[batch], weights, train_config, seed, teacher))
         state.step += 1
         if on_step is not None:
@@ -388,21 +393,27 @@ def digest_weights(model: Model) -> str:
     return digest.hexdigest()
 
 
+LOCAL = "head.local"
+"""The local read-out among a model's parameters."""
+
+
 def _start(model: Model, train_config: TrainConfig) -> State:
     model.requires_grad_(True)
     if train_config.dropout is not None:
         _set_dropout(model, train_config.dropout)
     if isinstance(model, Ptsr) and model.means is not None and train_config.teacher is None:
         model.means.requires_grad_(False)  # solved already: the rest learns what it leaves
-    learnt = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in learnt if p.ndim >= 2 and "embed" not in name]
-    others = [p for name, p in learnt if p.ndim < 2 or "embed" in name]
+    learnt = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    local = [learnt.pop(LOCAL)] if LOCAL in learnt else []
+    decayed = [p for name, p in learnt.items() if p.ndim >= 2 and "embed" not in name]
+    others = [p for name, p in learnt.items() if p.ndim < 2 or "embed" in name]
+    decay, lr = train_config.weight_decay, train_config.lr
     optimizer = torch.optim.AdamW(
         [
-            {"params": decayed, "weight_decay": train_config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ],
-        lr=train_config.lr,
+            {"params": decayed, "weight_decay": decay, "peak": lr},
+            {"params": others, "weight_decay": 0.0, "peak": lr},
+            {"params": local, "weight_decay": decay, "peak": lr * train_config.local_lr},
+        ]
     )
     return State(model.train(), copy.deepcopy(model).requires_grad_(False), optimizer)
 

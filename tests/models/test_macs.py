@@ -403,7 +403,7 @@ def test_every_number_of_tokens_of_the_smallest_model() -> None:
 
 def test_parts_by_hand() -> None:
     # ptsr-tiny: N = 196, F = 3 x 8 x 8 = 192, d = 192, 3 classes, strain before the embedding, LayerNorm.
-    config = MODELS["ptsr-tiny"]
+    config = MODELS["ptsr-tiny"].model_copy(update={"token_norm": "layer", "mean_readout": False})
     assert eager_macs(config, 49)[EMBEDDING] == 5 * 196 * 192 * 192
     assert exported_macs(config, 49)[EMBEDDING] == 49 * (4 * 192 * 192 + 16 * 192 + 32)
     assert exported_macs(config, 49)[HEAD] == 3 * 192 + 49 * 3 * 192

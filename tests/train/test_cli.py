@@ -420,9 +420,10 @@ def test_weights_of_rendered_and_drawn_people_say_how_they_were_made(name: str) 
     provenance = info.provenance
     assert (provenance["data"], provenance["synthetic"]) == ("faces", True)
     assert "MIT licence" in provenance["card"]
-    assert TrainConfig.model_validate_json(json.dumps(provenance["recipe"])) == TRAIN_CONFIGS[
-        "tiny"
-    ].model_copy(update={"bfloat16": True})
+    recipe = TrainConfig.model_validate_json(json.dumps(provenance["recipe"]))
+    # What only a PTSR reads was changed after the ViT had been trained.
+    unread = {} if name == "ptsr-tiny" else {"budgets": recipe.budgets, "local_lr": recipe.local_lr}
+    assert recipe == TRAIN_CONFIGS["tiny"].model_copy(update={"bfloat16": True, **unread})
     assert provenance["command"].startswith(
         f"python -m ptsr_edge.train --data faces --root DIR --model {name} --bf16 --half"
     )

@@ -293,6 +293,21 @@ def test_equal_seeds_train_equal_models_and_others_do_not() -> None:
     assert not torch.equal(first.state_dict()["head.local"], other.state_dict()["head.local"])
 
 
+def test_the_local_readout_has_a_step_size_of_its_own() -> None:
+    config = named_model("ptsr-nano")
+    start = weights_of(build_model(config, 0))
+
+    def steps(factor: float) -> dict[str, Tensor]:
+        recipe = TrainConfig(epochs=1, batch_size=12, local_lr=factor, weight_decay=0.0)
+        after = weights_of(fit(config, toy(), recipe, 0, initial=build_model(config, 0)))
+        return {name: after[name] - start[name] for name in ("head.local", "head.global_.weight")}
+
+    whole, hundredth = steps(1.0), steps(0.01)
+    assert whole["head.local"].abs().max() > 0
+    torch.testing.assert_close(hundredth["head.local"], 0.01 * whole["head.local"])
+    torch.testing.assert_close(hundredth["head.global_.weight"], whole["head.global_.weight"])
+
+
 def test_each_batch_draws_its_own_budget_and_augmentation() -> None:
     config = named_model("ptsr-nano")
     initial, counts, inputs = build_model(config), [], []
