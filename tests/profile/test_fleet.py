@@ -380,7 +380,9 @@ def test_a_signal_ends_a_run_wherever_its_event_loop_stands(number: signal.Signa
 def test_the_end_of_a_run_ends_what_devices_are_at(cluster: Cluster) -> None:
     kitchen = cluster.devices["kitchen"]
     running = subprocess.Popen(
-        call(cluster.scheduler, "--duration-s", "60"), cwd=cluster.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        call(cluster.scheduler, "--duration-s", "60"), cwd=cluster.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A suite in the background of a shell has SIGINT ignored, and would hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     wait_until(kitchen.measures, "the kitchen measures")
     running.send_signal(signal.SIGINT)
