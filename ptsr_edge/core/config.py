@@ -56,7 +56,7 @@ def read_json(text: str) -> Any:
     Text with half of a surrogate pair is refused as well: no file in UTF-8 can hold it.
 
     Raises:
-        ValueError: it is no JSON, or passes a limit: of `MOST_JSON_BYTES`, `MOST_JSON_DEPTH` or `MOST_JSON_INTEGER`.
+        ValueError: it is no JSON, holds such text, or passes `MOST_JSON_BYTES`, `MOST_JSON_DEPTH` or `MOST_JSON_INTEGER`.
     """
     if len(text) > MOST_JSON_BYTES:
         raise ValueError(f"it has more than {MOST_JSON_BYTES / 1e6:.0f} MB")
