@@ -342,11 +342,12 @@ def given_baseline(folder: Path, first: Bundle) -> list[ProfiledVariant]:
     return [ProfiledVariant(one.id, folder, bundle, one, shown_path(folder)) for one in bundle.variants]
 
 
-def baseline_training(model: Bundle, baseline: Bundle) -> str:
-    """Says how the baseline was trained beside the model: `ALIKE`, or the differences.
+NOT_OF_A_VIT = ("budgets", "local_lr")
+"""What of a recipe (`train.trainer.TrainConfig`) a ViT does not read: it has one budget, and no local read-out."""
 
-    Budgets are no difference: a ViT has only one.
-    """
+
+def baseline_training(model: Bundle, baseline: Bundle) -> str:
+    """Says how the baseline was trained beside the model: `ALIKE`, or the differences in what both read."""
     ours, its = model.provenance, baseline.provenance
     if "random" in (ours.get("kind"), its.get("kind")):
         return (
@@ -361,7 +362,7 @@ def baseline_training(model: Bundle, baseline: Bundle) -> str:
     gaps += [
         f"{name} ({recipes[0].get(name)} for the model, {recipes[1].get(name)} for the baseline)"
         for name in dict.fromkeys([*recipes[0], *recipes[1]])
-        if name != "budgets" and recipes[0].get(name) != recipes[1].get(name)
+        if name not in NOT_OF_A_VIT and recipes[0].get(name) != recipes[1].get(name)
     ]
     return f"otherwise than the model, in {', '.join(gaps)}" if gaps else ALIKE
 

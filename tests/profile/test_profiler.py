@@ -317,7 +317,7 @@ def test_a_baseline_that_was_trained_otherwise_is_told(folders: tuple[Path, Path
             vit.model_copy(update={"provenance": provenance | its}),
         )
 
-    assert baseline_training(*bundles(recipe=recipe | {"budgets": [1.0]})) == ALIKE
+    assert baseline_training(*bundles(recipe=recipe | {"budgets": [1.0], "local_lr": 1.0})) == ALIKE
     assert baseline_training(*bundles(seed=1, recipe=recipe | {"epochs": 2})) == (
         "otherwise than the model, in seed, epochs (10 for the model, 2 for the baseline)"
     )
