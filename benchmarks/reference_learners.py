@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from ptsr_edge.core.config import ModelConfig, named_model
 from ptsr_edge.data.datasets import FlowDataset
 from ptsr_edge.evaluate.executor import Arrays
 from ptsr_edge.models.checkpoint import predict_logits
-from ptsr_edge.models.ptsr import MeanReadout, Output
+from ptsr_edge.models.ptsr import MeanReadout, Output, Ptsr, build_model
 from ptsr_edge.train.trainer import (
     REACH,
     STRENGTH,
@@ -145,6 +145,25 @@ def fit_means(config: ModelConfig, data: FlowDataset, start: MeanReadout | None 
     inputs = torch.from_numpy(to_input(data.flows))
     solve_means(readout, inputs, labels, class_weights(labels, config.classes))
     return readout
+
+
+class MeansAlone(nn.Module):
+    """A PTSR's read-out of means and nothing else: (B, 3, S, S) -> logits (B, k)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        means = cast(Ptsr, build_model(config)).means
+        assert means is not None
+        self.means = means
+
+    def forward(self, flow: Tensor, tokens: int | None = None) -> Output:  # noqa: ARG002
+        """Keeps no tokens, having none."""
+        return Output(self.means(flow), torch.zeros(len(flow), 0, dtype=torch.long))
+
+
+def fit_means_alone(config: ModelConfig, data: FlowDataset, recipe: TrainConfig) -> MeansAlone:
+    """Trains the read-out of means of `config` by the models' own loop."""
+    return fit(config, data, recipe, seed=0, initial=MeansAlone(config))  # type: ignore[arg-type, return-value]
 
 
 def _features(batch: Tensor) -> NDArray[np.float32]:

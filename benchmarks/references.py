@@ -6,8 +6,8 @@
 All are trained on the people that the bundle's model was trained on, of the data `faces`, and judged on people that no
 training and no choice has seen: the rendered ones of `synthetic` and as many of `ict-face` beyond those of `faces`. The
 others: the baseline in fp32 and int8, an RBF support vector machine and logistic regression on flows averaged down to
-14 x 14, and the linear read-out of patches' means. UF1, and the difference of PTSR's to each with a 95 % interval over
-people. Needs scikit-learn.
+14 x 14, and the read-outs of patches' means without a PTSR: linear, and PTSR's own, trained by its recipe. UF1, and the
+difference of PTSR's to each with a 95 % interval over people. Needs scikit-learn.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from reference_learners import SvmLearner, fit_means
+from reference_learners import SvmLearner, fit_means, fit_means_alone
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -28,8 +28,10 @@ from ptsr_edge.core.config import named_model
 from ptsr_edge.data import morphable_face
 from ptsr_edge.data.datasets import DRAWN, FlowDataset, join, load
 from ptsr_edge.evaluate.evaluation import evaluate_session
+from ptsr_edge.models.checkpoint import predict_logits
 from ptsr_edge.session import open_variant
 from ptsr_edge.stats.classification import confusion, paired_bootstrap, uf1
+from ptsr_edge.train.trainer import TRAIN_CONFIGS
 from ptsr_edge.vision.flow import normalise, resize, to_input
 
 SIDE = 14
@@ -51,11 +53,12 @@ def simple(training: FlowDataset, judged: FlowDataset) -> dict[str, Answers]:
     linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
     linear.fit(features(training.flows), training.labels)
     found["logistic regression"] = linear.predict(features(judged.flows))
-    readout = fit_means(named_model("ptsr-tiny"), training)
+    config = named_model("ptsr-tiny")
+    readout = fit_means(config.model_copy(update={"mean_hidden": 0}), training)
     with torch.no_grad():
-        found["means alone, 1,764 multiply-adds"] = (
-            readout(torch.from_numpy(to_input(judged.flows))).argmax(dim=1).numpy()
-        )
+        found["means alone, linear"] = readout(torch.from_numpy(to_input(judged.flows))).argmax(dim=1).numpy()
+    alone = fit_means_alone(config, training, TRAIN_CONFIGS["tiny"])
+    found["means alone, PTSR's read-out"] = predict_logits(alone, judged.flows)[0].argmax(1)  # type: ignore[arg-type]
     return found
 
 

@@ -157,7 +157,7 @@ class ModelConfig(Record):
 
     `score` names an entry of `models.ptsr.SCORES`, which is looked up where a model is built. `select_block` counts
     from 0 and is read only by scores of the attention. `mean_readout` lets a PTSR read the mean of every patch as
-    well, kept or not (`models.ptsr.MeanReadout`).
+    well, kept or not, through a hidden layer of `mean_hidden` features or, at 0, linearly (`models.ptsr.MeanReadout`).
     """
 
     name: str = Field(pattern=NAME)
@@ -178,6 +178,7 @@ class ModelConfig(Record):
     select_block: int = Field(default=0, ge=0)
     local_readout: bool = True
     mean_readout: bool = False
+    mean_hidden: int = Field(default=0, ge=0, le=4096)
 
     @model_validator(mode="after")
     def _check_geometry(self) -> ModelConfig:
@@ -189,6 +190,8 @@ class ModelConfig(Record):
             raise ValueError(f"heads must divide dim, got {self.heads} for {self.dim}")
         if self.kind == "ptsr" and self.patch_size % 2:
             raise ValueError(f"patch_size must be even for half-patch shifts, got {self.patch_size}")
+        if self.mean_hidden and not self.mean_readout:
+            raise ValueError(f"mean_hidden is read with mean_readout only, got {self.mean_hidden} without it")
         if self.select_block >= self.depth:
             raise ValueError(
                 f"select_block must be in [0, {self.depth - 1}] for depth {self.depth}, "
@@ -304,7 +307,7 @@ MODELS: dict[str, ModelConfig] = {
     config.name: config
     for config in (
         ModelConfig(name="ptsr-nano", **_PTSR, **_NANO),
-        ModelConfig(name="ptsr-tiny", **_PTSR, **_TINY),
+        ModelConfig(name="ptsr-tiny", mean_hidden=512, **_PTSR, **_TINY),
         ModelConfig(name="ptsr-small", kind="ptsr", score="strain", **_SMALL),
         ModelConfig(
             name="ptsr-small-attention", kind="ptsr", score="class-attention", select_block=1, **_SMALL

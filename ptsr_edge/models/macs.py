@@ -463,8 +463,14 @@ def _block(config: ModelConfig, rows: int, queried: int) -> int:
 
 def _head(config: ModelConfig, tokens: int) -> int:
     local = tokens * config.classes * config.dim if config.local_readout else 0
-    means = config.channels * config.patches * config.classes if config.mean_readout else 0
-    return config.dim * config.classes + local + means
+    return config.dim * config.classes + local + _means(config)
+
+
+def _means(config: ModelConfig) -> int:
+    if not config.mean_readout:
+        return 0
+    features, hidden = config.channels * config.patches, config.mean_hidden
+    return hidden * (features + config.classes) if hidden else features * config.classes
 
 
 def _vit(config: ModelConfig) -> dict[str, int]:

@@ -14,7 +14,7 @@ reconstruction from the published building blocks that fit each name:
   selection of TransFG, He et al. 2022), by attention rollout (Abnar and Zuidema 2020), or, before the
   embedding, by the optical strain of the patch; random choice is the control.
 * Local-global feature: the class token, plus the kept tokens read out by their positions, plus (`mean_readout`)
-  a linear read-out of every patch's mean: a patch that is dropped leaves that much behind.
+  a read-out of every patch's mean, linear or with a hidden layer: a patch that is dropped leaves that much behind.
 
 Baseline: ViT (Dosovitskiy et al. 2021), pre-norm, as in timm and Hugging Face transformers.
 """
@@ -362,18 +362,24 @@ class LocalGlobalHead(nn.Module):
 
 
 class MeanReadout(nn.Module):
-    """Logits from the mean of every patch, kept or not: flow (B, C, H, W) -> (B, k), in C N k multiply-adds.
+    """Logits from the mean of every patch, kept or not: flow (B, C, H, W) -> (B, k).
 
-    Training solves it in closed form instead of descending to it: see `train.trainer`.
+    It is linear, in C N k multiply-adds, or has a hidden layer of h features, in (C N + k) h.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.patch = config.patch_size
-        self.linear = nn.Linear(config.channels * config.patches, config.classes)
+        features, hidden = config.channels * config.patches, config.mean_hidden
+        self.hidden = nn.Linear(features, hidden) if hidden else None
+        self.linear = nn.Linear(hidden or features, config.classes)
 
     def forward(self, flow: Tensor) -> Tensor:
-        result: Tensor = self.linear(patch_means(flow, self.patch))
+        features = patch_means(flow, self.patch)
+        if self.hidden is not None:
+            # As a sequence of one: of two matrix products in a row OpenVINO 2026.4 dies while it compiles.
+            features = F.gelu(self.hidden(features[:, None])).flatten(1)
+        result: Tensor = self.linear(features)
         return result
 
 
@@ -526,7 +532,7 @@ def build_model(config: ModelConfig, seed: int = 0) -> Model:
     """Returns a model with seeded random weights, in evaluation mode.
 
     Linear weights are drawn from a truncated normal of width .02, as ViT's are; the local read-out
-    sums N d products and is drawn that much narrower. The read-out of the means begins at zero.
+    sums N d products and is drawn that much narrower. The answers of the read-out of the means begin at zero.
 
     Raises:
         InputError: `config` names a score that there is not.
@@ -537,7 +543,7 @@ def build_model(config: ModelConfig, seed: int = 0) -> Model:
         for name, parameter in model.named_parameters():
             if name == "head.local":
                 nn.init.normal_(parameter, std=0.5 * parameter[:, 0].numel() ** -0.5, generator=generator)
-            elif name.startswith("means."):
+            elif name.startswith("means.linear."):
                 parameter.zero_()
             elif parameter.ndim >= 2:
                 nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04, generator=generator)

@@ -284,8 +284,8 @@ def fit(
     teacher = None
     if train_config.teacher is not None:
         teacher = KernelTeacher(inputs, labels, weights, train_config.teacher, seed)
-    elif isinstance(start, Ptsr) and start.means is not None:
-        solve_means(start.means, inputs, labels, weights)
+    elif (solved := solved_readout(start, train_config)) is not None:
+        solve_means(solved, inputs, labels, weights)
     run = [config.model_dump(), train_config.model_dump(), seed, data.digest(), digest_weights(start)]
     identity = json.dumps(run, sort_keys=True)
     state = _start(start.to(device), train_config)
@@ -393,6 +393,14 @@ def digest_weights(model: Model) -> str:
     return digest.hexdigest()
 
 
+def solved_readout(model: Model, train_config: TrainConfig) -> MeanReadout | None:
+    """Returns the linear read-out of means, which labels solve in closed form; with a teacher it learns with the rest."""
+    readout = model.means if isinstance(model, Ptsr) else None
+    return (
+        None if readout is None or readout.hidden is not None or train_config.teacher is not None else readout
+    )
+
+
 LOCAL = "head.local"
 """The local read-out among a model's parameters."""
 
@@ -401,8 +409,8 @@ def _start(model: Model, train_config: TrainConfig) -> State:
     model.requires_grad_(True)
     if train_config.dropout is not None:
         _set_dropout(model, train_config.dropout)
-    if isinstance(model, Ptsr) and model.means is not None and train_config.teacher is None:
-        model.means.requires_grad_(False)  # solved already: the rest learns what it leaves
+    if (solved := solved_readout(model, train_config)) is not None:
+        solved.requires_grad_(False)  # the rest learns what it leaves
     learnt = {name: p for name, p in model.named_parameters() if p.requires_grad}
     local = [learnt.pop(LOCAL)] if LOCAL in learnt else []
     decayed = [p for name, p in learnt.items() if p.ndim >= 2 and "embed" not in name]

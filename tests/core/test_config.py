@@ -39,6 +39,7 @@ GOOD: dict[str, Any] = dict(
         ({"select_block": 3}, "select_block must be in [0, 2] for depth 3, got 3"),
         ({"select_block": -1}, "select_block: Input should be greater than or equal to 0 (found -1)"),
         ({"depth": 0}, "depth: Input should be greater than or equal to 1 (found 0)"),
+        ({"mean_hidden": 8}, "mean_hidden is read with mean_readout only, got 8 without it"),
         ({"classes": 1}, "classes: Input should be greater than or equal to 2 (found 1)"),
         ({"dim": "wide"}, "found 'wide'"),
         ({"dropout": 1.0}, "dropout: Input should be less than 1 (found 1.0)"),

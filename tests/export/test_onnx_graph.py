@@ -245,6 +245,7 @@ SMALL = dict(name="small", kind="ptsr", image_size=32, patch_size=8, dim=16, dep
 KINDS: dict[str, tuple[dict[str, Any], int]] = {
     "strain, BatchNorm, LayerScale": (dict(score="strain", token_norm="batch", layer_scale=0.1, depth=1), 4),
     "with the means": (dict(score="strain", mean_readout=True, depth=1), 4),
+    "with features of the means": (dict(score="strain", mean_readout=True, mean_hidden=8, depth=1), 4),
     "class attention, LayerNorm": (dict(score="class-attention", select_block=0), 4),
     "rollout, all tokens": (dict(score="rollout", select_block=1), 16),
     "no local read-out": (dict(score="random", local_readout=False, depth=1), 8),

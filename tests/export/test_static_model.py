@@ -53,10 +53,10 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("token_norm", ["layer", "batch"])
-@pytest.mark.parametrize(("local", "means"), [(True, False), (False, False), (True, True)])
+@pytest.mark.parametrize(("local", "means"), [(True, None), (False, None), (True, 0), (True, 8)])
 @pytest.mark.parametrize("score", list(SCORES))
 def test_the_static_graph_is_the_model(
-    ptsr_config: Any, randomised: Any, score: str, local: bool, means: bool, token_norm: str
+    ptsr_config: Any, randomised: Any, score: str, local: bool, means: int | None, token_norm: str
 ) -> None:
     # Reference: the training graph with float64 arithmetic, forced to the float32 choice; the choice
     # itself must be the same set. 1e-5 of the largest logit: float32's rounding through three blocks.
@@ -64,7 +64,7 @@ def test_the_static_graph_is_the_model(
     for select_block in (0, 1, 2) if score in ("class-attention", "rollout") else (0,):
         config = ptsr_config(
             score=score, local_readout=local, token_norm=token_norm, select_block=select_block,
-            layer_scale=model_scale, mean_readout=means,
+            layer_scale=model_scale, mean_readout=means is not None, mean_hidden=means or 0,
         )  # fmt: skip
         model = cast(Ptsr, randomised(config))
         precise = copy.deepcopy(model).double()

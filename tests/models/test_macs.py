@@ -382,6 +382,7 @@ def test_every_named_model_at_every_budget(config: ModelConfig, rate: float, tmp
 FORMS = [
     *[dict(score=score, local_readout=local) for score in SCORES for local in (True, False)],
     dict(score="strain", token_norm="batch", mean_readout=True),
+    dict(score="strain", mean_readout=True, mean_hidden=20),
     dict(score="rollout", token_norm="batch", select_block=0),
 ]
 

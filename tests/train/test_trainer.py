@@ -461,6 +461,22 @@ def test_training_solves_it_on_its_own_clips_and_descends_around_it(
     assert not torch.equal(model.head.global_.weight, first.head.global_.weight)
 
 
+def test_features_of_the_means_are_learnt(ptsr_config: Callable[..., ModelConfig]) -> None:
+    config = ptsr_config(mean_readout=True, mean_hidden=8, score="strain")
+    first = build_model(config, seed=1)
+    model = fit(config, marked_clips(config.image_size), TrainConfig(epochs=2, batch_size=10), seed=1)
+    assert isinstance(model, Ptsr)
+    assert isinstance(first, Ptsr)
+    assert model.means is not None
+    assert first.means is not None
+    assert model.means.hidden is not None
+    assert first.means.hidden is not None
+    assert first.means.linear.weight.abs().max() == 0
+    assert first.means.hidden.weight.abs().max() > 0
+    assert not torch.equal(model.means.hidden.weight, first.means.hidden.weight)
+    assert model.means.linear.weight.abs().max() > 0
+
+
 def test_a_dropped_patch_still_counts_through_its_mean(ptsr_config: Callable[..., ModelConfig]) -> None:
     config = ptsr_config(mean_readout=True, score="strain")
     model = fit(config, marked_clips(config.image_size), TrainConfig(epochs=1, batch_size=10), seed=0)

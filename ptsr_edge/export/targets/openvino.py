@@ -43,7 +43,7 @@ from ptsr_edge.core.console import progress
 from ptsr_edge.core.errors import InputError, JobError
 from ptsr_edge.core.files import link_file, scratch_folder, write_whole
 from ptsr_edge.export.config import OpenVinoOptions
-from ptsr_edge.export.onnx_graph import layer_of
+from ptsr_edge.export.onnx_graph import MEANS, layer_of
 from ptsr_edge.export.targets.base import (
     Artifact,
     BuildRequest,
@@ -202,7 +202,7 @@ def quantize(
         named_operations(model, named)
         | selection_only(model)
         | without_weight_matrix(model)
-        | reads_means(model)
+        | named_operations(model, MEANS)
     )
     samples: list[NDArray[np.float32]] = [sample[None] for sample in calibration]
     with _quiet():
@@ -265,19 +265,6 @@ def without_weight_matrix(model: Any) -> set[str]:
         if operation.get_type_name() == "MatMul"
         and not any(_is_weight_matrix(operand) for operand in operation.input_values())
     }
-
-
-def reads_means(model: Any) -> set[str]:
-    """Returns the names of the matrix products that read patches' means; see `quantization.means_products`."""
-    names: set[str] = set()
-    for operation in model.get_ordered_ops():
-        if operation.get_type_name() == "MatMul":
-            source = operation.input_value(0).get_node()
-            while source.get_type_name() == "Reshape":
-                source = source.input_value(0).get_node()
-            if source.get_type_name() == "AvgPool":
-                names.add(operation.get_friendly_name())
-    return names
 
 
 def _is_weight_matrix(operand: Any) -> bool:

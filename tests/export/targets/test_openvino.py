@@ -20,6 +20,7 @@ from openvino_models import TOKENS, request_for, samples, write_graphs
 import ptsr_edge
 from ptsr_edge.core.config import Preprocess
 from ptsr_edge.core.errors import InputError, JobError
+from ptsr_edge.export.onnx_graph import MEANS, layer_of
 from ptsr_edge.export.targets.base import Artifact, Graph
 from ptsr_edge.runtimes.onnxruntime import OrtRunner
 
@@ -32,7 +33,6 @@ from ptsr_edge.export.targets.openvino import (  # noqa: E402
     WeightsPool,
     keep_reduced_axes,
     read_onnx,
-    reads_means,
     save,
     selection_only,
     without_weight_matrix,
@@ -383,12 +383,22 @@ def test_what_stays_in_float_without_being_named(graphs: dict[int, Graph]) -> No
     assert len(without_weight_matrix(model)) == 2 * 3 + 1
 
 
-def test_the_read_out_of_the_means_stays_in_float(ptsr_config, randomised, tmp_path: Path) -> None:
-    config = ptsr_config(score="strain", mean_readout=True, depth=1)
-    means = write_graphs(tmp_path / "graphs", randomised(config))
-    assert {name.partition("/")[0] for name in reads_means(read_onnx(ov, means[8].path))} == {"means.linear"}
-    plain = write_graphs(tmp_path / "plain", randomised(config.model_copy(update={"mean_readout": False})))
-    assert reads_means(read_onnx(ov, plain[8].path)) == set()
+@pytest.mark.parametrize("hidden", [0, 8])
+def test_the_read_out_of_the_means_stays_in_float(
+    ptsr_config, randomised, tmp_path: Path, hidden: int
+) -> None:
+    config = ptsr_config(score="strain", mean_readout=True, mean_hidden=hidden, depth=1)
+    graphs = write_graphs(tmp_path / "graphs", randomised(config))
+    built = TARGET.build(request_for(tmp_path / "int8", graphs, "int8"))
+    products = {
+        layer_of(operation.get_friendly_name()): operation.input_value(0).get_node().get_type_name()
+        for operation in read_ir(ov.Core(), built[8].path).get_ordered_ops()
+        if operation.get_type_name() == "MatMul"
+    }
+    means = {layer for layer in products if layer.startswith("means.")}
+    assert means == (set(MEANS) if hidden else {"means.linear"})
+    assert {layer for layer, read in products.items() if read == "FakeQuantize"}.isdisjoint(means)
+    assert "FakeQuantize" in products.values()
 
 
 @pytest.mark.skipif(
