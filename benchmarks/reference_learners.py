@@ -1,8 +1,8 @@
-"""What a transformer has to beat on the few clips there are: a very small CNN, an RBF SVM and a linear model of 441
-multiply-adds, as learners of a protocol.
+"""What a transformer has to beat: a very small CNN, an RBF SVM and a linear model of 441 multiply-adds, as learners of a
+protocol, and a PTSR's read-out of means without the PTSR.
 
-All see the very samples and folds that the models see. The CNN runs through the same training loop with the same
-augmentation; the SVM and the linear model, which have closed solutions, see each clip and its mirror image.
+All see the very samples and folds that the models see. The CNN and the read-out of means run through the same training loop with
+the same augmentation; the SVM and the linear model, which have closed solutions, see each clip and its mirror image.
 """
 
 from __future__ import annotations

@@ -377,7 +377,7 @@ class MeanReadout(nn.Module):
     def forward(self, flow: Tensor) -> Tensor:
         features = patch_means(flow, self.patch)
         if self.hidden is not None:
-            # As a sequence of one: of two matrix products in a row OpenVINO 2026.4 dies while it compiles.
+            # Of rank 3: OpenVINO 2026.4 dies while it compiles two products of rank 2 in a row for one thread.
             features = F.gelu(self.hidden(features[:, None])).flatten(1)
         result: Tensor = self.linear(features)
         return result

@@ -395,10 +395,8 @@ def digest_weights(model: Model) -> str:
 
 def solved_readout(model: Model, train_config: TrainConfig) -> MeanReadout | None:
     """Returns the linear read-out of means, which labels solve in closed form; with a teacher it learns with the rest."""
-    readout = model.means if isinstance(model, Ptsr) else None
-    return (
-        None if readout is None or readout.hidden is not None or train_config.teacher is not None else readout
-    )
+    readout = model.means if isinstance(model, Ptsr) and train_config.teacher is None else None
+    return readout if readout is not None and readout.hidden is None else None
 
 
 LOCAL = "head.local"

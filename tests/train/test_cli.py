@@ -23,6 +23,7 @@ from ptsr_edge.data.datasets import load
 from ptsr_edge.evaluate.cli import main as evaluate_main
 from ptsr_edge.models.checkpoint import EMBEDDED, load_checkpoint, predict_logits, read_info
 from ptsr_edge.models.ptsr import build_model
+from ptsr_edge.profile.profiler import NOT_OF_A_VIT
 from ptsr_edge.stats.classification import confusion, uar, uf1
 from ptsr_edge.train.cli import History, held_out_scores, main
 from ptsr_edge.train.trainer import (
@@ -422,7 +423,7 @@ def test_weights_of_rendered_and_drawn_people_say_how_they_were_made(name: str) 
     assert "MIT licence" in provenance["card"]
     recipe = TrainConfig.model_validate_json(json.dumps(provenance["recipe"]))
     # What only a PTSR reads was changed after the ViT had been trained.
-    unread = {} if name == "ptsr-tiny" else {"budgets": recipe.budgets, "local_lr": recipe.local_lr}
+    unread = {} if name == "ptsr-tiny" else {field: getattr(recipe, field) for field in NOT_OF_A_VIT}
     assert recipe == TRAIN_CONFIGS["tiny"].model_copy(update={"bfloat16": True, **unread})
     assert provenance["command"].startswith(
         f"python -m ptsr_edge.train --data faces --root DIR --model {name} --bf16 --half"
