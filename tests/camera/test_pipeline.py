@@ -543,7 +543,7 @@ class Caused(ClockSpotter):
 
     def push(self, crop: Any, pts_ns: int) -> list[Any]:
         spots = super().push(crop, pts_ns)
-        return [replace(spot, cause="speech") if len(self.crops) % 16 == 0 else spot for spot in spots]
+        return [replace(spot, cause="speech") if self.taken % 16 == 0 else spot for spot in spots]
 
 
 def test_what_has_a_cause_is_counted_and_not_classified(open_pipeline: Open) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,19 +101,21 @@ class ClockSpotter:
     def __init__(self) -> None:
         self.reset()
 
-    def push(self, crop: NDArray[np.uint8], pts_ns: int) -> list[Move]:
-        self.crops.append((pts_ns, crop))
-        if len(self.crops) % 8:
+    def push(self, _crop: NDArray[np.uint8], pts_ns: int) -> list[Move]:
+        self.taken += 1
+        self.latest.append(pts_ns)
+        if self.taken % 8:
             return []
-        return [Move(self.crops[-6][0], self.crops[-3][0], self.crops[-1][0])]
+        return [Move(self.latest[-6], self.latest[-3], self.latest[-1])]
 
     def flush(self) -> list[Move]:
-        if len(self.crops) < 4:
+        if self.taken < 4:
             return []
-        return [Move(self.crops[-4][0], self.crops[-2][0], self.crops[-1][0], 0.5)]
+        return [Move(self.latest[-4], self.latest[-2], self.latest[-1], 0.5)]
 
     def reset(self) -> None:
-        self.crops: list[tuple[int, NDArray[np.uint8]]] = []
+        self.taken = 0
+        self.latest: deque[int] = deque(maxlen=8)  # a soak feeds it for hours
 
 
 def steady(count: int, frame: NDArray[np.uint8], first: int = 0) -> Iterator[tuple[NDArray[np.uint8], int]]:
