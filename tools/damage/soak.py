@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -201,16 +202,21 @@ class CountingFlushes:
 
 @dataclass
 class Seen:
-    """What came out: per stream the time that each frame was born and how long it took, and memory over time."""
+    """What came out: per stream the time that each frame was born and how long it took, and memory over time.
 
-    frames: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    In arrays, 16 bytes a frame: what a soak notes itself would else be most of what grows.
+    """
+
+    born_s: dict[str, array[float]] = field(default_factory=lambda: defaultdict(lambda: array("d")))
+    took_s: dict[str, array[float]] = field(default_factory=lambda: defaultdict(lambda: array("d")))
     times_s: list[float] = field(default_factory=list)
     resident: list[float] = field(default_factory=list)
 
     def output(self, name: str, frame: TimedFrame | None, _events: Sequence[Any]) -> None:
         """Notes a frame, as `runner.Output`."""
         if isinstance(frame, Born):
-            self.frames[name].append((frame.born_s, time.monotonic() - frame.born_s))
+            self.born_s[name].append(frame.born_s)
+            self.took_s[name].append(time.monotonic() - frame.born_s)
 
     def tick(self) -> None:
         """Notes the memory, once a second."""
@@ -220,7 +226,11 @@ class Seen:
 
     def took(self, name: str, begin_s: float, end_s: float) -> list[float]:
         """Returns how long the frames of a stream took that were born in a time."""
-        return [took for born, took in self.frames[name] if begin_s <= born < end_s]
+        return [took for born, took in self.frames(name) if begin_s <= born < end_s]
+
+    def frames(self, name: str) -> Iterator[tuple[float, float]]:
+        """Yields when each frame of a stream was born and how long it took."""
+        return zip(self.born_s[name], self.took_s[name], strict=True)
 
 
 def run(scene_: Scene) -> Iterator[Outcome]:
@@ -305,7 +315,7 @@ def recoveries(
     seen: Seen, planted: dict[str, list[Planted]], until_s: float, judges: bool
 ) -> Iterator[Outcome]:
     """Judges each fault by its own stream: frames come again, and two seconds later as quickly as ever."""
-    usual = np.quantile([took for _, took in seen.frames["steady"]] or [0.0], 0.95)
+    usual = np.quantile(seen.took_s["steady"] or [0.0], 0.95)
     tried: Counter[str] = Counter()
     wrong: dict[str, list[str]] = defaultdict(list)
     slowest: dict[str, float] = defaultdict(float)
@@ -345,7 +355,7 @@ def neighbours(seen: Seen, planted: dict[str, list[Planted]], judges: bool) -> I
             wrong.append(f"it stands still during {one.kind}")
     outside = [
         took
-        for born, took in seen.frames["steady"]
+        for born, took in seen.frames("steady")
         if not any(one.begin_s <= born < one.end_s for one in longer)
     ]
     with_, without = (float(np.quantile(values or [0.0], 0.95)) for values in (inside, outside))
