@@ -444,12 +444,14 @@ def _keep(state: State, path: Path, identity: str) -> None:
         tensors |= {f"{part}.{name}": value.contiguous() for name, value in model.state_dict().items()}
     for index, slots in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
-    record = {"step": str(state.step), "identity": identity, "digest": _digest(tensors)}
+    step = str(state.step)
+    record = {"step": step, "identity": identity, "digest": _digest(tensors, step)}
     write_whole(path, save(tensors, record))
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    return digest_arrays({name: value.cpu().numpy() for name, value in tensors.items()})
+def _digest(tensors: dict[str, Tensor], step: str) -> str:
+    arrays = {name: value.cpu().numpy() for name, value in tensors.items()}
+    return digest_arrays(arrays | {"step": np.array(step)})
 
 
 def _restore(state: State, path: Path, identity: str) -> None:
@@ -466,7 +468,11 @@ def _restore(state: State, path: Path, identity: str) -> None:
             f"{path} is the state of another run (model, first weights, recipe, seed or data differ): "
             "remove it to start anew"
         )
-    if metadata.get("digest") != _digest(tensors) or not metadata.get("step", "").isdecimal():
+    try:
+        is_whole = metadata.get("digest") == _digest(tensors, metadata.get("step", ""))
+    except (TypeError, ValueError):  # of a type, or of more dimensions, than NumPy has
+        is_whole = False
+    if not is_whole:
         raise InputError(f"{path} is damaged: what it holds is not what was kept; remove it to start anew")
     for part, model in (("model", state.model), ("average", state.average)):
         model.load_state_dict(

@@ -180,7 +180,26 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path, change: str) -> Non
     assert state.read_bytes() == content
 
 
-def test_a_state_that_lost_a_tensor_is_refused(tmp_path: Path) -> None:
+def _lose(tensors: dict[str, Tensor], _: dict[str, str]) -> None:
+    del tensors[min(tensors)]
+
+
+def _fold(tensors: dict[str, Tensor], _: dict[str, str]) -> None:
+    tensors[min(tensors)] = tensors[min(tensors)].reshape([1] * 64 + [-1])
+
+
+def _retype(tensors: dict[str, Tensor], _: dict[str, str]) -> None:
+    tensors[min(tensors)] = tensors[min(tensors)].to(torch.bfloat16)
+
+
+def _skip(_: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    metadata["step"] = "1"
+
+
+@pytest.mark.parametrize("damage", [_lose, _fold, _retype, _skip])
+def test_a_state_that_is_not_what_was_kept_is_refused(
+    tmp_path: Path, damage: Callable[[dict[str, Tensor], dict[str, str]], None]
+) -> None:
     state, recipe = tmp_path / "run.state", TrainConfig(epochs=2, batch_size=6)
 
     def kill(done: int, _: int) -> None:
@@ -192,7 +211,7 @@ def test_a_state_that_lost_a_tensor_is_refused(tmp_path: Path) -> None:
     with safe_open(state, framework="pt") as stream:
         metadata = stream.metadata()
         tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-    del tensors[next(name for name in tensors if name.startswith("optimizer."))]
+    damage(tensors, metadata)
     state.write_bytes(save(tensors, metadata))
     with pytest.raises(InputError, match="is damaged"):
         fit(named_model("vit-nano"), toy(), recipe, seed=0, state_file=state, resume=True)
