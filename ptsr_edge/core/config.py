@@ -170,9 +170,9 @@ class ModelConfig(Record):
     heads: int = Field(gt=0)
     mlp_ratio: float = Field(default=4.0, gt=0, le=16)
     classes: int = Field(default=len(LABELS), ge=2, le=10_000)
-    norm_eps: float = Field(default=1e-6, gt=0)
+    norm_eps: float = Field(default=1e-6, ge=1e-12, le=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    layer_scale: float | None = Field(default=None, gt=0)
+    layer_scale: float | None = Field(default=None, gt=0, le=1000)
     token_norm: Literal["layer", "batch"] = "layer"
     score: str = Field(default="class-attention", pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$")
     select_block: int = Field(default=0, ge=0)

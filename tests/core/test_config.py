@@ -36,6 +36,11 @@ GOOD: dict[str, Any] = dict(
         ({"patch_size": 6}, "patch_size must divide image_size, got 6 for 32"),
         ({"image_size": 35, "patch_size": 7}, "patch_size must be even for half-patch shifts, got 7"),
         ({"heads": 5}, "heads must divide dim, got 5 for 24"),
+        ({"layer_scale": 1e308}, "layer_scale: Input should be less than or equal to 1000 (found 1e+308)"),
+        (
+            {"norm_eps": 1e-60},
+            "norm_eps: Input should be greater than or equal to 0.000000000001 (found 1e-60)",
+        ),
         ({"select_block": 3}, "select_block must be in [0, 2] for depth 3, got 3"),
         ({"select_block": -1}, "select_block: Input should be greater than or equal to 0 (found -1)"),
         ({"depth": 0}, "depth: Input should be greater than or equal to 1 (found 0)"),
