@@ -7,6 +7,7 @@ import hashlib
 import os
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
@@ -389,8 +390,11 @@ class Bundle(Record):
         return self
 
     @model_validator(mode="after")
-    def _recommends_what_it_has(self) -> Bundle:
+    def _names_its_variants(self) -> Bundle:
         ids = [variant.id for variant in self.variants]
+        commonest, count = Counter(ids).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"each variant must have an id of its own, got {commonest!r} {count} times")
         if self.recommended is not None and self.recommended.variant not in ids:
             raise ValueError(
                 f"recommended.variant must be one of {', '.join(ids)}, got {self.recommended.variant!r}"

@@ -406,6 +406,14 @@ def test_a_bundle_of_before_there_were_recommendations_is_read(tmp_path: Path) -
     assert read_bundle(tmp_path).recommended is None
 
 
+def test_two_variants_of_one_id_are_refused(tmp_path: Path, bundle: Bundle) -> None:
+    edited(tmp_path, "variants", value=[bundle.variants[0].model_dump(mode="json")] * 2)
+    with pytest.raises(
+        InputError, match="each variant must have an id of its own, got 'ptsr-nano-cpu-fp32-k49' 2 times"
+    ):
+        read_bundle(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
