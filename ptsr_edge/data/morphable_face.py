@@ -357,7 +357,7 @@ def render_people(
         units of each.
 
     Raises:
-        InputError: the model lacks a movement that a unit is made of.
+        InputError: the model lacks a movement that a unit is made of, or shows no face where its landmarks are.
         MissingExtraError: OpenCV or SciPy is not installed.
     """
     moves = unit_moves(face)
@@ -461,16 +461,22 @@ def _spread(
     """Interpolates displacements (k, V, 2) of vertices at (V, 2), in pixels, linearly to (k, size, size, 2).
 
     Vertices of quadrangles that are turned away are left out; outside of all others nothing moves.
+
+    Raises:
+        InputError: none is left.
     """
     require("scipy", "train", "rendering faces")
-    from scipy.spatial import Delaunay
+    from scipy.spatial import Delaunay, QhullError
 
     a, b, c = (places[faces[:, corner]] for corner in range(3))
     area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
     chosen = np.zeros(len(places), dtype=bool)
     chosen[faces[area * np.sign(np.median(area)) > 0]] = True
     chosen &= (np.abs(places / size - 0.5) < 0.8).all(axis=1)
-    mesh = Delaunay(places[chosen])
+    try:
+        mesh = Delaunay(places[chosen])
+    except (ValueError, QhullError):  # no vertex in the picture, or all on a line
+        raise InputError("the face model shows no face where its landmarks are: pack it again") from None
     y, x = np.mgrid[:size, :size] + 0.5
     pixels = np.stack([x, y], axis=-1).reshape(-1, 2)
     found = mesh.find_simplex(pixels)

@@ -305,6 +305,15 @@ def test_a_model_whose_movement_moves_nothing_is_refused(face: MorphableFace) ->
         unit_moves(dataclasses.replace(face, expression=still))
 
 
+def test_a_model_whose_landmarks_lie_on_no_face_is_refused(face: MorphableFace) -> None:
+    near = face.landmarks.copy()
+    near[36:42], near[42:48], near[48:55] = face.faces[0][
+        :3
+    ]  # eyes and mouth in one quadrangle: the crop shows less
+    with pytest.raises(InputError, match="shows no face where its landmarks are"):
+        render_people(dataclasses.replace(face, landmarks=near), [0], 1, 28, "close")
+
+
 def test_shares_of_a_class_are_shares() -> None:
     assert [sum(recipe.share for recipe in recipes) for recipes in RECIPES] == pytest.approx([1, 1, 1])
     assert sum(CLASS_SHARES) == pytest.approx(1)
