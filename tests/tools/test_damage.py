@@ -229,7 +229,7 @@ def seen(stream: str, slow_from: float, slow_to: float, slow_s: float) -> soak.S
     for born in np.arange(0, 20, 0.05):
         for name in ("steady", "breaking"):
             slow = name == stream and slow_from <= born < slow_to
-            found.frames[name].append((born, slow_s if slow else 0.01))
+            found.note(name, born, slow_s if slow else 0.01)
     return found
 
 
@@ -239,7 +239,7 @@ def test_a_stream_that_stays_slow_after_a_fault_is_found() -> None:
         found = list(soak.recoveries(seen("breaking", 5, until, 1.0), faults, 20, True))
         assert wrong(found) == expected
     gone = soak.Seen()
-    gone.frames["breaking"] = [(1.0, 0.01)]
+    gone.note("breaking", 1.0, 0.01)
     assert wrong(soak.recoveries(gone, faults, 20, False)) == ["breaking: no frame came after it"]
 
 
@@ -251,7 +251,7 @@ def test_a_stream_that_others_hold_up_is_found() -> None:
         in wrong(soak.neighbours(seen("steady", 5, 6, 0.2), faults, True))[0]
     )
     still = soak.Seen()
-    still.frames["steady"] = [(1.0, 0.01)]
+    still.note("steady", 1.0, 0.01)
     assert wrong(soak.neighbours(still, faults, False)) == ["it stands still during detector hangs"]
 
 

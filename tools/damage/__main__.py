@@ -31,7 +31,7 @@ CAMPAIGNS: dict[str, Campaign] = {
     "kills": Campaign("SIGKILL at any moment of a verb", kills.run, short=8, long=1600),
     "disks": Campaign("full, read-only and vanishing places, two writers", disks.run, short=12, long=960),
     "soak": Campaign("four streams with planted faults", soak.run, short=1, long=1),
-    "sessions": Campaign("one session for many threads; sessions opened and let go", sessions.run, short=4, long=4),
+    "sessions": Campaign("one session for many threads; sessions opened and let go", sessions.run, short=4, long=6),
     "numbers": Campaign("the same answers everywhere; inputs sought that break them", numbers.run, short=6, long=60),
     "silence": Campaign("verbs that may reach for no network", silence.run, short=2, long=4),
 }  # fmt: skip

@@ -213,10 +213,14 @@ class Seen:
     resident: list[float] = field(default_factory=list)
 
     def output(self, name: str, frame: TimedFrame | None, _events: Sequence[Any]) -> None:
-        """Notes a frame, as `runner.Output`."""
+        """Takes what comes out, as `runner.Output`."""
         if isinstance(frame, Born):
-            self.born_s[name].append(frame.born_s)
-            self.took_s[name].append(time.monotonic() - frame.born_s)
+            self.note(name, frame.born_s, time.monotonic() - frame.born_s)
+
+    def note(self, name: str, born_s: float, took_s: float) -> None:
+        """Notes when a frame of a stream was born and how long it took."""
+        self.born_s[name].append(born_s)
+        self.took_s[name].append(took_s)
 
     def tick(self) -> None:
         """Notes the memory, once a second."""
